@@ -1,0 +1,126 @@
+"""Addresses of the SMTP envelope.
+
+A `Mailbox` is what stands between the angle brackets of MAIL FROM and RCPT TO. The null reverse-path is the
+mailbox with two empty parts. Domains are kept in lower case; local parts are kept exactly as they came, since only
+the host that delivers may interpret them (RFC 5321 2.3.11).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+_ATEXT = r"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]"
+# RFC 5321 4.1.2 Dot-string; the loose form also takes "a..b" and "ab." (rfc2821_pedantic_address_rules = false).
+_DOT_STRING = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*\Z")
+_DOT_STRING_LOOSE = re.compile(rf"(?:{_ATEXT}|\.)+\Z")
+# RFC 5321 4.1.2 Quoted-string
+_QUOTED_STRING = re.compile(r'"(?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\[\x20-\x7e])*"\Z')
+# RFC 5321 4.1.2 Domain. An underscore is no letter of a host name, yet real mail domains carry it.
+_DOMAIN = re.compile(r"(?=.{1,255}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?\Z")
+# The common case in one match: a dot-string, one at sign, a plain domain.
+_PLAIN = re.compile(
+    rf"({_ATEXT}+(?:\.{_ATEXT}+)*)@((?=.{{1,255}}\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])?"
+    r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*)\Z"
+)
+# RFC 5321 4.1.2 A-d-l, the obsolete source route, which is accepted and ignored (appendix C).
+_SOURCE_ROUTE = re.compile(r"(?:@[^,:@<>\s]+,)*@[^,:@<>\s]+:")
+MAX_LOCAL_PART = 64  # RFC 5321 4.5.3.1.1, octets
+MAX_PATH = 256  # RFC 5321 4.5.3.1.3, octets with the angle brackets
+
+
+class AddressError(ValueError):
+    """The text is no mailbox; the message says why, in words for a reply or an operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mailbox:
+    """`local@domain`; both parts empty for the null reverse-path, only the domain empty for `<Postmaster>`."""
+
+    local: str
+    domain: str
+
+    def __str__(self) -> str:
+        return f"{self.local}@{self.domain}" if self.domain else self.local
+
+    @property
+    def null(self) -> bool:
+        return not self.local and not self.domain
+
+
+NULL_PATH = Mailbox("", "")
+
+
+def parse_mailbox(text: str, *, pedantic: bool = True) -> Mailbox:
+    """Read a mailbox without angle brackets (RFC 5321 4.1.2). A bare local part gives an empty domain.
+
+    Raises AddressError.
+    """
+    plain = _PLAIN.match(text)
+    if plain is not None:
+        local, domain = plain.groups()
+        if len(local) > MAX_LOCAL_PART:
+            raise AddressError("local part is longer than 64 octets")
+        return Mailbox(local, domain.lower())
+    if text.startswith("@"):
+        route = _SOURCE_ROUTE.match(text)
+        if route is None:
+            raise AddressError("malformed source route")
+        text = text[route.end() :]
+    if len(text) > MAX_PATH - 2:
+        raise AddressError("path is longer than 256 octets")
+    local, at, domain = text.rpartition("@")
+    if not at:
+        local, domain = text, ""
+    _check_local(local, pedantic)
+    return Mailbox(local, parse_domain(domain) if at else "")
+
+
+def _check_local(local: str, pedantic: bool) -> None:
+    if not local:
+        raise AddressError("empty local part")
+    if len(local) > MAX_LOCAL_PART:
+        raise AddressError("local part is longer than 64 octets")
+    dot_string = _DOT_STRING if pedantic else _DOT_STRING_LOOSE
+    if not dot_string.match(local) and not _QUOTED_STRING.match(local):
+        raise AddressError("malformed local part")
+
+
+def parse_domain(text: str) -> str:
+    """Read a domain or an address literal; gives it in lower case without a trailing dot. Raises AddressError."""
+    if text.startswith("["):
+        return f"[{_literal(text)}]"
+    if not _DOMAIN.match(text):
+        raise AddressError("malformed domain")
+    return text.rstrip(".").lower()
+
+
+def _literal(text: str) -> str:
+    """The inside of an address literal (RFC 5321 4.1.3), in canonical form."""
+    if not text.endswith("]"):
+        raise AddressError("malformed address literal")
+    inner = text[1:-1]
+    try:
+        if inner[:5].lower() == "ipv6:":
+            return f"IPv6:{ipaddress.IPv6Address(inner[5:])}"
+        return str(ipaddress.IPv4Address(inner))
+    except ValueError:
+        raise AddressError("malformed address literal") from None
+
+
+def is_domain(text: str) -> bool:
+    """Whether the text is a domain name or an address literal."""
+    try:
+        parse_domain(text)
+    except AddressError:
+        return False
+    return True
+
+
+def literal_address(domain: str) -> str | None:
+    """The IP address of an address literal `[192.0.2.1]` or `[IPv6:2001:db8::1]`, else None."""
+    if not domain.startswith("["):
+        return None
+    inner = domain[1:-1]
+    return inner[5:] if inner[:5].lower() == "ipv6:" else inner

@@ -1,0 +1,99 @@
+"""What happened, for the logs. Only these types are logged; `quillon.log.lines` renders them.
+
+Times are seconds since the epoch. `TlsFacts` is what a finished or failed handshake leaves for logs and scripts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from quillon.mail.message import Message, MessageId
+from quillon.mail.outcome import Delivered, PermanentFailure, TransientFailure
+from quillon.mail.reply import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFacts:
+    """`verified` is None where nothing was to be verified. `cause` is the cause code of what went wrong, or empty."""
+
+    protocol: str = ""
+    cipher: str = ""
+    bits: int = 0
+    group: str = ""
+    verified: bool | None = None
+    cause: str = ""
+    detail: str = ""
+    subject: str = ""
+    issuer: str = ""
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message was accepted: the spool has it."""
+
+    time: float
+    message: Message
+    tls: TlsFacts | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """An attempt to deliver ended. `tls_wanted` is the value of the TLS option that ruled it."""
+
+    time: float
+    message: Message
+    outcome: Delivered | TransientFailure | PermanentFailure
+    tls_wanted: str
+    tls: TlsFacts | None
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A client was told no. `state` is a reception state of the log formats chapter, `module` the last one run."""
+
+    time: float
+    remote: str
+    local: str
+    connection_id: MessageId
+    pathway: str
+    pathway_group: str
+    state: str
+    reply: Reply
+    module: str
+    connection_context: Mapping[str, str]
+    message_context: Mapping[str, str]
+    tls: TlsFacts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Handshaken:
+    """An inbound handshake ended, well or not."""
+
+    time: float
+    remote: str
+    local: str
+    connection_id: MessageId
+    tls: TlsFacts
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Panic:
+    """Something an operator has to know. `text` is `facility: what happened`, one line."""
+
+    time: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A step in the life of the server: started, reloaded, drained."""
+
+    time: float
+    text: str
+
+
+Event = Received | Attempted | Rejected | Handshaken | Panic | Notice

@@ -1,0 +1,104 @@
+"""A message as the spool, the queue and delivery know it.
+
+One SMTP transaction is a `Batch`: the reverse-path, the mail data, and where it came from. Each of its recipients is
+a `Message` of its own with its own id, tried and logged by itself; the mail data is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from quillon.mail.address import Mailbox
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class MessageId:
+    """32 bits of epoch seconds, 16 bits of process id, 16 bits of a counter (manual, struct message_id)."""
+
+    slot: int
+    pid: int
+    counter: int
+
+    def __str__(self) -> str:
+        """`CC/CC-PPPPP-SSSSSSSS`: counter and slot as hexadecimal digits in reverse order."""
+        counter = f"{self.counter:04X}"[::-1]
+        return f"{counter[:2]}/{counter[2:]}-{self.pid:05d}-{f'{self.slot:08X}'[::-1]}"
+
+    @property
+    def number(self) -> int:
+        """The id as one 63-bit integer, which sorts by time: the key of the spool."""
+        return (self.slot & 0x7FFFFFFF) << 32 | self.pid << 16 | self.counter
+
+    @classmethod
+    def from_number(cls, number: int) -> MessageId:
+        return cls(number >> 32, number >> 16 & 0xFFFF, number & 0xFFFF)
+
+
+NULL_ID = MessageId(0, 0, 0)
+
+
+class IdSource:
+    """Gives ids that no other call of this process gives. `pid` is cut to 16 bits."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid & 0xFFFF
+        self._slot = 0
+        self._counter = 0
+
+    def next(self, now: float) -> MessageId:
+        """The next id; the slot runs ahead of `now` rather than repeat when the counter is used up."""
+        slot = int(now)
+        if slot > self._slot:
+            self._slot, self._counter = slot, 0
+        elif self._counter == 0xFFFF:
+            self._slot, self._counter = self._slot + 1, 0
+        else:
+            self._counter += 1
+        return MessageId(self._slot, self._pid, self._counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a message came from. `protocol` is `esmtp` or, for what Quillon writes itself, `internal`."""
+
+    source_ip: str
+    protocol: str
+    connection_id: MessageId
+    pathway: str = "default"
+    pathway_group: str = "default"
+
+
+@dataclass(slots=True)
+class Batch:
+    """One accepted transaction. Times are seconds since the epoch, sizes octets.
+
+    `body` is the whole message in wire form without dot-stuffing or end mark; None while it is not resident. `path`
+    names the file that holds a body over large_message_threshold. `eight_bit` tells of octets above 127.
+    """
+
+    id: MessageId
+    sender: Mailbox
+    origin: Origin
+    received_at: float
+    size: int
+    body: bytes | None
+    path: str = ""
+    eight_bit: bool = False
+    connection_context: Mapping[str, str] = field(default_factory=dict)
+    message_context: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Message:
+    """One recipient of a batch. `tries` counts finished attempts; `next_at` is the time of the next one."""
+
+    id: MessageId
+    batch: Batch
+    recipient: Mailbox
+    binding_group: str = "default"
+    binding: str = "default"
+    routing_domain: str = ""
+    tries: int = 0
+    next_at: float = 0.0
+    last_reply: str = ""

@@ -1,0 +1,164 @@
+"""SMTP replies. Every reply that Quillon itself ever sends or makes up is named here, and nowhere else.
+
+Texts are those of the manual's table of responses where it has one. `[internal]` marks an outcome that Quillon
+decided by itself, without a word of the remote host.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_LINE = re.compile(r"([2-5][0-5][0-9])(?:[ -]|\Z)(?:([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:\s|\Z))?(.*)", re.S)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply code (RFC 5321 4.2), an enhanced status code (RFC 2034, may be empty) and text, lines joined by LF."""
+
+    code: int
+    enhanced: str
+    text: str
+
+    def __str__(self) -> str:
+        """One line, as the logs print it."""
+        body = self.text.replace("\n", " ")
+        return f"{self.code} {self.enhanced} {body}" if self.enhanced else f"{self.code} {body}"
+
+    def encode(self) -> bytes:
+        """The reply as it goes over the wire, each line with its code and CRLF."""
+        prefix = f"{self.enhanced} " if self.enhanced else ""
+        lines = self.text.split("\n")
+        out = [f"{self.code}-{prefix}{line}\r\n" for line in lines[:-1]]
+        out.append(f"{self.code} {prefix}{lines[-1]}\r\n")
+        return "".join(out).encode("ascii", "replace")
+
+    @property
+    def positive(self) -> bool:
+        return self.code < 400
+
+    @property
+    def transient(self) -> bool:
+        return 400 <= self.code < 500
+
+    @property
+    def permanent(self) -> bool:
+        return self.code >= 500
+
+    def because(self, cause: str) -> Reply:
+        """The same reply with a cause behind its text."""
+        return Reply(self.code, self.enhanced, f"{self.text} ({cause})")
+
+
+def parse_reply(text: str) -> Reply:
+    """Read `550 5.7.1 relaying denied` as an operator or a script wrote it. Raises ValueError."""
+    match = _LINE.match(text.strip())
+    if match is None:
+        raise ValueError(f"not an SMTP reply: {text!r}")
+    code, enhanced, rest = match.groups()
+    return Reply(int(code), enhanced or "", rest.strip() or "no text")
+
+
+def _r(text: str) -> Reply:
+    return parse_reply(text)
+
+
+# Reception: greeting and session
+OK = _r("250 2.0.0 Ok")
+RESET = _r("250 2.0.0 Reset state")
+SENDER_OK = _r("250 2.1.0 Sender Ok")
+RECIPIENT_OK = _r("250 2.1.5 Recipient Ok")
+START_MAIL_INPUT = Reply(354, "", "End data with <CR><LF>.<CR><LF>")
+READY_FOR_TLS = _r("220 2.0.0 Ready to start TLS")
+CLOSING = _r("221 2.0.0 Closing connection")
+HELP = _r("214 2.0.0 See RFC 5321; commands: EHLO HELO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP STARTTLS")
+CANNOT_VERIFY = _r("252 2.5.2 Cannot VRFY user, but will accept message and attempt delivery")
+
+# Reception: limits and resources
+IDLE_TIMEOUT = _r("421 4.4.2 Idle timeout, closing connection")
+CONCURRENCY_LIMIT = _r("421 4.4.5 Service unavailable, concurrency limit reached")
+SHUTTING_DOWN = _r("421 4.3.2 Service shutting down, closing connection")
+MESSAGES_PER_CONNECTION = _r("421 4.4.5 Service unavailable, messages per connection limit reached")
+RECIPIENTS_PER_CONNECTION = _r("452 4.5.3 Service unavailable, recipients per connection limit reached")
+RECIPIENTS_PER_MESSAGE = _r("452 4.5.3 Service unavailable, recipients per message limit reached")
+MESSAGE_TOO_LARGE = _r("552 5.3.4 message size limit exceeded")
+TOO_MANY_ERRORS = _r("421 4.7.0 Too many errors, closing connection")
+LINE_TOO_LONG = _r("500 5.5.2 line too long")
+SPOOL_FAILED = _r("451 4.3.0 transaction failed")
+NO_BINDING = _r("451 4.3.5 configuration error, please try later")
+POLICY_FAILED = _r("451 4.3.0 policy error, please try later")
+
+# Reception: syntax and sequence
+UNRECOGNIZED = _r("500 5.5.2 unrecognized command")
+INVALID_EHLO = _r("501 5.5.2 invalid EHLO")
+INVALID_HELO = _r("501 5.5.2 invalid HELO")
+MAIL_SYNTAX = _r("501 5.5.2 MAIL FROM syntax error")
+RCPT_SYNTAX = _r("501 5.5.2 RCPT TO syntax error")
+MAIL_AGAIN = _r("501 5.5.1 MAIL FROM already established")
+RSET_ARGUMENTS = _r("501 5.5.4 invalid arguments to RSET")
+DATA_ARGUMENTS = _r("501 5.5.4 unexpected argument to DATA")
+NO_PARAMETERS = _r("501 5.5.4 Syntax error (no parameters allowed)")
+UNKNOWN_PARAMETER = _r("555 5.5.4 MAIL FROM/RCPT TO parameters not recognized or not implemented")
+RCPT_WITHOUT_MAIL = _r("503 5.5.1 RCPT TO without MAIL FROM")
+DATA_WITHOUT_MAIL = _r("503 5.5.1 DATA without MAIL FROM")
+DATA_WITHOUT_RCPT = _r("503 5.5.1 DATA without RCPT TO")
+BAD_SEQUENCE = _r("503 5.5.1 bad sequence of commands")
+HELO_NEEDED = _r("550 5.5.1 RFC2821 HELO/EHLO needed")
+TLS_NOT_AVAILABLE = _r("454 4.7.0 TLS not available")
+TLS_NEGOTIATION_FAILED = _r("421 4.7.0 TLS Negotiation failed.")
+NULL_SENDER_REFUSED = _r("550 5.1.7 null envelope sender not allowed")
+LITERAL_REFUSED = _r("550 5.1.3 address literals are not allowed")
+UNQUALIFIED = _r("501 5.1.3 a domain is needed in the address")
+
+# Reception: content
+LONE_LF_IN_HEADERS = _r("550 5.6.0 Lone CR or LF in headers (see RFC2822 section 2.2)")
+LONE_LF_IN_BODY = _r("550 5.6.0 Lone CR or LF in body (see RFC2822 section 2.3)")
+HEADERS_MISSING = _r("550 5.6.0 Required headers not found (see RFC2822 section 3.6)")
+DATE_MISSING = _r("550 5.6.0 Missing required RFC2822 Date field (see RFC2822 section 3.6)")
+HEADER_LINE_TOO_LONG = _r("550 5.6.0 Header line too long (see RFC2822 section 3.5)")
+BODY_LINE_TOO_LONG = _r("550 5.6.0 Body line too long (see RFC2822 section 3.5)")
+MAIL_LOOP = _r("554 5.4.6 too many Received header fields, mail is looping")
+
+# Reception: policy
+RELAYING_DENIED = _r("550 5.7.1 relaying denied")
+DISCARDED = _r("550 5.7.0 discarded by policy")
+DISCARDED_INTERNAL = _r("550 5.7.1 [internal] discarded by policy")
+
+# Delivery: connection and dialog, stage by stage
+CONNECT_TIMED_OUT = _r("450 4.4.1 [internal] Connection Timed Out")
+NO_BANNER = _r("451 4.4.2 [internal] no banner")
+NO_EHLO_RESPONSE = _r("451 4.4.2 [internal] no HELO/EHLO response")
+NO_MAIL_RESPONSE = _r("451 4.4.2 [internal] no MAIL FROM response")
+NO_RCPT_RESPONSE = _r("451 4.4.2 [internal] no RCPT TO response")
+NO_DATA_RESPONSE = _r("451 4.4.2 [internal] no DATA response")
+NO_BODY_RESPONSE = _r("451 4.4.2 [internal] no BODY response")
+NO_RSET_RESPONSE = _r("451 4.4.2 [internal] no RSET response")
+CONNECTION_CLOSED = _r("451 4.4.2 [internal] connection closed by remote host")
+MALFORMED_REPLY = _r("451 4.4.2 [internal] malformed reply from remote host")
+NO_VALID_HOSTS = _r("451 4.4.1 [internal] No valid hosts (unable to make any connections)")
+NO_MX_REACHED = _r("421 4.4.0 [internal] no MXs for this domain could be reached at this time")
+SMTPUTF8_NEEDED = _r("550 5.6.7 [internal] address needs SMTPUTF8")
+
+# Delivery: TLS
+STARTTLS_NOT_ADVERTISED = _r("451 4.7.6 [internal] STARTTLS required but not advertised")
+STARTTLS_NOT_SENT = _r("451 4.7.5 [internal] send STARTTLS failed")
+STARTTLS_NO_GO_AHEAD = _r("451 4.7.5 [internal] no tls go-ahead")
+TLS_FAILED = _r("451 4.7.5 [internal] TLS negotiation failed")
+CERT_WRONG_NAME = _r("451 4.7.5 [internal] SSL certificate subject does not match host")
+CERT_WRONG_CA = _r("451 4.7.5 [internal] remote node SSL certificate not signed by a valid CA")
+CERT_EXPIRED = _r("454 4.7.5 [internal] certificate expired")
+CERT_NOT_YET_VALID = _r("454 4.7.5 [internal] certificate not yet valid: possible clock skew")
+
+# Delivery: routing
+NO_MX_OR_A = _r("454 4.4.4 [internal] no MX or A for domain")
+LOOKUP_FAILED = _r("554 5.4.4 [internal] Domain Lookup Failed")
+NULL_MX = _r("550 5.4.4 [internal] NULL MX domain does not accept mail")
+PROHIBITED_HOST = _r("551 5.4.6 [internal] Private/Loopback Address")
+
+# Delivery: expiry and administration
+MAX_RETRIES = _r("554 5.4.7 [internal] exceeded max retries without delivery")
+MAX_TIME = _r("554 5.4.7 [internal] exceeded max time without delivery")
+EXPIRED_UNATTEMPTED = _r("554 5.4.5 [internal] Delivery not attempted (message expired)")
+BLACKHOLED_INLINE = _r("551 5.7.1 recipient blackholed")
+BLACKHOLED = _r("554 5.7.0 [internal] Blackholed")
+BODY_MISSING = _r("550 5.3.0 [internal] message body missing")
