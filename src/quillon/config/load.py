@@ -1,0 +1,296 @@
+"""Files and includes to a `Config`, or every fault at once.
+
+Rules: an include is looked for beside the including file, then along the search path; a directory stands for its
+files that are not hidden, in byte order; a missing include is a fault. Repeated scopes merge, a repeated option is
+replaced by the later one. A configuration with a fault that is no warning is not handed out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quillon.config.check import check
+from quillon.config.model import Config, parse_endpoint
+from quillon.config.options import UNOFFERED_EXTENSIONS, Module, Option, Table, convert, table
+from quillon.config.scope import CHILDREN, NAMED, Entry, Node
+from quillon.config.syntax import DictValue, Fault, Include, Item, ListValue, Position, Scope, Setting, Value, Word, parse
+from quillon.mail.address import is_domain
+
+DEFAULT_SEARCH_PATH = (".", "/opt/msys/ecelerity/etc", "/opt/msys/ecelerity/etc/conf/global", "/opt/msys/ecelerity/etc/conf/default")
+
+
+@dataclass
+class Loaded:
+    """`config` is None if there is a fault that is no warning. Faults are sorted by place."""
+
+    config: Config | None
+    faults: list[Fault]
+
+    @property
+    def errors(self) -> list[Fault]:
+        return [fault for fault in self.faults if not fault.warning]
+
+
+def load(path: str | Path, search_path: str | None = None) -> Loaded:
+    """Read a configuration file with all that it includes and check it, files that it names included.
+
+    `search_path` is colon separated (EC_CONF_SEARCH_PATH). No exception: what is wrong is in `faults`.
+    """
+    main = Path(path).absolute()
+    builder = _Builder(table(), str(main.parent), _search_path(search_path))
+    builder.read(main, None)
+    config = Config(builder.root, builder.table, builder.folder, tuple(builder.files))
+    faults = builder.faults
+    if not any(not fault.warning for fault in faults):
+        faults = faults + check(config)
+    else:
+        faults = faults + check(config, files_only=True)
+    order = {name: n for n, name in enumerate(builder.files)}
+    faults.sort(key=lambda f: (order.get(f.position.file, len(order)), f.position.line, f.position.column))
+    return Loaded(None if any(not f.warning for f in faults) else config, faults)
+
+
+def _search_path(text: str | None) -> tuple[str, ...]:
+    return tuple(part for part in text.split(":") if part) if text else DEFAULT_SEARCH_PATH
+
+
+@dataclass
+class _Builder:
+    table: Table
+    folder: str
+    search_path: tuple[str, ...]
+    root: Node = field(init=False)
+    faults: list[Fault] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    _open: list[Path] = field(default_factory=list)
+    _warned: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.root = Node("global", "", Position("default", 0, 0))
+
+    def fault(self, position: Position, message: str, warning: bool = False) -> None:
+        self.faults.append(Fault(position, message, warning))
+
+    # files ----------------------------------------------------------------------------------------------------
+
+    def read(self, path: Path, at: Word | None, node: Node | None = None) -> None:
+        """Read one file into a scope; `at` is the include that asked for it."""
+        where = at.position if at else Position(str(path), 0, 0)
+        if path in self._open:
+            self.fault(where, f"{path} includes itself")
+            return
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            self.fault(where, f"cannot read {path}: {error.strerror}")
+            return
+        except UnicodeDecodeError as error:
+            self.fault(where, f"cannot read {path}: it is not UTF-8 at octet {error.start}")
+            return
+        if str(path) not in self.files:
+            self.files.append(str(path))
+        items, faults = parse(text, str(path))
+        self.faults += faults
+        self._open.append(path)
+        self.fill(node or self.root, items)
+        self._open.pop()
+
+    def include(self, node: Node, include: Include) -> None:
+        found = self._find(include.path.text)
+        if found is None:
+            looked = ", ".join(str(folder) for folder in self._folders())
+            self.fault(include.path.position, f"cannot find {include.path.text!r} to include; looked in {looked}")
+        elif found.is_dir():
+            try:
+                names = sorted((p for p in found.iterdir() if not p.name.startswith(".")), key=lambda p: os.fsencode(p.name))
+            except OSError as error:
+                self.fault(include.path.position, f"cannot read folder {found}: {error.strerror}")
+                return
+            for path in names:
+                if path.is_file():
+                    self.read(path, include.path, node)
+        else:
+            self.read(found, include.path, node)
+
+    def _folders(self) -> list[Path]:
+        here = self._open[-1].parent
+        return [here, *(Path(self.folder) / folder for folder in self.search_path)]
+
+    def _find(self, name: str) -> Path | None:
+        if name.startswith("file://"):
+            name = name.removeprefix("file://")
+        if name.startswith("/"):
+            return Path(name) if Path(name).exists() else None
+        candidates = (folder / name for folder in self._folders())
+        return next((path.absolute() for path in candidates if path.exists()), None)
+
+    # scopes ---------------------------------------------------------------------------------------------------
+
+    def fill(self, node: Node, items: Iterable[Item]) -> None:
+        for item in items:
+            if isinstance(item, Include):
+                self.include(node, item)
+            elif isinstance(item, Scope):
+                self.scope(node, item)
+            else:
+                self.setting(node, item)
+
+    def scope(self, parent: Node, scope: Scope) -> None:
+        kind = scope.name.text.lower()
+        position = scope.name.position
+        module = self.table.modules.get(parent.kind)
+        if module is not None and kind in module.children:
+            child = self._instance(parent, module.children[kind], scope)
+            self.fill(child, scope.items)
+        elif kind in CHILDREN.get(parent.kind, ()):
+            label = self._label(kind, scope)
+            if label is not None:
+                self.fill(parent.child(kind, label, position), scope.items)
+        elif parent.kind == "global" and kind in self.table.modules and kind not in self._children_of_modules():
+            self.fill(self._instance(parent, kind, scope), scope.items)
+        elif parent.kind == "global" and kind in self.table.inert:
+            self.fault(position, f"{scope.name.text}: this version does not have it; the stanza is without effect", warning=True)
+        else:
+            self._unknown_scope(parent, scope)
+
+    def _children_of_modules(self) -> set[str]:
+        return {child for module in self.table.modules.values() for child in module.children.values()}
+
+    def _instance(self, parent: Node, kind: str, scope: Scope) -> Node:
+        label = scope.label.text if scope.label else kind
+        others = [node.label for node in parent.of(kind) if node.label != label]
+        if kind == "scriptlet" and others:
+            self.fault(scope.name.position, f'there is one scriptlet only, and it is called "{others[0]}" already')
+        return parent.child(kind, label, scope.name.position)
+
+    def _label(self, kind: str, scope: Scope) -> str | None:
+        """The checked instance name; None if the scope has to be left out."""
+        label = scope.label
+        if kind not in NAMED:
+            if label is not None:
+                self.fault(label.position, f"{scope.name.text} takes no name")
+            return ""
+        if label is None:
+            self.fault(scope.name.position, f'{scope.name.text} needs a name: {scope.name.text} "..." {{ }}')
+            return None
+        try:
+            return _check_label(kind, label.text)
+        except ValueError as error:
+            self.fault(label.position, str(error))
+            return None
+
+    def _unknown_scope(self, parent: Node, scope: Scope) -> None:
+        name = scope.name.text
+        kind = name.lower()
+        allowed_in = [outer for outer, inner in CHILDREN.items() if kind in inner]
+        if allowed_in:
+            self.fault(scope.name.position, f"{name} is not valid in {parent.kind}; it belongs in {', '.join(allowed_in)}")
+            return
+        known = [*CHILDREN.get(parent.kind, ()), *(self.table.modules if parent.kind == "global" else ())]
+        if parent.kind == "global":
+            known += self.table.inert
+        self.fault(scope.name.position, f"{name} is no scope that is valid in {parent.kind}{_nearest(kind, known)}")
+
+    # options --------------------------------------------------------------------------------------------------
+
+    def setting(self, node: Node, setting: Setting) -> None:
+        name = setting.name.text.lower()
+        module = self.table.modules.get(node.kind)
+        option = module.options.get(name) if module else self.table.options.get(name)
+        if option is None or (module is None and node.kind not in option.scopes):
+            self._misplaced(node, setting, option, module)
+            return
+        try:
+            value = convert(option, setting.value, self.folder)
+        except ValueError as error:
+            text = str(error)
+            self.fault(setting.value.position, text if text.startswith(option.name) else f"{option.name}: {text}")
+            return
+        node.settings[name] = Entry(value, _text(setting.value), setting.name.position)
+        self._judge(option, setting, value)
+
+    def _judge(self, option: Option, setting: Setting, value: object) -> None:
+        """Refuse or warn about what is not honoured."""
+        position = setting.name.position
+        as_default = option.default is not None and _text(setting.value).lower() == option.default.lower()
+        if option.default in ("true", "false") and isinstance(value, bool):
+            as_default = value == (option.default == "true")
+        if option.status == "refused" and not as_default:
+            self.fault(position, f"{setting.name.text} cannot be honoured by this version: {option.doc}")
+        elif option.status == "accepted" and not as_default and option.name not in self._warned:
+            self._warned.add(option.name)
+            self.fault(position, f"{setting.name.text} is without effect in this version: {option.doc}", warning=True)
+        reason = _REFUSED_VALUES.get((option.name, str(value).lower()))
+        if reason:
+            self.fault(setting.value.position, f"{setting.name.text} = {value}: {reason}")
+        if option.name == "force_fsync" and value is False:
+            self.fault(position, "Force_Fsync = false changes nothing: every message is synced before it is acknowledged", True)
+        if option.name == "smtp_extensions":
+            self._unoffered(setting.value)
+
+    def _unoffered(self, value: Value) -> None:
+        for word in value.items if isinstance(value, ListValue) else ():
+            if word.text.upper().split()[0] in UNOFFERED_EXTENSIONS:
+                self.fault(word.position, f'"{word.text}" is not offered by this version', warning=True)
+
+    def _misplaced(self, node: Node, setting: Setting, option: Option | None, module: Module | None) -> None:
+        name = setting.name.text
+        if option is not None:
+            scopes = ", ".join(sorted(option.scopes))
+            self.fault(setting.name.position, f"{name} is not valid in {node.kind}; it is valid in {scopes}")
+            return
+        names = list(module.options) if module else [o.name for o in self.table.options.values() if node.kind in o.scopes]
+        self.fault(setting.name.position, f"{name} is no option that is valid in {node.kind}{_nearest(name.lower(), names)}")
+
+
+_REFUSED_VALUES = {
+    ("delivery_method", value): "this version delivers by ESMTP and SMTP only" for value in ("lmtp", "ecstream", "apn", "gcm", "mm7")
+} | {
+    ("tls_engine", "gnutls"): "this version has the openssl engine only",
+    ("rfc2822_max_line_length_policy", "fix"): "a relayed message is never rewritten; use none or reject",
+    ("rfc2822_max_line_length", "fix"): "a relayed message is never rewritten; use ignore, pedantic or a number",
+}
+
+
+def _check_label(kind: str, label: str) -> str:
+    """The canonical instance name. Raises ValueError."""
+    if kind == "listen":
+        parse_endpoint(label)
+    elif kind == "peer":
+        try:
+            return str(ipaddress.ip_network(label.strip("[]")))
+        except ValueError as error:
+            raise ValueError(f"Peer {label!r} is no IP address or CIDR block: {error}") from None
+    elif kind in ("domain", "host"):
+        if label.startswith("/"):
+            if len(label) < 3 or not label.endswith("/"):
+                raise ValueError(f"{label!r}: a pattern stands between two slashes")
+            try:
+                re.compile(label[1:-1])
+            except re.error as error:
+                raise ValueError(f"{label!r} is no regular expression: {error}") from None
+        elif not is_domain(label.lstrip("*").lstrip(".")):
+            raise ValueError(f"{label!r} is no domain, /pattern/ or *suffix")
+    elif not label or re.search(r"\s", label) or (kind == "binding" and ":" in label):
+        raise ValueError(f"{label!r} is no {kind} name: it holds a space or a colon, or nothing")
+    return label
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _text(value: Value) -> str:
+    if isinstance(value, Word):
+        return value.text
+    if isinstance(value, DictValue):
+        return "[ " + " ".join(f"{key.text} = {word.text!r}" for key, word in value.items) + " ]"
+    return "( " + " ".join(f'"{word.text}"' for word in value.items) + " )"
+

@@ -1,0 +1,216 @@
+"""A loaded configuration: the scope tree behind questions. Pure; `load` makes it from files.
+
+Settings are cached per set of stanzas that match, so that asking for each connection and each message is cheap.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from quillon.config.options import Table, default
+from quillon.config.scope import (
+    IPAddress,
+    Node,
+    Resolution,
+    domain_pattern_matches,
+    inbound_chain,
+    matching_peers,
+    outbound_chain,
+    pathway_nodes,
+    resolve,
+)
+from quillon.config.settings import (
+    DeliverySettings,
+    InboundTls,
+    ListenSettings,
+    LoggerSettings,
+    NodeSettings,
+    OutboundTls,
+    ReceptionSettings,
+    ScriptSettings,
+    SecuritySettings,
+    build,
+)
+
+T = TypeVar("T")
+_CACHE_SIZE = 16384
+
+
+@dataclass
+class Config:
+    """`files` are all files read, the main one first; `folder` is where relative paths start."""
+
+    root: Node
+    table: Table
+    folder: str
+    files: tuple[str, ...]
+    _inbound: dict[tuple[int, ...], tuple[ReceptionSettings, InboundTls]] = field(default_factory=dict)
+    _clients: dict[tuple[int, IPAddress], tuple[ReceptionSettings, InboundTls]] = field(default_factory=dict)
+    _outbound: dict[tuple[str, str, str], tuple[DeliverySettings, OutboundTls]] = field(default_factory=dict)
+
+    def _build(self, cls: type[T], chain: Iterable[Node]) -> T:
+        nodes = list(chain)
+        return build(cls, lambda name: resolve(self.table.options[name], nodes, self.folder).value)
+
+    # whole node -----------------------------------------------------------------------------------------------
+
+    def node(self) -> NodeSettings:
+        return self._build(NodeSettings, [self.root])
+
+    def security(self) -> SecuritySettings:
+        node = self.root.get("security")
+        return self._build(SecuritySettings, [node] if node else [])
+
+    def loggers(self) -> list[LoggerSettings]:
+        """One per enabled ec_logger stanza."""
+        options = self.table.modules["ec_logger"].options
+        found = [
+            build(LoggerSettings, lambda name, n=node: resolve(options[name], [n], self.folder).value)  # type: ignore[misc]
+            for node in self.root.of("ec_logger")
+        ]
+        return [logger for logger in found if logger.enabled]
+
+    def scripts(self) -> ScriptSettings | None:
+        """The scriptlet stanza, if there is one."""
+        options = self.table.modules["scriptlet"].options
+        for node in self.root.of("scriptlet"):
+            scripts = tuple((s.label, s.settings["source"].value) for s in node.of("script") if "source" in s.settings)
+            values = {n: resolve(options[n], [node], self.folder).value for n in ("gc_pause", "gc_stepmul", "enabled")}
+            return ScriptSettings(scripts, **values)
+        return None
+
+    # reception ------------------------------------------------------------------------------------------------
+
+    def listen_nodes(self) -> list[Node]:
+        """Every Listen of an ESMTP listener that is enabled."""
+        enable = self.table.options["enable"]
+        listener = self.root.get("esmtp_listener")
+        if listener is None:
+            return []
+        return [n for n in listener.of("listen") if resolve(enable, [n, listener], self.folder).value]
+
+    def listens(self) -> list[ListenSettings]:
+        found = []
+        for node in self.listen_nodes():
+            chain = [node, node.parent] if node.parent else [node]
+            backlog = resolve(self.table.options["listen_backlog"], chain, self.folder).value
+            mode = resolve(self.table.options["file_mode"], chain, self.folder).value
+            found.append(ListenSettings(node.label, *parse_endpoint(node.label), backlog, mode))
+        return found
+
+    def listen_node(self, name: str) -> Node | None:
+        listener = self.root.get("esmtp_listener")
+        return listener.get("listen", name.lower()) if listener else None
+
+    def reception(self, listen: str, client: IPAddress) -> tuple[ReceptionSettings, InboundTls]:
+        """Settings of a session. Raises KeyError for a Listen that the configuration does not have."""
+        node = self.listen_node(listen)
+        if node is None:
+            raise KeyError(listen)
+        known = self._clients.get((id(node), client))
+        if known is not None:
+            return known
+        listener = node.parent
+        assert listener is not None
+        peers = matching_peers(node, client) + matching_peers(listener, client)
+        key = (id(node), *map(id, peers))
+        found = self._inbound.get(key)
+        if found is None:
+            chain = inbound_chain(self.root, self.table, node, client)
+            found = self._inbound[key] = (self._build(ReceptionSettings, chain), self._build(InboundTls, chain))
+        if len(self._clients) >= _CACHE_SIZE:
+            self._clients.clear()
+        self._clients[(id(node), client)] = found
+        return found
+
+    def reception_by_pathway(self, listen: str, client: IPAddress, pathway: str) -> ReceptionSettings:
+        """Settings of a session whose pathway a policy has chosen anew."""
+        node = self.listen_node(listen)
+        if node is None or node.parent is None:
+            raise KeyError(listen)
+        chain = matching_peers(node, client) + matching_peers(node.parent, client) + [node, node.parent]
+        return self._build(ReceptionSettings, [*chain, *pathway_nodes(self.root, pathway), self.root])
+
+    def pathway_group(self, pathway: str) -> str:
+        """The pathway group that holds a pathway, or `default`."""
+        for group in self.root.of("pathway_group"):
+            if group.get("pathway", pathway) is not None:
+                return group.label
+        return "default"
+
+    # delivery -------------------------------------------------------------------------------------------------
+
+    def bindings(self) -> dict[str, str]:
+        """Every binding with its group."""
+        found = {"default": "default"}
+        found.update((node.label, "default") for node in self.root.of("binding"))
+        for group in self.root.of("binding_group"):
+            found.update((node.label, group.label) for node in group.of("binding"))
+        return found
+
+    def delivery(self, group: str, binding: str, domain: str) -> tuple[DeliverySettings, OutboundTls]:
+        """Settings of delivery from a binding to a routing domain."""
+        key = (group, binding, domain)
+        found = self._outbound.get(key)
+        if found is None:
+            chain = outbound_chain(self.root, group, binding, domain)
+            found = (self._build(DeliverySettings, chain), self._build(OutboundTls, chain))
+            if len(self._outbound) >= _CACHE_SIZE:
+                self._outbound.clear()
+            self._outbound[key] = found
+        return found
+
+    def outbound(self, option: str, group: str, binding: str, domain: str) -> Resolution:
+        """One outbound option with its provenance; throttles and gateways need to know the stanza."""
+        return resolve(self.table.options[option], outbound_chain(self.root, group, binding, domain), self.folder)
+
+    def host_connections(self, host: str) -> int:
+        """max_outbound_connections of a Host stanza, -1 where there is none: that scope does not fall back."""
+        literal = self.root.get("host", host)
+        nodes = [literal] if literal is not None else []
+        nodes += [node for node in self.root.of("host") if domain_pattern_matches(node.label, host)]
+        for node in nodes:
+            if "max_outbound_connections" in node.settings:
+                return int(node.settings["max_outbound_connections"].value)
+        return -1
+
+    # explain --------------------------------------------------------------------------------------------------
+
+    def explain_outbound(self, group: str, binding: str, domain: str) -> list[Resolution]:
+        """Every outbound option with its value and where it came from."""
+        chain = outbound_chain(self.root, group, binding, domain)
+        rows = [o for o in self.table.options.values() if {"domain", "binding"} & o.scopes]
+        return [resolve(option, chain, self.folder) for option in rows]
+
+    def explain_inbound(self, listen: Node, client: IPAddress) -> list[Resolution]:
+        """Every inbound option with its value and where it came from."""
+        chain = inbound_chain(self.root, self.table, listen, client)
+        rows = [o for o in self.table.options.values() if {"listen", "pathway"} & o.scopes]
+        return [resolve(option, chain, self.folder) for option in rows]
+
+    def default_of(self, option: str) -> Any:
+        return default(self.table.options[option], self.folder)
+
+
+def parse_endpoint(text: str) -> tuple[str, int, str]:
+    """Host, port and path of a Listen: `:25`, `*:25`, `192.0.2.1:25`, `[::]:25`, `[*]:25`, or a socket path.
+
+    The host is "0.0.0.0" for any IPv4 address. Raises ValueError.
+    """
+    if text.startswith("/"):
+        return "", 0, text
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f'{text!r} is no address to listen on: write ":25", "192.0.2.1:25", "[2001:db8::1]:25" or a path')
+    if host in ("", "*"):
+        return "0.0.0.0", int(port), ""  # noqa: S104 - any address is what the operator wrote
+    if host.startswith("[") and host.endswith("]"):
+        inner = "::" if host == "[*]" else host[1:-1]
+        return str(ipaddress.IPv6Address(inner)), int(port), ""
+    try:
+        return str(ipaddress.IPv4Address(host)), int(port), ""
+    except ValueError:
+        raise ValueError(f"{text!r}: the address of a Listen is numeric, IPv6 in brackets") from None

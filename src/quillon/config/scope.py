@@ -1,0 +1,176 @@
+"""The scope tree, and which stanza an option's value comes from.
+
+Both directions of fallback are one thing: an ordered chain of stanzas, narrowest first. The value of an option is
+that of the first stanza of the chain that has it; a stanza that matches but lacks the option is transparent. `resolve`
+also tells which values were beaten, with file, line and column.
+
+Outbound (manual, fallback page): domain in a binding in a group, domain in a binding, domain in a group, binding,
+binding group, global domain, global. A binding therefore beats a global Domain. Inside one container the literal
+Domain goes before the patterns, and those in the order of the file.
+
+Inbound (the manual gives no full chain): Listen's Peers, listener's Peers, each by longest prefix; Listen; listener;
+pathway in its group, pathway, pathway_group; global.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from quillon.config.options import Option, Table, default
+from quillon.config.syntax import Position
+
+# What may stand in what (manual, options summary). Modules are allowed at the top only.
+CHILDREN: dict[str, tuple[str, ...]] = {
+    "global": ("binding_group", "binding", "domain", "host", "esmtp_listener", "pathway_group", "pathway", "security"),
+    "binding_group": ("binding", "domain", "host"),
+    "binding": ("domain", "host"),
+    "esmtp_listener": ("listen", "peer"),
+    "listen": ("peer",),
+    "pathway_group": ("pathway",),
+}
+NAMED = frozenset({"binding_group", "binding", "domain", "host", "listen", "peer", "pathway_group", "pathway"})
+_LOWERED = frozenset({"domain", "host", "listen", "peer"})
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One setting as it stands in a file: the typed value, and the text for people."""
+
+    value: Any
+    text: str
+    position: Position
+
+
+@dataclass
+class Node:
+    """One scope. `kind` is its name in lower case, `label` its instance name or empty."""
+
+    kind: str
+    label: str
+    position: Position
+    parent: Node | None = None
+    settings: dict[str, Entry] = field(default_factory=dict)
+    children: dict[tuple[str, str], Node] = field(default_factory=dict)
+
+    def child(self, kind: str, label: str, position: Position) -> Node:
+        """The child of that name, made if it is new: scopes of the same name merge."""
+        key = (kind, label.lower() if kind in _LOWERED else label)
+        node = self.children.get(key)
+        if node is None:
+            node = self.children[key] = Node(kind, key[1], position, self)
+        return node
+
+    def of(self, kind: str) -> Iterator[Node]:
+        """Children of one kind in the order of the file."""
+        return (node for (k, _), node in self.children.items() if k == kind)
+
+    def get(self, kind: str, label: str = "") -> Node | None:
+        return self.children.get((kind, label))
+
+    def walk(self) -> Iterator[Node]:
+        yield self
+        for node in self.children.values():
+            yield from node.walk()
+
+    @property
+    def path(self) -> str:
+        """`Binding "b1" > Domain "bank.fi"`, or `global`."""
+        names: list[str] = []
+        node: Node | None = self
+        while node is not None and node.kind != "global":
+            names.append(f'{_spelled(node.kind)} "{node.label}"' if node.label else _spelled(node.kind))
+            node = node.parent
+        return " > ".join(reversed(names)) or "global"
+
+
+def _spelled(kind: str) -> str:
+    if kind == "esmtp_listener":
+        return "ESMTP_Listener"
+    return "_".join(part.capitalize() for part in kind.split("_"))
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """The effective value of an option. `node` is None where the default holds; `beaten` is nearest first."""
+
+    option: Option
+    value: Any
+    node: Node | None
+    entry: Entry | None
+    beaten: tuple[tuple[Node, Entry], ...]
+
+
+def resolve(option: Option, chain: Iterable[Node], folder: str) -> Resolution:
+    """The value of `option` along a chain of stanzas, with what it beat."""
+    found = [(node, node.settings[option.name]) for node in chain if option.name in node.settings]
+    if not found:
+        return Resolution(option, default(option, folder), None, None, ())
+    return Resolution(option, found[0][1].value, found[0][0], found[0][1], tuple(found[1:]))
+
+
+def outbound_chain(root: Node, group: str, binding: str, domain: str) -> list[Node]:
+    """Stanzas that rule delivery to a routing domain, narrowest first."""
+    group_node = root.get("binding_group", group)
+    inner = group_node.get("binding", binding) if group_node else None
+    outer = root.get("binding", binding)
+    chain: list[Node] = []
+    for container in (inner, outer, group_node):
+        chain += matching_domains(container, domain)
+    chain += [node for node in (inner, outer, group_node) if node is not None]
+    chain += matching_domains(root, domain)
+    chain.append(root)
+    return chain
+
+
+def matching_domains(container: Node | None, domain: str) -> list[Node]:
+    """Domain stanzas of one container: the literal one, then patterns in the order of the file."""
+    if container is None:
+        return []
+    literal = container.get("domain", domain)
+    nodes = [literal] if literal is not None else []
+    return nodes + [node for node in container.of("domain") if domain_pattern_matches(node.label, domain)]
+
+
+def domain_pattern_matches(pattern: str, domain: str) -> bool:
+    """`/regex/` unanchored, or a left glob `*suffix` (own extension). A literal name is no pattern."""
+    if len(pattern) > 2 and pattern[0] == pattern[-1] == "/":
+        return re.search(pattern[1:-1], domain, re.IGNORECASE) is not None
+    return pattern.startswith("*") and domain.endswith(pattern[1:])
+
+
+def glob_matches(patterns: Iterable[str], domain: str) -> bool:
+    """Whether a domain is in a list such as Relay_Domains: names, and left globs `*suffix`."""
+    return any(p == domain or (p.startswith("*") and domain.endswith(p[1:])) for p in patterns)
+
+
+def matching_peers(container: Node, client: IPAddress) -> list[Node]:
+    """Peer stanzas that hold the client, longest prefix first."""
+    nets = []
+    for node in container.of("peer"):
+        net = ipaddress.ip_network(node.label)
+        if net.version == client.version and client in net:
+            nets.append((net.prefixlen, node))
+    return [node for _, node in sorted(nets, key=lambda pair: -pair[0])]
+
+
+def inbound_chain(root: Node, table: Table, listen: Node, client: IPAddress) -> list[Node]:
+    """Stanzas that rule a session of `client` on `listen`, narrowest first."""
+    listener = listen.parent
+    assert listener is not None
+    chain = matching_peers(listen, client) + matching_peers(listener, client) + [listen, listener]
+    name = str(resolve(table.options["pathway"], chain, "").value)
+    return chain + pathway_nodes(root, name) + [root]
+
+
+def pathway_nodes(root: Node, name: str) -> list[Node]:
+    """pathway_group::pathway, pathway, pathway_group (manual, pathway page)."""
+    inner = [group.children[("pathway", name)] for group in root.of("pathway_group") if ("pathway", name) in group.children]
+    outer = root.get("pathway", name)
+    groups = [node.parent for node in inner if node.parent is not None]
+    return inner + ([outer] if outer is not None else []) + groups

@@ -1,0 +1,220 @@
+"""Frozen settings, one class per consumer. A field carries the name of its option in lower case.
+
+`build` fills a class from a chain of stanzas. What is compared for equality here decides what may be shared: two
+deliveries may use one connection only if their `OutboundTls` are equal.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from quillon.config.options import Throttle
+from quillon.mail.address import Mailbox
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class InboundTls:
+    """TLS of one session that a client opened. Paths are absolute or empty; `tls_verify_mode` None is "unset"."""
+
+    tls_certificate: str | None
+    tls_key: str | None
+    tls_client_ca: str | None
+    tls_ciphers: str | None
+    tls_protocols: frozenset[str]
+    tls_verify_mode: str | None
+    tls_allow_renegotiation: bool
+    tls_dhparams_file: str | None
+    tls_enable_dhe_ciphers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundTls:
+    """TLS of one delivery. `tls` is no, ifavailable or required; `tls_verify` no, ca, host or optional."""
+
+    tls: str
+    tls_ifavailable_fallback: bool
+    tls_verify: str
+    tls_ca: str | None
+    tls_certificate: str | None
+    tls_key: str | None
+    tls_ciphers: str | None
+    tls_protocols: frozenset[str]
+    tls_dhparams_file: str | None
+    tls_enable_dhe_ciphers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReceptionSettings:
+    """Everything about a session that a client opened, but TLS. Times in seconds, sizes in octets, 0 for no limit."""
+
+    pathway: str
+    use_ssl: bool
+    starttls_injection_policy: str
+    tls_verified_peer_can_relay: bool
+    smtp_extensions: tuple[str, ...]
+    banner_hostname: str | None
+    static_banner: str | None
+    received_hostname: str | None
+    idle_time: int
+    session_time: int
+    data_time: int
+    listener_sessions: int
+    service_sessions: int
+    max_message_size: int
+    max_receptions_per_connection: int
+    max_recipients_per_connection: int
+    max_recipients_per_message: int
+    max_errors_per_connection: int
+    max_commands_per_connection: int
+    max_received_headers: int
+    context: dict[str, str] | None
+    allow_ip_literal: bool
+    allow_null_envelope_sender: bool
+    allow_trailing_whitespace_in_commands: bool
+    domain_for_unqualified_recipient_addresses: str | None
+    domain_for_unqualified_sender_address: str | None
+    require_ehlo: bool
+    relay_hosts: tuple[Network, ...]
+    open_relay: bool
+    relay_for_sending_domains: tuple[str, ...] | None
+    relay_domains: tuple[str, ...]
+    bounce_domains: tuple[str, ...]
+    rfc2821_allow_whitespace_in_envelope: bool
+    rfc2821_pedantic_address_rules: bool
+    rfc2822_date_header: str
+    rfc2822_messageid_header: str
+    rfc2822_missing_headers: str
+    rfc2822_lone_lf_in_headers: str
+    rfc2822_lone_lf_in_body: str
+    rfc2822_max_line_length: str
+    rfc2822_max_line_length_policy: str
+    rfc2822_trace_headers: bool
+    reconfig_message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverySettings:
+    """Everything about delivery to one (binding group, binding, routing domain), but TLS. Times in seconds."""
+
+    bind_address: str
+    ehlo_hostname: str
+    routes: tuple[str, ...]
+    delivery_method: str
+    remote_smtp_port: int
+    max_outbound_connections: int
+    max_deliveries_per_connection: int
+    max_recipients_per_batch: int
+    outbound_throttle_messages: Throttle | None
+    outbound_throttle_connections: Throttle | None
+    suspend_delivery: bool
+    blackhole: str
+    send_8bitmime: str
+    connect_timeout: int
+    ehlo_timeout: int
+    mailfrom_timeout: int
+    rcptto_timeout: int
+    body_timeout: int
+    rset_timeout: int
+    idle_timeout: int
+    host_failure_retry: int
+    retry_interval: int
+    max_retry_interval: int
+    max_retries: str
+    message_expiration: int
+    never_retry: bool
+    never_attempt_expired_messages: bool
+    mx_failures_fallback_to_a: int
+    dns_failures_to_purge: int
+    generate_bounces: bool
+    bounces_inline_original: str
+    mailerdaemon: Mailbox | None
+    mdn_failures_notify: Mailbox | None
+    drop_body_after_trans_fail: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What holds for the whole process. Paths are absolute."""
+
+    hostname: str | None
+    pidfile: str
+    workers: int
+    spoolbase: str
+    spool_mode: int
+    large_message_threshold: int
+    max_resident_messages: int
+    server_max_outbound_connections: int
+    default_binding: str
+    drain_timeout: int
+    resolv_conf: str
+    dns_servers: tuple[str, ...]
+    use_ipv6: bool
+    min_dns_ttl: int
+    max_dns_ttl: int
+    only_use_best_mx_for_relay_domains: bool
+    prohibited_hosts: tuple[Network, ...]
+    skip_hosts: tuple[Network, ...]
+    relay_domains: tuple[str, ...]
+    bounce_domains: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SecuritySettings:
+    user: str | None
+    group: str | None
+    supplemental_groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoggerSettings:
+    """One ec_logger stanza. A path of None or "" is a log that is not written."""
+
+    mainlog: str | None
+    rejectlog: str | None
+    paniclog: str | None
+    jsonlog: str | None
+    heartbeat: int
+    log_receptions: bool
+    log_deliveries: bool
+    log_transient_failures: bool
+    log_permanent_failures: bool
+    log_rejections: bool
+    log_errors: bool
+    mainlog_mode: int
+    rejectlog_mode: int
+    paniclog_mode: int
+    jsonlog_mode: int
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptSettings:
+    """The scriptlet stanza. `scripts` are pairs of stanza name and source, in the order of the file."""
+
+    scripts: tuple[tuple[str, str], ...]
+    gc_pause: int
+    gc_stepmul: int
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ListenSettings:
+    """One socket: `host` is "" for any IPv4 address, `path` is set for a Unix socket."""
+
+    name: str
+    host: str
+    port: int
+    path: str
+    backlog: int
+    file_mode: int
+
+
+def build(cls: Callable[..., T], lookup: Callable[[str], Any]) -> T:
+    """An instance of a settings class, each field from the option of its name."""
+    return cls(**{field.name: lookup(field.name) for field in fields(cls)})  # type: ignore[arg-type]
