@@ -1,0 +1,99 @@
+"""One command line of a client to a value, by the grammar of RFC 5321 4.1.2. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from quillon.mail import reply as replies
+from quillon.mail.address import NULL_PATH, AddressError, Mailbox, parse_mailbox
+from quillon.mail.reply import Reply
+
+# RFC 5321 4.1.1.2: "MAIL FROM:" Reverse-path [SP Mail-parameters]
+_PATH = re.compile(r"(?:FROM|TO):(?P<blank> *)<(?P<path>(?:\"(?:\\.|[^\"\\])*\"|[^<>\"])*)>(?P<rest>.*)\Z", re.I)
+# RFC 5321 4.1.2: esmtp-param = esmtp-keyword ["=" esmtp-value]
+_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?\Z")
+_SIZE = re.compile(r"[0-9]{1,20}\Z")  # RFC 1870 4
+
+
+@dataclass(frozen=True, slots=True)
+class SyntaxFault:
+    """The line is wrong; `reply` says so to the client."""
+
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class PathRules:
+    """What the configuration tolerates in MAIL and RCPT."""
+
+    pedantic: bool = True
+    inner_whitespace: bool = False
+    trailing_whitespace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PathCommand:
+    """MAIL FROM or RCPT TO. `size` is the octets announced (RFC 1870), or None."""
+
+    mailbox: Mailbox
+    size: int | None = None
+    eight_bit: bool = False
+
+
+def split(line: str) -> tuple[str, str]:
+    """Verb in upper case, and argument."""
+    verb, _, argument = line.partition(" ")
+    return verb.upper(), argument
+
+
+def parse_path(argument: str, rules: PathRules, *, sender: bool) -> PathCommand | SyntaxFault:
+    """The argument of MAIL (`sender`) or RCPT."""
+    wrong = replies.MAIL_SYNTAX if sender else replies.RCPT_SYNTAX
+    word = "FROM:" if sender else "TO:"
+    if argument[: len(word)].upper() != word:
+        return SyntaxFault(wrong)
+    if rules.trailing_whitespace:
+        argument = argument.rstrip()
+    match = _PATH.match(argument)
+    if match is None or (match["blank"] and not rules.inner_whitespace):
+        return SyntaxFault(wrong)
+    path, rest = match["path"], match["rest"]
+    if rules.inner_whitespace:
+        path = path.strip()
+    try:
+        mailbox = parse_mailbox(path, pedantic=rules.pedantic) if path or not sender else NULL_PATH
+    except AddressError as error:
+        return SyntaxFault(Reply(wrong.code, wrong.enhanced, f"{wrong.text}: {error}"))
+    if not rest:
+        return PathCommand(mailbox)
+    if not rest.startswith(" "):
+        return SyntaxFault(wrong)
+    return _parameters(mailbox, rest.split(), sender)
+
+
+def _parameters(mailbox: Mailbox, words: list[str], sender: bool) -> PathCommand | SyntaxFault:
+    found: dict[str, str] = {}
+    for word in words:
+        match = _PARAMETER.match(word)
+        if match is None or match[1].upper() in found:
+            return SyntaxFault(replies.MAIL_SYNTAX if sender else replies.RCPT_SYNTAX)
+        found[match[1].upper()] = match[2] or ""
+    return _mail_parameters(mailbox, found) if sender else SyntaxFault(replies.UNKNOWN_PARAMETER)
+
+
+def _mail_parameters(mailbox: Mailbox, found: Mapping[str, str]) -> PathCommand | SyntaxFault:
+    """SIZE (RFC 1870) and BODY (RFC 6152); any other is one that EHLO did not offer."""
+    size: int | None = None
+    eight_bit = False
+    for keyword, value in found.items():
+        if keyword == "SIZE" and _SIZE.match(value):
+            size = int(value)
+        elif keyword == "BODY" and value.upper() in ("7BIT", "8BITMIME"):
+            eight_bit = value.upper() == "8BITMIME"
+        elif keyword in ("SIZE", "BODY"):
+            return SyntaxFault(replies.MAIL_SYNTAX)
+        else:
+            return SyntaxFault(replies.UNKNOWN_PARAMETER)
+    return PathCommand(mailbox, size, eight_bit)

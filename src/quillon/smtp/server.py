@@ -1,0 +1,444 @@
+"""The receiving role of SMTP as a machine without I/O (RFC 5321, 2920, 1870, 2034, 3207).
+
+    receive(octets)   what the client sent
+    next_event()      Hello, MailFrom, RcptTo, StartTls, Data, or NEED_DATA, or PAUSED
+    respond(reply)    answers the event; None stands for the usual positive reply
+    data_to_send()    replies, batched: one write per round
+
+The machine is PAUSED from an event until `respond`, so pipelined commands keep their order while a policy thinks.
+What it can answer by itself (NOOP, RSET, faults of syntax and sequence) makes no event. Refusals of either kind are
+kept in `refusals` for the rejectlog. Whether a client may relay, and what a policy says, is not decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from quillon.config.settings import ReceptionSettings
+from quillon.mail import reply as replies
+from quillon.mail.address import Mailbox
+from quillon.mail.reply import Reply
+from quillon.smtp.command import PathCommand, PathRules, SyntaxFault, parse_path, split
+from quillon.smtp.tables import KEYWORDS, VERBS, State
+from quillon.smtp.wire import MAX_COMMAND_LINE, MailData
+
+
+class _Wait:
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
+
+
+NEED_DATA: Final = _Wait("NEED_DATA")
+PAUSED: Final = _Wait("PAUSED")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """EHLO or HELO. `line` is the command without CRLF."""
+
+    verb: str
+    domain: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class MailFrom:
+    mailbox: Mailbox
+    line: str
+    size: int | None
+    eight_bit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RcptTo:
+    mailbox: Mailbox
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartTls:
+    """Answer with `respond(None)` for 220 and then `tls_started()`, or with a refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A piece of mail data. Only the last one is answered; its `fault` is a reply for data that cannot be taken."""
+
+    data: bytes
+    last: bool
+    fault: Reply | None = None
+
+
+Event = Hello | MailFrom | RcptTo | StartTls | Data
+
+
+class ServerSession:
+    """One session. `hostname` is the name in replies, `client` the address of the client as text."""
+
+    def __init__(self, settings: ReceptionSettings, hostname: str, client: str, *, can_starttls: bool, in_tls: bool = False):
+        self.settings = settings
+        self.state = State.CONNECTED
+        self.closing = False
+        self.in_tls = in_tls
+        self.refusals: list[tuple[State, Reply]] = []
+        self.messages = 0
+        self.recipients = 0
+        self.extensions_added: tuple[str, ...] = ()
+        self._hostname = hostname
+        self._client = client
+        self._can_starttls = can_starttls
+        self._hello = ""
+        self._hello_needed = settings.require_ehlo
+        self._buffer = b""
+        self._at = 0
+        self._out: list[bytes] = []
+        self._pending: Event | None = None
+        self._greeted = False
+        self._sender: Mailbox | None = None
+        self._accepted: int = 0
+        self._mail_data: MailData | None = None
+        self._size = 0
+        self._skipping = False
+        self._commands = 0
+        self._errors = 0
+        self._rules = PathRules(
+            settings.rfc2821_pedantic_address_rules,
+            settings.allow_trailing_whitespace_in_commands,
+            settings.rfc2821_allow_whitespace_in_envelope or settings.allow_trailing_whitespace_in_commands,
+        )
+
+    # the shell's side -----------------------------------------------------------------------------------------
+
+    def greet(self, reply: Reply) -> None:
+        """Send the banner, or the refusal of the connection, which closes it."""
+        self._greeted = True
+        self._send(reply)
+        self.state = State.AWAITING_HELLO
+        if not reply.positive:
+            self.closing = True
+
+    def receive(self, data: bytes) -> None:
+        if self._at >= len(self._buffer):
+            self._buffer, self._at = data, 0
+        else:
+            self._buffer = self._buffer[self._at :] + data
+            self._at = 0
+
+    @property
+    def buffered(self) -> int:
+        """Octets received and not yet read: the shell stops reading when a paused session has many."""
+        return len(self._buffer) - self._at
+
+    def data_to_send(self) -> bytes:
+        if not self._out:
+            return b""
+        out = b"".join(self._out)
+        self._out.clear()
+        return out
+
+    def next_event(self) -> Event | _Wait:
+        if self._pending is not None or not self._greeted:
+            return PAUSED
+        while not self.closing:
+            if self._mail_data is not None:
+                event = self._next_data(self._mail_data)
+                return event or NEED_DATA
+            line = self._next_line()
+            if line is None:
+                return NEED_DATA
+            found = self._command(line)
+            if found is not None:
+                self._pending = found
+                return found
+        return NEED_DATA
+
+    def respond(self, reply: Reply | None) -> None:
+        """Answer the pending event. A negative reply undoes what the command would have established."""
+        event, self._pending = self._pending, None
+        if reply is not None and reply.code == 421:
+            self._send(reply)
+            self.closing = True
+        elif isinstance(event, Hello):
+            self._answer_hello(event, reply)
+        elif isinstance(event, MailFrom):
+            self._send(reply or replies.SENDER_OK)
+            if reply is None or reply.positive:
+                self._sender, self._accepted, self.state = event.mailbox, 0, State.AWAITING_RCPT
+        elif isinstance(event, RcptTo):
+            self._send(reply or replies.RECIPIENT_OK)
+            if reply is None or reply.positive:
+                self._accepted += 1
+        elif isinstance(event, StartTls):
+            self._send(reply or replies.READY_FOR_TLS)
+        elif isinstance(event, Data):
+            self._send(reply or replies.OK)
+            if reply is None or reply.positive:
+                self.messages += 1
+            self._reset()
+
+    def tls_started(self) -> None:
+        """The handshake ended well: forget all that was said in clear (RFC 3207 4.2)."""
+        self.in_tls = True
+        self._hello, self._hello_needed = "", True
+        if self.settings.starttls_injection_policy != "allow":
+            self._buffer, self._at = b"", 0
+        self._reset()
+        self.state = State.AWAITING_HELLO
+
+    def close(self, reply: Reply) -> None:
+        """End the session from our side: time limits, shutdown."""
+        self._pending = None
+        self._send(reply)
+        self.closing = True
+
+    # commands -------------------------------------------------------------------------------------------------
+
+    def _next_line(self) -> bytes | None:
+        end = self._buffer.find(b"\n", self._at)
+        if end < 0:
+            if len(self._buffer) - self._at > MAX_COMMAND_LINE:
+                self._skipping = True
+                self._buffer, self._at = b"", 0
+            return None
+        line = self._buffer[self._at : end + 1]
+        self._at = end + 1
+        if self._skipping:
+            self._skipping = False
+            return b"\0" * (MAX_COMMAND_LINE + 1)
+        return line
+
+    def _command(self, line: bytes) -> Event | None:
+        self._commands += 1
+        limit = self.settings.max_commands_per_connection
+        if limit and self._commands > limit:
+            return self._refuse(replies.TOO_MANY_ERRORS)
+        if len(line) > MAX_COMMAND_LINE:
+            return self._refuse(replies.LINE_TOO_LONG)
+        text = line[:-2]
+        if not line.endswith(b"\r\n") or b"\r" in text or b"\0" in text:
+            return self._refuse(replies.UNRECOGNIZED)  # a lone CR or LF ends no line
+        try:
+            verb, argument = split(text.decode("ascii"))
+        except UnicodeDecodeError:
+            return self._refuse(replies.UNRECOGNIZED)
+        row = VERBS.get(verb)
+        if row is None:
+            if self.settings.allow_trailing_whitespace_in_commands and verb.strip() in VERBS:
+                row = VERBS[verb.strip()]
+            else:
+                return self._refuse(replies.UNRECOGNIZED)
+        if row.argument is not None and argument:
+            if not (self.settings.allow_trailing_whitespace_in_commands and not argument.strip()):
+                return self._refuse(row.argument)
+            argument = ""
+        return _HANDLERS[row.name](self, argument, text.decode("ascii"))
+
+    def _do_hello(self, argument: str, line: str) -> Event | None:
+        verb = line[:4].upper()
+        domain = argument.strip()
+        if not domain or " " in domain or len(domain) > 255 or not domain.isprintable():
+            return self._refuse(replies.INVALID_EHLO if verb == "EHLO" else replies.INVALID_HELO)
+        return Hello(verb, domain, line)
+
+    def _answer_hello(self, event: Hello, reply: Reply | None) -> None:
+        if reply is not None and not reply.positive:
+            self._send(reply)
+            return
+        self._reset()
+        self._hello, self._hello_needed = event.domain, False
+        self.state = State.AWAITING_MAIL
+        greeting = f"{self._hostname} says {event.verb} to {self._client}"
+        lines = [greeting] if event.verb == "HELO" else [greeting, *self._keywords()]
+        self._send(Reply(250, "", "\n".join(lines)))
+
+    def _keywords(self) -> list[str]:
+        out = []
+        for keyword in KEYWORDS:
+            if keyword.when == "listed" and keyword.name not in self.settings.smtp_extensions:
+                continue
+            if keyword.when == "starttls" and not self._offers_starttls():
+                continue
+            limit = self.settings.max_message_size
+            out.append(f"SIZE {limit}" if keyword.name == "SIZE" and limit else keyword.name)
+        return out
+
+    def _offers_starttls(self) -> bool:
+        return self._can_starttls and not self.in_tls and self._lists_starttls()
+
+    def _lists_starttls(self) -> bool:
+        return "STARTTLS" in self.settings.smtp_extensions and not self.settings.use_ssl
+
+    def _do_mail(self, argument: str, line: str) -> Event | None:
+        if self._hello_needed:
+            return self._refuse(replies.HELO_NEEDED)
+        if self._sender is not None:
+            return self._refuse(replies.MAIL_AGAIN)
+        limit = self.settings.max_receptions_per_connection
+        if limit and self.messages >= limit:
+            return self._refuse(replies.MESSAGES_PER_CONNECTION)
+        command = parse_path(argument, self._rules, sender=True)
+        if isinstance(command, SyntaxFault):
+            return self._refuse(command.reply)
+        refusal = self._check_sender(command)
+        if refusal is not None:
+            return self._refuse(refusal)
+        domain = self.settings.domain_for_unqualified_sender_address
+        mailbox = _qualified(command.mailbox, domain)
+        return MailFrom(mailbox, line, command.size, command.eight_bit)
+
+    def _check_sender(self, command: PathCommand) -> Reply | None:
+        settings, mailbox = self.settings, command.mailbox
+        if mailbox.null and not settings.allow_null_envelope_sender:
+            return replies.NULL_SENDER_REFUSED
+        if mailbox.domain.startswith("[") and not settings.allow_ip_literal:
+            return replies.LITERAL_REFUSED
+        if not mailbox.null and not mailbox.domain and not settings.domain_for_unqualified_sender_address:
+            return replies.UNQUALIFIED
+        if settings.max_message_size and command.size and command.size > settings.max_message_size:
+            return replies.MESSAGE_TOO_LARGE
+        return None
+
+    def _do_rcpt(self, argument: str, line: str) -> Event | None:
+        if self._sender is None:
+            return self._refuse(replies.RCPT_WITHOUT_MAIL)
+        self.recipients += 1
+        settings = self.settings
+        if settings.max_recipients_per_connection and self.recipients > settings.max_recipients_per_connection:
+            return self._refuse(replies.RECIPIENTS_PER_CONNECTION)
+        if settings.max_recipients_per_message and self._accepted >= settings.max_recipients_per_message:
+            return self._refuse(replies.RECIPIENTS_PER_MESSAGE)
+        command = parse_path(argument, self._rules, sender=False)
+        if isinstance(command, SyntaxFault):
+            return self._refuse(command.reply)
+        if command.mailbox.domain.startswith("[") and not settings.allow_ip_literal:
+            return self._refuse(replies.LITERAL_REFUSED)
+        if not command.mailbox.domain and not settings.domain_for_unqualified_recipient_addresses:
+            return self._refuse(replies.UNQUALIFIED)
+        return RcptTo(_qualified(command.mailbox, settings.domain_for_unqualified_recipient_addresses), line)
+
+    def _do_data(self, argument: str, line: str) -> Event | None:
+        if self._sender is None:
+            return self._refuse(replies.DATA_WITHOUT_MAIL)
+        if not self._accepted:
+            return self._refuse(replies.DATA_WITHOUT_RCPT)
+        self._send(replies.START_MAIL_INPUT)
+        self._mail_data = MailData(
+            repair_headers=self.settings.rfc2822_lone_lf_in_headers == "fix",
+            repair_body=self.settings.rfc2822_lone_lf_in_body == "fix",
+        )
+        self._size = 0
+        self.state = State.READING_BODY
+        return None
+
+    def _do_rset(self, argument: str, line: str) -> Event | None:
+        self._reset()
+        self._send(replies.RESET)
+        return None
+
+    def _do_noop(self, argument: str, line: str) -> Event | None:
+        self._send(replies.OK)
+        return None
+
+    def _do_quit(self, argument: str, line: str) -> Event | None:
+        self._send(replies.CLOSING)
+        self.closing = True
+        return None
+
+    def _do_vrfy(self, argument: str, line: str) -> Event | None:
+        self._send(replies.CANNOT_VERIFY)
+        return None
+
+    def _do_help(self, argument: str, line: str) -> Event | None:
+        self._send(replies.HELP)
+        return None
+
+    def _do_starttls(self, argument: str, line: str) -> Event | None:
+        if not self._lists_starttls():
+            return self._refuse(replies.UNRECOGNIZED)
+        if self.in_tls:
+            return self._refuse(replies.BAD_SEQUENCE)
+        if not self._can_starttls:
+            return self._refuse(replies.TLS_NOT_AVAILABLE)
+        policy = self.settings.starttls_injection_policy
+        if self._at < len(self._buffer) and policy == "reject":
+            # CVE-2011-0411: commands sent in clear behind STARTTLS would count as sent inside TLS
+            self.closing = True
+            return self._refuse(replies.BAD_SEQUENCE)
+        return StartTls()
+
+    # mail data ------------------------------------------------------------------------------------------------
+
+    def _next_data(self, reader: MailData) -> Data | None:
+        if self._at >= len(self._buffer):
+            return None
+        octets = self._buffer[self._at :] if self._at else self._buffer
+        self._buffer, self._at = b"", 0
+        data = reader.feed(octets)
+        self._size += len(data)
+        limit = self.settings.max_message_size
+        too_large = bool(limit) and self._size > limit
+        if reader.complete:
+            self._mail_data = None
+            self._buffer, self._at = reader.rest, 0
+            self.state = State.ANSWERING_BODY
+            event = Data(b"" if too_large else data, True, self._data_fault(reader, too_large))
+            self._pending = event
+            return event
+        return Data(data, False) if data and not too_large else None
+
+    def _data_fault(self, reader: MailData, too_large: bool) -> Reply | None:
+        if too_large:
+            return replies.MESSAGE_TOO_LARGE
+        if reader.lone_in_headers and self.settings.rfc2822_lone_lf_in_headers == "pedantic":
+            return replies.LONE_LF_IN_HEADERS
+        if reader.lone_in_body and self.settings.rfc2822_lone_lf_in_body == "pedantic":
+            return replies.LONE_LF_IN_BODY
+        return None
+
+    # common ---------------------------------------------------------------------------------------------------
+
+    def _reset(self) -> None:
+        self._sender, self._accepted = None, 0
+        self.state = State.AWAITING_MAIL if self._hello else State.AWAITING_HELLO
+
+    def _refuse(self, reply: Reply) -> None:
+        self._send(reply)
+        self._errors += 1
+        limit = self.settings.max_errors_per_connection
+        if reply.code == 421:
+            self.closing = True
+        elif limit and self._errors >= limit and not self.closing:
+            self._send(replies.TOO_MANY_ERRORS)
+            self.closing = True
+
+    def _send(self, reply: Reply) -> None:
+        if reply.code >= 400:
+            self.refusals.append((self.state, reply))
+        self._out.append(reply.encode())
+
+
+def _qualified(mailbox: Mailbox, domain: str | None) -> Mailbox:
+    if mailbox.domain or mailbox.null or not domain:
+        return mailbox
+    return Mailbox(mailbox.local, domain)
+
+
+_Handler = Callable[[ServerSession, str, str], Event | None]
+_HANDLERS: dict[str, _Handler] = {
+    "EHLO": ServerSession._do_hello,
+    "HELO": ServerSession._do_hello,
+    "MAIL": ServerSession._do_mail,
+    "RCPT": ServerSession._do_rcpt,
+    "DATA": ServerSession._do_data,
+    "RSET": ServerSession._do_rset,
+    "NOOP": ServerSession._do_noop,
+    "QUIT": ServerSession._do_quit,
+    "VRFY": ServerSession._do_vrfy,
+    "HELP": ServerSession._do_help,
+    "STARTTLS": ServerSession._do_starttls,
+}

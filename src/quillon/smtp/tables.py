@@ -1,0 +1,68 @@
+"""The rules of the receiving role as data: one row per verb, one per EHLO keyword, one per reception state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from quillon.mail import reply as replies
+from quillon.mail.reply import Reply
+
+
+class State(Enum):
+    """Reception states of the manual, as the rejectlog prints them."""
+
+    CONNECTED = "just connected"
+    AWAITING_HELLO = "awaiting ehlo/helo"
+    AWAITING_MAIL = "awaiting mailfrom"
+    AWAITING_RCPT = "awaiting rcptto"
+    READING_BODY = "reading body"
+    ANSWERING_BODY = "sending body response"
+    CONCURRENCY = "concurrency limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A verb of the client. `argument` is the reply to an argument it must not have, or None where it may have one."""
+
+    name: str
+    argument: Reply | None = None
+    ends_group: bool = False  # RFC 2920 3.1: nothing may be pipelined behind it
+    rfc: str = "RFC 5321"
+
+
+VERBS: dict[str, Verb] = {
+    verb.name: verb
+    for verb in (
+        Verb("EHLO", ends_group=True),
+        Verb("HELO"),
+        Verb("MAIL"),
+        Verb("RCPT"),
+        Verb("DATA", replies.DATA_ARGUMENTS, ends_group=True),
+        Verb("RSET", replies.RSET_ARGUMENTS),
+        Verb("NOOP"),
+        Verb("QUIT", replies.NO_PARAMETERS, ends_group=True),
+        Verb("VRFY"),
+        Verb("HELP"),
+        Verb("STARTTLS", replies.NO_PARAMETERS, ends_group=True, rfc="RFC 3207"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Keyword:
+    """A line of the EHLO reply. `when` names the condition: always, listed (in SMTP_Extensions), or starttls."""
+
+    name: str
+    when: str
+    rfc: str
+
+
+KEYWORDS: tuple[Keyword, ...] = (
+    Keyword("PIPELINING", "always", "RFC 2920"),
+    Keyword("8BITMIME", "always", "RFC 6152"),
+    Keyword("SIZE", "always", "RFC 1870"),
+    Keyword("ENHANCEDSTATUSCODES", "listed", "RFC 2034"),
+    Keyword("STARTTLS", "starttls", "RFC 3207"),
+    Keyword("HELP", "always", "RFC 5321 4.1.1.8"),
+)
