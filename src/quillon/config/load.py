@@ -19,10 +19,27 @@ from quillon.config.check import check
 from quillon.config.model import Config, parse_endpoint
 from quillon.config.options import UNOFFERED_EXTENSIONS, Module, Option, Table, convert, table
 from quillon.config.scope import CHILDREN, NAMED, Entry, Node
-from quillon.config.syntax import DictValue, Fault, Include, Item, ListValue, Position, Scope, Setting, Value, Word, parse
+from quillon.config.syntax import (
+    DictValue,
+    Fault,
+    Include,
+    Item,
+    ListValue,
+    Position,
+    Scope,
+    Setting,
+    Value,
+    Word,
+    parse,
+)
 from quillon.mail.address import is_domain
 
-DEFAULT_SEARCH_PATH = (".", "/opt/msys/ecelerity/etc", "/opt/msys/ecelerity/etc/conf/global", "/opt/msys/ecelerity/etc/conf/default")
+DEFAULT_SEARCH_PATH = (
+    ".",
+    "/opt/msys/ecelerity/etc",
+    "/opt/msys/ecelerity/etc/conf/global",
+    "/opt/msys/ecelerity/etc/conf/default",
+)
 
 
 @dataclass
@@ -105,10 +122,15 @@ class _Builder:
         found = self._find(include.path.text)
         if found is None:
             looked = ", ".join(str(folder) for folder in self._folders())
-            self.fault(include.path.position, f"cannot find {include.path.text!r} to include; looked in {looked}")
+            self.fault(
+                include.path.position, f"cannot find {include.path.text!r} to include; looked in {looked}"
+            )
         elif found.is_dir():
             try:
-                names = sorted((p for p in found.iterdir() if not p.name.startswith(".")), key=lambda p: os.fsencode(p.name))
+                names = sorted(
+                    (p for p in found.iterdir() if not p.name.startswith(".")),
+                    key=lambda p: os.fsencode(p.name),
+                )
             except OSError as error:
                 self.fault(include.path.position, f"cannot read folder {found}: {error.strerror}")
                 return
@@ -152,10 +174,16 @@ class _Builder:
             label = self._label(kind, scope)
             if label is not None:
                 self.fill(parent.child(kind, label, position), scope.items)
-        elif parent.kind == "global" and kind in self.table.modules and kind not in self._children_of_modules():
+        elif (
+            parent.kind == "global" and kind in self.table.modules and kind not in self._children_of_modules()
+        ):
             self.fill(self._instance(parent, kind, scope), scope.items)
         elif parent.kind == "global" and kind in self.table.inert:
-            self.fault(position, f"{scope.name.text}: this version does not have it; the stanza is without effect", warning=True)
+            self.fault(
+                position,
+                f"{scope.name.text}: this version does not have it; the stanza is without effect",
+                warning=True,
+            )
         else:
             self._unknown_scope(parent, scope)
 
@@ -166,7 +194,9 @@ class _Builder:
         label = scope.label.text if scope.label else kind
         others = [node.label for node in parent.of(kind) if node.label != label]
         if kind == "scriptlet" and others:
-            self.fault(scope.name.position, f'there is one scriptlet only, and it is called "{others[0]}" already')
+            self.fault(
+                scope.name.position, f'there is one scriptlet only, and it is called "{others[0]}" already'
+            )
         return parent.child(kind, label, scope.name.position)
 
     def _label(self, kind: str, scope: Scope) -> str | None:
@@ -190,12 +220,17 @@ class _Builder:
         kind = name.lower()
         allowed_in = [outer for outer, inner in CHILDREN.items() if kind in inner]
         if allowed_in:
-            self.fault(scope.name.position, f"{name} is not valid in {parent.kind}; it belongs in {', '.join(allowed_in)}")
+            self.fault(
+                scope.name.position,
+                f"{name} is not valid in {parent.kind}; it belongs in {', '.join(allowed_in)}",
+            )
             return
         known = [*CHILDREN.get(parent.kind, ()), *(self.table.modules if parent.kind == "global" else ())]
         if parent.kind == "global":
             known += self.table.inert
-        self.fault(scope.name.position, f"{name} is no scope that is valid in {parent.kind}{_nearest(kind, known)}")
+        self.fault(
+            scope.name.position, f"{name} is no scope that is valid in {parent.kind}{_nearest(kind, known)}"
+        )
 
     # options --------------------------------------------------------------------------------------------------
 
@@ -210,7 +245,9 @@ class _Builder:
             value = convert(option, setting.value, self.folder)
         except ValueError as error:
             text = str(error)
-            self.fault(setting.value.position, text if text.startswith(option.name) else f"{option.name}: {text}")
+            self.fault(
+                setting.value.position, text if text.startswith(option.name) else f"{option.name}: {text}"
+            )
             return
         node.settings[name] = Entry(value, _text(setting.value), setting.name.position)
         self._judge(option, setting, value)
@@ -225,12 +262,18 @@ class _Builder:
             self.fault(position, f"{setting.name.text} cannot be honoured by this version: {option.doc}")
         elif option.status == "accepted" and not as_default and option.name not in self._warned:
             self._warned.add(option.name)
-            self.fault(position, f"{setting.name.text} is without effect in this version: {option.doc}", warning=True)
+            self.fault(
+                position, f"{setting.name.text} is without effect in this version: {option.doc}", warning=True
+            )
         reason = _REFUSED_VALUES.get((option.name, str(value).lower()))
         if reason:
             self.fault(setting.value.position, f"{setting.name.text} = {value}: {reason}")
         if option.name == "force_fsync" and value is False:
-            self.fault(position, "Force_Fsync = false changes nothing: every message is synced before it is acknowledged", True)
+            self.fault(
+                position,
+                "Force_Fsync = false changes nothing: every message is synced before it is acknowledged",
+                True,
+            )
         if option.name == "smtp_extensions":
             self._unoffered(setting.value)
 
@@ -245,16 +288,27 @@ class _Builder:
             scopes = ", ".join(sorted(option.scopes))
             self.fault(setting.name.position, f"{name} is not valid in {node.kind}; it is valid in {scopes}")
             return
-        names = list(module.options) if module else [o.name for o in self.table.options.values() if node.kind in o.scopes]
-        self.fault(setting.name.position, f"{name} is no option that is valid in {node.kind}{_nearest(name.lower(), names)}")
+        names = (
+            list(module.options)
+            if module
+            else [o.name for o in self.table.options.values() if node.kind in o.scopes]
+        )
+        self.fault(
+            setting.name.position,
+            f"{name} is no option that is valid in {node.kind}{_nearest(name.lower(), names)}",
+        )
 
 
 _REFUSED_VALUES = {
-    ("delivery_method", value): "this version delivers by ESMTP and SMTP only" for value in ("lmtp", "ecstream", "apn", "gcm", "mm7")
+    ("delivery_method", value): "this version delivers by ESMTP and SMTP only"
+    for value in ("lmtp", "ecstream", "apn", "gcm", "mm7")
 } | {
     ("tls_engine", "gnutls"): "this version has the openssl engine only",
     ("rfc2822_max_line_length_policy", "fix"): "a relayed message is never rewritten; use none or reject",
-    ("rfc2822_max_line_length", "fix"): "a relayed message is never rewritten; use ignore, pedantic or a number",
+    (
+        "rfc2822_max_line_length",
+        "fix",
+    ): "a relayed message is never rewritten; use ignore, pedantic or a number",
 }
 
 
@@ -293,4 +347,3 @@ def _text(value: Value) -> str:
     if isinstance(value, DictValue):
         return "[ " + " ".join(f"{key.text} = {word.text!r}" for key, word in value.items) + " ]"
     return "( " + " ".join(f'"{word.text}"' for word in value.items) + " )"
-

@@ -77,8 +77,13 @@ class Config:
         """The scriptlet stanza, if there is one."""
         options = self.table.modules["scriptlet"].options
         for node in self.root.of("scriptlet"):
-            scripts = tuple((s.label, s.settings["source"].value) for s in node.of("script") if "source" in s.settings)
-            values = {n: resolve(options[n], [node], self.folder).value for n in ("gc_pause", "gc_stepmul", "enabled")}
+            scripts = tuple(
+                (s.label, s.settings["source"].value) for s in node.of("script") if "source" in s.settings
+            )
+            values = {
+                n: resolve(options[n], [node], self.folder).value
+                for n in ("gc_pause", "gc_stepmul", "enabled")
+            }
             return ScriptSettings(scripts, **values)
         return None
 
@@ -120,7 +125,10 @@ class Config:
         found = self._inbound.get(key)
         if found is None:
             chain = inbound_chain(self.root, self.table, node, client)
-            found = self._inbound[key] = (self._build(ReceptionSettings, chain), self._build(InboundTls, chain))
+            found = self._inbound[key] = (
+                self._build(ReceptionSettings, chain),
+                self._build(InboundTls, chain),
+            )
         if len(self._clients) >= _CACHE_SIZE:
             self._clients.clear()
         self._clients[(id(node), client)] = found
@@ -165,7 +173,9 @@ class Config:
 
     def outbound(self, option: str, group: str, binding: str, domain: str) -> Resolution:
         """One outbound option with its provenance; throttles and gateways need to know the stanza."""
-        return resolve(self.table.options[option], outbound_chain(self.root, group, binding, domain), self.folder)
+        return resolve(
+            self.table.options[option], outbound_chain(self.root, group, binding, domain), self.folder
+        )
 
     def host_connections(self, host: str) -> int:
         """max_outbound_connections of a Host stanza, -1 where there is none: that scope does not fall back."""
@@ -204,7 +214,9 @@ def parse_endpoint(text: str) -> tuple[str, int, str]:
         return "", 0, text
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f'{text!r} is no address to listen on: write ":25", "192.0.2.1:25", "[2001:db8::1]:25" or a path')
+        raise ValueError(
+            f'{text!r} is no address to listen on: write ":25", "192.0.2.1:25", "[2001:db8::1]:25" or a path'
+        )
     if host in ("", "*"):
         return "0.0.0.0", int(port), ""  # noqa: S104 - any address is what the operator wrote
     if host.startswith("[") and host.endswith("]"):

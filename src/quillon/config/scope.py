@@ -25,14 +25,25 @@ from quillon.config.syntax import Position
 
 # What may stand in what (manual, options summary). Modules are allowed at the top only.
 CHILDREN: dict[str, tuple[str, ...]] = {
-    "global": ("binding_group", "binding", "domain", "host", "esmtp_listener", "pathway_group", "pathway", "security"),
+    "global": (
+        "binding_group",
+        "binding",
+        "domain",
+        "host",
+        "esmtp_listener",
+        "pathway_group",
+        "pathway",
+        "security",
+    ),
     "binding_group": ("binding", "domain", "host"),
     "binding": ("domain", "host"),
     "esmtp_listener": ("listen", "peer"),
     "listen": ("peer",),
     "pathway_group": ("pathway",),
 }
-NAMED = frozenset({"binding_group", "binding", "domain", "host", "listen", "peer", "pathway_group", "pathway"})
+NAMED = frozenset(
+    {"binding_group", "binding", "domain", "host", "listen", "peer", "pathway_group", "pathway"}
+)
 _LOWERED = frozenset({"domain", "host", "listen", "peer"})
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -170,7 +181,11 @@ def inbound_chain(root: Node, table: Table, listen: Node, client: IPAddress) -> 
 
 def pathway_nodes(root: Node, name: str) -> list[Node]:
     """pathway_group::pathway, pathway, pathway_group (manual, pathway page)."""
-    inner = [group.children[("pathway", name)] for group in root.of("pathway_group") if ("pathway", name) in group.children]
+    inner = [
+        group.children[("pathway", name)]
+        for group in root.of("pathway_group")
+        if ("pathway", name) in group.children
+    ]
     outer = root.get("pathway", name)
     groups = [node.parent for node in inner if node.parent is not None]
     return inner + ([outer] if outer is not None else []) + groups

@@ -228,7 +228,9 @@ def _item(reader: _Reader) -> Item:
         return Setting(name.word, _value(reader))
     if follows.kind == "word" and reader.peek(1).kind == "{":
         return _scope(reader, name.word, reader.take().word)
-    raise _SyntaxFault(name, f"{name.word.text} is neither an option (= is missing) nor a scope ({{ is missing)")
+    raise _SyntaxFault(
+        name, f"{name.word.text} is neither an option (= is missing) nor a scope ({{ is missing)"
+    )
 
 
 MAX_DEPTH = 32
@@ -244,7 +246,9 @@ def _scope(reader: _Reader, name: Word, label: Word | None) -> Scope:
     except _SyntaxFault as fault:
         if fault.token.kind != "end":
             raise
-        raise _SyntaxFault(fault.token, f"{name.text} of line {name.position.line} is not closed: }} is missing") from None
+        raise _SyntaxFault(
+            fault.token, f"{name.text} of line {name.position.line} is not closed: }} is missing"
+        ) from None
     finally:
         reader.depth -= 1
     reader.take()
@@ -271,7 +275,9 @@ def _list(reader: _Reader, opened: _Token) -> list[Word]:
         if token.kind == "word":
             items.append(token.word)
         elif token.kind != ",":
-            raise _SyntaxFault(token, f"the list of line {opened.word.position.line} is not closed: ) is missing")
+            raise _SyntaxFault(
+                token, f"the list of line {opened.word.position.line} is not closed: ) is missing"
+            )
 
 
 def _dict(reader: _Reader, opened: _Token) -> list[tuple[Word, Word]]:
@@ -283,7 +289,9 @@ def _dict(reader: _Reader, opened: _Token) -> list[tuple[Word, Word]]:
         if key.kind == ",":
             continue
         if key.kind != "word":
-            raise _SyntaxFault(key, f"the dictionary of line {opened.word.position.line} is not closed: ] is missing")
+            raise _SyntaxFault(
+                key, f"the dictionary of line {opened.word.position.line} is not closed: ] is missing"
+            )
         if reader.peek().kind != "=":
             raise _SyntaxFault(reader.peek(), f"= is expected behind the key {key.word.text}")
         reader.take()

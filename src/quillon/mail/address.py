@@ -18,7 +18,9 @@ _DOT_STRING_LOOSE = re.compile(rf"(?:{_ATEXT}|\.)+\Z")
 # RFC 5321 4.1.2 Quoted-string
 _QUOTED_STRING = re.compile(r'"(?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\[\x20-\x7e])*"\Z')
 # RFC 5321 4.1.2 Domain. An underscore is no letter of a host name, yet real mail domains carry it.
-_DOMAIN = re.compile(r"(?=.{1,255}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?\Z")
+_DOMAIN = re.compile(
+    r"(?=.{1,255}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?\Z"
+)
 # The common case in one match: a dot-string, one at sign, a plain domain.
 _PLAIN = re.compile(
     rf"({_ATEXT}+(?:\.{_ATEXT}+)*)@((?=.{{1,255}}\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])?"

@@ -1,0 +1,1 @@
+"""Streams, clock and resolver: where octets, time and names come from."""

@@ -24,7 +24,9 @@ from quillon.mail.reply import Reply
 from quillon.smtp.wire import MAX_REPLY_LINE, MAX_REPLY_LINES
 
 # RFC 5321 4.2; octets outside of ASCII and control characters are not passed on
-_REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(?:([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |\Z))?(.*))?\Z", re.S)
+_REPLY_LINE = re.compile(
+    rb"([2-5][0-9][0-9])(?:([ -])(?:([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |\Z))?(.*))?\Z", re.S
+)
 
 
 class _Wait:
@@ -196,8 +198,14 @@ class ClientSession:
         if more == b"-":
             return
         lines, self._lines = self._lines, []
-        reply = Reply(int(code), lines[0][1].decode("ascii"), "\n".join(_printable(part) for _, _, part in lines))
-        if reply.code == 421 and self.stage not in (Stage.READING_BANNER, Stage.READING_CONFIRMATION) and not self._bulk():
+        reply = Reply(
+            int(code), lines[0][1].decode("ascii"), "\n".join(_printable(part) for _, _, part in lines)
+        )
+        if (
+            reply.code == 421
+            and self.stage not in (Stage.READING_BANNER, Stage.READING_CONFIRMATION)
+            and not self._bulk()
+        ):
             self._events.append(Broken(reply, self.stage, True))
             self.closed = True
             return
@@ -219,7 +227,11 @@ class ClientSession:
     def _hello(self) -> None:
         self.extensions = {}
         verb = "EHLO" if self._esmtp else "HELO"
-        self._say(f"{verb} {self._ehlo_name}\r\n".encode("ascii", "replace"), Stage.DURING_EHLO, self._hello_answered)
+        self._say(
+            f"{verb} {self._ehlo_name}\r\n".encode("ascii", "replace"),
+            Stage.DURING_EHLO,
+            self._hello_answered,
+        )
 
     def _hello_answered(self, reply: Reply) -> None:
         if reply.permanent and self._esmtp:
@@ -275,13 +287,21 @@ class ClientSession:
             self.stage = Stage.DURING_DATA
 
     def _data(self, reply: Reply) -> None:
-        accepted = self._mail_reply is not None and self._mail_reply.positive and any(r.positive for r in self._rcpt_replies)
+        accepted = (
+            self._mail_reply is not None
+            and self._mail_reply.positive
+            and any(r.positive for r in self._rcpt_replies)
+        )
         if reply.code == 354 and accepted:
             self.stage = Stage.SENDING_BODY
             self._events.append(SendBody())
         elif reply.code == 354:
             # RFC 2920 3.1: DATA went out with its group and was taken although no recipient was: end it empty
-            self._say(b".\r\n", Stage.READING_CONFIRMATION, lambda _: self._finish(self._refused_mail(), Stage.AFTER_RCPT))
+            self._say(
+                b".\r\n",
+                Stage.READING_CONFIRMATION,
+                lambda _: self._finish(self._refused_mail(), Stage.AFTER_RCPT),
+            )
         elif not accepted:
             self._finish(self._refused_mail(), Stage.AFTER_RCPT)
         else:

@@ -80,7 +80,15 @@ Event = Hello | MailFrom | RcptTo | StartTls | Data
 class ServerSession:
     """One session. `hostname` is the name in replies, `client` the address of the client as text."""
 
-    def __init__(self, settings: ReceptionSettings, hostname: str, client: str, *, can_starttls: bool, in_tls: bool = False):
+    def __init__(
+        self,
+        settings: ReceptionSettings,
+        hostname: str,
+        client: str,
+        *,
+        can_starttls: bool,
+        in_tls: bool = False,
+    ):
         self.settings = settings
         self.state = State.CONNECTED
         self.closing = False
@@ -308,7 +316,10 @@ class ServerSession:
             return self._refuse(replies.RCPT_WITHOUT_MAIL)
         self.recipients += 1
         settings = self.settings
-        if settings.max_recipients_per_connection and self.recipients > settings.max_recipients_per_connection:
+        if (
+            settings.max_recipients_per_connection
+            and self.recipients > settings.max_recipients_per_connection
+        ):
             return self._refuse(replies.RECIPIENTS_PER_CONNECTION)
         if settings.max_recipients_per_message and self._accepted >= settings.max_recipients_per_message:
             return self._refuse(replies.RECIPIENTS_PER_MESSAGE)

@@ -1,0 +1,1 @@
+"""TLS without I/O: engines that turn ciphertext into plaintext and a handshake into a verdict."""

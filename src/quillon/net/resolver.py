@@ -1,0 +1,111 @@
+"""MX, A and AAAA lookup by dnspython, with a cache of our own that keeps to the TTL within the configured bounds.
+
+Answers are values; an expected failure is one too. `secure` repeats the AD bit, which counts only where the resolver
+is one that we trust: one on a loopback address.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import dns.asyncresolver
+import dns.exception
+import dns.flags
+import dns.name
+import dns.rdatatype
+import dns.resolver
+
+from quillon.net.clock import Clock
+
+NEGATIVE_TTL = 60
+_CACHE_SIZE = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`status` is ok, nodata, nxdomain or failed. `records` are (preference, text), preference 0 but for MX."""
+
+    status: str
+    records: tuple[tuple[int, str], ...] = ()
+    ttl: int = NEGATIVE_TTL
+    secure: bool = False
+    detail: str = ""
+
+
+class Resolver:
+    """`servers` are (ip, port) and go before those of `resolv_conf`. Raises OSError where that file is not readable."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        servers: Sequence[tuple[str, int]],
+        resolv_conf: str,
+        *,
+        min_ttl: int = 0,
+        max_ttl: int = 2**32 - 1,
+    ) -> None:
+        self._clock = clock
+        self._bounds = (min_ttl, max_ttl)
+        self._cache: dict[tuple[str, str], tuple[float, Answer]] = {}
+        self._resolver = dns.asyncresolver.Resolver(configure=False)
+        if servers:
+            self._resolver.nameservers = [ip for ip, _ in servers]
+            self._resolver.nameserver_ports = dict(servers)
+        else:
+            try:
+                self._resolver.read_resolv_conf(resolv_conf)
+            except dns.resolver.NoResolverConfiguration as error:
+                raise OSError(f"{resolv_conf} names no resolver: {error}") from None
+        self._resolver.search = []
+        self._resolver.lifetime = 10.0
+        self._resolver.use_edns(0, dns.flags.DO, 1232)
+        self._resolver.flags = dns.flags.RD | dns.flags.AD
+        self._trusted = all(_loopback(str(server)) for server in self._resolver.nameservers)
+
+    async def lookup(self, name: str, kind: str) -> Answer:
+        """`kind` is MX, A or AAAA; MX targets come in lower case without a trailing dot, "" for a null MX."""
+        key = (name, kind)
+        now = self._clock.now()
+        known = self._cache.get(key)
+        if known is not None and known[0] > now:
+            return known[1]
+        answer = await self._ask(name, kind)
+        if answer.status != "failed":
+            if len(self._cache) >= _CACHE_SIZE:
+                self._cache.clear()
+            low, high = self._bounds
+            self._cache[key] = (now + min(max(answer.ttl, low), high), answer)
+        return answer
+
+    def forget(self) -> None:
+        """Empty the cache."""
+        self._cache.clear()
+
+    async def _ask(self, name: str, kind: str) -> Answer:
+        try:
+            found = await self._resolver.resolve(name, kind, raise_on_no_answer=False)
+        except dns.resolver.NXDOMAIN:
+            return Answer("nxdomain")
+        except dns.exception.Timeout:
+            return Answer("failed", detail="timeout")
+        except (dns.exception.DNSException, OSError, UnicodeError) as error:
+            return Answer("failed", detail=str(error) or type(error).__name__)
+        if found.rrset is None:
+            return Answer("nodata")
+        secure = self._trusted and bool(found.response.flags & dns.flags.AD)
+        records = []
+        for item in found.rrset:
+            if kind == "MX":
+                records.append((int(item.preference), str(item.exchange).rstrip(".").lower()))
+            else:
+                records.append((0, str(item.address)))
+        return Answer("ok", tuple(sorted(records)), int(found.rrset.ttl), secure)
+
+
+def _loopback(server: str) -> bool:
+    try:
+        return ipaddress.ip_address(server).is_loopback
+    except ValueError:
+        return False

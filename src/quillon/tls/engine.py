@@ -1,0 +1,37 @@
+"""What an engine is: the interface between a stream and a TLS library.
+
+An engine is fed ciphertext and gives plaintext; what it has to send is fetched by `data_to_send` after every call. It
+never raises for anything that a peer sends: a handshake that fails becomes `failure`, a broken record ends the stream
+(`closed`). `verdict` is there once `established` is true.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from quillon.tls.verdict import HandshakeFailure, Verdict
+
+
+class Engine(Protocol):
+    established: bool
+    closed: bool
+    failure: HandshakeFailure | None
+
+    def start(self) -> None:
+        """Begin; the client's first flight is ready to send afterwards."""
+
+    def receive(self, ciphertext: bytes) -> bytes:
+        """Take what the peer sent; give the plaintext that it holds, which may be empty."""
+
+    def send(self, plaintext: bytes) -> None:
+        """Encrypt; only once established."""
+
+    def data_to_send(self) -> bytes: ...
+
+    def eof(self) -> None:
+        """The peer closed the connection below TLS."""
+
+    def close(self) -> None:
+        """Say close_notify."""
+
+    def verdict(self) -> Verdict: ...

@@ -1,0 +1,70 @@
+"""Whether a certificate names a host (RFC 9525; contradictions of the manual resolved as its pages and RFC 6125 allow).
+
+The names of a certificate are its subjectAltName dNSNames; only where it has none, its common name. A wildcard is the
+whole left-most label and stands for exactly one label, never right below a top-level name. Comparison ignores the case
+of ASCII letters; internationalized names are compared as A-labels.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from cryptography import x509
+
+from quillon.tls.verdict import Certificate
+
+
+def names(certificate: Certificate) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """DNS names and IP addresses that the certificate claims, as text. A malformed extension claims nothing."""
+    if certificate.parsed is None:
+        return (), ()
+    try:
+        extension = certificate.parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        common = certificate.subject_cn
+        return ((common,) if common else ()), ()
+    except ValueError:
+        return (), ()
+    dns = tuple(extension.value.get_values_for_type(x509.DNSName))
+    addresses = tuple(str(ip) for ip in extension.value.get_values_for_type(x509.IPAddress))
+    if not dns and not addresses and certificate.subject_cn:
+        return (certificate.subject_cn,), ()
+    return dns, addresses
+
+
+def matches(certificate: Certificate, candidates: Iterable[str]) -> bool:
+    """Whether the certificate names one of the candidates: host names, or IP addresses as text."""
+    dns, addresses = names(certificate)
+    return any(_matches_one(dns, addresses, candidate) for candidate in candidates if candidate)
+
+
+def _matches_one(dns: tuple[str, ...], addresses: tuple[str, ...], candidate: str) -> bool:
+    try:
+        return str(ipaddress.ip_address(candidate.strip("[]"))) in addresses
+    except ValueError:
+        pass
+    host = _ascii(candidate)
+    return host is not None and any(name_matches(name, host) for name in dns)
+
+
+def name_matches(presented: str, host: str) -> bool:
+    """One presented name against one host name in A-labels and lower case."""
+    name = presented.lower().removesuffix(".")
+    if not name.isascii() or "\0" in name:
+        return False
+    if "*" not in name:
+        return name == host
+    left, _, rest = name.partition(".")
+    host_left, _, host_rest = host.partition(".")
+    return left == "*" and "*" not in rest and "." in rest and rest == host_rest and bool(host_left)
+
+
+def _ascii(host: str) -> str | None:
+    host = host.removesuffix(".").lower()
+    if host.isascii():
+        return host
+    try:
+        return host.encode("idna").decode("ascii")
+    except UnicodeError:
+        return None

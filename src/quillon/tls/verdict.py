@@ -1,0 +1,261 @@
+"""The frozen result of a handshake, and the one cause code that each failure has.
+
+A cause code is a word for logs, replies, notifications and scripts. `CAUSES` lists all of them with what they mean and
+what to do; the documentation is generated from it. `alert_<name>` stands for an alert that the other side sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import NameOID
+
+from quillon.mail.event import TlsFacts
+
+CAUSES: dict[str, tuple[str, str]] = {
+    "no_starttls": (
+        "The host did not offer STARTTLS.",
+        "Ask the partner to offer it, or check for a device that strips it.",
+    ),
+    "starttls_refused": (
+        "The host offered STARTTLS and then refused it.",
+        "See the reply in the log; often a missing key there.",
+    ),
+    "starttls_injection": (
+        "Octets in clear stood behind the 220 to STARTTLS.",
+        "Somebody may be tampering with the connection.",
+    ),
+    "handshake_eof": (
+        "The connection was closed during the handshake.",
+        "Look for protocol or cipher mismatches in the peer's log.",
+    ),
+    "handshake_timeout": ("The handshake did not end in time.", "Look for a firewall or an overloaded peer."),
+    "not_tls": (
+        "What came instead of a handshake was not TLS.",
+        "Check the port: STARTTLS against TLS from the first octet.",
+    ),
+    "protocol_mismatch": (
+        "The sides share no protocol version.",
+        "Compare TLS_Protocols with what the peer speaks.",
+    ),
+    "no_shared_cipher": (
+        "The sides share no cipher suite.",
+        "Compare TLS_Ciphers, and the kind of the certificate's key.",
+    ),
+    "no_client_certificate": (
+        "The client presented no certificate although one is required.",
+        "Let it configure one.",
+    ),
+    "handshake_failed": (
+        "The handshake failed in another way; the detail says how.",
+        "See the detail in the JSON log.",
+    ),
+    "expired": ("A certificate of the chain has expired.", "Renew it."),
+    "not_yet_valid": ("A certificate of the chain is not valid yet.", "Check both clocks."),
+    "unknown_issuer": (
+        "The chain does not end at a trusted authority.",
+        "Add the issuer to the CA file, or the intermediate to the chain.",
+    ),
+    "self_signed": (
+        "The certificate is signed by itself and not trusted.",
+        "Add it to the CA file, or get one from an authority.",
+    ),
+    "name_mismatch": (
+        "The certificate does not name the host or the domain.",
+        "Compare the names in the log with MX and domain.",
+    ),
+    "revoked": ("The certificate is revoked.", "Get a new one."),
+    "wrong_purpose": (
+        "The certificate may not be used for this purpose.",
+        "Issue one with the extended key usage of its role.",
+    ),
+    "invalid_ca": (
+        "An issuer in the chain is not allowed to issue.",
+        "Check the basic constraints of the intermediates.",
+    ),
+    "weak_key": ("A key of the chain is too short.", "Use 2048 bits RSA or P-256 at least."),
+    "weak_signature": ("A signature of the chain uses a weak digest.", "Reissue with SHA-256 or better."),
+    "bad_signature": ("A signature of the chain does not verify.", "The chain is broken; reissue it."),
+    "certificate_rejected": (
+        "The chain failed verification in another way.",
+        "See the detail in the JSON log.",
+    ),
+    "no_certificate": (
+        "The host presented no certificate.",
+        "Anonymous suites cannot be verified; use others.",
+    ),
+    "bad_local_settings": ("Our own certificate, key or CA file cannot be loaded.", "Run quillon check."),
+}
+
+# X509_V_ERR_* of x509_vfy.h
+_CHAIN_CAUSES = {
+    2: "unknown_issuer",
+    20: "unknown_issuer",
+    21: "unknown_issuer",
+    19: "unknown_issuer",
+    18: "self_signed",
+    9: "not_yet_valid",
+    10: "expired",
+    7: "bad_signature",
+    23: "revoked",
+    24: "invalid_ca",
+    79: "invalid_ca",
+    26: "wrong_purpose",
+    28: "wrong_purpose",
+    66: "weak_key",
+    67: "weak_key",
+    68: "weak_signature",
+}
+# which of several errors of one chain is told: the first that is present
+_ORDER = ("revoked", "self_signed", "unknown_issuer", "bad_signature", "expired", "not_yet_valid")
+
+
+def chain_cause(error: int) -> str:
+    """The cause code of an X509_V_ERR number; empty for 0."""
+    return _CHAIN_CAUSES.get(error, "certificate_rejected") if error else ""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A peer's own certificate, parsed when asked."""
+
+    der: bytes
+
+    @cached_property
+    def parsed(self) -> x509.Certificate | None:
+        """The certificate, or None where it is too malformed to read."""
+        try:
+            return x509.load_der_x509_certificate(self.der)
+        except ValueError:
+            return None
+
+    @cached_property
+    def subject(self) -> str:
+        """`/C=FI/O=Bank/CN=mx.bank.fi`, the one-line form of OpenSSL."""
+        return _name(self.parsed, issuer=False)
+
+    @cached_property
+    def issuer(self) -> str:
+        return _name(self.parsed, issuer=True)
+
+    @cached_property
+    def subject_cn(self) -> str:
+        return _common_name(self.parsed, issuer=False)
+
+    @cached_property
+    def issuer_cn(self) -> str:
+        return _common_name(self.parsed, issuer=True)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the certificate in lower-case hexadecimal digits."""
+        return hashlib.sha256(self.der).hexdigest()
+
+    @cached_property
+    def spki_sha256(self) -> str:
+        """SHA-256 of the public key (SubjectPublicKeyInfo), as DANE and key pinning use it."""
+        if self.parsed is None:
+            return ""
+        try:
+            key = self.parsed.public_key().public_bytes(
+                serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+        except ValueError:
+            return ""
+        return hashlib.sha256(key).hexdigest()
+
+
+def _rdn_name(certificate: x509.Certificate | None, issuer: bool) -> x509.Name | None:
+    if certificate is None:
+        return None
+    try:
+        return certificate.issuer if issuer else certificate.subject
+    except ValueError:
+        return None
+
+
+def _name(certificate: x509.Certificate | None, issuer: bool) -> str:
+    name = _rdn_name(certificate, issuer)
+    if name is None:
+        return ""
+    return "".join(
+        f"/{attribute.rfc4514_attribute_name}={_clean(attribute.value)}"
+        for rdn in name.rdns
+        for attribute in rdn
+    )
+
+
+def _common_name(certificate: x509.Certificate | None, issuer: bool) -> str:
+    name = _rdn_name(certificate, issuer)
+    found = name.get_attributes_for_oid(NameOID.COMMON_NAME) if name is not None else []
+    return _clean(found[-1].value) if found else ""
+
+
+def _clean(value: str | bytes) -> str:
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a finished handshake found out.
+
+    `bits` are the secret bits of the cipher, `algorithm_bits` those of its algorithm. `checked` tells whether the chain
+    was verified at all; `errors` are (cause, depth, text) of what was wrong with it, in the order found.
+    """
+
+    protocol: str
+    cipher: str
+    bits: int
+    algorithm_bits: int
+    group: str
+    certificate: Certificate | None
+    checked: bool
+    errors: tuple[tuple[str, int, str], ...] = ()
+    sni: str = ""
+    resumed: bool = False
+
+    @property
+    def cause(self) -> str:
+        """The cause code of the chain; empty if it verified or was not to be verified."""
+        if not self.checked:
+            return ""
+        if self.certificate is None:
+            return "no_certificate"
+        causes = [cause for cause, _, _ in self.errors]
+        return next((cause for cause in _ORDER if cause in causes), causes[0] if causes else "")
+
+    @property
+    def chain_verified(self) -> bool:
+        return self.checked and not self.cause
+
+    def facts(self, *, verified: bool | None, cause: str = "") -> TlsFacts:
+        """For logs: `verified` is the judgement, which may include the name."""
+        certificate = self.certificate
+        return TlsFacts(
+            protocol=self.protocol,
+            cipher=self.cipher,
+            bits=self.bits,
+            group=self.group,
+            verified=verified,
+            cause=cause,
+            detail=next((text for c, _, text in self.errors if c == cause), ""),
+            subject=certificate.subject if certificate else "",
+            issuer=certificate.issuer if certificate else "",
+            fingerprint=certificate.sha256 if certificate else "",
+        )
+
+
+@dataclass(frozen=True)
+class HandshakeFailure:
+    """A handshake that did not end well: the cause code and the library's words."""
+
+    cause: str
+    detail: str = ""
+
+    def facts(self) -> TlsFacts:
+        return TlsFacts(cause=self.cause, detail=self.detail)
