@@ -116,15 +116,11 @@ def _check_dates(entry: Entry, certificate: x509.Certificate, faults: list[Fault
     now = datetime.datetime.now(datetime.UTC)
     if certificate.not_valid_after_utc < now:
         when = certificate.not_valid_after_utc.date()
-        faults.append(
-            Fault(entry.position, f"the certificate in {entry.value} expired on {when}", warning=True)
-        )
+        faults.append(Fault(entry.position, f"the certificate in {entry.value} expired on {when}", warning=True))
     elif certificate.not_valid_before_utc > now:
         when = certificate.not_valid_before_utc.date()
         faults.append(
-            Fault(
-                entry.position, f"the certificate in {entry.value} is not valid before {when}", warning=True
-            )
+            Fault(entry.position, f"the certificate in {entry.value} is not valid before {when}", warning=True)
         )
 
 
@@ -143,9 +139,7 @@ def _certificates(entry: Entry, faults: list[Fault]) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(data)
     except ValueError as error:
-        faults.append(
-            Fault(entry.position, f"{entry.value} holds no certificate in PEM: {str(error).splitlines()[0]}")
-        )
+        faults.append(Fault(entry.position, f"{entry.value} holds no certificate in PEM: {str(error).splitlines()[0]}"))
         return []
 
 
@@ -158,9 +152,7 @@ def _check_ciphers(entry: Entry, faults: list[Fault]) -> None:
     try:
         SSL.Context(SSL.TLS_METHOD).set_cipher_list(text.encode())
     except (SSL.Error, ValueError):
-        faults.append(
-            Fault(entry.position, f"TLS_Ciphers = {text!r} names no usable cipher; see `openssl ciphers`")
-        )
+        faults.append(Fault(entry.position, f"TLS_Ciphers = {text!r} names no usable cipher; see `openssl ciphers`"))
 
 
 def _ancestors(node: Node) -> list[Node]:
@@ -180,17 +172,13 @@ def _check_listen(config: Config, listen: Node, faults: list[Fault]) -> None:
     extensions = resolve(options["smtp_extensions"], chain, config.folder)
     offered = "STARTTLS" in extensions.value
     implicit = resolve(options["use_ssl"], chain, config.folder)
-    certificate = value("tls_certificate") or any(
-        "tls_certificate" in peer.settings for peer in listen.of("peer")
-    )
+    certificate = value("tls_certificate") or any("tls_certificate" in peer.settings for peer in listen.of("peer"))
     if implicit.value and not certificate:
         where = implicit.entry.position if implicit.entry else listen.position
         faults.append(Fault(where, f'Use_SSL on Listen "{listen.label}" needs TLS_Certificate'))
     if implicit.value and offered and extensions.entry and implicit.entry:
         if extensions.node is implicit.node:
-            faults.append(
-                Fault(extensions.entry.position, "Use_SSL and STARTTLS exclude each other on one listener")
-            )
+            faults.append(Fault(extensions.entry.position, "Use_SSL and STARTTLS exclude each other on one listener"))
         else:
             text = f'STARTTLS is not offered on Listen "{listen.label}", which has Use_SSL'
             faults.append(Fault(extensions.entry.position, text, warning=True))
@@ -217,9 +205,7 @@ def _check_delivery(config: Config, faults: list[Fault]) -> None:
         if node.kind == "domain" and "gateway" in node.settings:
             for name in sorted(n for n in node.settings if n == "tls" or n.startswith("tls_")):
                 host = node.settings["gateway"].value[0]
-                text = (
-                    f'{name} has no effect here: with Gateway, the options of Domain "{host}" rule delivery'
-                )
+                text = f'{name} has no effect here: with Gateway, the options of Domain "{host}" rule delivery'
                 faults.append(Fault(node.settings[name].position, text, warning=True))
     for name, strength in (("tls", _STRENGTH_TLS), ("tls_verify", _STRENGTH_VERIFY)):
         for domain in config.root.of("domain"):
@@ -234,11 +220,7 @@ def _warn_weaker_bindings(
     wanted = domain.settings[name]
     for node in config.root.walk():
         entry = node.settings.get(name)
-        if (
-            node.kind in ("binding", "binding_group")
-            and entry
-            and strength[entry.value] < strength[wanted.value]
-        ):
+        if node.kind in ("binding", "binding_group") and entry and strength[entry.value] < strength[wanted.value]:
             text = f"{name} = {entry.text} of {node.path} beats the stricter {name} = {wanted.text} of {domain.path} ({wanted.position})"
             faults.append(Fault(entry.position, text, warning=True))
 

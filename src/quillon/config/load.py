@@ -122,9 +122,7 @@ class _Builder:
         found = self._find(include.path.text)
         if found is None:
             looked = ", ".join(str(folder) for folder in self._folders())
-            self.fault(
-                include.path.position, f"cannot find {include.path.text!r} to include; looked in {looked}"
-            )
+            self.fault(include.path.position, f"cannot find {include.path.text!r} to include; looked in {looked}")
         elif found.is_dir():
             try:
                 names = sorted(
@@ -174,9 +172,7 @@ class _Builder:
             label = self._label(kind, scope)
             if label is not None:
                 self.fill(parent.child(kind, label, position), scope.items)
-        elif (
-            parent.kind == "global" and kind in self.table.modules and kind not in self._children_of_modules()
-        ):
+        elif parent.kind == "global" and kind in self.table.modules and kind not in self._children_of_modules():
             self.fill(self._instance(parent, kind, scope), scope.items)
         elif parent.kind == "global" and kind in self.table.inert:
             self.fault(
@@ -194,9 +190,7 @@ class _Builder:
         label = scope.label.text if scope.label else kind
         others = [node.label for node in parent.of(kind) if node.label != label]
         if kind == "scriptlet" and others:
-            self.fault(
-                scope.name.position, f'there is one scriptlet only, and it is called "{others[0]}" already'
-            )
+            self.fault(scope.name.position, f'there is one scriptlet only, and it is called "{others[0]}" already')
         return parent.child(kind, label, scope.name.position)
 
     def _label(self, kind: str, scope: Scope) -> str | None:
@@ -228,9 +222,7 @@ class _Builder:
         known = [*CHILDREN.get(parent.kind, ()), *(self.table.modules if parent.kind == "global" else ())]
         if parent.kind == "global":
             known += self.table.inert
-        self.fault(
-            scope.name.position, f"{name} is no scope that is valid in {parent.kind}{_nearest(kind, known)}"
-        )
+        self.fault(scope.name.position, f"{name} is no scope that is valid in {parent.kind}{_nearest(kind, known)}")
 
     # options --------------------------------------------------------------------------------------------------
 
@@ -245,9 +237,7 @@ class _Builder:
             value = convert(option, setting.value, self.folder)
         except ValueError as error:
             text = str(error)
-            self.fault(
-                setting.value.position, text if text.startswith(option.name) else f"{option.name}: {text}"
-            )
+            self.fault(setting.value.position, text if text.startswith(option.name) else f"{option.name}: {text}")
             return
         node.settings[name] = Entry(value, _text(setting.value), setting.name.position)
         self._judge(option, setting, value)
@@ -262,9 +252,7 @@ class _Builder:
             self.fault(position, f"{setting.name.text} cannot be honoured by this version: {option.doc}")
         elif option.status == "accepted" and not as_default and option.name not in self._warned:
             self._warned.add(option.name)
-            self.fault(
-                position, f"{setting.name.text} is without effect in this version: {option.doc}", warning=True
-            )
+            self.fault(position, f"{setting.name.text} is without effect in this version: {option.doc}", warning=True)
         reason = _REFUSED_VALUES.get((option.name, str(value).lower()))
         if reason:
             self.fault(setting.value.position, f"{setting.name.text} = {value}: {reason}")
@@ -289,9 +277,7 @@ class _Builder:
             self.fault(setting.name.position, f"{name} is not valid in {node.kind}; it is valid in {scopes}")
             return
         names = (
-            list(module.options)
-            if module
-            else [o.name for o in self.table.options.values() if node.kind in o.scopes]
+            list(module.options) if module else [o.name for o in self.table.options.values() if node.kind in o.scopes]
         )
         self.fault(
             setting.name.position,

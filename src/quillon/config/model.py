@@ -77,13 +77,8 @@ class Config:
         """The scriptlet stanza, if there is one."""
         options = self.table.modules["scriptlet"].options
         for node in self.root.of("scriptlet"):
-            scripts = tuple(
-                (s.label, s.settings["source"].value) for s in node.of("script") if "source" in s.settings
-            )
-            values = {
-                n: resolve(options[n], [node], self.folder).value
-                for n in ("gc_pause", "gc_stepmul", "enabled")
-            }
+            scripts = tuple((s.label, s.settings["source"].value) for s in node.of("script") if "source" in s.settings)
+            values = {n: resolve(options[n], [node], self.folder).value for n in ("gc_pause", "gc_stepmul", "enabled")}
             return ScriptSettings(scripts, **values)
         return None
 
@@ -173,9 +168,7 @@ class Config:
 
     def outbound(self, option: str, group: str, binding: str, domain: str) -> Resolution:
         """One outbound option with its provenance; throttles and gateways need to know the stanza."""
-        return resolve(
-            self.table.options[option], outbound_chain(self.root, group, binding, domain), self.folder
-        )
+        return resolve(self.table.options[option], outbound_chain(self.root, group, binding, domain), self.folder)
 
     def host_connections(self, host: str) -> int:
         """max_outbound_connections of a Host stanza, -1 where there is none: that scope does not fall back."""

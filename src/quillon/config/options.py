@@ -112,9 +112,7 @@ def table() -> Table:
         for name, row in rows.items():
             scopes: set[str] = set()
             for scope in row["scopes"]:
-                scopes.update(
-                    OUTBOUND if scope == "outbound" else INBOUND if scope == "inbound" else (scope,)
-                )
+                scopes.update(OUTBOUND if scope == "outbound" else INBOUND if scope == "inbound" else (scope,))
             options[name] = _row(name, chapter, row, frozenset(scopes))
     return Table(options, modules, inert)
 

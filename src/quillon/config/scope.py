@@ -41,9 +41,7 @@ CHILDREN: dict[str, tuple[str, ...]] = {
     "listen": ("peer",),
     "pathway_group": ("pathway",),
 }
-NAMED = frozenset(
-    {"binding_group", "binding", "domain", "host", "listen", "peer", "pathway_group", "pathway"}
-)
+NAMED = frozenset({"binding_group", "binding", "domain", "host", "listen", "peer", "pathway_group", "pathway"})
 _LOWERED = frozenset({"domain", "host", "listen", "peer"})
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -182,9 +180,7 @@ def inbound_chain(root: Node, table: Table, listen: Node, client: IPAddress) -> 
 def pathway_nodes(root: Node, name: str) -> list[Node]:
     """pathway_group::pathway, pathway, pathway_group (manual, pathway page)."""
     inner = [
-        group.children[("pathway", name)]
-        for group in root.of("pathway_group")
-        if ("pathway", name) in group.children
+        group.children[("pathway", name)] for group in root.of("pathway_group") if ("pathway", name) in group.children
     ]
     outer = root.get("pathway", name)
     groups = [node.parent for node in inner if node.parent is not None]

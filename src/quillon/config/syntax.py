@@ -228,9 +228,7 @@ def _item(reader: _Reader) -> Item:
         return Setting(name.word, _value(reader))
     if follows.kind == "word" and reader.peek(1).kind == "{":
         return _scope(reader, name.word, reader.take().word)
-    raise _SyntaxFault(
-        name, f"{name.word.text} is neither an option (= is missing) nor a scope ({{ is missing)"
-    )
+    raise _SyntaxFault(name, f"{name.word.text} is neither an option (= is missing) nor a scope ({{ is missing)")
 
 
 MAX_DEPTH = 32
@@ -275,9 +273,7 @@ def _list(reader: _Reader, opened: _Token) -> list[Word]:
         if token.kind == "word":
             items.append(token.word)
         elif token.kind != ",":
-            raise _SyntaxFault(
-                token, f"the list of line {opened.word.position.line} is not closed: ) is missing"
-            )
+            raise _SyntaxFault(token, f"the list of line {opened.word.position.line} is not closed: ) is missing")
 
 
 def _dict(reader: _Reader, opened: _Token) -> list[tuple[Word, Word]]:
@@ -289,9 +285,7 @@ def _dict(reader: _Reader, opened: _Token) -> list[tuple[Word, Word]]:
         if key.kind == ",":
             continue
         if key.kind != "word":
-            raise _SyntaxFault(
-                key, f"the dictionary of line {opened.word.position.line} is not closed: ] is missing"
-            )
+            raise _SyntaxFault(key, f"the dictionary of line {opened.word.position.line} is not closed: ] is missing")
         if reader.peek().kind != "=":
             raise _SyntaxFault(reader.peek(), f"= is expected behind the key {key.word.text}")
         reader.take()

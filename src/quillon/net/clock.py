@@ -25,7 +25,7 @@ class SystemClock:
         return time.time()
 
     def shuffle(self, items: list[str]) -> None:
-        random.shuffle(items)  # noqa: S311 - spreads load over equal hosts, keeps no secret
+        random.shuffle(items)
 
 
 class Expiring(Protocol):

@@ -160,6 +160,6 @@ def _endpoint(name: Any) -> tuple[str, int]:
     if not isinstance(name, tuple):
         return "127.0.0.1", 0
     ip = str(name[0])
-    return (
-        ip.removeprefix("::ffff:") if ip.startswith("::ffff:") and "." in ip else ip.partition("%")[0]
-    ), int(name[1])
+    return (ip.removeprefix("::ffff:") if ip.startswith("::ffff:") and "." in ip else ip.partition("%")[0]), int(
+        name[1]
+    )

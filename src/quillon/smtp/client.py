@@ -24,9 +24,7 @@ from quillon.mail.reply import Reply
 from quillon.smtp.wire import MAX_REPLY_LINE, MAX_REPLY_LINES
 
 # RFC 5321 4.2; octets outside of ASCII and control characters are not passed on
-_REPLY_LINE = re.compile(
-    rb"([2-5][0-9][0-9])(?:([ -])(?:([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |\Z))?(.*))?\Z", re.S
-)
+_REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(?:([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |\Z))?(.*))?\Z", re.S)
 
 
 class _Wait:
@@ -198,9 +196,7 @@ class ClientSession:
         if more == b"-":
             return
         lines, self._lines = self._lines, []
-        reply = Reply(
-            int(code), lines[0][1].decode("ascii"), "\n".join(_printable(part) for _, _, part in lines)
-        )
+        reply = Reply(int(code), lines[0][1].decode("ascii"), "\n".join(_printable(part) for _, _, part in lines))
         if (
             reply.code == 421
             and self.stage not in (Stage.READING_BANNER, Stage.READING_CONFIRMATION)
@@ -288,9 +284,7 @@ class ClientSession:
 
     def _data(self, reply: Reply) -> None:
         accepted = (
-            self._mail_reply is not None
-            and self._mail_reply.positive
-            and any(r.positive for r in self._rcpt_replies)
+            self._mail_reply is not None and self._mail_reply.positive and any(r.positive for r in self._rcpt_replies)
         )
         if reply.code == 354 and accepted:
             self.stage = Stage.SENDING_BODY

@@ -11,9 +11,7 @@ from quillon.mail.address import NULL_PATH, AddressError, Mailbox, parse_mailbox
 from quillon.mail.reply import Reply
 
 # RFC 5321 4.1.1.2: "MAIL FROM:" Reverse-path [SP Mail-parameters]
-_PATH = re.compile(
-    r"(?:FROM|TO):(?P<blank> *)<(?P<path>(?:\"(?:\\.|[^\"\\])*\"|[^<>\"])*)>(?P<rest>.*)\Z", re.I
-)
+_PATH = re.compile(r"(?:FROM|TO):(?P<blank> *)<(?P<path>(?:\"(?:\\.|[^\"\\])*\"|[^<>\"])*)>(?P<rest>.*)\Z", re.I)
 # RFC 5321 4.1.2: esmtp-param = esmtp-keyword ["=" esmtp-value]
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?\Z")
 _SIZE = re.compile(r"[0-9]{1,20}\Z")  # RFC 1870 4

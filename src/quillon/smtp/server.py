@@ -316,10 +316,7 @@ class ServerSession:
             return self._refuse(replies.RCPT_WITHOUT_MAIL)
         self.recipients += 1
         settings = self.settings
-        if (
-            settings.max_recipients_per_connection
-            and self.recipients > settings.max_recipients_per_connection
-        ):
+        if settings.max_recipients_per_connection and self.recipients > settings.max_recipients_per_connection:
             return self._refuse(replies.RECIPIENTS_PER_CONNECTION)
         if settings.max_recipients_per_message and self._accepted >= settings.max_recipients_per_message:
             return self._refuse(replies.RECIPIENTS_PER_MESSAGE)
@@ -417,7 +414,7 @@ class ServerSession:
         self._sender, self._accepted = None, 0
         self.state = State.AWAITING_MAIL if self._hello else State.AWAITING_HELLO
 
-    def _refuse(self, reply: Reply) -> None:
+    def _refuse(self, reply: Reply) -> Event | None:
         self._send(reply)
         self._errors += 1
         limit = self.settings.max_errors_per_connection
@@ -426,6 +423,7 @@ class ServerSession:
         elif limit and self._errors >= limit and not self.closing:
             self._send(replies.TOO_MANY_ERRORS)
             self.closing = True
+        return None
 
     def _send(self, reply: Reply) -> None:
         if reply.code >= 400:

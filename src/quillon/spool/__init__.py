@@ -1,0 +1,1 @@
+"""The durable spool: nothing is acknowledged before it is here and synced."""

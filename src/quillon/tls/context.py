@@ -65,9 +65,7 @@ def _server_context(settings: InboundTls) -> SSL.Context:
     context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_SINGLE_DH_USE | SSL.OP_NO_TICKET)
     # a resumed session would carry the client's certificate without showing it again
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.set_options(
-        _OP_ALLOW_CLIENT_RENEGOTIATION if settings.tls_allow_renegotiation else SSL.OP_NO_RENEGOTIATION
-    )
+    context.set_options(_OP_ALLOW_CLIENT_RENEGOTIATION if settings.tls_allow_renegotiation else SSL.OP_NO_RENEGOTIATION)
     if settings.tls_verify_mode == "none":
         context.set_verify(SSL.VERIFY_NONE)
     else:
@@ -152,7 +150,5 @@ def _try(what: str, do: Callable[[], object]) -> None:
         raise ContextError(f"{what}: {error.strerror or error}") from None
     except (SSL.Error, crypto.Error, ValueError) as error:
         reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
-        detail = (
-            "; ".join(str(entry[2]) for entry in reasons if entry[2]) or str(error) or type(error).__name__
-        )
+        detail = "; ".join(str(entry[2]) for entry in reasons if entry[2]) or str(error) or type(error).__name__
         raise ContextError(f"{what}: {detail}") from None

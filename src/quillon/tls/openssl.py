@@ -39,16 +39,12 @@ _REASONS = (
 
 def failure_of(error: SSL.Error) -> HandshakeFailure:
     """The cause of a failed handshake, out of the error queue of the library."""
-    reasons = (
-        [str(entry[2]) for entry in error.args[0]] if error.args and isinstance(error.args[0], list) else []
-    )
+    reasons = [str(entry[2]) for entry in error.args[0]] if error.args and isinstance(error.args[0], list) else []
     detail = "; ".join(reason for reason in reasons if reason)
     for reason in reasons:
         alert = _ALERT.search(reason)
         if alert is not None:
-            return HandshakeFailure(
-                "alert_" + re.sub(r"[^a-z0-9]+", "_", alert[1].lower()).strip("_"), detail
-            )
+            return HandshakeFailure("alert_" + re.sub(r"[^a-z0-9]+", "_", alert[1].lower()).strip("_"), detail)
     for words, cause in _REASONS:
         if words in detail.lower():
             return HandshakeFailure(cause, detail)

@@ -183,9 +183,7 @@ def _name(certificate: x509.Certificate | None, issuer: bool) -> str:
     if name is None:
         return ""
     return "".join(
-        f"/{attribute.rfc4514_attribute_name}={_clean(attribute.value)}"
-        for rdn in name.rdns
-        for attribute in rdn
+        f"/{attribute.rfc4514_attribute_name}={_clean(attribute.value)}" for rdn in name.rdns for attribute in rdn
     )
 
 

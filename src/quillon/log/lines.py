@@ -1,0 +1,208 @@
+"""Events to lines. Pure. Layouts are those of the manual's log format chapter, offset for offset.
+
+The text at the end of a mainlog line may hold the separator `@` itself; readers split with a limit. Nothing a remote
+host says can break a line: control characters are gone before they come here, and are replaced here once more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from quillon.mail.event import Attempted, Event, Handshaken, Notice, Panic, Received, Rejected, TlsFacts
+from quillon.mail.message import Message
+from quillon.mail.outcome import Delivered, PermanentFailure, TransientFailure
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def _one_line(text: str) -> str:
+    return _CONTROL.sub("?", text) if _CONTROL.search(text) else text
+
+
+def _field(text: str) -> str:
+    """A field of mainlog other than the last: the separator must not stand in it."""
+    return _one_line(text).replace("@", "?")
+
+
+def heartbeat(now: float) -> str:
+    return f"{int(now)}@@@@M"
+
+
+def reject_heartbeat(now: float) -> str:
+    return f"{int(now)}: Marker 1"
+
+
+def reception(event: Received) -> str:
+    """R: recipient, sender, source, size, protocol, binding group, binding."""
+    message, batch = event.message, event.message.batch
+    return "@".join(
+        (
+            *_common(event.time, message, "R"),
+            _field(message.recipient.local),
+            _field(message.recipient.domain),
+            _field(batch.sender.local),
+            _field(batch.sender.domain),
+            batch.origin.source_ip,
+            str(batch.size),
+            batch.origin.protocol,
+            message.binding_group,
+            message.binding,
+        )
+    )
+
+
+def attempt(event: Attempted) -> str:
+    """D, T or P."""
+    message, outcome = event.message, event.outcome
+    domain = message.routing_domain or message.recipient.domain
+    seconds = max(event.time - message.batch.received_at, 0.0)
+    retries = str(max(message.tries - 1, 0))
+    if isinstance(outcome, Delivered):
+        fields = (
+            *_common(event.time, message, "D"),
+            domain,
+            str(message.batch.size),
+            message.binding_group,
+            message.binding,
+            retries,
+            f"{seconds:.3f}".rstrip("0").rstrip("."),
+            outcome.remote_ip,
+        )
+        return "@".join(fields)
+    letter = "T" if isinstance(outcome, TransientFailure) else "P"
+    fields = (
+        *_common(event.time, message, letter),
+        domain,
+        str(outcome.sent),
+        message.binding_group,
+        message.binding,
+        str(int(outcome.stage)),
+        retries,
+        f"{seconds:.2f}",
+        outcome.remote_ip,
+        _one_line(failure_text(outcome)),
+    )
+    return "@".join(fields)
+
+
+def failure_text(outcome: TransientFailure | PermanentFailure) -> str:
+    """The reply, with the cause code of a TLS failure behind it."""
+    return f"{outcome.reply} ({outcome.cause})" if outcome.cause else str(outcome.reply)
+
+
+def _common(time: float, message: Message, letter: str) -> tuple[str, str, str, str, str]:
+    batch = message.batch
+    return str(int(time)), str(message.id), str(batch.id), str(batch.origin.connection_id), letter
+
+
+def rejection(event: Rejected) -> str:
+    return (
+        f'{int(event.time)}: R="{event.remote}" L="{event.local}" C="{event.connection_id}"'
+        f' PATH="{event.pathway}" PATH_GRP="{event.pathway_group}" P="{event.state}" E={event.reply.code}'
+        f" M={event.module} CTXCONN=[{_context(event.connection_context)}]"
+        f" CTXMESS=[{_context(event.message_context)}] {_one_line(_without_code(event))}"
+    )
+
+
+def _without_code(event: Rejected) -> str:
+    reply = event.reply
+    text = reply.text.replace("\n", " ")
+    return f"{reply.enhanced} {text}" if reply.enhanced else text
+
+
+def _context(values: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={_quoted(value)}" for key, value in values.items())
+
+
+def _quoted(value: str) -> str:
+    value = _one_line(value)
+    return '"' + value.replace('"', "'") + '"' if re.search(r"[\s,\]\"]", value) else value
+
+
+def panic(event: Panic) -> str:
+    return f"{int(event.time)}:{_one_line(event.text)}"
+
+
+def as_json(event: Event) -> str:
+    """One object per event: `time` in seconds, `event`, and what belongs to it."""
+    row: dict[str, Any] = {"time": round(event.time, 3), "event": _NAMES[type(event)]}
+    if isinstance(event, Received):
+        row |= _message_row(event.message)
+        row |= {"source_ip": event.message.batch.origin.source_ip, "protocol": event.message.batch.origin.protocol}
+        row["tls"] = tls_row(event.tls)
+    elif isinstance(event, Attempted):
+        row |= _message_row(event.message) | _outcome_row(event)
+        row["tls_option"] = event.tls_wanted
+        row["tls"] = tls_row(event.tls)
+    elif isinstance(event, Rejected):
+        row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.connection_id)}
+        row |= {"pathway": event.pathway, "state": event.state, "reply": str(event.reply), "module": event.module}
+        row |= {"connection_context": dict(event.connection_context), "message_context": dict(event.message_context)}
+        row["tls"] = tls_row(event.tls)
+    elif isinstance(event, Handshaken):
+        row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.connection_id)}
+        row |= {"ok": event.ok, "tls": tls_row(event.tls)}
+    else:
+        row["text"] = event.text
+    return json.dumps(row, separators=(",", ":"))
+
+
+_NAMES: dict[type, str] = {
+    Received: "reception",
+    Attempted: "attempt",
+    Rejected: "rejection",
+    Handshaken: "handshake",
+    Panic: "panic",
+    Notice: "notice",
+}
+
+
+def _message_row(message: Message) -> dict[str, Any]:
+    batch = message.batch
+    return {
+        "message_id": str(message.id),
+        "batch_id": str(batch.id),
+        "connection_id": str(batch.origin.connection_id),
+        "sender": str(batch.sender),
+        "recipient": str(message.recipient),
+        "size": batch.size,
+        "binding_group": message.binding_group,
+        "binding": message.binding,
+    }
+
+
+def _outcome_row(event: Attempted) -> dict[str, Any]:
+    outcome, message = event.outcome, event.message
+    row: dict[str, Any] = {
+        "domain": message.routing_domain or message.recipient.domain,
+        "tries": message.tries,
+        "seconds": round(max(event.time - message.batch.received_at, 0.0), 3),
+        "remote_ip": outcome.remote_ip,
+        "host": event.host,
+        "reply": str(outcome.reply),
+    }
+    if isinstance(outcome, Delivered):
+        return row | {"outcome": "delivered"}
+    kind = "transient_failure" if isinstance(outcome, TransientFailure) else "permanent_failure"
+    return row | {"outcome": kind, "stage": outcome.stage.text, "cause": outcome.cause}
+
+
+def tls_row(tls: TlsFacts | None) -> dict[str, Any] | None:
+    """The TLS part of an event; None in clear text."""
+    if tls is None:
+        return None
+    return {
+        "protocol": tls.protocol,
+        "cipher": tls.cipher,
+        "bits": tls.bits,
+        "group": tls.group,
+        "verified": tls.verified,
+        "cause": tls.cause,
+        "detail": tls.detail,
+        "subject": tls.subject,
+        "issuer": tls.issuer,
+        "sha256": tls.fingerprint,
+    }

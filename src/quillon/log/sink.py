@@ -1,0 +1,158 @@
+"""Lines to files. Appended with O_APPEND in whole lines, so that several workers share one file; reopened on demand.
+
+Lines of one round of the event loop go out in one write. A file that cannot be written is told of on stderr, once until
+it works again: mail goes on, and the operator has to know.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from quillon.config.settings import LoggerSettings
+from quillon.log import lines
+from quillon.mail.event import Attempted, Event, Panic, Received, Rejected
+from quillon.mail.outcome import Delivered, TransientFailure
+
+
+class LogFile:
+    """One file. Raises OSError only from `open`."""
+
+    def __init__(self, path: str, mode: int) -> None:
+        self.path = path
+        self._mode = mode
+        self._descriptor = -1
+        self._waiting: list[str] = []
+        self._complained = False
+
+    def open(self) -> None:
+        """Open or reopen, as after a rotation."""
+        self.flush()
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags, self._mode)
+        self.close()
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        self.flush()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def add(self, line: str) -> None:
+        self._waiting.append(line)
+
+    def flush(self) -> None:
+        if not self._waiting or self._descriptor < 0:
+            return
+        self._waiting.append("")
+        data = "\n".join(self._waiting).encode("utf-8", "replace")
+        self._waiting.clear()
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+            self._complained = False
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                print(f"quillon: cannot write {self.path}: {error.strerror}", file=sys.stderr, flush=True)
+
+
+class Loggers:
+    """All ec_logger stanzas. `schedule` runs a function at the end of the current round of the event loop."""
+
+    def __init__(self, settings: Sequence[LoggerSettings], schedule: Callable[[Callable[[], None]], object]) -> None:
+        self._settings = tuple(settings)
+        self._schedule = schedule
+        self._scheduled = False
+        self._files: dict[str, LogFile] = {}
+        self._by_kind: list[tuple[LoggerSettings, dict[str, LogFile]]] = []
+        for logger in self._settings:
+            kinds = {
+                "main": (logger.mainlog, logger.mainlog_mode),
+                "reject": (logger.rejectlog, logger.rejectlog_mode),
+                "panic": (logger.paniclog, logger.paniclog_mode),
+                "json": (logger.jsonlog, logger.jsonlog_mode),
+            }
+            files = {kind: self._file(path, mode) for kind, (path, mode) in kinds.items() if path}
+            self._by_kind.append((logger, files))
+
+    def _file(self, path: str, mode: int) -> LogFile:
+        return self._files.setdefault(path, LogFile(path, mode))
+
+    def open(self) -> None:
+        """Open or reopen every file. Raises OSError."""
+        for file in self._files.values():
+            file.open()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    @property
+    def heartbeat(self) -> int:
+        """The shortest interval between heartbeats; 0 for none."""
+        return min((logger.heartbeat for logger in self._settings if logger.heartbeat), default=0)
+
+    def beat(self, now: float) -> None:
+        for logger, files in self._by_kind:
+            if logger.heartbeat and "main" in files:
+                files["main"].add(lines.heartbeat(now))
+            if logger.heartbeat and "reject" in files:
+                files["reject"].add(lines.reject_heartbeat(now))
+        self._soon()
+
+    def log(self, event: Event) -> None:
+        text = json_text = None
+        for logger, files in self._by_kind:
+            if "json" in files:
+                json_text = json_text or lines.as_json(event)
+                files["json"].add(json_text)
+            kind = _wanted(logger, event)
+            if kind in files:
+                text = text or _render(event)
+                files[kind].add(text)
+        if isinstance(event, Panic):
+            print(f"quillon: {event.text}", file=sys.stderr, flush=True)
+        self._soon()
+
+    def _soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._schedule(self.flush)
+
+    def flush(self) -> None:
+        self._scheduled = False
+        for file in self._files.values():
+            file.flush()
+
+
+def _wanted(logger: LoggerSettings, event: Event) -> str:
+    """Which log of a stanza an event goes to; "" for none."""
+    if isinstance(event, Received):
+        return "main" if logger.log_receptions else ""
+    if isinstance(event, Attempted):
+        if isinstance(event.outcome, Delivered):
+            return "main" if logger.log_deliveries else ""
+        transient = isinstance(event.outcome, TransientFailure)
+        wanted = logger.log_transient_failures if transient else logger.log_permanent_failures
+        return "main" if wanted else ""
+    if isinstance(event, Rejected):
+        return "reject" if logger.log_rejections else ""
+    if isinstance(event, Panic):
+        return "panic" if logger.log_errors else ""
+    return ""
+
+
+def _render(event: Event) -> str:
+    if isinstance(event, Received):
+        return lines.reception(event)
+    if isinstance(event, Attempted):
+        return lines.attempt(event)
+    if isinstance(event, Rejected):
+        return lines.rejection(event)
+    assert isinstance(event, Panic)
+    return lines.panic(event)
