@@ -61,7 +61,7 @@ def attempt(event: Attempted) -> str:
     seconds = max(event.time - message.batch.received_at, 0.0)
     retries = str(max(message.tries - 1, 0))
     if isinstance(outcome, Delivered):
-        fields = (
+        delivered = (
             *_common(event.time, message, "D"),
             domain,
             str(message.batch.size),
@@ -71,7 +71,7 @@ def attempt(event: Attempted) -> str:
             f"{seconds:.3f}".rstrip("0").rstrip("."),
             outcome.remote_ip,
         )
-        return "@".join(fields)
+        return "@".join(delivered)
     letter = "T" if isinstance(outcome, TransientFailure) else "P"
     fields = (
         *_common(event.time, message, letter),

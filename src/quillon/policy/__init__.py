@@ -1,0 +1,1 @@
+"""Policy: hook points, contexts, and the scripts that decide."""

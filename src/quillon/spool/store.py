@@ -277,7 +277,7 @@ class Store:
         if row is None:
             return None
         body, path = row
-        return (self.folder / "bodies" / path).read_bytes() if path else body
+        return (self.folder / "bodies" / path).read_bytes() if path else bytes(body)
 
     # the committer --------------------------------------------------------------------------------------------
 

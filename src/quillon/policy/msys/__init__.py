@@ -1,0 +1,1 @@
+"""The Lua namespaces of the manual, one file each."""

@@ -1,0 +1,82 @@
+"""Connection and message context: what policy scripts read and write (manual, policy context variables).
+
+Both are dictionaries of strings. The connection context lives as long as the connection; the message context is emptied
+with every message, at RSET and at EHLO. A key that does not apply is absent, never "no".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from quillon.mail.reply import Reply
+from quillon.tls.verdict import Verdict
+
+TLS_KEYS = (
+    "tls",
+    "tls_cipher",
+    "tls_cipher_algbits",
+    "tls_cipher_usebits",
+    "tls_protocol",
+    "tls_group",
+    "tls_sni",
+    "tls_client_cert_subject",
+    "tls_client_cert_subject_cn",
+    "tls_client_cert_issuer",
+    "tls_client_cert_issuer_cn",
+    "tls_client_cert_sha256",
+    "tls_client_cert_spki_sha256",
+    "tls_client_verified",
+    "tls_client_verify_error",
+    "tls_client_verify_depth",
+)
+
+
+@dataclass(slots=True)
+class Context:
+    """What one session hands to policy. `reply` is what a script said with set_code or disconnect."""
+
+    connection: dict[str, str] = field(default_factory=dict)
+    message: dict[str, str] = field(default_factory=dict)
+    reply: Reply | None = None
+    disconnect: bool = False
+    module: str = ""
+
+    def new_message(self) -> None:
+        """Empty the message context."""
+        self.message = {}
+
+    def forget_clear_text(self) -> None:
+        """STARTTLS: what the client said in clear no longer counts (RFC 3207 4.2); `Context = [ ]` keys stay."""
+        for key in ("ehlo_string", "ehlo_domain", "auth_name", "auth_status", "auth_user"):
+            self.connection.pop(key, None)
+        self.new_message()
+
+
+def tls_variables(verdict: Verdict) -> dict[str, str]:
+    """The TLS keys of the connection context after a handshake. `tls_client_*` only where a certificate was shown."""
+    found = {
+        "tls": "on",
+        "tls_cipher": verdict.cipher,
+        "tls_cipher_algbits": str(verdict.algorithm_bits),
+        "tls_cipher_usebits": str(verdict.bits),
+        "tls_protocol": verdict.protocol,
+        "tls_group": verdict.group,
+        "tls_sni": verdict.sni,
+    }
+    certificate = verdict.certificate
+    if certificate is not None and verdict.checked:
+        found |= {
+            "tls_client_cert_subject": certificate.subject,
+            "tls_client_cert_subject_cn": certificate.subject_cn,
+            "tls_client_cert_issuer": certificate.issuer,
+            "tls_client_cert_issuer_cn": certificate.issuer_cn,
+            "tls_client_cert_sha256": certificate.sha256,
+            "tls_client_cert_spki_sha256": certificate.spki_sha256,
+        }
+        if verdict.chain_verified:
+            found["tls_client_verified"] = "yes"
+        else:
+            found["tls_client_verify_error"] = verdict.cause
+            depth = next((str(d) for cause, d, _ in verdict.errors if cause == verdict.cause), "")
+            found["tls_client_verify_depth"] = depth
+    return {key: value for key, value in found.items() if value}

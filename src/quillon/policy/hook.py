@@ -1,0 +1,137 @@
+"""Hook points in their order, and the policy that a session calls at each.
+
+A policy is a list of modules; each may have a callout for a phase. They run in order until one says DONE, or has set a
+reply of 400 or more, which ends the phase whatever the callout returned. A module that fails makes the session's
+answer 451: mail is neither let through nor lost because a script is broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from quillon.mail import reply as replies
+from quillon.mail.reply import Reply
+from quillon.policy.context import Context
+
+
+class Phase(Enum):
+    """The SMTP phases of the manual, in order; the value is the name of the callout."""
+
+    CONNECT = "validate_connect"
+    EHLO = "validate_ehlo"
+    MAILFROM = "validate_mailfrom"
+    RCPTTO = "validate_rcptto"
+    DATA = "validate_data"
+    DATA_SPOOL = "validate_data_spool"
+    SET_BINDING = "validate_set_binding"
+
+
+class Verdict(Enum):
+    """What a callout returns: go on, or leave out the remaining modules of this phase."""
+
+    CONT = 0
+    DONE = 1
+
+
+class PolicyError(Exception):
+    """A policy cannot be loaded. The message names script and line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a callout may know of the session: `remote` and `local` are ip:port."""
+
+    remote: str
+    local: str
+    connection_id: str
+    protocol: str = "esmtp"
+
+
+@dataclass(slots=True)
+class MessageView:
+    """A message in the hands of policy. `head` is its header block; bindings chosen are written back here."""
+
+    message_id: str
+    batch_id: str
+    connection_id: str
+    sender: str
+    recipient: str
+    head: bytes
+    size: int
+    binding_group: str = ""
+    binding: str = ""
+    routing_domain: str = ""
+
+
+@dataclass(slots=True)
+class Call:
+    """The arguments of one callout. `text` is the command line where the phase has one."""
+
+    phase: Phase
+    session: Session
+    context: Context
+    text: str = ""
+    message: MessageView | None = None
+
+
+class Module(Protocol):
+    name: str
+
+    def callout(self, phase: Phase) -> Callable[[Call], Verdict] | None:
+        """The module's function for a phase, if it has one."""
+
+    def close(self) -> None:
+        """The policy is replaced."""
+
+
+@dataclass
+class Policy:
+    """`report` gets one line for each callout that failed."""
+
+    modules: Sequence[Module] = ()
+    report: Callable[[str], None] = print
+    _callouts: dict[Phase, list[tuple[str, Callable[[Call], Verdict]]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for phase in Phase:
+            found = [(module.name, callout) for module in self.modules if (callout := module.callout(phase))]
+            if found:
+                self._callouts[phase] = found
+
+    def has(self, phase: Phase) -> bool:
+        """Whether anybody listens: a session without policy does not even build the arguments."""
+        return phase in self._callouts
+
+    def run(self, call: Call) -> Reply | None:
+        """The refusal that policy decided on, or None. `call.context.disconnect` tells to close behind it."""
+        context = call.context
+        context.reply, context.disconnect = None, False
+        for name, callout in self._callouts.get(call.phase, ()):
+            context.module = name
+            try:
+                verdict = callout(call)
+            except Exception as error:
+                # whatever a script does wrong is its own fault; the session is told 451 and goes on
+                self.report(f"scriptlet: {call.phase.value} error in {name}: {_words(error)}")
+                return replies.POLICY_FAILED
+            reply = context.reply
+            if reply is not None and (reply.code >= 400 or context.disconnect):
+                return reply
+            if verdict is Verdict.DONE:
+                break
+        return None
+
+    def close(self) -> None:
+        for module in self.modules:
+            module.close()
+
+
+def _words(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+NO_POLICY = Policy()

@@ -1,0 +1,251 @@
+"""Lua policy scripts: LuaJIT 2.1 (the 5.1 dialect) through lupa, one runtime per worker.
+
+`load_scripts` reads the scripts of the scriptlet stanza in the order of the file; each registers its callouts with
+`msys.registerModule`. A script reaches what the manual's API gives it and nothing else: no files, no processes, no
+foreign functions, no look into Python.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lupa.luajit21 as lupa
+
+from quillon.config.settings import ScriptSettings
+from quillon.mail.reply import Reply
+from quillon.policy.context import Context
+from quillon.policy.hook import Call, MessageView, Phase, PolicyError, Verdict
+from quillon.policy.msys.core import PRELUDE
+
+_REMOVED = (
+    "os",
+    "io",
+    "debug",
+    "package",
+    "jit",
+    "ffi",
+    "dofile",
+    "loadfile",
+    "load",
+    "loadstring",
+    "module",
+    "python",
+)
+_LONE_TEXT = re.compile(r"[\r\n]+")
+_VERDICTS = {0: Verdict.CONT, 1: Verdict.DONE}
+
+
+def load_scripts(
+    settings: ScriptSettings, folders: Sequence[Path], now: Callable[[], float], report: Callable[[str], None]
+) -> list[LuaModule]:
+    """The modules that the scripts register. Raises PolicyError, which names script and line."""
+    runtime = _Runtime(folders, now, report)
+    runtime.execute(f"collectgarbage('setpause', {settings.gc_pause})")
+    runtime.execute(f"collectgarbage('setstepmul', {settings.gc_stepmul})")
+    runtime.seal()
+    for name, source in settings.scripts:
+        if source == "msys.boot":
+            continue  # the manual's own start script, which has nothing to start here
+        before = len(runtime.modules)
+        runtime.require(source)
+        if len(runtime.modules) == before:
+            raise PolicyError(f"scriptlet: script {name!r} ({source}) registers no module with msys.registerModule")
+    for module in runtime.modules:
+        module.init()
+    return runtime.modules if settings.enabled else []
+
+
+class LuaModule:
+    """One table given to msys.registerModule."""
+
+    def __init__(self, name: str, table: Any, calls: Any) -> None:
+        self.name = name
+        self._table = table
+        self._calls = calls
+
+    def callout(self, phase: Phase) -> Callable[[Call], Verdict] | None:
+        if self._table[phase.value] is None:
+            return None
+        enter, table, key = self._calls[phase.value], self._table, phase.value
+
+        def run(call: Call) -> Verdict:
+            result = enter(table, call, call.text)
+            if result not in _VERDICTS:
+                raise PolicyError(f"{key} returned {result!r}, not VALIDATE_CONT or VALIDATE_DONE")
+            return _VERDICTS[result]
+
+        return run
+
+    def init(self) -> None:
+        """Call the module's own `init`, which has to return true. Raises PolicyError."""
+        self._hook("init")
+
+    def close(self) -> None:
+        self._hook("deinit")
+
+    def _hook(self, name: str) -> None:
+        function = self._table[name]
+        if function is None:
+            return
+        try:
+            result = function(self._table)
+        except lupa.LuaError as error:
+            raise PolicyError(f"scriptlet: {name} of {self.name}: {error}") from None
+        if result is not True:
+            raise PolicyError(f"scriptlet: {name} of {self.name} did not return true")
+
+
+class _Runtime:
+    def __init__(self, folders: Sequence[Path], now: Callable[[], float], report: Callable[[str], None]) -> None:
+        self.modules: list[LuaModule] = []
+        self._folders = folders
+        self._report = report
+        self._lua = lupa.LuaRuntime(
+            unpack_returned_tuples=True,
+            register_eval=False,
+            register_builtins=False,
+            attribute_filter=_refuse_attribute,
+            encoding="latin-1",
+        )
+        self._loadstring = self._lua.eval("loadstring")
+        functions = {
+            "now": now,
+            "context_get": _context_get,
+            "context_set": _context_set,
+            "context_delete": _context_delete,
+            "set_code": _set_code,
+            "session": _session,
+            "message": _message,
+            "header": _header,
+            "header_count": _header_count,
+            "binding": _binding,
+            "register": self._register,
+            "print": lambda text: report(f"scriptlet: {text}"),
+            "source": self._source,
+            "loadstring": self._loadstring,
+        }
+        prelude = self._loadstring(PRELUDE, "=msys")
+        self._calls = prelude(self._lua.table_from(functions))
+        self._require = self._lua.globals()["require"]
+
+    def execute(self, code: str) -> None:
+        self._lua.execute(code)
+
+    def seal(self) -> None:
+        """Take away what reaches beyond the manual's API."""
+        names = self._lua.globals()
+        for name in _REMOVED:
+            names[name] = None
+        names["string"]["dump"] = None
+        names["collectgarbage"] = None
+        names["newproxy"] = None
+        names["getfenv"] = None
+        names["setfenv"] = None
+
+    def require(self, source: str) -> None:
+        try:
+            self._require(source)
+        except lupa.LuaError as error:
+            raise PolicyError(f"scriptlet: {error}") from None
+
+    def _register(self, name: str, table: Any) -> None:
+        callouts = {phase.value for phase in Phase} | {"init", "deinit"}
+        if not any(table[key] is not None for key in callouts):
+            raise PolicyError(f"no usable methods found for module {name} in registerModule call")
+        self.modules.append(LuaModule(str(name), table, self._calls))
+
+    def _source(self, name: str) -> tuple[str | None, str]:
+        """The text of a module and its path, or None and why it is not found."""
+        relative = name.replace(".", "/")
+        if ".." in name or relative.startswith("/"):
+            return None, f"{name!r} leaves the configuration's folders"
+        for folder in self._folders:
+            path = folder / f"{relative}.lua"
+            if path.is_file():
+                text = path.read_text(encoding="latin-1")
+                if text.startswith("\x1b"):
+                    return None, f"{path} is bytecode, which is not loaded"
+                return text, str(path)
+        looked = ", ".join(str(folder) for folder in self._folders)
+        return None, f"there is no {relative}.lua in {looked}"
+
+
+def _refuse_attribute(_object: object, _name: object, _setting: bool) -> str:
+    raise AttributeError("a script cannot look into the server's objects")
+
+
+def _dictionary(call: Call, kind: object) -> dict[str, str]:
+    if kind in (1, "VCTX_CONN", "ECMESS_CTX_CONN"):
+        return call.context.connection
+    if kind in (2, "VCTX_MESS", "ECMESS_CTX_MESS"):
+        return call.context.message
+    raise ValueError("the first argument is msys.core.VCTX_CONN or msys.core.VCTX_MESS")
+
+
+def _context_get(call: Call, kind: object, key: object) -> str | None:
+    return _dictionary(call, kind).get(str(key))
+
+
+def _context_set(call: Call, kind: object, key: object, value: object) -> None:
+    _dictionary(call, kind)[str(key)] = _text(value)
+
+
+def _context_delete(call: Call, kind: object, key: object) -> int:
+    return 1 if _dictionary(call, kind).pop(str(key), None) is not None else 0
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _set_code(call: Call, code: object, text: object, disconnect: bool) -> None:
+    number = int(str(_text(code)))
+    if not 200 <= number <= 599:
+        raise ValueError(f"{number} is no SMTP reply code")
+    words = _LONE_TEXT.sub(" ", _text(text)).strip()
+    match = re.match(r"([245]\.[0-9]{1,3}\.[0-9]{1,3}) (.*)", words)
+    reply = Reply(number, match[1], match[2]) if match else Reply(number, "", words or "no text")
+    context: Context = call.context
+    context.reply, context.disconnect = reply, disconnect
+
+
+def _session(call: Call, name: str) -> str:
+    return str(getattr(call.session, name))
+
+
+def _view(call: Call) -> MessageView:
+    if call.message is None:
+        raise ValueError("there is no message in this phase")
+    return call.message
+
+
+def _message(call: Call, name: str) -> object:
+    return getattr(_view(call), name)
+
+
+def _values(call: Call, name: object) -> list[str]:
+    """Unfolded values of a header field."""
+    head = _view(call).head.decode("latin-1")
+    pattern = re.compile(rf"^{re.escape(str(name))}[ \t]*:((?:.*)(?:\r\n[ \t].*)*)", re.I | re.M)
+    return [re.sub(r"\r\n[ \t]+", " ", match[1]).strip() for match in pattern.finditer(head)]
+
+
+def _header_count(call: Call, name: object) -> int:
+    return len(_values(call, name))
+
+
+def _header(call: Call, name: object, number: int) -> str:
+    return _values(call, name)[int(number) - 1]
+
+
+def _binding(call: Call, field: str, name: object) -> str | None:
+    view = _view(call)
+    if name is not None:
+        value = _text(name)
+        setattr(view, field, value.lower() if field == "routing_domain" else value)
+    return getattr(view, field) or None
