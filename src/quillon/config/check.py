@@ -202,11 +202,6 @@ def _check_delivery(config: Config, faults: list[Fault]) -> None:
         ):
             text = f"TLS_Verify = {entry.text} in {node.path} without TLS_CA: no certificate verifies (unknown_issuer)"
             faults.append(Fault(entry.position, text, warning=True))
-        if node.kind == "domain" and "gateway" in node.settings:
-            for name in sorted(n for n in node.settings if n == "tls" or n.startswith("tls_")):
-                host = node.settings["gateway"].value[0]
-                text = f'{name} has no effect here: with Gateway, the options of Domain "{host}" rule delivery'
-                faults.append(Fault(node.settings[name].position, text, warning=True))
     for name, strength in (("tls", _STRENGTH_TLS), ("tls_verify", _STRENGTH_VERIFY)):
         for domain in config.root.of("domain"):
             if name in domain.settings:

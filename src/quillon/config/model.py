@@ -39,6 +39,14 @@ T = TypeVar("T")
 _CACHE_SIZE = 16384
 
 
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """`domain` is a routing domain, or a gateway as host or host:port; `via` the domain whose stanza rules TLS."""
+
+    domain: str
+    via: str = ""
+
+
 @dataclass
 class Config:
     """`files` are all files read, the main one first; `folder` is where relative paths start."""
@@ -49,7 +57,8 @@ class Config:
     files: tuple[str, ...]
     _inbound: dict[tuple[int, ...], tuple[ReceptionSettings, InboundTls]] = field(default_factory=dict)
     _clients: dict[tuple[int, IPAddress], tuple[ReceptionSettings, InboundTls]] = field(default_factory=dict)
-    _outbound: dict[tuple[str, str, str], tuple[DeliverySettings, OutboundTls]] = field(default_factory=dict)
+    _outbound: dict[tuple[str, str, str, str], tuple[DeliverySettings, OutboundTls]] = field(default_factory=dict)
+    _routing: dict[tuple[str, str, str], Routing] = field(default_factory=dict)
 
     def _build(self, cls: type[T], chain: Iterable[Node]) -> T:
         nodes = list(chain)
@@ -154,21 +163,46 @@ class Config:
             found.update((node.label, group.label) for node in group.of("binding"))
         return found
 
-    def delivery(self, group: str, binding: str, domain: str) -> tuple[DeliverySettings, OutboundTls]:
-        """Settings of delivery from a binding to a routing domain."""
+    def routing(self, group: str, binding: str, domain: str) -> Routing:
+        """Where mail for a recipient's domain goes: the domain itself, or the gateway of its stanzas.
+
+        A gateway's own name rules its options (manual, gateway page). TLS that the recipient's own Domain stanza asks
+        for holds all the same, for to drop it without a word would send in clear what was to be enforced.
+        """
         key = (group, binding, domain)
-        found = self._outbound.get(key)
+        found = self._routing.get(key)
         if found is None:
             chain = outbound_chain(self.root, group, binding, domain)
-            found = (self._build(DeliverySettings, chain), self._build(OutboundTls, chain))
+            gateway = resolve(self.table.options["gateway"], chain, self.folder).value
+            found = Routing(domain)
+            if gateway is not None:
+                host, port = gateway
+                literal = f"[{host}]" if ":" in host else host
+                own = [node for node in chain if node.kind == "domain" and _sets_tls(node)]
+                found = Routing(f"{literal}:{port}" if port else literal, domain if own else "")
+            if len(self._routing) >= _CACHE_SIZE:
+                self._routing.clear()
+            self._routing[key] = found
+        return found
+
+    def delivery(self, group: str, binding: str, domain: str, via: str = "") -> tuple[DeliverySettings, OutboundTls]:
+        """Settings of delivery from a binding to a routing domain, which may be a gateway with its port."""
+        key = (group, binding, domain, via)
+        found = self._outbound.get(key)
+        if found is None:
+            name = split_gateway(domain)[0]
+            chain = outbound_chain(self.root, group, binding, name)
+            secure = outbound_chain(self.root, group, binding, name, via)
+            found = (self._build(DeliverySettings, chain), self._build(OutboundTls, secure))
             if len(self._outbound) >= _CACHE_SIZE:
                 self._outbound.clear()
             self._outbound[key] = found
         return found
 
     def outbound(self, option: str, group: str, binding: str, domain: str) -> Resolution:
-        """One outbound option with its provenance; throttles and gateways need to know the stanza."""
-        return resolve(self.table.options[option], outbound_chain(self.root, group, binding, domain), self.folder)
+        """One outbound option with its provenance; a throttle belongs to the stanza that sets it."""
+        chain = outbound_chain(self.root, group, binding, split_gateway(domain)[0])
+        return resolve(self.table.options[option], chain, self.folder)
 
     def host_connections(self, host: str) -> int:
         """max_outbound_connections of a Host stanza, -1 where there is none: that scope does not fall back."""
@@ -183,10 +217,15 @@ class Config:
     # explain --------------------------------------------------------------------------------------------------
 
     def explain_outbound(self, group: str, binding: str, domain: str) -> list[Resolution]:
-        """Every outbound option with its value and where it came from."""
-        chain = outbound_chain(self.root, group, binding, domain)
+        """Every outbound option for mail to a recipient's domain, with where its value came from."""
+        routing = self.routing(group, binding, domain)
+        first = outbound_chain(self.root, group, binding, domain)
+        name = split_gateway(routing.domain)[0]
+        chain = outbound_chain(self.root, group, binding, name)
+        secure = outbound_chain(self.root, group, binding, name, routing.via)
         rows = [o for o in self.table.options.values() if {"domain", "binding"} & o.scopes]
-        return [resolve(option, chain, self.folder) for option in rows]
+        chains = {"gateway": first}
+        return [resolve(o, secure if _is_tls(o.name) else chains.get(o.name, chain), self.folder) for o in rows]
 
     def explain_inbound(self, listen: Node, client: IPAddress) -> list[Resolution]:
         """Every inbound option with its value and where it came from."""
@@ -196,6 +235,23 @@ class Config:
 
     def default_of(self, option: str) -> Any:
         return default(self.table.options[option], self.folder)
+
+
+def _is_tls(option: str) -> bool:
+    return option == "tls" or option.startswith("tls_")
+
+
+def _sets_tls(node: Node) -> bool:
+    return any(_is_tls(name) for name in node.settings)
+
+
+def split_gateway(text: str) -> tuple[str, int]:
+    """Host and port of a routing domain; 0 where it names no port. `[::1]:2600` gives `::1`."""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        return host, int(rest[1:] or 0)
+    host, colon, port = text.rpartition(":")
+    return (host, int(port)) if colon and port.isdigit() else (text, 0)
 
 
 def parse_endpoint(text: str) -> tuple[str, int, str]:

@@ -123,23 +123,26 @@ def resolve(option: Option, chain: Iterable[Node], folder: str) -> Resolution:
     return Resolution(option, found[0][1].value, found[0][0], found[0][1], tuple(found[1:]))
 
 
-def outbound_chain(root: Node, group: str, binding: str, domain: str) -> list[Node]:
-    """Stanzas that rule delivery to a routing domain, narrowest first."""
+def outbound_chain(root: Node, group: str, binding: str, domain: str, via: str = "") -> list[Node]:
+    """Stanzas that rule delivery to a routing domain, narrowest first.
+
+    `via` is a recipient's domain whose own stanzas count behind those of the gateway's name, container by container.
+    """
     group_node = root.get("binding_group", group)
     inner = group_node.get("binding", binding) if group_node else None
     outer = root.get("binding", binding)
     chain: list[Node] = []
     for container in (inner, outer, group_node):
-        chain += matching_domains(container, domain)
+        chain += matching_domains(container, domain) + matching_domains(container, via)
     chain += [node for node in (inner, outer, group_node) if node is not None]
-    chain += matching_domains(root, domain)
+    chain += matching_domains(root, domain) + matching_domains(root, via)
     chain.append(root)
     return chain
 
 
 def matching_domains(container: Node | None, domain: str) -> list[Node]:
     """Domain stanzas of one container: the literal one, then patterns in the order of the file."""
-    if container is None:
+    if container is None or not domain:
         return []
     literal = container.get("domain", domain)
     nodes = [literal] if literal is not None else []

@@ -93,7 +93,11 @@ class Batch:
 
 @dataclass(slots=True)
 class Message:
-    """One recipient of a batch. `tries` counts finished attempts; `next_at` is the time of the next one."""
+    """One recipient of a batch. `tries` counts finished attempts; `next_at` is the time of the next one.
+
+    `routing_domain` is where the message goes: the recipient's domain, or a gateway as host or host:port. `via` is the
+    recipient's domain where its own Domain stanza rules TLS although a gateway takes the mail.
+    """
 
     id: MessageId
     batch: Batch
@@ -101,6 +105,7 @@ class Message:
     binding_group: str = "default"
     binding: str = "default"
     routing_domain: str = ""
+    via: str = ""
     tries: int = 0
     next_at: float = 0.0
     last_reply: str = ""

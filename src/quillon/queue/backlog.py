@@ -11,15 +11,17 @@ from quillon.mail.message import Message
 
 
 class Key(NamedTuple):
-    """What a queue belongs to."""
+    """What a queue belongs to. `via` is set where the recipient's own stanza rules TLS behind a gateway."""
 
     binding_group: str
     binding: str
     domain: str
+    via: str = ""
 
 
 def key_of(message: Message) -> Key:
-    return Key(message.binding_group, message.binding, message.routing_domain or message.recipient.domain)
+    domain = message.routing_domain or message.recipient.domain
+    return Key(message.binding_group, message.binding, domain, message.via)
 
 
 @dataclass

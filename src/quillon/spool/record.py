@@ -75,6 +75,7 @@ def encode_message(message: Message) -> str:
             message.binding_group,
             message.binding,
             message.routing_domain,
+            message.via,
             message.tries,
             message.next_at,
             message.last_reply,
@@ -89,7 +90,7 @@ def decode_message(number: int, text: str, batch: Batch) -> Message:
         version, *rest = json.loads(text)
         if version != VERSION:
             raise RecordError(f"layout {version!r} is not one that this version reads")
-        local, domain, group, binding, routing, tries, next_at, last_reply = rest
+        local, domain, group, binding, routing, via, tries, next_at, last_reply = rest
         return Message(
             id=MessageId.from_number(number),
             batch=batch,
@@ -97,6 +98,7 @@ def decode_message(number: int, text: str, batch: Batch) -> Message:
             binding_group=str(group),
             binding=str(binding),
             routing_domain=str(routing),
+            via=str(via),
             tries=int(tries),
             next_at=float(next_at),
             last_reply=str(last_reply),

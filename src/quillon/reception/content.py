@@ -1,0 +1,114 @@
+"""Rules for the content of a message, and the fields put in front of it. Pure.
+
+A relayed message is never rewritten: what Quillon adds stands before it (Received, and Date or Message-ID where the
+configuration says to add a missing one), what it dislikes it refuses.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from quillon.config.settings import ReceptionSettings
+from quillon.mail import reply as replies
+from quillon.mail.reply import Reply
+
+MAX_LINE = 998  # octets without CRLF, RFC 5322 2.1.1
+# RFC 5322 2.2: a field name is printable ASCII without a colon
+_FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
+_LONG = {MAX_LINE: re.compile(rb"[^\r\n]{%d}" % (MAX_LINE + 1))}
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a Received field tells (RFC 5321 4.4). `protocol` is a with-keyword of RFC 3848; `tls` may be empty."""
+
+    client_ip: str
+    client_port: int
+    helo: str
+    hostname: str
+    sender: str
+    protocol: str
+    tls: str
+    message_id: str
+    date: str
+
+
+def header_block(data: bytes) -> bytes:
+    """The header section with the blank line that ends it; all of `data` where there is none."""
+    if data.startswith(b"\r\n"):
+        return data[:2]
+    end = data.find(b"\r\n\r\n")
+    return data[: end + 4] if end >= 0 else data
+
+
+def fault(head: bytes, settings: ReceptionSettings) -> Reply | None:
+    """What is wrong with a header section, if anything."""
+    if settings.rfc2822_missing_headers == "reject" and not _FIELD.match(head):
+        return replies.HEADERS_MISSING
+    if settings.rfc2822_date_header == "pedantic" and not has_field(head, b"date"):
+        return replies.DATE_MISSING
+    limit = line_limit(settings)
+    if limit and longer_than(head, limit):
+        return replies.HEADER_LINE_TOO_LONG
+    if settings.max_received_headers and received_count(head) > settings.max_received_headers:
+        return replies.MAIL_LOOP
+    return None
+
+
+def line_limit(settings: ReceptionSettings) -> int:
+    """The longest line taken, in octets without CRLF; 0 for any length."""
+    value = settings.rfc2822_max_line_length.lower()
+    if value == "ignore":
+        return 0
+    if value == "pedantic":
+        return MAX_LINE
+    return int(value) if settings.rfc2822_max_line_length_policy == "reject" else 0
+
+
+def longer_than(data: bytes, limit: int) -> bool:
+    """Whether a line of `data` has more than `limit` octets."""
+    pattern = _LONG.get(limit)
+    if pattern is None:
+        pattern = _LONG[limit] = re.compile(rb"[^\r\n]{%d}" % (limit + 1))
+    return pattern.search(data) is not None
+
+
+def has_field(head: bytes, name: bytes) -> bool:
+    """Whether a header section has a field; `name` is in lower case."""
+    low = head.lower()
+    return low.startswith(name + b":") or b"\r\n" + name + b":" in low
+
+
+def received_count(head: bytes) -> int:
+    low = head.lower()
+    return low.count(b"\r\nreceived:") + low.startswith(b"received:")
+
+
+def fields_to_add(head: bytes, settings: ReceptionSettings, trace: Trace) -> bytes:
+    """The fields that go in front of a message."""
+    out = received_field(trace) if settings.rfc2822_trace_headers else b""
+    if settings.rfc2822_date_header == "ifneeded" and not has_field(head, b"date"):
+        out += f"Date: {trace.date}\r\n".encode("ascii")
+    if settings.rfc2822_messageid_header == "ifneeded" and not has_field(head, b"message-id"):
+        local = trace.message_id.replace("/", ".").replace("-", ".")
+        out += f"Message-ID: <{local}@{trace.hostname}>\r\n".encode("ascii")
+    if out and not _FIELD.match(head) and not head.startswith(b"\r\n"):
+        out += b"\r\n"  # the message has no header section: ours must not swallow its first line
+    return out
+
+
+def received_field(trace: Trace) -> bytes:
+    ip = f"IPv6:{trace.client_ip}" if ":" in trace.client_ip else trace.client_ip
+    tls = f"\r\n\t({trace.tls})" if trace.tls else ""
+    return (
+        f"Received: from [{ip}] ([{ip}:{trace.client_port}] helo={_comment(trace.helo)})\r\n"
+        f"\tby {trace.hostname} (envelope-from <{_comment(trace.sender)}>)"
+        f" (Quillon) with {trace.protocol}{tls}\r\n"
+        f"\tid {trace.message_id}; {trace.date}\r\n"
+    ).encode("ascii", "replace")
+
+
+def _comment(text: str) -> str:
+    """Text fit for a comment: without what would end or escape it (RFC 5322 3.2.2)."""
+    return re.sub(r"[()\\\x00-\x1f\x7f]", "?", text)

@@ -1,0 +1,101 @@
+"""Where the mail data of one transaction gathers: in memory, or in a file of the spool once it is large.
+
+The fields that go in front of a message are asked for once its header section is known, which is at the latest when
+the data outgrows memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from quillon.reception.content import header_block, longer_than
+from quillon.spool.store import Store
+
+
+class Intake:
+    """`threshold` is in octets. `prefix` gives the fields to put in front, from the header section."""
+
+    def __init__(
+        self, store: Store, number: int, threshold: int, prefix: Callable[[bytes], bytes], line_limit: int
+    ) -> None:
+        self.size = 0
+        self.head = b""
+        self.long_line = False
+        self.eight_bit = False
+        self.failed: OSError | None = None
+        self._store = store
+        self._number = number
+        self._threshold = threshold
+        self._prefix = prefix
+        self._line_limit = line_limit
+        self._parts: list[bytes] = []
+        self._path = ""
+        self._file = -1
+
+    def add(self, data: bytes) -> None:
+        """Take a piece of mail data. A disk error is kept in `failed`, not raised."""
+        if not data or self.failed is not None:
+            return
+        self.size += len(data)
+        if not self.eight_bit and not data.isascii():
+            self.eight_bit = True
+        if self._line_limit and not self.long_line and longer_than(data, self._line_limit):
+            self.long_line = True
+        if self._file >= 0:
+            self._write(data)
+            return
+        self._parts.append(data)
+        if self.size > self._threshold:
+            self._spill()
+
+    def _spill(self) -> None:
+        data = self._gather()
+        self.head = header_block(data)
+        prefix = self._prefix(self.head)
+        self.size += len(prefix)
+        try:
+            self._path, self._file = self._store.new_body_file(self._number)
+        except OSError as error:
+            self.failed = error
+            return
+        self._write(prefix + data)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._file, view) :]
+        except OSError as error:
+            self.failed = error
+
+    def _gather(self) -> bytes:
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = [data]
+        return data
+
+    def complete(self) -> None:
+        """The last piece has come: `head` is known from here on."""
+        if self._file < 0:
+            self._gather()
+            self.head = header_block(self._parts[0])
+
+    def finish(self) -> tuple[bytes | None, str]:
+        """Body in memory or None, and the name of its file or ""; with the fields in front."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+            return None, self._path
+        body = self._prefix(self.head) + self._gather()
+        self.size = len(body)
+        return body, ""
+
+    def discard(self) -> None:
+        """The message is not taken: leave nothing behind."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        if self._path:
+            self._store.drop_body_file(self._path)
+            self._path = ""
+        self._parts.clear()
