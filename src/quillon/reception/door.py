@@ -170,7 +170,9 @@ class Door:
             group, binding, domain = "default", "default", recipient.domain
             if self.policy.has(Phase.SET_BINDING):
                 view = _view(envelope, intake, number, recipient)
-                self.policy.run(Call(Phase.SET_BINDING, envelope.session, context, message=view))
+                refusal = self.policy.run(Call(Phase.SET_BINDING, envelope.session, context, message=view))
+                if refusal is not None:
+                    return refusal
                 chosen = self._chosen(view)
                 if chosen is None:
                     return replies.NO_BINDING

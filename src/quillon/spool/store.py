@@ -265,6 +265,14 @@ class Store:
         """Remove a body file whose message was not accepted."""
         (self.folder / "bodies" / name).unlink(missing_ok=True)
 
+    def read_body_now(self, batch: Batch) -> bytes:
+        """Read a body at once, for a notification; empty if it cannot be read, which is reported."""
+        try:
+            return self._readers.submit(self._read_body, batch.id.number).result() or b""
+        except (OSError, sqlite3.Error) as error:
+            self._report(f"spool: cannot read the body of {batch.id}: {error}")
+            return b""
+
     async def body(self, batch: Batch) -> bytes | None:
         """Read a body that is not resident; None if the spool does not have it. Raises OSError, sqlite3.Error."""
         loop = asyncio.get_running_loop()

@@ -1,0 +1,384 @@
+"""Brings queues, connections and outcomes together. Shell.
+
+The scheduler says which queue gets a connection, `hosts` where it leads, `Attempt` what to try, a `Connection` does it.
+What comes of each message is settled here in one place: `_settle` logs it, tells the spool, and has a notification
+written before a message that failed for good is let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from quillon.config.model import Config, split_gateway
+from quillon.config.options import Throttle
+from quillon.config.settings import DeliverySettings, OutboundTls
+from quillon.delivery.attempt import Attempt, TryHost
+from quillon.delivery.bounce import Bouncer
+from quillon.delivery.connection import Connection, Surroundings
+from quillon.delivery.hosts import HostFinder
+from quillon.delivery.pool import Pool
+from quillon.delivery.route import Host
+from quillon.mail import reply as replies
+from quillon.mail.event import Attempted, Event, Panic, TlsFacts
+from quillon.mail.message import Message
+from quillon.mail.outcome import Outcome, PermanentFailure, Stage, TransientFailure
+from quillon.queue.backlog import Key, key_of
+from quillon.queue.scheduler import Delay, Fail, Limits, Scheduler
+from quillon.queue.throttle import Bucket
+from quillon.reception.door import Residents
+from quillon.spool.store import Store
+from quillon.tls.context import Contexts
+
+TICK = 0.25  # seconds between looks at delayed queues
+RETRY_NOTICE = 60.0  # seconds until a notification that could not be stored is tried again
+
+
+@dataclass
+class Share:
+    """This worker's part of what is limited for the whole node."""
+
+    workers: int = 1
+
+    def of(self, limit: int) -> int:
+        return max(limit // self.workers, 1)
+
+
+@dataclass
+class Dispatcher:
+    """`hostname` is the name in EHLO. `log` takes events."""
+
+    config: Config
+    store: Store
+    residents: Residents
+    finder: HostFinder
+    bouncer: Bouncer
+    around: Surroundings
+    hostname: str
+    share: Share
+    log: Callable[[Event], None]
+    _pool: Pool[Connection] = field(default_factory=Pool)
+    _keys: dict[Connection, Key] = field(default_factory=dict)
+    _resting: dict[str, float] = field(default_factory=dict)
+    _buckets: dict[tuple[int, str], Bucket] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _pumping: bool = False
+    _stopping: bool = False
+    _timer: asyncio.TimerHandle | None = None
+
+    def __post_init__(self) -> None:
+        self._default_suspended = self.config.node().default_binding == "suspended"
+        self.scheduler = Scheduler(self._limits, self._total())
+
+    def _total(self) -> int:
+        return self.share.of(self.config.node().server_max_outbound_connections)
+
+    # life -----------------------------------------------------------------------------------------------------
+
+    def start(self, recovered: list[Message]) -> None:
+        """Begin, with the messages of an earlier life."""
+        now = self.around.clock.now()
+        for message in recovered:
+            self.scheduler.enqueue(message, now)
+        self._tick()
+
+    def reconfigure(self, config: Config, contexts: Contexts) -> None:
+        """Other settings for what begins from now on; idle connections under other TLS settings are closed."""
+        self.config = config
+        self.around = Surroundings(self.around.clock, self.around.deadlines, contexts)
+        self._default_suspended = config.node().default_binding == "suspended"
+        self._buckets.clear()
+        self._resting.clear()
+        for connection in self._pool.drain():
+            connection.quit()
+        self.scheduler.set_total(self._total())
+        self._kick()
+
+    async def stop(self, seconds: float) -> None:
+        """Begin nothing new, and give what runs so long to end. What is not done stays in the spool."""
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in self._pool.drain():
+            connection.quit()
+        end = self.around.clock.now() + seconds
+        while (self._keys or self._tasks) and self.around.clock.now() < end:
+            await asyncio.sleep(0.02)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _tick(self) -> None:
+        if not self._stopping:
+            self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
+            self._pump()
+
+    # messages in ----------------------------------------------------------------------------------------------
+
+    def submit(self, messages: list[Message]) -> None:
+        """New messages, which the spool has."""
+        now = self.around.clock.now()
+        for message in messages:
+            self.scheduler.enqueue(message, now)
+        self._kick()
+
+    def _kick(self) -> None:
+        if not self._pumping and not self._stopping:
+            self._pumping = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        if self._stopping:
+            return
+        for key in self._pool.keys():
+            while self.scheduler.backlog(key).active:
+                settings, tls = self._settings(key)
+                connection, unfit = self._pool.take(key, tls)
+                for other in unfit:
+                    other.quit()
+                if connection is None or not self._feed(connection, key):
+                    break
+        now = self.around.clock.now()
+        for key in self.scheduler.next(now):
+            task = asyncio.get_running_loop().create_task(self._open(key))
+            self._tasks.add(task)
+            task.add_done_callback(self._opened)
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.log(Panic(self.around.clock.now(), f"delivery: unexpected {task.exception()!r}"))
+
+    # settings -------------------------------------------------------------------------------------------------
+
+    def _settings(self, key: Key) -> tuple[DeliverySettings, OutboundTls]:
+        return self.config.delivery(key.binding_group, key.binding, key.domain, key.via)
+
+    def _limits(self, key: Key) -> Limits:
+        settings, _ = self._settings(key)
+        suspended = settings.suspend_delivery or (self._default_suspended and key.binding == "default")
+        return Limits(self.share.of(settings.max_outbound_connections), suspended, settings)
+
+    def _bucket(self, key: Key, option: str, throttle: Throttle | None) -> Bucket | None:
+        """The counter of a throttle, which belongs to the stanza that set it."""
+        if throttle is None or throttle.count == 0:
+            return None
+        node = self.config.outbound(option, key.binding_group, key.binding, key.domain).node
+        name = (id(node), option)
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            bucket = self._buckets[name] = Bucket(throttle.count / self.share.workers, throttle.seconds)
+        return bucket
+
+    def _ehlo_name(self, key: Key, settings: DeliverySettings) -> str:
+        name = settings.ehlo_hostname
+        if name == "__message__":
+            active = self.scheduler.backlog(key).active
+            return (active[0].batch.sender.domain if active else "") or self.hostname
+        return self.hostname if name == "__hostname__" else name
+
+    # connections ----------------------------------------------------------------------------------------------
+
+    async def _open(self, key: Key) -> None:
+        """Get a connection for a queue, or fail what waits in it."""
+        connection: Connection | None = None
+        try:
+            connection = await self._connect(key)
+        finally:
+            if connection is None:
+                self.scheduler.closed(key, was_connected=False)
+            else:
+                self.scheduler.connected(key)
+                self._keys[connection] = key
+        if connection is not None and not self._feed(connection, key):
+            self._kick()
+
+    async def _connect(self, key: Key) -> Connection | None:
+        settings, tls = self._settings(key)
+        now = self.around.clock.now()
+        bucket = self._bucket(key, "outbound_throttle_connections", settings.outbound_throttle_connections)
+        if bucket is not None and not bucket.take(now):
+            self.scheduler.hold(key, bucket.ready_at(now))
+            return None
+        found = await self.finder.find(key.domain, settings)
+        if not isinstance(found, list):
+            self._site_failed(key, found, tls, None, "")
+            return None
+        hosts = self._awake(key, found)
+        if not hosts:
+            return None
+        attempt = Attempt(tls, hosts)
+        facts: TlsFacts | None = None
+        host = ""
+        while isinstance(step := attempt.next_step(), TryHost):
+            connection = Connection(
+                self.around, settings, tls, _names(key, step), self._ehlo_name(key, settings), gone=self._gone
+            )
+            if await connection.open(attempt, step):
+                return connection
+            facts, host = connection.facts or facts, step.host.name
+            if connection.facts is None:
+                self._resting[step.host.ip] = self.around.clock.now() + settings.host_failure_retry
+        self._site_failed(key, step, tls, facts, host)
+        return None
+
+    def _awake(self, key: Key, found: list[Host]) -> list[Host]:
+        """Hosts that do not rest after a failure and have room; with none, the queue waits for the first."""
+        now = self.around.clock.now()
+        hosts = [host for host in found if self._resting.get(host.ip, 0.0) <= now and self._has_room(host)]
+        if not hosts:
+            waits = [self._resting[host.ip] for host in found if self._resting.get(host.ip, 0.0) > now]
+            self.scheduler.hold(key, min(waits, default=now + 1.0))
+        return hosts
+
+    def _has_room(self, host: Host) -> bool:
+        limit = self.config.host_connections(host.name)
+        return limit < 0 or sum(c.host_name == host.name for c in self._keys) < self.share.of(limit)
+
+    def _site_failed(
+        self,
+        key: Key,
+        outcome: TransientFailure | PermanentFailure,
+        tls: OutboundTls,
+        facts: TlsFacts | None,
+        host: str,
+    ) -> None:
+        """No connection was to be had. With others standing, the host just takes no more; else all mail waits."""
+        if self.scheduler.backlog(key).connections and not outcome.cause:
+            self.scheduler.too_many(key, self.around.clock.now())
+            return
+        for message in self.scheduler.drain(key):
+            self._settle(message, outcome, tls, facts, host)
+
+    def _gone(self, connection: Connection) -> None:
+        key = self._keys.pop(connection, None)
+        if key is not None:
+            self._pool.discard(key, connection)
+            self.scheduler.closed(key, was_connected=True)
+            self._kick()
+
+    # messages out ---------------------------------------------------------------------------------------------
+
+    def _feed(self, connection: Connection, key: Key) -> bool:
+        """Give a free connection its next messages; False if it got none and rests or ends."""
+        settings, tls = self._settings(key)
+        if self._stopping or connection.exhausted or connection.tls != tls or not connection.is_open:
+            connection.quit()
+            return False
+        now = self.around.clock.now()
+        while messages := self.scheduler.take(key, settings.max_recipients_per_batch):
+            messages = self._deliverable(messages, settings, tls, now)
+            if not messages:
+                continue
+            bucket = self._bucket(key, "outbound_throttle_messages", settings.outbound_throttle_messages)
+            if bucket is not None and not bucket.take(now):
+                self.scheduler.put_back(key, messages)
+                self.scheduler.hold(key, bucket.ready_at(now))
+                break
+            self._send(connection, messages)
+            return True
+        self._pool.put(key, connection)
+        connection.rest(settings.idle_timeout)
+        return False
+
+    def _deliverable(
+        self, messages: list[Message], settings: DeliverySettings, tls: OutboundTls, now: float
+    ) -> list[Message]:
+        """Those that are to be tried; the others are settled here."""
+        out = []
+        for message in messages:
+            outcome = self.scheduler.unattempted(message, now)
+            if outcome is None and settings.blackhole == "internal":
+                outcome = PermanentFailure(replies.BLACKHOLED, Stage.IDLE)
+            elif outcome is None and not str(message.recipient).isascii():
+                outcome = PermanentFailure(replies.SMTPUTF8_NEEDED, Stage.IDLE)
+            if outcome is None:
+                out.append(message)
+            else:
+                self._settle(message, outcome, tls, None, "")
+        return out
+
+    def _send(self, connection: Connection, messages: list[Message]) -> None:
+        batch = messages[0].batch
+        if batch.path:
+            self._deliver(connection, messages, str(self.store.body_path(batch)))
+        elif batch.body is not None:
+            self._deliver(connection, messages, batch.body)
+        else:
+            task = asyncio.get_running_loop().create_task(self._load_and_send(connection, messages))
+            self._tasks.add(task)
+            task.add_done_callback(self._opened)
+
+    async def _load_and_send(self, connection: Connection, messages: list[Message]) -> None:
+        """Read a body that is not resident, off the event loop."""
+        outcome: Outcome
+        try:
+            body = await self.store.body(messages[0].batch)
+        except Exception as error:
+            # the disk, not the message, is at fault: keep it and try again later
+            self.log(Panic(self.around.clock.now(), f"spool: cannot read {messages[0].batch.id}: {error}"))
+            outcome, body = TransientFailure(replies.SPOOL_FAILED, Stage.IDLE), None
+        else:
+            outcome = PermanentFailure(replies.BODY_MISSING, Stage.IDLE)
+        if body is None:
+            for message in messages:
+                self._settle(message, outcome, connection.tls, None, "")
+            self._free(connection)
+        else:
+            self._deliver(connection, messages, body)
+
+    def _deliver(self, connection: Connection, messages: list[Message], body: bytes | str) -> None:
+        if not connection.is_open:
+            self.scheduler.put_back(key_of(messages[0]), messages)
+            self._kick()
+            return
+
+        def settle(message: Message, outcome: Outcome) -> None:
+            self._settle(message, outcome, connection.tls, connection.facts, connection.host_name)
+
+        connection.deliver(messages, body, settle, self._free)
+
+    def _free(self, connection: Connection) -> None:
+        key = self._keys.get(connection)
+        if key is not None:
+            self._feed(connection, key)
+
+    def _settle(self, message: Message, outcome: Outcome, tls: OutboundTls, facts: TlsFacts | None, host: str) -> None:
+        """What becomes of a message: the one place where that is logged and the spool told."""
+        now = self.around.clock.now()
+        settled = self.scheduler.settle(message, outcome, now)
+        if isinstance(settled, Fail):
+            outcome = settled.outcome
+        self.log(Attempted(now, message, outcome, tls.tls, facts, host))
+        if isinstance(settled, Delay):
+            self._kept(message)
+        elif isinstance(settled, Fail):
+            self.bouncer.failed(message, settled.outcome, lambda done: self._noticed(message, done))
+        else:
+            self._removed(message)
+
+    def _kept(self, message: Message) -> None:
+        self.store.update(message)
+        settings, _ = self._settings(key_of(message))
+        if message.tries >= settings.drop_body_after_trans_fail:
+            self.residents.release(message.batch)
+
+    def _noticed(self, message: Message, done: bool) -> None:
+        """The notification of a failed message is stored or not needed; or it could not be stored."""
+        if done:
+            self._removed(message)
+            return
+        message.next_at = self.around.clock.now() + RETRY_NOTICE
+        self.scheduler.enqueue(message, self.around.clock.now())
+
+    def _removed(self, message: Message) -> None:
+        self.store.remove(message)
+        if message.batch.left == 0:
+            self.residents.release(message.batch)
+
+
+def _names(key: Key, step: TryHost) -> tuple[str, ...]:
+    """Names that a certificate may bear: the host that MX or Routes led to, and the routing domain."""
+    return step.host.name, split_gateway(key.domain)[0]

@@ -1,0 +1,118 @@
+"""From a routing domain to addresses: asks the resolver what `route` says to ask. Shell.
+
+An MX lookup that fails `mx_failures_fallback_to_a` times in a row is followed by the address of the domain; after
+`dns_failures_to_purge` failures in a row the domain has failed for good.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from quillon.config.scope import glob_matches
+from quillon.config.settings import DeliverySettings, NodeSettings
+from quillon.delivery import route
+from quillon.delivery.route import Host, RouteError, Target
+from quillon.mail import reply as replies
+from quillon.mail.outcome import PermanentFailure, Stage, TransientFailure
+from quillon.net.clock import Clock
+from quillon.net.resolver import Resolver
+
+Found = list[Host] | TransientFailure | PermanentFailure
+
+
+class HostFinder:
+    def __init__(self, resolver: Resolver, node: NodeSettings, clock: Clock) -> None:
+        self._resolver = resolver
+        self._node = node
+        self._clock = clock
+        self._failures: dict[str, int] = {}
+
+    def reconfigure(self, resolver: Resolver, node: NodeSettings) -> None:
+        self._resolver, self._node = resolver, node
+
+    async def find(self, domain: str, settings: DeliverySettings) -> Found:
+        """Hosts in the order in which they are tried, or why there are none."""
+        try:
+            wanted = route.targets(domain, settings.routes)
+        except RouteError as error:
+            return TransientFailure(replies.NO_BINDING.because(f"Routes: {error}"), Stage.NOT_CONNECTED)
+        hosts: list[Host] = []
+        problem: TransientFailure | PermanentFailure | None = None
+        for target in wanted:
+            found = await self._target(target, settings)
+            if isinstance(found, list):
+                hosts += found
+            else:
+                problem = problem or found
+        if not hosts:
+            return problem or self._failed(domain, settings)
+        self._failures.pop(domain, None)
+        return self._permitted(hosts)
+
+    def _permitted(self, hosts: list[Host]) -> Found:
+        skip, prohibited = self._node.skip_hosts, self._node.prohibited_hosts
+        if not skip and not prohibited:
+            return hosts
+        left = [host for host in hosts if not _within(host.ip, skip)]
+        allowed = [host for host in left if not _within(host.ip, prohibited)]
+        if allowed:
+            return allowed
+        if left:
+            return PermanentFailure(replies.PROHIBITED_HOST, Stage.NOT_CONNECTED)
+        return TransientFailure(replies.NO_VALID_HOSTS, Stage.NOT_CONNECTED)
+
+    async def _target(self, target: Target, settings: DeliverySettings) -> Found:
+        port = target.port or settings.remote_smtp_port
+        if route.is_ip(target.name):
+            return [Host(target.name, target.name, port)]
+        names = [target.name]
+        if target.mx:
+            answer = await self._resolver.lookup(target.name, "MX")
+            if answer.status == "ok":
+                if route.null_mx(answer.records):
+                    return PermanentFailure(replies.NULL_MX, Stage.NOT_CONNECTED)
+                records = list(answer.records)
+                if self._best_only(target.name):
+                    records = route.best_only(records)
+                names = route.order(records, self._clock.shuffle)
+            elif answer.status == "nxdomain":
+                return PermanentFailure(replies.LOOKUP_FAILED, Stage.NOT_CONNECTED)
+            elif answer.status == "failed":
+                failures = self._failures[target.name] = self._failures.get(target.name, 0) + 1
+                if failures < settings.mx_failures_fallback_to_a:
+                    return self._failure(target.name, settings)
+        hosts = [host for name in names for host in await self._addresses(name, port)]
+        return hosts or self._failed(target.name, settings)
+
+    def _best_only(self, domain: str) -> bool:
+        node = self._node
+        if not node.only_use_best_mx_for_relay_domains:
+            return False
+        return glob_matches(node.relay_domains, domain) or glob_matches(node.bounce_domains, domain)
+
+    async def _addresses(self, name: str, port: int) -> list[Host]:
+        if route.is_ip(name):
+            return [Host(name, name, port)]
+        kinds = ("AAAA", "A") if self._node.use_ipv6 else ("A",)
+        hosts: list[Host] = []
+        for kind in kinds:
+            answer = await self._resolver.lookup(name, kind)
+            if answer.status == "ok":
+                hosts += [Host(name, ip, port) for _, ip in answer.records]
+        return hosts
+
+    def _failed(self, domain: str, settings: DeliverySettings) -> TransientFailure | PermanentFailure:
+        self._failures[domain] = self._failures.get(domain, 0) + 1
+        return self._failure(domain, settings)
+
+    def _failure(self, domain: str, settings: DeliverySettings) -> TransientFailure | PermanentFailure:
+        limit = settings.dns_failures_to_purge
+        if limit and self._failures.get(domain, 0) >= limit:
+            self._failures.pop(domain, None)
+            return PermanentFailure(replies.LOOKUP_FAILED, Stage.NOT_CONNECTED)
+        return TransientFailure(replies.NO_MX_OR_A, Stage.NOT_CONNECTED)
+
+
+def _within(ip: str, networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]) -> bool:
+    address = ipaddress.ip_address(ip)
+    return any(address.version == network.version and address in network for network in networks)

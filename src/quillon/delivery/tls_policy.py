@@ -1,0 +1,76 @@
+"""What TLS, TLS_Verify and TLS_Ifavailable_Fallback demand at each turn of a connection. Pure.
+
+    TLS            STARTTLS not offered   negotiation fails                            TLS_Verify ca or host fails
+    no             clear                  -                                            -
+    ifavailable    clear                  fallback true: a fresh connection in clear   451 4.7.5, try again later
+                                          fallback false: 451 4.7.5, later
+    required       451 4.7.6, later       451 4.7.5, try again later                   451 4.7.5, try again later
+
+A failed verification never leads to clear text, for nothing that failed verification is better served by less. `optional` checks
+like `host` and delivers whatever it finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from quillon.config.settings import OutboundTls
+from quillon.mail import reply as replies
+from quillon.mail.reply import Reply
+from quillon.tls import identity
+from quillon.tls.verdict import Verdict
+
+
+class Turn(Enum):
+    """What to do once the host has answered EHLO."""
+
+    CLEAR = "send in clear"
+    STARTTLS = "say STARTTLS"
+    REFUSE = "send nothing"
+
+
+def after_ehlo(tls: OutboundTls, offered: bool, *, in_clear: bool) -> Turn:
+    """`in_clear` tells that this connection is a fallback to clear text, which `required` never makes."""
+    if tls.tls == "required":
+        return Turn.STARTTLS if offered else Turn.REFUSE
+    if tls.tls == "no" or in_clear or not offered:
+        return Turn.CLEAR
+    return Turn.STARTTLS
+
+
+def falls_back(tls: OutboundTls) -> bool:
+    """Whether a failed negotiation is followed by a fresh connection in clear."""
+    return tls.tls == "ifavailable" and tls.tls_ifavailable_fallback
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What TLS_Verify makes of a verdict. `verified` is None where nothing was checked; `reply` is set for a refusal."""
+
+    verified: bool | None
+    cause: str = ""
+    reply: Reply | None = None
+
+
+_REPLIES = {
+    "name_mismatch": replies.CERT_WRONG_NAME,
+    "expired": replies.CERT_EXPIRED,
+    "not_yet_valid": replies.CERT_NOT_YET_VALID,
+}
+
+
+def judge(tls: OutboundTls, verdict: Verdict, names: Iterable[str]) -> Judgement:
+    """`names` are the candidates for `host`: the MX host and the routing domain."""
+    if tls.tls_verify == "no":
+        return Judgement(None)
+    cause = verdict.cause
+    certificate = verdict.certificate
+    if not cause and tls.tls_verify != "ca" and certificate is not None and not identity.matches(certificate, names):
+        cause = "name_mismatch"
+    if not cause:
+        return Judgement(True)
+    if tls.tls_verify == "optional":
+        return Judgement(False, cause)
+    return Judgement(False, cause, _REPLIES.get(cause, replies.CERT_WRONG_CA))
