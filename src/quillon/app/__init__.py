@@ -1,0 +1,1 @@
+"""The composition root: a supervisor, and workers that put the parts together."""

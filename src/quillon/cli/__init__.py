@@ -1,0 +1,1 @@
+"""The `quillon` command."""

@@ -1,0 +1,1 @@
+"""Listeners: sockets and the sessions that clients open on them."""

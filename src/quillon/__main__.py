@@ -1,0 +1,5 @@
+"""`python -m quillon`."""
+
+from quillon.cli.main import script
+
+script()

@@ -1,0 +1,88 @@
+"""Parts that are made from a configuration: policy, resolver, names. Used by workers, and by `check` to try them."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from quillon.config.model import Config
+from quillon.config.settings import NodeSettings
+from quillon.net.clock import Clock
+from quillon.net.resolver import Resolver
+from quillon.policy.hook import NO_POLICY, Policy, PolicyError
+from quillon.policy.lua import load_scripts
+from quillon.tls.context import ContextError, Contexts
+
+
+class ComposeError(Exception):
+    """A part cannot be made; the message says which and why."""
+
+
+def policy(config: Config, clock: Clock, report: Callable[[str], None]) -> Policy:
+    """The policy of the scriptlet stanza. Raises ComposeError."""
+    settings = config.scripts()
+    if settings is None:
+        return NO_POLICY
+    folders = [Path(config.folder), *dict.fromkeys(Path(file).parent for file in config.files)]
+    try:
+        return Policy(load_scripts(settings, list(dict.fromkeys(folders)), clock.now, report), report)
+    except PolicyError as error:
+        raise ComposeError(str(error)) from None
+
+
+def resolver(node: NodeSettings, clock: Clock) -> Resolver:
+    """Raises ComposeError for resolvers that cannot be read."""
+    servers = [_server(text) for text in node.dns_servers]
+    try:
+        return Resolver(clock, servers, node.resolv_conf, min_ttl=node.min_dns_ttl, max_ttl=node.max_dns_ttl)
+    except OSError as error:
+        raise ComposeError(f"Resolv_Conf: {error}; name resolvers with DNS_Servers") from None
+
+
+def _server(text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::(\d{1,5}))?|([0-9.]+)(?::(\d{1,5}))?", text)
+    if match is None:
+        raise ComposeError(f"DNS_Servers: {text!r} is no IP, IP:port or [IPv6]:port")
+    return match[1] or match[3], int(match[2] or match[4] or 53)
+
+
+def hostname(node: NodeSettings) -> str:
+    return node.hostname or socket.gethostname().lower()
+
+
+def workers(node: NodeSettings) -> int:
+    return node.workers if node.workers > 0 else len(os.sched_getaffinity(0))
+
+
+def try_out(config: Config, clock: Clock) -> list[str]:
+    """What goes wrong when the parts of a configuration are made, without using them."""
+    problems: list[str] = []
+    for make in (
+        lambda: policy(config, clock, lambda _: None).close(),
+        lambda: resolver(config.node(), clock),
+    ):
+        try:
+            make()
+        except (ComposeError, PolicyError) as error:
+            problems.append(str(error))
+    problems += _try_tls(config)
+    return problems
+
+
+def _try_tls(config: Config) -> list[str]:
+    """Build the server contexts of every Listen, so that what `check` cannot see in a file shows too."""
+    import ipaddress
+
+    contexts = Contexts()
+    problems = []
+    for node in config.listen_nodes():
+        _, tls = config.reception(node.label, ipaddress.ip_address("127.0.0.1"))
+        if tls.tls_certificate:
+            try:
+                contexts.load(tls)
+            except ContextError as error:
+                problems.append(f'Listen "{node.label}": {error}')
+    return problems

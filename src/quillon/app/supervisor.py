@@ -1,0 +1,361 @@
+"""The supervisor: binds, drops privileges, keeps the workers running, carries reload and drain.
+
+It serves no mail itself. Order of a start: read the configuration, bind every socket, write the PID file, make the
+folders, become Security { User, Group }, try the parts out as that user, fork. A worker that dies is replaced; one that
+cannot start ends the whole, since trying again would not help.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from quillon.app import compose, worker
+from quillon.app.channel import Channel
+from quillon.app.notify import notify, reloading
+from quillon.app.privileges import Identity, PrivilegeError, become, identity, make_folder
+from quillon.config.load import load
+from quillon.config.model import Config
+from quillon.config.scope import resolve
+from quillon.config.settings import ListenSettings
+from quillon.listener.sockets import BindError, bind, is_free
+from quillon.log.sink import Loggers
+from quillon.mail.event import Notice, Panic
+from quillon.net.clock import SystemClock
+
+RESTART_DELAY = 1.0  # seconds before a worker that died soon after its start is replaced
+GRACE = 5.0  # seconds beyond drain_timeout before a worker is killed
+
+
+class StartError(Exception):
+    """Quillon cannot start; the message says why."""
+
+
+@dataclass
+class _Child:
+    number: int
+    pid: int
+    channel: Channel
+    started: float
+    ready: bool = False
+
+
+class Supervisor:
+    """`say` prints a line for whoever watches the terminal or the service manager's journal."""
+
+    def __init__(self, config: Config, say: Callable[[str], None]) -> None:
+        self._config = config
+        self._say = say
+        self._clock = SystemClock()
+        self._count = compose.workers(config.node())
+        self._sockets: list[dict[str, socket.socket]] = [{} for _ in range(self._count)]
+        self._children: dict[int, _Child] = {}
+        self._due: dict[int, float] = {}
+        self._selector = selectors.DefaultSelector()
+        self._pidfile = -1
+        self._stopping = 0.0
+        self._status = 0
+        self._signals: list[int] = []
+        self._announced = False
+
+    # start ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Until told to end; gives the exit status. Raises StartError."""
+        try:
+            who = identity(self._config.security())
+            self._bind(self._config.listens(), fresh=True)
+            self._write_pidfile(who)
+            self._make_folders(who)
+            become(who)
+        except (BindError, PrivilegeError) as error:
+            raise StartError(str(error)) from None
+        problems = compose.try_out(self._config, self._clock)
+        if problems:
+            raise StartError("\n".join(problems))
+        self._loggers = Loggers(self._config.loggers(), lambda flush: flush())
+        try:
+            self._loggers.open()
+        except OSError as error:
+            raise StartError(f"cannot open log {error.filename}: {error.strerror}") from None
+        self._catch_signals()
+        for number in range(self._count):
+            self._fork(number)
+        while self._children or self._due:
+            self._turn()
+        self._finish()
+        return self._status
+
+    def _bind(self, listens: list[ListenSettings], *, fresh: bool) -> dict[str, list[socket.socket]]:
+        """Bind what is not bound yet, one socket per worker; all or nothing."""
+        new = [listen for listen in listens if listen.name not in self._sockets[0]]
+        made: dict[str, list[socket.socket]] = {}
+        try:
+            for listen in new:
+                is_free(listen)
+                if listen.path:
+                    one = bind(listen)
+                    made[listen.name] = [one] + [one.dup() for _ in range(self._count - 1)]
+                else:
+                    made[listen.name] = []
+                    for _ in range(self._count):
+                        made[listen.name].append(bind(listen))
+        except BindError:
+            for sockets in made.values():
+                for sock in sockets:
+                    sock.close()
+            raise
+        if fresh:
+            self._keep(made)
+        return made
+
+    def _keep(self, made: dict[str, list[socket.socket]]) -> None:
+        for name, sockets in made.items():
+            for number, sock in enumerate(sockets):
+                self._sockets[number][name] = sock
+
+    def _write_pidfile(self, who: Identity) -> None:
+        path = Path(self._config.node().pidfile)
+        try:
+            make_folder(path.parent, who, 0o755)
+            self._pidfile = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._pidfile, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._pidfile, 0)
+            os.write(self._pidfile, f"{os.getpid()}\n".encode())
+        except BlockingIOError:
+            raise StartError(f"PidFile {path} is held by another Quillon that runs") from None
+        except OSError as error:
+            raise StartError(f"PidFile {path}: {error.strerror}; set PidFile to a path that can be written") from None
+
+    def _make_folders(self, who: Identity) -> None:
+        base = Path(self._config.node().spoolbase)
+        try:
+            make_folder(base, who)
+            for logger in self._config.loggers():
+                for path in (logger.mainlog, logger.rejectlog, logger.paniclog, logger.jsonlog):
+                    if path:
+                        make_folder(Path(path).parent, who, 0o755)
+        except OSError as error:
+            raise StartError(f"cannot make folder {error.filename}: {error.strerror}") from None
+
+    def _catch_signals(self) -> None:
+        wake, woken = socket.socketpair()
+        wake.setblocking(False)
+        woken.setblocking(False)
+        self._wake = (wake, woken)
+        signal.set_wakeup_fd(wake.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, lambda caught, _frame: self._signals.append(caught))
+        self._selector.register(woken, selectors.EVENT_READ, None)
+
+    def _fork(self, number: int) -> None:
+        ours, theirs = Channel.pair()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            status = worker.FAULTY
+            try:
+                self._become_child(number, ours)
+                status = worker.main(self._config, number, self._count, self._sockets[number], theirs)
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        theirs.close()
+        self._children[pid] = _Child(number, pid, ours, time.monotonic())
+        self._selector.register(ours, selectors.EVENT_READ, pid)
+
+    def _become_child(self, number: int, ours: Channel) -> None:
+        """Let go of what belongs to the supervisor and to the other workers."""
+        signal.set_wakeup_fd(-1)
+        for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(caught, signal.SIG_DFL)
+        self._selector.close()
+        ours.close()
+        for child in self._children.values():
+            child.channel.close()
+        for sock in self._wake:
+            sock.close()
+        self._loggers.close()
+        if self._pidfile >= 0:
+            os.close(self._pidfile)
+        for other, sockets in enumerate(self._sockets):
+            if other != number:
+                for sock in sockets.values():
+                    sock.close()
+
+    # one turn -------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        waits = [at - time.monotonic() for at in self._due.values()]
+        if self._stopping:
+            waits.append(self._stopping - time.monotonic())
+        ready = self._selector.select(max(min(waits, default=60.0), 0.0))
+        for key, _ in ready:
+            if key.data is None:
+                self._wake[1].recv(4096)
+            elif key.data in self._children:
+                self._heard(self._children[key.data])
+        caught, self._signals = self._signals, []
+        self._reap()
+        if signal.SIGHUP in caught and not self._stopping:
+            self._reload()
+        if {signal.SIGTERM, signal.SIGINT} & set(caught):
+            self._stop()
+        if self._stopping and time.monotonic() >= self._stopping:
+            for child in self._children.values():
+                os.kill(child.pid, signal.SIGKILL)
+            self._stopping = time.monotonic() + GRACE
+        for number, at in list(self._due.items()):
+            if at <= time.monotonic():
+                del self._due[number]
+                self._fork(number)
+
+    def _heard(self, child: _Child) -> None:
+        got = child.channel.receive()
+        if got is None:
+            self._selector.unregister(child.channel)
+            return
+        message, _ = got
+        if message["event"] == "ready":
+            child.ready = True
+            if (
+                not self._announced
+                and len(self._children) == self._count
+                and all(other.ready for other in self._children.values())
+            ):
+                self._announced = True
+                names = ", ".join(sorted(self._sockets[0])) or "no address"
+                self._say(f"ready: {self._count} workers on {names}")
+                notify("READY=1", f"STATUS={self._count} workers")
+        elif message["event"] == "refused":
+            self._say(f"worker {child.number}: reload refused: {message['text']}")
+        elif message["event"] == "failed":
+            self._status = 1
+            self._stop()
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, raw = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            child = self._children.pop(pid, None)
+            if child is None:
+                continue
+            if child.channel in self._selector.get_map():
+                self._heard_last(child)
+            child.channel.close()
+            if self._stopping:
+                continue
+            code = os.waitstatus_to_exitcode(raw)
+            if code == worker.FAULTY:
+                self._status = 1
+                self._stop()
+                continue
+            self._panic(f"worker {child.number} (pid {pid}) ended with {_status_words(code)}; it is started again")
+            young = time.monotonic() - child.started < RESTART_DELAY * 5
+            self._due[child.number] = time.monotonic() + (RESTART_DELAY if young else 0.0)
+
+    def _heard_last(self, child: _Child) -> None:
+        self._selector.unregister(child.channel)
+
+    # reload and end -------------------------------------------------------------------------------------------
+
+    def _reload(self) -> None:
+        """Use a new configuration everywhere, or keep the running one and say why."""
+        reloading()
+        loaded = load(self._config.files[0], os.environ.get("EC_CONF_SEARCH_PATH"))
+        for fault in loaded.faults:
+            self._say(str(fault))
+        problems = [str(fault) for fault in loaded.errors]
+        made: dict[str, list[socket.socket]] = {}
+        if loaded.config is not None:
+            problems = compose.try_out(loaded.config, self._clock)
+            try:
+                made = self._bind(loaded.config.listens(), fresh=False) if not problems else {}
+            except BindError as error:
+                problems.append(str(error))
+        if loaded.config is None or problems:
+            self._panic("config: reload refused, the running configuration stays: " + "; ".join(problems))
+            notify("READY=1")
+            return
+        for name in _needs_restart(self._config, loaded.config):
+            self._panic(f"config: {name} has changed; that takes effect at the next start")
+        self._config = loaded.config
+        self._keep(made)
+        wanted = {listen.name for listen in loaded.config.listens()}
+        for sockets in self._sockets:
+            for name in sockets.keys() - wanted:
+                sockets.pop(name).close()
+        for child in self._children.values():
+            new = {name: self._sockets[child.number][name] for name in made}
+            child.channel.send({"do": "reload", "new": list(new)}, [sock.fileno() for sock in new.values()])
+        self._reopen_logs()
+        self._say("configuration reloaded")
+        notify("READY=1")
+
+    def _reopen_logs(self) -> None:
+        loggers = Loggers(self._config.loggers(), lambda flush: flush())
+        try:
+            loggers.open()
+        except OSError as error:
+            self._panic(f"cannot open log {error.filename}: {error.strerror}")
+            return
+        self._loggers.close()
+        self._loggers = loggers
+
+    def _stop(self) -> None:
+        if self._stopping:
+            return
+        notify("STOPPING=1")
+        self._say("draining")
+        self._due.clear()
+        self._stopping = time.monotonic() + self._config.node().drain_timeout + GRACE
+        for sockets in self._sockets:
+            for sock in sockets.values():
+                sock.close()
+            sockets.clear()
+        for child in self._children.values():
+            child.channel.send({"do": "drain"})
+
+    def _finish(self) -> None:
+        path = Path(self._config.node().pidfile)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            os.ftruncate(self._pidfile, 0)  # the folder is not ours any more; an empty file names nobody
+        for listen in self._config.listens():
+            if listen.path and os.path.exists(listen.path):
+                os.unlink(listen.path)
+        self._loggers.log(Notice(self._clock.now(), "stopped"))
+        self._loggers.close()
+        self._say("stopped")
+
+    def _panic(self, text: str) -> None:
+        self._loggers.log(Panic(self._clock.now(), text))
+
+
+def _status_words(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
+
+
+def _needs_restart(old: Config, new: Config) -> list[str]:
+    """Options marked so in the table whose global value has changed."""
+    found = []
+    for option in old.table.options.values():
+        if option.restart and "global" in option.scopes:
+            before = resolve(option, [old.root], old.folder).value
+            if before != resolve(option, [new.root], new.folder).value:
+                found.append(option.name)
+    return found

@@ -1,0 +1,278 @@
+"""A worker: one process, one event loop, one spool. It shares nothing with the others but listening addresses.
+
+It is told what to do over its channel: reload, drain. If the supervisor goes, the channel ends and the worker drains by
+itself, so that none is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from quillon.app import compose
+from quillon.app.channel import Channel
+from quillon.app.compose import ComposeError
+from quillon.config.load import load
+from quillon.config.model import Config
+from quillon.delivery.bounce import Bouncer
+from quillon.delivery.connection import Surroundings
+from quillon.delivery.dispatcher import Dispatcher, Share
+from quillon.delivery.hosts import HostFinder
+from quillon.listener.esmtp import Counts, Desk, EsmtpSession
+from quillon.log.sink import Loggers
+from quillon.mail import reply as replies
+from quillon.mail.event import Event, Notice, Panic
+from quillon.mail.message import IdSource, Message
+from quillon.net.clock import Deadlines, SystemClock
+from quillon.policy.hook import Policy
+from quillon.reception.door import Door, Residents
+from quillon.spool.store import SpoolError, Store
+from quillon.tls.context import Contexts
+
+FAULTY = 3  # exit status: starting anew will not help
+
+
+class Worker:
+    """`number` counts from 0; `sockets` maps Listen names to this worker's listening sockets."""
+
+    def __init__(
+        self, config: Config, number: int, count: int, sockets: dict[str, socket.socket], channel: Channel
+    ) -> None:
+        self._config = config
+        self._number = number
+        self._count = count
+        self._sockets = sockets
+        self._channel = channel
+        self._clock = SystemClock()
+        self._servers: dict[str, asyncio.AbstractServer] = {}
+        self._draining = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until drained. Raises SpoolError, ComposeError and OSError for what keeps it from starting."""
+        loop = self._loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._draining.set)
+        loop.add_reader(self._channel.fileno(), self._told)
+        self._loggers = Loggers(self._config.loggers(), loop.call_soon)
+        self._loggers.open()
+        messages = self._open_spool()
+        self._build(self._config)
+        self._deadlines.start()
+        self._store.start()
+        for name, sock in self._sockets.items():
+            await self._listen(name, sock)
+        self._dispatcher.start(messages)
+        self._start_heartbeat()
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20000, 50, 50)
+        self._channel.send({"event": "ready", "messages": len(messages)})
+        await self._draining.wait()
+        await self._drain()
+
+    def _open_spool(self) -> list[Message]:
+        node = self._config.node()
+        base = Path(node.spoolbase)
+        self._store = Store(base / f"worker-{self._number}", node.spool_mode, self._report)
+        for folder in sorted(base.glob("worker-*")):
+            name = folder.name.removeprefix("worker-")
+            if name.isdigit() and int(name) >= self._count and int(name) % self._count == self._number:
+                taken = self._store.adopt(folder)
+                self.log(Notice(self._clock.now(), f"took over {taken} messages from {folder}"))
+        return self._store.open()
+
+    def _build(self, config: Config) -> None:
+        """Put the parts together. Raises ComposeError."""
+        node = config.node()
+        self._deadlines = Deadlines(self._clock)
+        self._contexts = Contexts()
+        self._policy = compose.policy(config, self._clock, self._report)
+        self._hostname = compose.hostname(node)
+        self._ids = IdSource(os.getpid())
+        self._residents = Residents(self._share(node.max_resident_messages))
+        self._finder = HostFinder(compose.resolver(node, self._clock), node, self._clock)
+        self._counts = Counts()
+        self._sessions: set[EsmtpSession] = set()
+        self._door = Door(
+            config=config,
+            policy=self._policy,
+            store=self._store,
+            ids=self._ids,
+            clock=self._clock,
+            residents=self._residents,
+            enqueue=lambda messages: self._dispatcher.submit(messages),
+            log=self.log,
+        )
+        self._bouncer = Bouncer(config, self._door, self._store, self._ids, self._clock, self._hostname)
+        self._dispatcher = Dispatcher(
+            config=config,
+            store=self._store,
+            residents=self._residents,
+            finder=self._finder,
+            bouncer=self._bouncer,
+            around=Surroundings(self._clock, self._deadlines, self._contexts),
+            hostname=self._hostname,
+            share=Share(self._count),
+            log=self.log,
+        )
+        self._desk = self._new_desk(config, self._policy)
+
+    def _share(self, limit: int) -> int:
+        return max(limit // self._count, 1) if limit else 0
+
+    def _new_desk(self, config: Config, policy: Policy) -> Desk:
+        return Desk(
+            config=config,
+            contexts=self._contexts,
+            policy=policy,
+            door=self._door,
+            ids=self._ids,
+            clock=self._clock,
+            deadlines=self._deadlines,
+            hostname=self._hostname,
+            workers=self._count,
+            log=self.log,
+            counts=self._counts,
+            sessions=self._sessions,
+        )
+
+    async def _listen(self, name: str, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        make = lambda: EsmtpSession(self._desk, name).stream  # noqa: E731 - the factory of each connection
+        if sock.family == socket.AF_UNIX:
+            self._servers[name] = await loop.create_unix_server(make, sock=sock)
+        else:
+            backlog = next((s.backlog for s in self._config.listens() if s.name == name), 500)
+            self._servers[name] = await loop.create_server(make, sock=sock, backlog=backlog)
+
+    # log ------------------------------------------------------------------------------------------------------
+
+    def log(self, event: Event) -> None:
+        self._loggers.log(event)
+
+    def _report(self, text: str) -> None:
+        """A panic line, from whichever thread."""
+        event = Panic(self._clock.now(), text)
+        if threading.current_thread() is threading.main_thread():
+            self.log(event)
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.log, event)
+
+    def _start_heartbeat(self) -> None:
+        interval = self._loggers.heartbeat
+        if self._number == 0 and interval:
+            self._loggers.beat(self._clock.now())
+            self._loop.call_later(interval, self._start_heartbeat)
+
+    # what the supervisor says ---------------------------------------------------------------------------------
+
+    def _told(self) -> None:
+        got = self._channel.receive()
+        if got is None:
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self._draining.set()
+            return
+        message, descriptors = got
+        if message["do"] == "reload":
+            sockets = {name: socket.socket(fileno=fd) for name, fd in zip(message["new"], descriptors, strict=True)}
+            task = asyncio.get_running_loop().create_task(self._reload(sockets))
+            self._reloading = task
+        elif message["do"] == "drain":
+            self._draining.set()
+
+    async def _reload(self, new: dict[str, socket.socket]) -> None:
+        """Read the configuration again and use it, or keep the running one and say why."""
+        loaded = load(self._config.files[0], os.environ.get("EC_CONF_SEARCH_PATH"))
+        try:
+            if loaded.config is None:
+                raise ComposeError("; ".join(str(fault) for fault in loaded.errors))
+            await self._adopt(loaded.config, new)
+        except (ComposeError, OSError) as error:
+            for sock in new.values():
+                sock.close()
+            self.log(Panic(self._clock.now(), f"config: reload refused, the running configuration stays: {error}"))
+            self._channel.send({"event": "refused", "text": str(error)})
+            return
+        self._channel.send({"event": "reloaded"})
+
+    async def _adopt(self, config: Config, new: dict[str, socket.socket]) -> None:
+        policy = compose.policy(config, self._clock, self._report)
+        node = config.node()
+        resolver = compose.resolver(node, self._clock)
+        loggers = Loggers(config.loggers(), asyncio.get_running_loop().call_soon)
+        loggers.open()
+        # nothing below fails: from here on the new configuration is the running one
+        old_loggers, self._loggers = self._loggers, loggers
+        old_loggers.close()
+        self._config, self._policy = config, policy
+        self._contexts = Contexts()
+        self._hostname = compose.hostname(node)
+        self._residents.limit = self._share(node.max_resident_messages)
+        self._finder.reconfigure(resolver, node)
+        self._bouncer.config = config
+        self._door.reconfigure(config, policy)
+        self._dispatcher.reconfigure(config, self._contexts)
+        self._desk.current = False
+        self._desk = self._new_desk(config, policy)
+        wanted = {listen.name for listen in config.listens()}
+        for name in self._servers.keys() - wanted:
+            self._servers.pop(name).close()
+        for name, sock in new.items():
+            await self._listen(name, sock)
+        self.log(Notice(self._clock.now(), "configuration reloaded"))
+
+    # the end --------------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        """Take no more, let what is under way end, close the spool."""
+        for server in self._servers.values():
+            server.close()
+        seconds = float(self._config.node().drain_timeout)
+        end = self._clock.now() + seconds
+        for session in list(self._sessions):
+            if not session.busy:
+                session.end(replies.SHUTTING_DOWN)
+        stopping = asyncio.ensure_future(self._dispatcher.stop(seconds))
+        while self._sessions and self._clock.now() < end:
+            await asyncio.sleep(0.02)
+            for session in list(self._sessions):
+                if not session.busy:
+                    session.end(replies.SHUTTING_DOWN)
+        for session in list(self._sessions):
+            session.end(replies.SHUTTING_DOWN)
+        await stopping
+        await asyncio.to_thread(self._store.close)
+        await asyncio.sleep(0)  # answers of the last commit
+        self._deadlines.stop()
+        self._policy.close()
+        self.log(Notice(self._clock.now(), "drained"))
+        self._loggers.close()
+
+
+def main(config: Config, number: int, count: int, sockets: dict[str, socket.socket], channel: Channel) -> int:
+    """Run a worker to its end; gives the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    async def run() -> None:
+        await Worker(config, number, count, sockets, channel).run()
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run())
+    except (SpoolError, ComposeError, OSError) as error:
+        text: Any = error
+        if isinstance(error, OSError) and error.strerror:
+            text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        print(f"quillon: worker {number}: {text}", file=sys.stderr, flush=True)
+        channel.send({"event": "failed", "text": str(text)})
+        return FAULTY
+    return 0

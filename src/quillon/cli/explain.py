@@ -1,0 +1,106 @@
+"""`quillon explain`: each effective option of a path, the file and line that set it, the scope that won, what it beat."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from quillon.config.load import load
+from quillon.config.model import Config
+from quillon.config.scope import Resolution
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("explain", help="tell where each effective option comes from")
+    parser.add_argument("-c", "--config", default="ecelerity.conf", metavar="FILE", help="the configuration file")
+    parser.add_argument("--domain", metavar="DOMAIN", help="outbound: the recipient's domain")
+    parser.add_argument("--binding", default="default", metavar="NAME", help="outbound: the binding")
+    parser.add_argument("--listen", metavar="ADDRESS", help='inbound: a Listen, such as ":25"')
+    parser.add_argument("--peer", default="127.0.0.1", metavar="IP", help="inbound: the client")
+    parser.add_argument("--option", metavar="NAME", help="only options whose name holds this")
+    parser.add_argument("--set", action="store_true", help="leave out options at their default")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    if bool(given.domain) == bool(given.listen):
+        return _fail("give either --domain (outbound) or --listen (inbound)")
+    loaded = load(given.config, os.environ.get("EC_CONF_SEARCH_PATH"))
+    if loaded.config is None:
+        for fault in loaded.errors:
+            print(fault, file=sys.stderr)
+        return 2
+    try:
+        title, rows = _rows(loaded.config, given)
+    except ValueError as error:
+        return _fail(str(error))
+    if given.option:
+        rows = [row for row in rows if given.option.lower() in row.option.name]
+    if given.set:
+        rows = [row for row in rows if row.entry is not None]
+    rows = sorted(rows, key=lambda row: row.option.name)
+    if given.json:
+        print(json.dumps({**title, "options": [_as_json(row) for row in rows]}, indent=2))
+    else:
+        _print(title, rows)
+    return 0
+
+
+def _fail(text: str) -> int:
+    print(f"quillon explain: {text}", file=sys.stderr)
+    return 1
+
+
+def _rows(config: Config, given: argparse.Namespace) -> tuple[dict[str, str], list[Resolution]]:
+    """What is explained, and its options. Raises ValueError."""
+    if given.domain:
+        bindings = config.bindings()
+        if given.binding not in bindings:
+            known = ", ".join(sorted(bindings))
+            raise ValueError(f"there is no binding {given.binding!r}; there are {known}")
+        group, domain = bindings[given.binding], given.domain.lower()
+        routing = config.routing(group, given.binding, domain)
+        title = {"direction": "outbound", "binding_group": group, "binding": given.binding, "domain": domain}
+        title["routing_domain"] = routing.domain
+        return title, config.explain_outbound(group, given.binding, domain)
+    node = config.listen_node(given.listen)
+    if node is None:
+        known = ", ".join(listen.name for listen in config.listens()) or "none"
+        raise ValueError(f"there is no Listen {given.listen!r}; there are {known}")
+    client = ipaddress.ip_address(given.peer)
+    title = {"direction": "inbound", "listen": node.label, "peer": str(client)}
+    return title, config.explain_inbound(node, client)
+
+
+def _as_json(row: Resolution) -> dict[str, Any]:
+    entry, node = row.entry, row.node
+    return {
+        "option": row.option.name,
+        "value": entry.text if entry else row.option.default,
+        "set_at": str(entry.position) if entry else None,
+        "scope": node.path if node else None,
+        "status": row.option.status,
+        "beaten": [{"value": e.text, "set_at": str(e.position), "scope": n.path} for n, e in row.beaten],
+    }
+
+
+def _print(title: dict[str, str], rows: Iterable[Resolution]) -> None:
+    print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in title.items()))
+    for row in rows:
+        if row.entry is None or row.node is None:
+            print(f"{row.option.name} = {_shown(row.option.default)}    default")
+        else:
+            status = "" if row.option.status == "honoured" else f" ({row.option.status}, without effect)"
+            print(f"{row.option.name} = {row.entry.text}    {row.entry.position} in {row.node.path}{status}")
+        for node, entry in row.beaten:
+            print(f"    beats {entry.text}    {entry.position} in {node.path}")
+
+
+def _shown(default: str | None) -> str:
+    return "(not set)" if default is None else default or '""'

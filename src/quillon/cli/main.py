@@ -1,0 +1,47 @@
+"""`quillon`: serve, check, explain, demo. Exit status 0 for success, 2 for a faulty configuration, 1 for the rest."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from quillon import __version__
+from quillon.config.load import Loaded, load
+
+FAULTY = 2
+
+
+def read_config(path: str) -> Loaded:
+    """Load with the search path of the environment."""
+    return load(path, os.environ.get("EC_CONF_SEARCH_PATH"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    status: int = given.run(given)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    from quillon.cli import check, demo, explain, serve
+
+    parser = argparse.ArgumentParser(
+        prog="quillon", description="A mail transfer agent that enforces TLS and can prove it."
+    )
+    parser.add_argument("--version", action="version", version=f"quillon {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in (serve, check, explain, demo):
+        module.add(commands)
+    return parser
+
+
+def script() -> None:
+    """Entry point of the installed command."""
+    try:
+        sys.exit(main())
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

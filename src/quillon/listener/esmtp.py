@@ -1,0 +1,508 @@
+"""An ESMTP session: stream, TLS engine, SMTP machine, policy and the door put together. Shell.
+
+`Desk` is what all sessions of a worker share; it is replaced whole at reload, and a session keeps the one it began
+with until MAIL FROM or RSET, where it is told 421 and closed (manual, reconfig_message).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from typing import Any
+
+from quillon import __version__
+from quillon.config.model import Config
+from quillon.config.scope import IPAddress, glob_matches
+from quillon.config.settings import InboundTls, ReceptionSettings
+from quillon.mail import reply as replies
+from quillon.mail.address import Mailbox
+from quillon.mail.event import Event, Handshaken, Panic, Rejected, TlsFacts
+from quillon.mail.message import IdSource, MessageId, Origin
+from quillon.mail.reply import Reply
+from quillon.net.clock import Clock, Deadlines
+from quillon.net.stream import Stream
+from quillon.policy.context import Context, tls_variables
+from quillon.policy.hook import Call, MessageView, Phase, Policy, Session
+from quillon.reception import content
+from quillon.reception.content import Trace
+from quillon.reception.door import Door, Envelope
+from quillon.reception.intake import Intake
+from quillon.smtp import server as smtp
+from quillon.smtp.server import ServerSession
+from quillon.smtp.tables import State
+from quillon.tls.context import ContextError, Contexts
+from quillon.tls.engine import Engine
+from quillon.tls.verdict import HandshakeFailure, Verdict
+
+HANDSHAKE_TIMEOUT = 60.0  # seconds
+MAX_UNREAD = 65536  # octets pipelined behind a paused command before reading stops
+
+
+@dataclass
+class Counts:
+    """Open sessions of this worker, by Listen and in all."""
+
+    by_listen: dict[str, int] = field(default_factory=dict)
+    total: int = 0
+
+
+@dataclass
+class Desk:
+    """What sessions share. `current` is false once a reload has put another desk in its place."""
+
+    config: Config
+    contexts: Contexts
+    policy: Policy
+    door: Door
+    ids: IdSource
+    clock: Clock
+    deadlines: Deadlines
+    hostname: str
+    workers: int
+    log: Callable[[Event], None]
+    counts: Counts
+    sessions: set[EsmtpSession]
+    current: bool = True
+    _date: tuple[int, str] = (0, "")
+    _tls_usable: dict[InboundTls, bool] = field(default_factory=dict)
+
+    def date(self) -> str:
+        """Now, as RFC 5322 text; made once a second."""
+        second = int(self.clock.now())
+        if self._date[0] != second:
+            self._date = (second, formatdate(second, localtime=True))
+        return self._date[1]
+
+    def tls_usable(self, settings: InboundTls) -> bool:
+        """Whether a server context can be had; the reason why not goes to the paniclog once."""
+        known = self._tls_usable.get(settings)
+        if known is None:
+            try:
+                self.contexts.load(settings)
+                known = True
+            except ContextError as error:
+                known = False
+                if settings.tls_certificate:
+                    self.log(Panic(self.clock.now(), f"tls: {error}"))
+            self._tls_usable[settings] = known
+        return known
+
+    def share(self, limit: int) -> int:
+        """This worker's part of a limit of the node; 0 stays no limit."""
+        return max(limit // self.workers, 1) if limit else 0
+
+
+class EsmtpSession:
+    """One client on one Listen."""
+
+    def __init__(self, desk: Desk, listen: str) -> None:
+        self.stream = Stream(self)
+        self.deadline = 0.0
+        self._desk = desk
+        self._listen = listen
+        self._context = Context()
+        self._session: ServerSession | None = None
+        self._engine: Engine | None = None
+        self._facts: TlsFacts | None = None
+        self._recipients: list[Mailbox] = []
+        self._sender: Mailbox | None = None
+        self._intake: Intake | None = None
+        self._batch_id: MessageId | None = None
+        self._ends_at = 0.0
+        self._data_ends_at = 0.0
+        self._counted = False
+        self._paused = False
+        self._committing = False
+        self._over = False
+
+    # the stream's side ----------------------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        desk = self._desk
+        remote, local = self.stream.addresses()
+        self._remote, self._local = remote, local
+        self._ip: IPAddress = ipaddress.ip_address(remote[0])
+        now = desk.clock.now()
+        self._id = desk.ids.next(now)
+        self._settings, self._tls = desk.config.reception(self._listen, self._ip)
+        self._info = Session(_endpoint(remote), _endpoint(local), str(self._id))
+        desk.sessions.add(self)
+        desk.deadlines.add(self)
+        self._ends_at = now + self._settings.session_time if self._settings.session_time else 0.0
+        self._touch()
+        self._count(+1)
+        self._context.connection.update(self._settings.context or {})
+        self._context.connection["pathway"] = self._settings.pathway
+        if self._settings.use_ssl:
+            self._begin_tls()
+        else:
+            self._begin_smtp(in_tls=False)
+
+    def _count(self, step: int) -> None:
+        counts = self._desk.counts
+        self._counted = step > 0
+        counts.total += step
+        counts.by_listen[self._listen] = counts.by_listen.get(self._listen, 0) + step
+
+    def _too_many(self) -> bool:
+        desk, settings, counts = self._desk, self._settings, self._desk.counts
+        listener, service = desk.share(settings.listener_sessions), desk.share(settings.service_sessions)
+        by_listener = sum(counts.by_listen.values())
+        return bool((listener and by_listener > listener) or (service and counts.total > service))
+
+    def received(self, data: bytes) -> None:
+        if self._session is None or self._over:
+            return
+        self._touch()
+        self._session.receive(data)
+        self._run()
+
+    def secured(self) -> None:
+        assert self._engine is not None
+        verdict = self._engine.verdict()  # type: Verdict
+        self._facts = verdict.facts(
+            verified=verdict.chain_verified if verdict.certificate and verdict.checked else None,
+            cause=verdict.cause if verdict.certificate else "",
+        )
+        self._context.connection.update(tls_variables(verdict))
+        self._log_handshake(self._facts, ok=True)
+        self._touch()
+        if self._session is None:
+            self._begin_smtp(in_tls=True)
+        else:
+            self._context.forget_clear_text()
+            self._session.tls_started()
+            self._run()
+
+    def unsecured(self, failure: Any) -> None:
+        assert isinstance(failure, HandshakeFailure)
+        if self._facts is None or not self._facts.protocol:
+            self._log_handshake(failure.facts(), ok=False)
+        self._over = True
+        self.stream.close()
+
+    def _log_handshake(self, facts: TlsFacts, *, ok: bool) -> None:
+        desk = self._desk
+        desk.log(Handshaken(desk.clock.now(), self._info.remote, self._info.local, self._id, facts, ok))
+
+    def closed(self) -> None:
+        self._over = True
+        self._desk.sessions.discard(self)
+        self._desk.deadlines.discard(self)
+        if self._counted:
+            self._count(-1)
+        if self._intake is not None:
+            self._intake.discard()
+            self._intake = None
+
+    def writable(self) -> None:
+        """Replies are small; a client that reads none of them is caught by the idle time."""
+
+    def expired(self) -> None:
+        if self._session is None or (self._engine is not None and not self._engine.established):
+            if self._engine is not None:
+                self._log_handshake(HandshakeFailure("handshake_timeout").facts(), ok=False)
+            self._over = True
+            self.stream.abort()
+        else:
+            self.end(replies.IDLE_TIMEOUT)
+
+    def end(self, reply: Reply) -> None:
+        """Close from our side, with a last reply where the session can carry one."""
+        if self._over:
+            return
+        if self._session is not None:
+            self._session.close(reply)
+            self._flush()
+        self._over = True
+        self.stream.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a message is under way: mail data is coming in, or waits for its commit."""
+        return self._intake is not None or self._committing
+
+    def _touch(self) -> None:
+        """The idle time begins anew, within the bounds of the session's and the data's whole time."""
+        if self._committing:
+            return
+        now = self._desk.clock.now()
+        idle = self._settings.idle_time
+        handshaking = self._engine is not None and not self._engine.established
+        ends = now + (HANDSHAKE_TIMEOUT if handshaking else idle) if idle or handshaking else 0.0
+        whole = self._data_ends_at if self._intake is not None else self._ends_at
+        self.deadline = min(ends, whole) if ends and whole else ends or whole
+
+    # TLS ------------------------------------------------------------------------------------------------------
+
+    def _begin_tls(self) -> None:
+        try:
+            self._engine = self._desk.contexts.server(self._tls)
+        except ContextError as error:
+            self._desk.log(Panic(self._desk.clock.now(), f"tls: {error}"))
+            self._over = True
+            self.stream.abort()
+            return
+        self._touch()
+        self.stream.start_tls(self._engine)
+
+    def _begin_smtp(self, *, in_tls: bool) -> None:
+        desk, settings = self._desk, self._settings
+        hostname = settings.banner_hostname or desk.hostname
+        usable = not settings.use_ssl and "STARTTLS" in settings.smtp_extensions and desk.tls_usable(self._tls)
+        self._session = ServerSession(settings, hostname, self._remote[0], can_starttls=usable, in_tls=in_tls)
+        if self._too_many():
+            self._session.state = State.CONCURRENCY
+            self._session.greet(replies.CONCURRENCY_LIMIT)
+        else:
+            refusal = self._policy(Phase.CONNECT)
+            self._session.greet(refusal or self._banner(hostname))
+            self._context.connection.setdefault("pathway", settings.pathway)
+            self._follow_pathway()
+        self._run()
+
+    def _banner(self, hostname: str) -> Reply:
+        static = self._settings.static_banner
+        if static and static.startswith("220"):
+            return Reply(220, "", static[4:].replace("\r", ""))
+        return Reply(220, "", f"{hostname} ESMTP Quillon {__version__} {self._desk.date()}")
+
+    def _follow_pathway(self) -> None:
+        """A policy may have chosen another pathway."""
+        pathway = self._context.connection.get("pathway", self._settings.pathway)
+        if pathway != self._settings.pathway and self._session is not None:
+            self._settings = self._desk.config.reception_by_pathway(self._listen, self._ip, pathway)
+            self._session.settings = self._settings
+
+    # events ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        session = self._session
+        assert session is not None
+        while not self._over:
+            event = session.next_event()
+            if event is smtp.NEED_DATA or event is smtp.PAUSED:
+                break
+            self._on(session, event)
+        if session.refusals:
+            self._log_refusals(session)
+        self._flush()
+        self._throttle_reading(session)
+        if session.closing and not self._over:
+            self._over = True
+            self.stream.close()
+
+    def _flush(self) -> None:
+        if self._session is not None:
+            out = self._session.data_to_send()
+            if out:
+                self.stream.write(out)
+
+    def _throttle_reading(self, session: ServerSession) -> None:
+        if not self._paused and session.buffered > MAX_UNREAD:
+            self._paused = True
+            self.stream.pause_reading()
+        elif self._paused and session.buffered <= MAX_UNREAD:
+            self._paused = False
+            self.stream.resume_reading()
+
+    def _on(self, session: ServerSession, event: Any) -> None:
+        if isinstance(event, smtp.Data):
+            self._on_data(session, event)
+        elif isinstance(event, smtp.RcptTo):
+            self._on_rcpt(session, event)
+        elif isinstance(event, smtp.MailFrom):
+            self._on_mail(session, event)
+        elif isinstance(event, smtp.Hello):
+            self._on_hello(session, event)
+        elif isinstance(event, smtp.StartTls):
+            session.respond(None)
+            self._flush()
+            self._begin_tls()
+
+    def _on_hello(self, session: ServerSession, event: smtp.Hello) -> None:
+        context = self._context
+        context.connection["ehlo_string"] = event.line
+        context.connection["ehlo_domain"] = event.domain
+        context.new_message()
+        session.respond(self._policy(Phase.EHLO, event.line + "\r\n"))
+        self._close_if_told(session)
+
+    def _on_mail(self, session: ServerSession, event: smtp.MailFrom) -> None:
+        if not self._desk.current:
+            text = self._settings.reconfig_message
+            enhanced, _, rest = text.partition(" ")
+            known = enhanced.startswith("4.")
+            session.respond(Reply(421, enhanced if known else "", rest if known else text))
+            return
+        context = self._context
+        context.new_message()
+        context.message["mailfrom_string"] = event.line
+        context.message["mailfrom_localpart"] = event.mailbox.local
+        context.message["mailfrom_domain"] = event.mailbox.domain
+        refusal = self._policy(Phase.MAILFROM, event.line)
+        session.respond(refusal)
+        if refusal is None:
+            self._sender, self._recipients = event.mailbox, []
+            self._batch_id = self._desk.ids.next(self._desk.clock.now())
+        self._close_if_told(session)
+
+    def _on_rcpt(self, session: ServerSession, event: smtp.RcptTo) -> None:
+        context = self._context
+        context.message["rcptto_string"] = event.line
+        context.message["rcptto_localpart"] = event.mailbox.local
+        context.message["rcptto_domain"] = event.mailbox.domain
+        relay = self._may_relay()
+        refusal = self._recipient_refusal(event.mailbox, relay)
+        if refusal is None and self._desk.policy.has(Phase.RCPTTO):
+            refusal = self._policy(Phase.RCPTTO, event.line, self._view(event.mailbox))
+        session.respond(refusal)
+        if refusal is None:
+            self._recipients.append(event.mailbox)
+        self._close_if_told(session)
+
+    def _may_relay(self) -> bool:
+        """Whether this client and sender may send anywhere; sets can_relay where the client may."""
+        settings, connection = self._settings, self._context.connection
+        client = settings.open_relay or any(
+            self._ip.version == block.version and self._ip in block for block in settings.relay_hosts
+        )
+        if settings.tls_verified_peer_can_relay and connection.get("tls_client_verified") == "yes":
+            client = True
+        if client:
+            connection["can_relay"] = "true"
+            return True
+        senders = settings.relay_for_sending_domains
+        domain = self._sender.domain if self._sender else ""
+        return senders is not None and bool(domain) and (not senders or glob_matches(senders, domain))
+
+    def _recipient_refusal(self, mailbox: Mailbox, relay: bool) -> Reply | None:
+        settings = self._settings
+        if not relay and not glob_matches(settings.relay_domains + settings.bounce_domains, mailbox.domain):
+            return replies.RELAYING_DENIED
+        if self._desk.config.delivery("default", "default", mailbox.domain)[0].blackhole in ("true", "inline"):
+            return replies.BLACKHOLED_INLINE
+        return None
+
+    def _on_data(self, session: ServerSession, event: smtp.Data) -> None:
+        intake = self._intake
+        if intake is None:
+            intake = self._intake = self._new_intake()
+        intake.add(event.data)
+        if not event.last:
+            return
+        if event.fault is not None:
+            self._end_of_message()
+            intake.discard()
+            session.respond(event.fault)
+            return
+        assert self._sender is not None
+        assert self._batch_id is not None
+        origin = Origin(
+            self._remote[0],
+            "esmtp",
+            self._id,
+            self._settings.pathway,
+            self._desk.config.pathway_group(self._settings.pathway),
+        )
+        envelope = Envelope(self._batch_id, self._sender, self._recipients, origin, self._info, self._facts)
+        self._intake = None  # the door has it from here on
+        self._committing = True
+        self.deadline = 0.0  # the client has done its part: no time limit of ours may cut off the answer
+        self._desk.door.accept(envelope, intake, self._settings, self._context, self._answered)
+
+    def _new_intake(self) -> Intake:
+        desk = self._desk
+        assert self._batch_id is not None
+        now = desk.clock.now()
+        self._data_ends_at = now + self._settings.data_time if self._settings.data_time else 0.0
+        limit = content.line_limit(self._settings)
+        return Intake(
+            desk.door.store, self._batch_id.number, desk.door.node.large_message_threshold, self._prefix, limit
+        )
+
+    def _prefix(self, head: bytes) -> bytes:
+        return content.fields_to_add(head, self._settings, self._trace())
+
+    def _trace(self) -> Trace:
+        connection = self._context.connection
+        tls = ""
+        if self._facts is not None and self._facts.protocol:
+            shown = {True: "yes", False: "no", None: "none"}[self._facts.verified]
+            tls = f"{self._facts.protocol} {self._facts.cipher} bits={self._facts.bits} client-certificate-verified={shown}"
+        verb = connection.get("ehlo_string", "")[:4].upper()
+        protocol = "SMTP" if verb == "HELO" else "ESMTPS" if tls else "ESMTP"
+        return Trace(
+            client_ip=self._remote[0],
+            client_port=self._remote[1],
+            helo=connection.get("ehlo_domain", ""),
+            hostname=self._settings.received_hostname or self._desk.hostname,
+            sender=str(self._sender or ""),
+            protocol=protocol,
+            tls=tls,
+            message_id=str(self._batch_id),
+            date=self._desk.date(),
+        )
+
+    def _answered(self, reply: Reply) -> None:
+        """The door's answer: at once for a refusal, after the commit for a 250."""
+        self._committing = False
+        self._end_of_message()
+        session = self._session
+        if session is None or self._over:
+            return
+        session.respond(reply)
+        self._close_if_told(session)
+        self._touch()
+        self._run()
+
+    def _end_of_message(self) -> None:
+        self._intake = None
+        self._data_ends_at = 0.0
+        self._recipients = []
+        self._sender = None
+
+    # policy and log -------------------------------------------------------------------------------------------
+
+    def _policy(self, phase: Phase, text: str = "", view: MessageView | None = None) -> Reply | None:
+        policy = self._desk.policy
+        if not policy.has(phase):
+            self._context.disconnect = False
+            return None
+        return policy.run(Call(phase, self._info, self._context, text, view))
+
+    def _view(self, mailbox: Mailbox) -> MessageView:
+        sender = str(self._sender or "")
+        return MessageView("", str(self._batch_id), str(self._id), sender, str(mailbox), b"", 0)
+
+    def _close_if_told(self, session: ServerSession) -> None:
+        if self._context.disconnect:
+            session.closing = True
+
+    def _log_refusals(self, session: ServerSession) -> None:
+        refusals, session.refusals = session.refusals, []
+        pathway = self._context.connection.get("pathway", self._settings.pathway)
+        for state, reply in refusals:
+            self._desk.log(
+                Rejected(
+                    time=self._desk.clock.now(),
+                    remote=self._info.remote,
+                    local=self._info.local,
+                    connection_id=self._id,
+                    pathway=pathway,
+                    pathway_group=self._desk.config.pathway_group(pathway),
+                    state=state.value,
+                    reply=reply,
+                    module=self._context.module or "core",
+                    connection_context=dict(self._context.connection),
+                    message_context=dict(self._context.message),
+                    tls=self._facts,
+                )
+            )
+
+
+def _endpoint(address: tuple[str, int]) -> str:
+    ip, port = address
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
