@@ -10,12 +10,13 @@ import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Any
 
 from quillon import __version__
 from quillon.config.model import Config
 from quillon.config.scope import IPAddress, glob_matches
-from quillon.config.settings import InboundTls, ReceptionSettings
+from quillon.config.settings import InboundTls
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
 from quillon.mail.event import Event, Handshaken, Panic, Rejected, TlsFacts
@@ -34,7 +35,7 @@ from quillon.smtp.server import ServerSession
 from quillon.smtp.tables import State
 from quillon.tls.context import ContextError, Contexts
 from quillon.tls.engine import Engine
-from quillon.tls.verdict import HandshakeFailure, Verdict
+from quillon.tls.verdict import HandshakeFailure
 
 HANDSHAKE_TIMEOUT = 60.0  # seconds
 MAX_UNREAD = 65536  # octets pipelined behind a paused command before reading stops
@@ -123,7 +124,7 @@ class EsmtpSession:
         desk = self._desk
         remote, local = self.stream.addresses()
         self._remote, self._local = remote, local
-        self._ip: IPAddress = ipaddress.ip_address(remote[0])
+        self._ip: IPAddress = _address(remote[0])
         now = desk.clock.now()
         self._id = desk.ids.next(now)
         self._settings, self._tls = desk.config.reception(self._listen, self._ip)
@@ -161,7 +162,7 @@ class EsmtpSession:
 
     def secured(self) -> None:
         assert self._engine is not None
-        verdict = self._engine.verdict()  # type: Verdict
+        verdict = self._engine.verdict()
         self._facts = verdict.facts(
             verified=verdict.chain_verified if verdict.certificate and verdict.checked else None,
             cause=verdict.cause if verdict.certificate else "",
@@ -501,6 +502,11 @@ class EsmtpSession:
                     tls=self._facts,
                 )
             )
+
+
+@lru_cache(maxsize=65536)
+def _address(ip: str) -> IPAddress:
+    return ipaddress.ip_address(ip)
 
 
 def _endpoint(address: tuple[str, int]) -> str:

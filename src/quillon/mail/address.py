@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _ATEXT = r"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]"
 # RFC 5321 4.1.2 Dot-string; the loose form also takes "a..b" and "ab." (rfc2821_pedantic_address_rules = false).
@@ -36,8 +36,7 @@ class AddressError(ValueError):
     """The text is no mailbox; the message says why, in words for a reply or an operator."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mailbox:
+class Mailbox(NamedTuple):
     """`local@domain`; both parts empty for the null reverse-path, only the domain empty for `<Postmaster>`."""
 
     local: str

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from quillon.mail.message import Message, MessageId
 from quillon.mail.outcome import Delivered, PermanentFailure, TransientFailure
@@ -29,8 +30,7 @@ class TlsFacts:
     fingerprint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """A message was accepted: the spool has it."""
 
     time: float
@@ -38,8 +38,7 @@ class Received:
     tls: TlsFacts | None
 
 
-@dataclass(frozen=True, slots=True)
-class Attempted:
+class Attempted(NamedTuple):
     """An attempt to deliver ended. `tls_wanted` is the value of the TLS option that ruled it."""
 
     time: float

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 from quillon.mail.address import Mailbox
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class MessageId:
+class MessageId(NamedTuple):
     """32 bits of epoch seconds, 16 bits of process id, 16 bits of a counter (manual, struct message_id)."""
 
     slot: int
@@ -22,8 +23,8 @@ class MessageId:
 
     def __str__(self) -> str:
         """`CC/CC-PPPPP-SSSSSSSS`: counter and slot as hexadecimal digits in reverse order."""
-        counter = f"{self.counter:04X}"[::-1]
-        return f"{counter[:2]}/{counter[2:]}-{self.pid:05d}-{f'{self.slot:08X}'[::-1]}"
+        counter = f"{self.counter:04X}"
+        return f"{counter[3]}{counter[2]}/{counter[1]}{counter[0]}-{self.pid:05d}-{_reversed_hex(self.slot)}"
 
     @property
     def number(self) -> int:
@@ -33,6 +34,11 @@ class MessageId:
     @classmethod
     def from_number(cls, number: int) -> MessageId:
         return cls(number >> 32, number >> 16 & 0xFFFF, number & 0xFFFF)
+
+
+@lru_cache(maxsize=64)
+def _reversed_hex(slot: int) -> str:
+    return f"{slot:08X}"[::-1]
 
 
 NULL_ID = MessageId(0, 0, 0)
@@ -58,8 +64,7 @@ class IdSource:
         return MessageId(self._slot, self._pid, self._counter)
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a message came from. `protocol` is `esmtp` or, for what Quillon writes itself, `internal`."""
 
     source_ip: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 _LINE = re.compile(r"([2-5][0-5][0-9])(?:[ -]|\Z)(?:([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:\s|\Z))?(.*)", re.S)
 
@@ -25,6 +26,7 @@ class Reply:
         body = self.text.replace("\n", " ")
         return f"{self.code} {self.enhanced} {body}" if self.enhanced else f"{self.code} {body}"
 
+    @lru_cache(maxsize=1024)  # noqa: B019 - frozen values, most of them the constants below
     def encode(self) -> bytes:
         """The reply as it goes over the wire, each line with its code and CRLF."""
         prefix = f"{self.enhanced} " if self.enhanced else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from quillon.mail import reply as replies
 from quillon.mail.reply import Reply
@@ -40,8 +40,7 @@ class PolicyError(Exception):
     """A policy cannot be loaded. The message names script and line."""
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(NamedTuple):
     """What a callout may know of the session: `remote` and `local` are ip:port."""
 
     remote: str

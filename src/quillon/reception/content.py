@@ -7,7 +7,7 @@ configuration says to add a missing one), what it dislikes it refuses.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from quillon.config.settings import ReceptionSettings
 from quillon.mail import reply as replies
@@ -19,8 +19,7 @@ _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 _LONG = {MAX_LINE: re.compile(rb"[^\r\n]{%d}" % (MAX_LINE + 1))}
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
     """What a Received field tells (RFC 5321 4.4). `protocol` is a with-keyword of RFC 3848; `tls` may be empty."""
 
     client_ip: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from quillon.config.model import Config
 from quillon.config.settings import NodeSettings, ReceptionSettings
@@ -25,8 +25,7 @@ from quillon.reception.intake import Intake
 from quillon.spool.store import Store
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """One transaction as the client gave it."""
 
     batch_id: MessageId

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from quillon.mail import reply as replies
 from quillon.mail.address import NULL_PATH, AddressError, Mailbox, parse_mailbox
@@ -33,8 +34,7 @@ class PathRules:
     trailing_whitespace: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PathCommand:
+class PathCommand(NamedTuple):
     """MAIL FROM or RCPT TO. `size` is the octets announced (RFC 1870), or None."""
 
     mailbox: Mailbox

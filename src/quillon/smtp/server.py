@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from quillon.config.settings import ReceptionSettings
 from quillon.mail import reply as replies
@@ -37,8 +37,7 @@ NEED_DATA: Final = _Wait("NEED_DATA")
 PAUSED: Final = _Wait("PAUSED")
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(NamedTuple):
     """EHLO or HELO. `line` is the command without CRLF."""
 
     verb: str
@@ -46,16 +45,14 @@ class Hello:
     line: str
 
 
-@dataclass(frozen=True, slots=True)
-class MailFrom:
+class MailFrom(NamedTuple):
     mailbox: Mailbox
     line: str
     size: int | None
     eight_bit: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RcptTo:
+class RcptTo(NamedTuple):
     mailbox: Mailbox
     line: str
 
@@ -65,8 +62,7 @@ class StartTls:
     """Answer with `respond(None)` for 220 and then `tls_started()`, or with a refusal."""
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
+class Data(NamedTuple):
     """A piece of mail data. Only the last one is answered; its `fault` is a reply for data that cannot be taken."""
 
     data: bytes

@@ -12,6 +12,7 @@ from quillon.mail.address import Mailbox
 from quillon.mail.message import Batch, Message, MessageId, Origin
 
 VERSION = 1
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode  # json.dumps would make one a call
 
 
 class RecordError(ValueError):
@@ -20,7 +21,7 @@ class RecordError(ValueError):
 
 def encode_batch(batch: Batch) -> str:
     origin = batch.origin
-    return json.dumps(
+    return _encode(
         [
             VERSION,
             batch.sender.local,
@@ -35,8 +36,7 @@ def encode_batch(batch: Batch) -> str:
             batch.eight_bit,
             dict(batch.connection_context),
             dict(batch.message_context),
-        ],
-        separators=(",", ":"),
+        ]
     )
 
 
@@ -67,7 +67,7 @@ def decode_batch(number: int, text: str, path: str) -> Batch:
 
 def encode_message(message: Message) -> str:
     recipient = message.recipient
-    return json.dumps(
+    return _encode(
         [
             VERSION,
             recipient.local,
@@ -79,8 +79,7 @@ def encode_message(message: Message) -> str:
             message.tries,
             message.next_at,
             message.last_reply,
-        ],
-        separators=(",", ":"),
+        ]
     )
 
 

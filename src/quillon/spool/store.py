@@ -15,7 +15,7 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS set_aside(id INTEGER, kind TEXT, batch INTEGER, recor
 """
 SCHEMA_VERSION = 1
 _CHECKPOINT_PAGES = 4000
+_ROWS = 32  # rows a statement
 
 Done = Callable[[Exception | None], None]
 
@@ -47,8 +48,8 @@ class _Group:
     callbacks: list[Done] = field(default_factory=list)
     new_files: list[str] = field(default_factory=list)
     updates: list[tuple[str, int]] = field(default_factory=list)
-    removed: list[tuple[int]] = field(default_factory=list)
-    removed_batches: list[tuple[int]] = field(default_factory=list)
+    removed: list[int] = field(default_factory=list)
+    removed_batches: list[int] = field(default_factory=list)
     dead_files: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -244,9 +245,9 @@ class Store:
         batch.left -= 1
         with self._wake:
             group = self._group
-            group.removed.append((message.id.number,))
+            group.removed.append(message.id.number)
             if batch.left == 0:
-                group.removed_batches.append((batch.id.number,))
+                group.removed_batches.append(batch.id.number)
                 if batch.path:
                     group.dead_files.append(batch.path)
             self._wake.notify()
@@ -313,15 +314,12 @@ class Store:
             if group.new_files:
                 _sync(self.folder / "bodies")
             database.execute("BEGIN IMMEDIATE")
-            if group.batches:
-                database.executemany("INSERT INTO batch VALUES(?, ?, ?, ?)", group.batches)
-                database.executemany("INSERT INTO message VALUES(?, ?, ?)", group.messages)
+            _insert(database, "batch", 4, group.batches)
+            _insert(database, "message", 3, group.messages)
             if group.updates:
                 database.executemany("UPDATE message SET record = ? WHERE id = ?", group.updates)
-            if group.removed:
-                database.executemany("DELETE FROM message WHERE id = ?", group.removed)
-            if group.removed_batches:
-                database.executemany("DELETE FROM batch WHERE id = ?", group.removed_batches)
+            _delete(database, "message", group.removed)
+            _delete(database, "batch", group.removed_batches)
             database.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             try:
@@ -353,6 +351,22 @@ class Store:
 def _call_all(callbacks: list[Done], error: Exception | None) -> None:
     for callback in callbacks:
         callback(error)
+
+
+def _insert(database: sqlite3.Connection, table: str, columns: int, rows: Sequence[tuple[object, ...]]) -> None:
+    """Many rows a statement: each statement gives up and takes back the interpreter lock, which the loop needs too."""
+    row = "(" + ",".join("?" * columns) + ")"
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS]
+        values = ",".join([row] * len(part))
+        database.execute(f"INSERT INTO {table} VALUES{values}", [value for r in part for value in r])
+
+
+def _delete(database: sqlite3.Connection, table: str, numbers: Sequence[int]) -> None:
+    for start in range(0, len(numbers), _ROWS):
+        part = numbers[start : start + _ROWS]
+        marks = ",".join("?" * len(part))
+        database.execute(f"DELETE FROM {table} WHERE id IN ({marks})", part)  # noqa: S608 - only marks are put in
 
 
 def _sync(path: Path) -> None:
