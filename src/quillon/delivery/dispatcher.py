@@ -380,5 +380,5 @@ class Dispatcher:
 
 
 def _names(key: Key, step: TryHost) -> tuple[str, ...]:
-    """Names that a certificate may bear: the host that MX or Routes led to, and the routing domain."""
-    return step.host.name, split_gateway(key.domain)[0]
+    """Names that a certificate may bear: the host that MX or Routes led to, and the domain."""
+    return step.host.name, split_gateway(key.domain)[0], key.via

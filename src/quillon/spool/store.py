@@ -29,7 +29,8 @@ CREATE TABLE IF NOT EXISTS message(id INTEGER PRIMARY KEY, batch INTEGER NOT NUL
 CREATE TABLE IF NOT EXISTS set_aside(id INTEGER, kind TEXT, batch INTEGER, record TEXT, reason TEXT, at TEXT);
 """
 SCHEMA_VERSION = 1
-_CHECKPOINT_PAGES = 4000
+_PAGE = 16384  # octets; a usual message fits into one, which takes a third of the writes that 4096 takes
+_CHECKPOINT_PAGES = 1000
 _ROWS = 32  # rows a statement
 
 Done = Callable[[Exception | None], None]
@@ -123,6 +124,7 @@ class Store:
 
     def _connect(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.folder / "spool.db", isolation_level=None, check_same_thread=False, timeout=30)
+        database.execute(f"PRAGMA page_size={_PAGE}")
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")
         database.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
