@@ -50,10 +50,10 @@ def _check_files(config: Config, node: Node, faults: list[Fault]) -> None:
             )
     _check_pair(config, node, faults)
     entry = node.settings.get("tls_dhparams_file")
-    if entry is not None and (data := _read(entry, faults)) is not None:
+    if entry is not None and _read(entry, faults) is not None:
         try:
-            serialization.load_pem_parameters(data)
-        except ValueError:
+            SSL.Context(SSL.TLS_METHOD).load_tmp_dh(entry.value)
+        except SSL.Error:
             faults.append(Fault(entry.position, f"{entry.value} holds no Diffie-Hellman parameters in PEM"))
     entry = node.settings.get("tls_ciphers")
     if entry is not None:

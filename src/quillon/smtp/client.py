@@ -250,6 +250,7 @@ class ClientSession:
             self._events.append(NoGoAhead(reply))
         elif self._buffer:
             # replies put behind the 220 would be read as if they had come through TLS
+            self.closed = True
             self._events.append(NoGoAhead(reply, injected=True))
         else:
             self.stage = Stage.HANDSHAKING_TLS

@@ -103,6 +103,7 @@ class ServerSession:
         self._out: list[bytes] = []
         self._pending: Event | None = None
         self._greeted = False
+        self._handshaking = False
         self._sender: Mailbox | None = None
         self._accepted: int = 0
         self._mail_data: MailData | None = None
@@ -146,7 +147,7 @@ class ServerSession:
         return out
 
     def next_event(self) -> Event | _Wait:
-        if self._pending is not None or not self._greeted:
+        if self._pending is not None or not self._greeted or self._handshaking:
             return PAUSED
         while not self.closing:
             if self._mail_data is not None:
@@ -179,6 +180,9 @@ class ServerSession:
                 self._accepted += 1
         elif isinstance(event, StartTls):
             self._send(reply or replies.READY_FOR_TLS)
+            self._handshaking = reply is None or reply.positive
+            if self._handshaking and self.settings.starttls_injection_policy != "allow":
+                self._buffer, self._at = b"", 0
         elif isinstance(event, Data):
             self._send(reply or replies.OK)
             if reply is None or reply.positive:
@@ -186,11 +190,12 @@ class ServerSession:
             self._reset()
 
     def tls_started(self) -> None:
-        """The handshake ended well: forget all that was said in clear (RFC 3207 4.2)."""
-        self.in_tls = True
+        """The handshake ended well: forget all that was said in clear (RFC 3207 4.2).
+
+        Only under Starttls_Injection_Policy = allow is something left in the buffer, to be read as if it had come now.
+        """
+        self.in_tls, self._handshaking = True, False
         self._hello, self._hello_needed = "", True
-        if self.settings.starttls_injection_policy != "allow":
-            self._buffer, self._at = b"", 0
         self._reset()
         self.state = State.AWAITING_HELLO
 

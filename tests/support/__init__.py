@@ -1,0 +1,1 @@
+"""What tests share: a running Quillon, certificates, peers of other projects."""

@@ -1,0 +1,130 @@
+"""A real Quillon in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 30.0
+
+
+def free_port() -> int:
+    """A port nobody listens on at this moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def until(happened: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    """Wait for something to become true and give it; fails with `what` after `patience` seconds."""
+    end = time.monotonic() + patience
+    while True:
+        found = happened()
+        if found:
+            return found
+        assert time.monotonic() < end, f"did not happen within {patience} s: {what}"
+        time.sleep(0.02)
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens on a port."""
+    with socket.socket() as sock:
+        sock.settimeout(1)
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+HEAD = """
+Hostname = mx.quillon.test
+PidFile = quillon.pid
+SpoolBase = spool
+Workers = {workers}
+ec_logger "main" {{
+  mainlog = log/mainlog.ec
+  rejectlog = log/rejectlog.ec
+  paniclog = log/paniclog.ec
+  jsonlog = log/events.json
+}}
+"""
+
+
+class Server:
+    """`config` goes behind a common head. `port` is for the configuration to use."""
+
+    def __init__(self, folder: Path, config: str, *, workers: int = 1) -> None:
+        self.folder = folder
+        self.file = folder / "ecelerity.conf"
+        self.output = folder / "output"
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.configure(config, workers=workers)
+
+    def configure(self, config: str, *, workers: int = 1) -> None:
+        self.file.write_text(HEAD.format(workers=workers) + config)
+
+    def start(self) -> Server:
+        with self.output.open("ab") as out:
+            offset = self.output.stat().st_size
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "quillon", "serve", "-c", str(self.file)], stdout=out, stderr=out
+            )
+        until(lambda: "ready:" in self.said(offset) or self.process.poll() is not None, "start")
+        assert self.process.poll() is None, self.said(offset)
+        return self
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
+
+    def said(self, offset: int = 0) -> str:
+        return self.output.read_bytes()[offset:].decode()
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+    def reload(self) -> None:
+        self.process.send_signal(signal.SIGHUP)
+
+    def stop(self) -> int:
+        """SIGTERM; gives the exit status."""
+        if self._process is None:
+            return 0
+        self._process.terminate()
+        status = self._process.wait(60)
+        self._process = None
+        return status
+
+    def kill(self) -> None:
+        """kill -9 of all its processes, workers first."""
+        for pid in [*self.workers(), self.process.pid]:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait(10)
+        self._process = None
+
+    def log(self, name: str) -> list[str]:
+        file = self.folder / "log" / name
+        return file.read_text().splitlines() if file.exists() else []
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in self.log("events.json")]
+        return [row for row in rows if row["event"] == kind]
+
+    def wait_events(self, kind: str, count: int = 1, patience: float = PATIENCE) -> list[dict[str, Any]]:
+        """Wait for so many events of a kind."""
+        return list(
+            until(
+                lambda: rows if len(rows := self.events(kind)) >= count else None,
+                f"{count} events {kind}; output: {self.said()}",
+                patience,
+            )
+        )

@@ -1,0 +1,77 @@
+"""Mail data: dots, the end mark, lone CR and LF, at every possible cut."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from quillon.smtp.wire import DotStuffer, MailData
+
+_pieces = st.lists(
+    st.sampled_from([b"\r\n", b".", b"\r", b"\n", b"a", b"..", b"Subject: x", b"\r\n\r\n", b"\r\n.", b"\xff"]),
+    max_size=12,
+)
+
+
+def _read(data: bytes, cuts: list[int]) -> tuple[bytes, MailData]:
+    reader = MailData()
+    out, last = b"", 0
+    for cut in [*sorted(cuts), len(data)]:
+        piece, last = data[last:cut], cut
+        if reader.complete:
+            reader.rest += piece
+        elif piece:
+            out += reader.feed(piece)
+    return out, reader
+
+
+@given(_pieces, st.lists(st.integers(0, 60), max_size=8))
+@example([b".", b"\r\n"], [1])
+def test_what_is_stuffed_comes_back_at_any_cut(pieces: list[bytes], cuts: list[int]) -> None:
+    body = b"".join(pieces)
+    stuffer = DotStuffer()
+    half = len(body) // 2
+    wire = stuffer.feed(body[:half]) + stuffer.feed(body[half:]) + stuffer.end() + b"QUIT\r\n"
+    out, reader = _read(wire, [min(cut, len(wire)) for cut in cuts])
+    assert reader.complete
+    assert reader.rest == b"QUIT\r\n"
+    expected = body if not body or body.endswith(b"\r\n") else body + b"\r\n"
+    assert out == expected
+
+
+@given(_pieces, st.lists(st.integers(0, 60), max_size=8))
+def test_any_cut_gives_what_no_cut_gives(pieces: list[bytes], cuts: list[int]) -> None:
+    wire = b"".join(pieces) + b"\r\n.\r\nrest"
+    whole, one = _read(wire, [])
+    cut, other = _read(wire, [min(c, len(wire)) for c in cuts])
+    assert (whole, one.rest) == (cut, other.rest)
+    assert (one.lone_in_headers or one.lone_in_body) == (other.lone_in_headers or other.lone_in_body)
+
+
+@pytest.mark.parametrize("end", [b"\n.\n", b"\r\n.\n", b"\n.\r\n", b"\r.\r", b"\r\n.\r"])
+def test_no_other_sequence_ends_mail_data(end: bytes) -> None:
+    reader = MailData()
+    reader.feed(b"Subject: x\r\n\r\nhello" + end + b"MAIL FROM:<evil@x.test>\r\n")
+    assert not reader.complete
+    reader.feed(b"\r\n.\r\n")
+    assert reader.complete
+    assert reader.lone_in_body
+
+
+def test_where_a_lone_line_feed_stands_is_told() -> None:
+    reader = MailData()
+    reader.feed(b"Subject: x\ny: z\r\n\r\nbody\r\n.\r\n")
+    assert reader.lone_in_headers
+    assert not reader.lone_in_body
+
+
+def test_repair() -> None:
+    reader = MailData(repair_headers=True, repair_body=True)
+    out = reader.feed(b"A: b\nC: d\r\n\r\none\ntwo\rthree\r\n.\r\n")
+    assert out == b"A: b\r\nC: d\r\n\r\none\r\ntwo\r\nthree\r\n"
+
+
+def test_a_very_long_line_is_handed_on_in_pieces() -> None:
+    reader = MailData()
+    out = b"".join(reader.feed(b"x" * 50000) for _ in range(4)) + reader.feed(b"\r\n..end\r\n.\r\n")
+    assert out == b"x" * 200000 + b"\r\n.end\r\n"
+    assert reader.complete
