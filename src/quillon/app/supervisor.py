@@ -76,6 +76,8 @@ class Supervisor:
             self._write_pidfile(who)
             self._make_folders(who)
             become(who)
+            if os.geteuid() == 0:
+                self._say("warning: this runs as root; name a user with Security { User = ... }")
         except (BindError, PrivilegeError) as error:
             raise StartError(str(error)) from None
         problems = compose.try_out(self._config, self._clock)

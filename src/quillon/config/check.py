@@ -7,19 +7,23 @@ missing certificate must never come to mean plaintext. One that has expired is a
 from __future__ import annotations
 
 import datetime
+import grp
+import pwd
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
 
-from quillon.config.model import Config
+from quillon.config.model import Config, lookup_name, parse_endpoint
 from quillon.config.scope import Entry, Node, resolve
 from quillon.config.syntax import Fault
 
 _STRENGTH_TLS = {"no": 0, "ifavailable": 1, "required": 2}
 _STRENGTH_VERIFY = {"no": 0, "optional": 0, "ca": 1, "host": 2}
 SYSTEM = "system"
+_LISTEN_OPTIONS = {"use_ssl", "smtp_extensions", "tls_certificate", "tls_verify_mode", "tls_client_ca"}
 
 
 def check(config: Config, *, files_only: bool = False) -> list[Fault]:
@@ -29,8 +33,16 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
         _check_files(config, node, faults)
     if files_only:
         return faults
+    endpoints: dict[tuple[str, int, str], Node] = {}
     for node in config.listen_nodes():
-        _check_listen(config, node, faults)
+        other = endpoints.setdefault(parse_endpoint(node.label), node)
+        if other is not node:
+            faults.append(Fault(node.position, f'Listen "{node.label}" is the same address as "{other.label}"'))
+        _check_listen(config, node, _ancestors(node), faults)
+        for container in (node, node.parent):
+            for peer in container.of("peer") if container else ():
+                _check_listen(config, peer, [peer, *_ancestors(node)], faults)
+    _check_names(config, faults)
     _check_delivery(config, faults)
     _check_scripts(config, faults)
     return faults
@@ -70,7 +82,8 @@ def _check_pair(config: Config, node: Node, faults: list[Fault]) -> None:
     key = resolve(options["tls_key"], chain, config.folder).entry
     if certificate is None or not certificate.value:
         own = node.settings.get("tls_key")
-        if own is not None and own.value and certificate is None:
+        anywhere = any("tls_certificate" in other.settings for other in config.root.walk())
+        if own is not None and own.value and not anywhere:
             faults.append(Fault(own.position, "TLS_Key without TLS_Certificate"))
         return
     here = "tls_certificate" in node.settings
@@ -85,6 +98,10 @@ def _check_pair(config: Config, node: Node, faults: list[Fault]) -> None:
         return
     try:
         private = serialization.load_pem_private_key(data, None)
+        matches = _public(private.public_key()) == _public(chain_certs[0].public_key())
+    except UnsupportedAlgorithm as error:
+        faults.append(Fault(source.position, f"{source.value} holds a key of a kind that is not supported: {error}"))
+        return
     except TypeError:
         faults.append(
             Fault(
@@ -97,7 +114,7 @@ def _check_pair(config: Config, node: Node, faults: list[Fault]) -> None:
         hint = " and TLS_Key is not set" if source is certificate else ""
         faults.append(Fault(source.position, f"{source.value} holds no private key in PEM{hint}"))
         return
-    if _public(private.public_key()) != _public(chain_certs[0].public_key()):
+    if not matches:
         faults.append(
             Fault(
                 source.position,
@@ -127,8 +144,8 @@ def _check_dates(entry: Entry, certificate: x509.Certificate, faults: list[Fault
 def _read(entry: Entry, faults: list[Fault]) -> bytes | None:
     try:
         return Path(entry.value).read_bytes()
-    except OSError as error:
-        faults.append(Fault(entry.position, f"cannot read {entry.value}: {error.strerror}"))
+    except (OSError, ValueError) as error:
+        faults.append(Fault(entry.position, f"cannot read {entry.value}: {getattr(error, 'strerror', error)}"))
         return None
 
 
@@ -162,8 +179,30 @@ def _ancestors(node: Node) -> list[Node]:
     return chain
 
 
-def _check_listen(config: Config, listen: Node, faults: list[Fault]) -> None:
-    chain = _ancestors(listen)
+def _check_names(config: Config, faults: list[Fault]) -> None:
+    """Users, groups and bindings that are named have to be there, once."""
+    security = config.root.get("security")
+    for name, find in (("user", pwd.getpwnam), ("group", grp.getgrnam)):
+        entry = security.settings.get(name) if security else None
+        try:
+            if entry is not None:
+                find(entry.value)
+        except KeyError:
+            faults.append(Fault(entry.position, f"there is no {name} {entry.value!r} on this system"))  # type: ignore[union-attr]
+    seen: dict[str, str] = {}
+    for group in config.root.of("binding_group"):
+        for binding in group.of("binding"):
+            first = seen.setdefault(binding.label, group.label)
+            if first != group.label:
+                text = f'Binding "{binding.label}" stands in group "{first}" too; named alone it means "{group.label}"'
+                faults.append(Fault(binding.position, text, warning=True))
+
+
+def _check_listen(config: Config, listen: Node, chain: list[Node], faults: list[Fault]) -> None:
+    """What contradicts in a Listen, or for a Peer of it; said only where that stanza sets something of it."""
+    if not listen.settings.keys() & _LISTEN_OPTIONS and listen.kind == "peer":
+        return
+    name = f'{listen.kind.capitalize()} "{listen.label}"'
     options = config.table.options
 
     def value(name: str, nodes: list[Node] = chain) -> object:
@@ -175,15 +214,15 @@ def _check_listen(config: Config, listen: Node, faults: list[Fault]) -> None:
     certificate = value("tls_certificate") or any("tls_certificate" in peer.settings for peer in listen.of("peer"))
     if implicit.value and not certificate:
         where = implicit.entry.position if implicit.entry else listen.position
-        faults.append(Fault(where, f'Use_SSL on Listen "{listen.label}" needs TLS_Certificate'))
+        faults.append(Fault(where, f"Use_SSL on {name} needs TLS_Certificate"))
     if implicit.value and offered and extensions.entry and implicit.entry:
         if extensions.node is implicit.node:
             faults.append(Fault(extensions.entry.position, "Use_SSL and STARTTLS exclude each other on one listener"))
         else:
-            text = f'STARTTLS is not offered on Listen "{listen.label}", which has Use_SSL'
+            text = f"STARTTLS is not offered on {name}, which has Use_SSL"
             faults.append(Fault(extensions.entry.position, text, warning=True))
     if offered and not implicit.value and not certificate and extensions.entry:
-        text = f'STARTTLS is not offered on Listen "{listen.label}" as long as it has no TLS_Certificate'
+        text = f"STARTTLS is not offered on {name} as long as it has no TLS_Certificate"
         faults.append(Fault(extensions.entry.position, text, warning=True))
     verify = resolve(options["tls_verify_mode"], chain, config.folder)
     if certificate and verify.value == "require" and not value("tls_client_ca"):
@@ -202,21 +241,33 @@ def _check_delivery(config: Config, faults: list[Fault]) -> None:
         ):
             text = f"TLS_Verify = {entry.text} in {node.path} without TLS_CA: no certificate verifies (unknown_issuer)"
             faults.append(Fault(entry.position, text, warning=True))
+    bindings = [node for node in config.root.walk() if node.kind in ("binding", "binding_group")]
     for name, strength in (("tls", _STRENGTH_TLS), ("tls_verify", _STRENGTH_VERIFY)):
         for domain in config.root.of("domain"):
-            if name in domain.settings:
-                _warn_weaker_bindings(config, domain, name, strength, faults)
+            wanted = domain.settings.get(name)
+            if wanted is None or not strength[wanted.value]:
+                continue
+            rivals = bindings + _gateway_stanzas(config, domain)
+            _warn_weaker(domain, name, [n for n in rivals if name in n.settings], strength, faults)
 
 
-def _warn_weaker_bindings(
-    config: Config, domain: Node, name: str, strength: dict[str, int], faults: list[Fault]
-) -> None:
-    """A binding's value beats a global Domain's (manual, fallback page), which surprises where it weakens TLS."""
+def _gateway_stanzas(config: Config, domain: Node) -> list[Node]:
+    """Stanzas of the gateway that a Domain sends its mail to, whose options go before its own."""
+    gateway = domain.settings.get("gateway")
+    found = config.root.get("domain", lookup_name(gateway.value[0])) if gateway else None
+    return [found] if found is not None and found is not domain else []
+
+
+def _warn_weaker(domain: Node, name: str, rivals: list[Node], strength: dict[str, int], faults: list[Fault]) -> None:
+    """A binding's or a gateway's value beats a global Domain's, which surprises where it weakens TLS."""
     wanted = domain.settings[name]
-    for node in config.root.walk():
-        entry = node.settings.get(name)
-        if node.kind in ("binding", "binding_group") and entry and strength[entry.value] < strength[wanted.value]:
-            text = f"{name} = {entry.text} of {node.path} beats the stricter {name} = {wanted.text} of {domain.path} ({wanted.position})"
+    for node in rivals:
+        entry = node.settings[name]
+        if strength[entry.value] < strength[wanted.value]:
+            text = (
+                f"{name} = {entry.text} of {node.path} beats the stricter {name} = {wanted.text}"
+                f" of {domain.path} ({wanted.position})"
+            )
             faults.append(Fault(entry.position, text, warning=True))
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quillon.config.check import check
-from quillon.config.model import Config, parse_endpoint
-from quillon.config.options import UNOFFERED_EXTENSIONS, Module, Option, Table, convert, table
+from quillon.config.model import Config, lookup_name, parse_endpoint
+from quillon.config.options import UNOFFERED_EXTENSIONS, Module, Option, Table, compile_pattern, convert, table, words
 from quillon.config.scope import CHILDREN, NAMED, Entry, Node
 from quillon.config.syntax import (
     DictValue,
@@ -32,7 +32,7 @@ from quillon.config.syntax import (
     Word,
     parse,
 )
-from quillon.mail.address import is_domain
+from quillon.mail.address import AddressError, is_domain, parse_domain
 
 DEFAULT_SEARCH_PATH = (
     ".",
@@ -99,11 +99,11 @@ class _Builder:
     def read(self, path: Path, at: Word | None, node: Node | None = None) -> None:
         """Read one file into a scope; `at` is the include that asked for it."""
         where = at.position if at else Position(str(path), 0, 0)
-        if path in self._open:
+        if path.resolve() in self._open:
             self.fault(where, f"{path} includes itself")
             return
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except OSError as error:
             self.fault(where, f"cannot read {path}: {error.strerror}")
             return
@@ -114,7 +114,7 @@ class _Builder:
             self.files.append(str(path))
         items, faults = parse(text, str(path))
         self.faults += faults
-        self._open.append(path)
+        self._open.append(path.resolve())
         self.fill(node or self.root, items)
         self._open.pop()
 
@@ -145,10 +145,11 @@ class _Builder:
     def _find(self, name: str) -> Path | None:
         if name.startswith("file://"):
             name = name.removeprefix("file://")
-        if name.startswith("/"):
-            return Path(name) if Path(name).exists() else None
-        candidates = (folder / name for folder in self._folders())
-        return next((path.absolute() for path in candidates if path.exists()), None)
+        candidates = [Path(name)] if name.startswith("/") else [folder / name for folder in self._folders()]
+        try:
+            return next((path.absolute() for path in candidates if path.exists()), None)
+        except (OSError, ValueError):
+            return None  # a name that no file can have
 
     # scopes ---------------------------------------------------------------------------------------------------
 
@@ -240,12 +241,13 @@ class _Builder:
             self.fault(setting.value.position, text if text.startswith(option.name) else f"{option.name}: {text}")
             return
         node.settings[name] = Entry(value, _text(setting.value), setting.name.position)
-        self._judge(option, setting, value)
+        self._judge(node, option, setting, value)
 
-    def _judge(self, option: Option, setting: Setting, value: object) -> None:
+    def _judge(self, node: Node, option: Option, setting: Setting, value: object) -> None:
         """Refuse or warn about what is not honoured."""
         position = setting.name.position
         as_default = option.default is not None and _text(setting.value).lower() == option.default.lower()
+        as_default = as_default or (option.default is None and value == ())
         if option.default in ("true", "false") and isinstance(value, bool):
             as_default = value == (option.default == "true")
         if option.status == "refused" and not as_default:
@@ -253,6 +255,8 @@ class _Builder:
         elif option.status == "accepted" and not as_default and option.name not in self._warned:
             self._warned.add(option.name)
             self.fault(position, f"{setting.name.text} is without effect in this version: {option.doc}", warning=True)
+        if (option.name, node.kind) in _WITHOUT_EFFECT_IN:
+            self.fault(position, f"{setting.name.text} is without effect in {node.kind}", warning=True)
         reason = _REFUSED_VALUES.get((option.name, str(value).lower()))
         if reason:
             self.fault(setting.value.position, f"{setting.name.text} = {value}: {reason}")
@@ -266,7 +270,7 @@ class _Builder:
             self._unoffered(setting.value)
 
     def _unoffered(self, value: Value) -> None:
-        for word in value.items if isinstance(value, ListValue) else ():
+        for word in words(value):
             if word.text.upper().split()[0] in UNOFFERED_EXTENSIONS:
                 self.fault(word.position, f'"{word.text}" is not offered by this version', warning=True)
 
@@ -285,6 +289,11 @@ class _Builder:
         )
 
 
+_WITHOUT_EFFECT_IN = {
+    (option, scope)
+    for option in ("server_max_outbound_connections", "max_resident_messages", "max_recipients_per_connection")
+    for scope in ("binding", "binding_group", "domain")
+}
 _REFUSED_VALUES = {
     ("delivery_method", value): "this version delivers by ESMTP and SMTP only"
     for value in ("lmtp", "ecstream", "apn", "gcm", "mm7")
@@ -311,15 +320,26 @@ def _check_label(kind: str, label: str) -> str:
         if label.startswith("/"):
             if len(label) < 3 or not label.endswith("/"):
                 raise ValueError(f"{label!r}: a pattern stands between two slashes")
-            try:
-                re.compile(label[1:-1])
-            except re.error as error:
-                raise ValueError(f"{label!r} is no regular expression: {error}") from None
-        elif not is_domain(label.lstrip("*").lstrip(".")):
-            raise ValueError(f"{label!r} is no domain, /pattern/ or *suffix")
+            compile_pattern(label[1:-1])
+        elif label.startswith("*"):
+            if not is_domain(label.lstrip("*").lstrip(".")):
+                raise ValueError(f"{label!r} is no *suffix of a domain")
+        else:
+            return lookup_name(_domain_label(label))
     elif not label or re.search(r"\s", label) or (kind == "binding" and ":" in label):
         raise ValueError(f"{label!r} is no {kind} name: it holds a space or a colon, or nothing")
     return label
+
+
+def _domain_label(label: str) -> str:
+    """A Domain's name in its canonical form: a domain, an address literal, or a bare IP address. Raises ValueError."""
+    try:
+        return parse_domain(label)
+    except AddressError:
+        try:
+            return str(ipaddress.ip_address(label))
+        except ValueError:
+            raise ValueError(f"{label!r} is no domain, IP address, /pattern/ or *suffix") from None
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from quillon.config.options import Table, default
+from quillon.config.routes import split_gateway
 from quillon.config.scope import (
     IPAddress,
     Node,
@@ -91,6 +92,11 @@ class Config:
             return ScriptSettings(scripts, **values)
         return None
 
+    def group_members(self, group: str) -> list[str]:
+        """Bindings of a group, in the order of the file."""
+        node = self.root.get("binding_group", group)
+        return [binding.label for binding in node.of("binding")] if node is not None else []
+
     # reception ------------------------------------------------------------------------------------------------
 
     def listen_nodes(self) -> list[Node]:
@@ -112,7 +118,7 @@ class Config:
 
     def listen_node(self, name: str) -> Node | None:
         listener = self.root.get("esmtp_listener")
-        return listener.get("listen", name.lower()) if listener else None
+        return listener.get("listen", name if name.startswith("/") else name.lower()) if listener else None
 
     def reception(self, listen: str, client: IPAddress) -> tuple[ReceptionSettings, InboundTls]:
         """Settings of a session. Raises KeyError for a Listen that the configuration does not have."""
@@ -172,7 +178,7 @@ class Config:
         key = (group, binding, domain)
         found = self._routing.get(key)
         if found is None:
-            chain = outbound_chain(self.root, group, binding, domain)
+            chain = outbound_chain(self.root, group, binding, lookup_name(domain))
             gateway = resolve(self.table.options["gateway"], chain, self.folder).value
             found = Routing(domain)
             if gateway is not None:
@@ -190,9 +196,9 @@ class Config:
         key = (group, binding, domain, via)
         found = self._outbound.get(key)
         if found is None:
-            name = split_gateway(domain)[0]
+            name = lookup_name(domain)
             chain = outbound_chain(self.root, group, binding, name)
-            secure = outbound_chain(self.root, group, binding, name, via)
+            secure = outbound_chain(self.root, group, binding, name, lookup_name(via))
             found = (self._build(DeliverySettings, chain), self._build(OutboundTls, secure))
             if len(self._outbound) >= _CACHE_SIZE:
                 self._outbound.clear()
@@ -201,7 +207,7 @@ class Config:
 
     def outbound(self, option: str, group: str, binding: str, domain: str) -> Resolution:
         """One outbound option with its provenance; a throttle belongs to the stanza that sets it."""
-        chain = outbound_chain(self.root, group, binding, split_gateway(domain)[0])
+        chain = outbound_chain(self.root, group, binding, lookup_name(domain))
         return resolve(self.table.options[option], chain, self.folder)
 
     def host_connections(self, host: str) -> int:
@@ -219,10 +225,10 @@ class Config:
     def explain_outbound(self, group: str, binding: str, domain: str) -> list[Resolution]:
         """Every outbound option for mail to a recipient's domain, with where its value came from."""
         routing = self.routing(group, binding, domain)
-        first = outbound_chain(self.root, group, binding, domain)
-        name = split_gateway(routing.domain)[0]
+        first = outbound_chain(self.root, group, binding, lookup_name(domain))
+        name = lookup_name(routing.domain)
         chain = outbound_chain(self.root, group, binding, name)
-        secure = outbound_chain(self.root, group, binding, name, routing.via)
+        secure = outbound_chain(self.root, group, binding, name, lookup_name(routing.via))
         rows = [o for o in self.table.options.values() if {"domain", "binding"} & o.scopes]
         chains = {"gateway": first}
         return [resolve(o, secure if _is_tls(o.name) else chains.get(o.name, chain), self.folder) for o in rows]
@@ -245,13 +251,10 @@ def _sets_tls(node: Node) -> bool:
     return any(_is_tls(name) for name in node.settings)
 
 
-def split_gateway(text: str) -> tuple[str, int]:
-    """Host and port of a routing domain; 0 where it names no port. `[::1]:2600` gives `::1`."""
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        return host, int(rest[1:] or 0)
-    host, colon, port = text.rpartition(":")
-    return (host, int(port)) if colon and port.isdigit() else (text, 0)
+def lookup_name(domain: str) -> str:
+    """The name by which Domain stanzas are found: without port, brackets, `IPv6:` or a trailing dot."""
+    name = split_gateway(domain.lower())[0].removesuffix(".").removeprefix("ipv6:")
+    return str(ipaddress.ip_address(name)) if ":" in name else name
 
 
 def parse_endpoint(text: str) -> tuple[str, int, str]:

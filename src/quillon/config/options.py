@@ -8,6 +8,7 @@ raises ValueError with words for the operator. Types and what they become:
     dictionary -> dict         cidr_list -> tuple of ip_network
     domain_list -> tuple[str]  throttle -> Throttle         regex -> re.Pattern
     address -> Mailbox         domain -> str                gateway -> (host, port or 0)
+    limit -> int (-1: none)    port -> int                  routes -> tuple of checked str
     protocols -> frozenset[str]                             extensions -> tuple[str] in upper case
 
 `honoured` options work; `accepted` ones are read without effect and warned about; `refused` ones are errors unless
@@ -19,12 +20,14 @@ from __future__ import annotations
 import ipaddress
 import re
 import tomllib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 
+from quillon.config.routes import parse_route
 from quillon.config.syntax import DictValue, ListValue, Position, Value, Word
 from quillon.mail.address import is_domain, parse_domain, parse_mailbox
 
@@ -147,7 +150,7 @@ def convert(option: Option, value: Value, folder: str) -> Any:
 def default(option: Option, folder: str) -> Any:
     """The Python value of an option that nobody set; None where it has no default."""
     if option.default is None:
-        return () if option.type in ("list", "cidr_list", "domain_list", "extensions") else None
+        return () if option.type in ("list", "routes", "cidr_list", "domain_list", "extensions") else None
     return convert(option, Word(option.default, Position("default", 0, 0)), folder)
 
 
@@ -191,6 +194,67 @@ def _seconds(text: str) -> int:
     return number
 
 
+def _limit(text: str) -> int:
+    number = _integer(text)
+    if number < -1:
+        raise ValueError(f"{text!r} is no limit: write a number, or -1 for none")
+    return number
+
+
+def _count(text: str) -> int:
+    number = _integer(text)
+    if number < 0:
+        raise ValueError(f"{text!r} cannot be negative")
+    return number
+
+
+def _port(text: str) -> int:
+    number = _integer(text)
+    if not 0 < number < 65536:
+        raise ValueError(f"{text!r} is no port")
+    return number
+
+
+def _retries(text: str) -> str:
+    if text.lower() not in ("auto", "none") and not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ValueError(f"{text!r}: write auto, none or a number")
+    return text.lower()
+
+
+def _line_length(text: str) -> str:
+    if text.lower() not in ("ignore", "pedantic", "fix") and not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise ValueError(f"{text!r}: write ignore, pedantic or a number of octets")
+    return text.lower()
+
+
+def _source(text: str) -> str:
+    if text == "*":
+        return text
+    try:
+        return str(ipaddress.ip_address(text.strip("[]")))
+    except ValueError:
+        raise ValueError(f"{text!r} is no IP address of this host, nor *") from None
+
+
+def _ehlo_name(text: str) -> str:
+    if text in ("__hostname__", "__message__"):
+        return text
+    return _domain(text)
+
+
+def _banner(text: str) -> str:
+    if not re.match(r"220[ -]", text) or not text.isascii():
+        raise ValueError(f"{text!r}: a banner begins with 220 and a space")
+    return text
+
+
+def _routes(value: Value) -> tuple[str, ...]:
+    items = _list(value)
+    for number, item in enumerate(items):
+        parse_route(item, number, "example")
+    return items
+
+
 def _mode(text: str) -> int:
     if not re.fullmatch(r"[0-7]{3,4}", text):
         raise ValueError(f"{text!r} is no octal file mode such as 0640")
@@ -204,11 +268,16 @@ def _throttle(text: str) -> Throttle:
     return Throttle(int(match[1]), int(match[2] or 1))
 
 
-def _regex(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise ValueError(f"{text!r} is no regular expression: {error}") from None
+def compile_pattern(text: str) -> re.Pattern[str]:
+    """A regular expression. Raises ValueError, also for what PCRE reads and Python would read otherwise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            return re.compile(text, re.IGNORECASE)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{text!r} is no regular expression: {error}") from None
+        except Warning:
+            raise ValueError(f"{text!r}: POSIX classes such as [:alnum:] are not read; write a-z0-9") from None
 
 
 def _domain(text: str) -> str:
@@ -319,12 +388,19 @@ def _dictionary(value: Value) -> dict[str, str]:
 
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "boolean": _boolean,
-    "integer": _integer,
+    "integer": _count,
+    "limit": _limit,
+    "port": _port,
+    "retries": _retries,
+    "line_length": _line_length,
+    "source_address": _source,
+    "ehlo_name": _ehlo_name,
+    "banner": _banner,
     "seconds": _seconds,
     "mode": _mode,
     "string": str,
     "throttle": _throttle,
-    "regex": _regex,
+    "regex": compile_pattern,
     "domain": _domain,
     "gateway": _gateway,
     "address": parse_mailbox,
@@ -332,6 +408,7 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 }
 _CONTAINERS: dict[str, Callable[[Value], Any]] = {
     "list": _list,
+    "routes": _routes,
     "cidr_list": _cidr_list,
     "domain_list": _domain_list,
     "domain_filter": _domain_list,

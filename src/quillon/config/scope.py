@@ -69,7 +69,8 @@ class Node:
 
     def child(self, kind: str, label: str, position: Position) -> Node:
         """The child of that name, made if it is new: scopes of the same name merge."""
-        key = (kind, label.lower() if kind in _LOWERED else label)
+        # a pattern or a socket path means what its letters are
+        key = (kind, label.lower() if kind in _LOWERED and not label.startswith("/") else label)
         node = self.children.get(key)
         if node is None:
             node = self.children[key] = Node(kind, key[1], position, self)

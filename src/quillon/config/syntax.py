@@ -156,6 +156,8 @@ def _tokens(text: str, file: str, faults: list[Fault]) -> list[_Token]:
         position = where(match.start())
         if kind == "punct":
             out.append(_Token(token, Word(token, position)))
+        elif "\0" in token:
+            faults.append(Fault(position, "a NUL character"))
         elif kind == "bare":
             out.append(_Token("word", Word(token, position)))
         elif kind == "quoted":
@@ -236,9 +238,9 @@ MAX_DEPTH = 32
 
 def _scope(reader: _Reader, name: Word, label: Word | None) -> Scope:
     brace = reader.take()
-    reader.depth += 1
-    if reader.depth > MAX_DEPTH:
+    if reader.depth >= MAX_DEPTH:
         raise _SyntaxFault(brace, f"scopes are nested over {MAX_DEPTH} deep")
+    reader.depth += 1
     try:
         items = _items(reader, top=False)
     except _SyntaxFault as fault:
@@ -254,14 +256,15 @@ def _scope(reader: _Reader, name: Word, label: Word | None) -> Scope:
 
 
 def _value(reader: _Reader) -> Value:
-    token = reader.take()
+    token = reader.peek()
+    if token.kind not in ("word", "(", "["):
+        raise _SyntaxFault(token, "a value is expected here")
+    reader.take()
     if token.kind == "word":
         return token.word
     if token.kind == "(":
         return ListValue(tuple(_list(reader, token)), token.word.position)
-    if token.kind == "[":
-        return DictValue(tuple(_dict(reader, token)), token.word.position)
-    raise _SyntaxFault(token, "a value is expected here")
+    return DictValue(tuple(_dict(reader, token)), token.word.position)
 
 
 def _list(reader: _Reader, opened: _Token) -> list[Word]:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from quillon.config.model import Config, split_gateway
+from quillon.config.model import Config, lookup_name
 from quillon.config.options import Throttle
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.delivery.attempt import Attempt, TryHost
@@ -32,6 +32,7 @@ from quillon.spool.store import Store
 from quillon.tls.context import Contexts
 
 TICK = 0.25  # seconds between looks at delayed queues
+UNLIMITED = 2**31
 RETRY_NOTICE = 60.0  # seconds until a notification that could not be stored is tried again
 
 
@@ -42,7 +43,8 @@ class Share:
     workers: int = 1
 
     def of(self, limit: int) -> int:
-        return max(limit // self.workers, 1)
+        """0 and -1 stand for no limit."""
+        return max(limit // self.workers, 1) if limit > 0 else UNLIMITED
 
 
 @dataclass
@@ -381,4 +383,4 @@ class Dispatcher:
 
 def _names(key: Key, step: TryHost) -> tuple[str, ...]:
     """Names that a certificate may bear: the host that MX or Routes led to, and the domain."""
-    return step.host.name, split_gateway(key.domain)[0], key.via
+    return step.host.name, lookup_name(key.domain), key.via

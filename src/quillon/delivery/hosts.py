@@ -11,7 +11,8 @@ import ipaddress
 from quillon.config.scope import glob_matches
 from quillon.config.settings import DeliverySettings, NodeSettings
 from quillon.delivery import route
-from quillon.delivery.route import Host, RouteError, Target
+from quillon.config.routes import Target, is_ip
+from quillon.delivery.route import Host
 from quillon.mail import reply as replies
 from quillon.mail.outcome import PermanentFailure, Stage, TransientFailure
 from quillon.net.clock import Clock
@@ -32,10 +33,7 @@ class HostFinder:
 
     async def find(self, domain: str, settings: DeliverySettings) -> Found:
         """Hosts in the order in which they are tried, or why there are none."""
-        try:
-            wanted = route.targets(domain, settings.routes)
-        except RouteError as error:
-            return TransientFailure(replies.NO_BINDING.because(f"Routes: {error}"), Stage.NOT_CONNECTED)
+        wanted = route.targets(domain, settings.routes)
         hosts: list[Host] = []
         problem: TransientFailure | PermanentFailure | None = None
         for target in wanted:
@@ -63,7 +61,7 @@ class HostFinder:
 
     async def _target(self, target: Target, settings: DeliverySettings) -> Found:
         port = target.port or settings.remote_smtp_port
-        if route.is_ip(target.name):
+        if is_ip(target.name):
             return [Host(target.name, target.name, port)]
         names = [target.name]
         if target.mx:
@@ -91,7 +89,7 @@ class HostFinder:
         return glob_matches(node.relay_domains, domain) or glob_matches(node.bounce_domains, domain)
 
     async def _addresses(self, name: str, port: int) -> list[Host]:
-        if route.is_ip(name):
+        if is_ip(name):
             return [Host(name, name, port)]
         kinds = ("AAAA", "A") if self._node.use_ipv6 else ("A",)
         hosts: list[Host] = []

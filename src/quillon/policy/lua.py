@@ -231,7 +231,7 @@ def _message(call: Call, name: str) -> object:
 def _values(call: Call, name: object) -> list[str]:
     """Unfolded values of a header field."""
     head = _view(call).head.decode("latin-1")
-    pattern = re.compile(rf"^{re.escape(str(name))}[ \t]*:((?:.*)(?:\r\n[ \t].*)*)", re.I | re.M)
+    pattern = re.compile(rf"^{re.escape(str(name))}[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)", re.I | re.M)
     return [re.sub(r"\r\n[ \t]+", " ", match[1]).strip() for match in pattern.finditer(head)]
 
 

@@ -143,8 +143,9 @@ class Scheduler:
                 backlog.connecting += 1
                 self._open += 1
                 starts.append(key)
-            if backlog.connections + backlog.connecting >= allowed or backlog.connecting >= len(backlog.active):
-                del self._runnable[key]
+            full = backlog.connections + backlog.connecting >= max(limits.connections, 1)
+            if full or backlog.connecting >= len(backlog.active):
+                del self._runnable[key]  # a connection that ends brings it back
         return starts
 
     def _promote(self, now: float) -> None:

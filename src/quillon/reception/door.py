@@ -193,7 +193,7 @@ class Door:
             if group is not None:
                 return group, view.binding
         elif view.binding_group:
-            members = [binding for binding, group in self.bindings.items() if group == view.binding_group]
+            members = self.config.group_members(view.binding_group)
             if members:
                 return view.binding_group, self._unsuspended(view.binding_group, members)
         else:

@@ -1,0 +1,155 @@
+"""Lua scripts: what they can do, and what they cannot."""
+
+from pathlib import Path
+
+import pytest
+
+from quillon.config.settings import ScriptSettings
+from quillon.mail.reply import Reply
+from quillon.policy.context import Context, tls_variables
+from quillon.policy.hook import Call, MessageView, Phase, Policy, PolicyError, Session
+from quillon.policy.lua import load_scripts
+from quillon.tls.verdict import Verdict
+
+SESSION = Session("192.0.2.1:1234", "127.0.0.1:25", "00/00-00001-00000000")
+
+
+def _policy(folder: Path, *scripts: str) -> tuple[Policy, list[str]]:
+    reports: list[str] = []
+    names = []
+    for number, text in enumerate(scripts):
+        (folder / f"s{number}.lua").write_text(text)
+        names.append((f"s{number}", f"s{number}"))
+    settings = ScriptSettings(tuple(names), 200, 200, True)
+    return Policy(load_scripts(settings, [folder], lambda: 12.5, reports.append), reports.append), reports
+
+
+def _run(policy: Policy, phase: Phase = Phase.MAILFROM, context: Context | None = None, **more: object) -> Reply | None:
+    context = context or Context({"tls": "on"}, {"mailfrom_domain": "bank.fi"})
+    return policy.run(Call(phase, SESSION, context, "MAIL FROM:<a@bank.fi>", **more))  # type: ignore[arg-type]
+
+
+def _module(body: str, phase: str = "validate_mailfrom", arguments: str = "str, ac, vctx", name: str = "m") -> str:
+    return f"""require("msys.core")
+    local mod = {{}}
+    function mod:{phase}({arguments}) {body} return msys.core.VALIDATE_CONT end
+    msys.registerModule("{name}", mod)"""
+
+
+def test_a_script_reads_the_context_and_refuses(tmp_path: Path) -> None:
+    policy, reports = _policy(
+        tmp_path,
+        _module("""
+          if vctx:get(msys.core.VCTX_CONN, "tls") == "on" and vctx:get(msys.core.VCTX_CONN, "tls_client_verified") == nil
+             and str == "MAIL FROM:<a@bank.fi>" and ac.remote_addr == "192.0.2.1:1234" then
+            vctx:set_code(550, "5.7.1 certificate needed")
+          end"""),
+    )
+    assert _run(policy) == Reply(550, "5.7.1", "certificate needed")
+    assert _run(policy, context=Context({"tls": "on", "tls_client_verified": "yes"})) is None
+    assert reports == []
+
+
+def test_modules_run_in_order_until_one_is_done_or_refuses(tmp_path: Path) -> None:
+    mark = 'vctx:set(msys.core.VCTX_MESS, "{0}", 1)'
+    policy, _ = _policy(
+        tmp_path,
+        _module(mark.format("first"), name="one"),
+        _module(mark.format("second") + " do return msys.core.VALIDATE_DONE end", name="two"),
+        _module(mark.format("third"), name="three"),
+    )
+    context = Context()
+    assert _run(policy, context=context) is None
+    assert context.message == {"first": "1", "second": "1"}
+    assert context.module == "two"
+
+
+def test_disconnect(tmp_path: Path) -> None:
+    policy, _ = _policy(tmp_path, _module('vctx:disconnect("421", "4.7.1 bye\\r\\nnow")'))
+    context = Context()
+    assert _run(policy, context=context) == Reply(421, "4.7.1", "bye now")
+    assert context.disconnect
+
+
+def test_message_and_bindings(tmp_path: Path) -> None:
+    policy, _ = _policy(
+        tmp_path,
+        _module(
+            'if msg:header("subject")[1] == "folded twice" and #msg:header("x") == 2 then msg:binding("b1") end',
+            "validate_set_binding",
+            "msg",
+        ),
+    )
+    view = MessageView("i", "b", "c", "a@x", "b@y", b"Subject: folded\r\n twice\r\nX: 1\r\nx: 2\r\n\r\n", 10)
+    assert _run(policy, Phase.SET_BINDING, message=view) is None
+    assert view.binding == "b1"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "error('boom')",
+        "local x = nil + 1",
+        "vctx:set_code('many', 'x')",
+        "vctx:set_code(99, 'x')",
+        "vctx:get(7, 'x')",
+        "do return 42 end",
+        "do return nil end",
+    ],
+)
+def test_a_failing_script_is_a_451_and_a_line_that_names_it(tmp_path: Path, body: str) -> None:
+    policy, reports = _policy(tmp_path, _module(body))
+    reply = _run(policy)
+    assert reply is not None
+    assert (reply.code, reply.enhanced) == (451, "4.3.0")
+    assert len(reports) == 1
+    assert "validate_mailfrom error in m" in reports[0]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "os.execute('true')", "io.open('/etc/passwd')", "require('ffi')", "require('os')", "require('io')", "debug.getinfo(1)",
+        "package.loadlib('x', 'y')", "dofile('/etc/passwd')", "loadstring('return 1')()", "python.eval('1')", "jit.off()",
+        "getmetatable(vctx).__index = nil", "vctx.get.__globals__.x()", "string.dump(print)", "require('../../etc/passwd')",
+        "getfenv(0).x = 1", "vctx._call.session()", "collectgarbage('stop')", "newproxy()",
+    ],
+)  # fmt: skip
+def test_scripts_reach_nothing_beyond_the_api(tmp_path: Path, attack: str) -> None:
+    policy, reports = _policy(tmp_path, _module(attack))
+    reply = _run(policy)
+    assert reply is not None, attack
+    assert reply.code == 451
+    assert len(reports) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("local x = ", "s0.lua:1"),
+        ("local x = 1", "registers no module"),
+        ("msys.registerModule('m', {})", "no usable methods"),
+        ("msys.registerModule('m', 5)", "s0.lua:1"),
+        ("local m = {} function m:init() return false end msys.registerModule('m', m)", "did not return true"),
+        ("require('nothing.here')", "there is no nothing/here.lua in"),
+        ("\x1bLJ\x02", "bytecode"),
+    ],
+)
+def test_scripts_that_cannot_be_loaded(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(PolicyError, match=words):
+        _policy(tmp_path, text)
+
+
+def test_scripts_share_modules_and_print_to_the_paniclog(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/words.lua").write_text("return {hello = 'hi'}")
+    text = _module("print(require('lib.words').hello, 1, msys.core.get_now_ts())")
+    policy, reports = _policy(tmp_path, text)
+    assert _run(policy) is None
+    assert reports == ["scriptlet: hi 1 12.5"]
+
+
+def test_keys_without_a_client_certificate_are_absent() -> None:
+    found = tls_variables(Verdict("TLSv1.3", "TLS_AES_256_GCM_SHA384", 256, 256, "X25519", None, True))
+    assert found["tls"] == "on"
+    assert not [key for key in found if key.startswith("tls_client")]
