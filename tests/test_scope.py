@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from quillon.config.load import load
-from quillon.config.model import Config, parse_endpoint, split_gateway
+from quillon.config.model import Config, parse_endpoint
+from quillon.config.routes import split_gateway
 from quillon.config.scope import glob_matches
 
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,9 @@ class Supervisor:
             try:
                 self._become_child(number, ours)
                 status = worker.main(self._config, number, self._count, self._sockets[number], theirs)
+            except BaseException:
+                traceback.print_exc()
+                status = 1
             finally:
                 sys.stderr.flush()
                 os._exit(status)
@@ -288,12 +292,16 @@ class Supervisor:
                 made = self._bind(loaded.config.listens(), fresh=False) if not problems else {}
             except BindError as error:
                 problems.append(str(error))
+        if loaded.config is not None:
+            changed = _needs_restart(self._config, loaded.config)
+            problems += [f"{name} has changed, which needs a restart" for name in changed]
         if loaded.config is None or problems:
+            for unused in made.values():
+                for sock in unused:
+                    sock.close()
             self._panic("config: reload refused, the running configuration stays: " + "; ".join(problems))
             notify("READY=1")
             return
-        for name in _needs_restart(self._config, loaded.config):
-            self._panic(f"config: {name} has changed; that takes effect at the next start")
         self._config = loaded.config
         self._keep(made)
         wanted = {listen.name for listen in loaded.config.listens()}

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class Worker:
     async def run(self) -> None:
         """Until drained. Raises SpoolError, ComposeError and OSError for what keeps it from starting."""
         loop = self._loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._unexpected)
         loop.add_signal_handler(signal.SIGTERM, self._draining.set)
         loop.add_reader(self._channel.fileno(), self._told)
         self._loggers = Loggers(self._config.loggers(), loop.call_soon)
@@ -166,6 +168,13 @@ class Worker:
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.log, event)
 
+    def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A defect of ours in a callback: one line for the operator, the traceback on stderr, and mail goes on."""
+        error = context.get("exception")
+        self._report(f"unexpected: {context.get('message')}: {error!r}")
+        if error is not None:
+            traceback.print_exception(error)
+
     def _start_heartbeat(self) -> None:
         interval = self._loggers.heartbeat
         if self._number == 0 and interval:
@@ -220,8 +229,9 @@ class Worker:
         self._bouncer.config = config
         self._door.reconfigure(config, policy)
         self._dispatcher.reconfigure(config, self._contexts)
-        self._desk.current = False
         self._desk = self._new_desk(config, policy)
+        for session in self._sessions:
+            session.retire()
         wanted = {listen.name for listen in config.listens()}
         for name in self._servers.keys() - wanted:
             self._servers.pop(name).close()

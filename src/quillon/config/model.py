@@ -144,13 +144,16 @@ class Config:
         self._clients[(id(node), client)] = found
         return found
 
-    def reception_by_pathway(self, listen: str, client: IPAddress, pathway: str) -> ReceptionSettings:
+    def reception_by_pathway(
+        self, listen: str, client: IPAddress, pathway: str
+    ) -> tuple[ReceptionSettings, InboundTls]:
         """Settings of a session whose pathway a policy has chosen anew."""
         node = self.listen_node(listen)
         if node is None or node.parent is None:
             raise KeyError(listen)
         chain = matching_peers(node, client) + matching_peers(node.parent, client) + [node, node.parent]
-        return self._build(ReceptionSettings, [*chain, *pathway_nodes(self.root, pathway), self.root])
+        chain += [*pathway_nodes(self.root, pathway), self.root]
+        return self._build(ReceptionSettings, chain), self._build(InboundTls, chain)
 
     def pathway_group(self, pathway: str) -> str:
         """The pathway group that holds a pathway, or `default`."""

@@ -224,6 +224,8 @@ def _retries(text: str) -> str:
 def _line_length(text: str) -> str:
     if text.lower() not in ("ignore", "pedantic", "fix") and not re.fullmatch(r"[1-9][0-9]{0,8}", text):
         raise ValueError(f"{text!r}: write ignore, pedantic or a number of octets")
+    if text.isdigit() and int(text) > 65535:
+        raise ValueError(f"{text!r}: write 65535 at most, or ignore")
     return text.lower()
 
 

@@ -52,7 +52,7 @@ def split_gateway(text: str) -> tuple[str, int]:
     """Host and port of a routing domain; 0 where it names no port. `[::1]:2600` gives `::1`."""
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
-        return host, int(rest[1:] or 0)
+        return host, int(rest[1:]) if rest[1:].isdigit() else 0
     host, colon, port = text.rpartition(":")
     return (host, int(port)) if colon and port.isdigit() else (text, 0)
 

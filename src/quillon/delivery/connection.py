@@ -32,6 +32,7 @@ from quillon.tls.verdict import HandshakeFailure
 
 _CHUNK = 262144
 HANDSHAKE_TIMEOUT = 60
+LINGER = 10.0  # seconds that a close may take
 
 Settle = Callable[[Message, Outcome], None]
 
@@ -64,6 +65,7 @@ class Connection:
         self.delivered = 0
         self.deadline = 0.0
         self.is_open = False
+        self.unreachable = False
         self.host_name = ""
         self.remote_ip = ""
         self._around = around
@@ -98,9 +100,11 @@ class Connection:
             async with asyncio.timeout(self.settings.connect_timeout or None):
                 await loop.create_connection(lambda: self._stream, step.host.ip, step.host.port, local_addr=local)
         except TimeoutError:
+            self.unreachable = True
             attempt.unreachable(step, replies.CONNECT_TIMED_OUT)
             return False
         except OSError as error:
+            self.unreachable = True
             attempt.unreachable(step, replies.NO_VALID_HOSTS.because(_reason(error)))
             return False
         return await self._opened
@@ -178,6 +182,11 @@ class Connection:
     # delivering -----------------------------------------------------------------------------------------------
 
     @property
+    def usable(self) -> bool:
+        """Whether it can take messages."""
+        return self.is_open and not self._session.closed
+
+    @property
     def exhausted(self) -> bool:
         """Whether max_deliveries_per_connection is reached."""
         limit = self.settings.max_deliveries_per_connection
@@ -197,9 +206,12 @@ class Connection:
             self._body = None
             try:
                 self._file = open(body, "rb")  # noqa: SIM115 - closed when the body is sent or the session ends
-            except OSError:
-                self._finish_all(failure(replies.BODY_MISSING, Stage.IDLE, self.remote_ip))
-                ended(self)
+            except OSError as error:
+                # only a file that is gone is the message's fault; a full table of descriptors passes
+                missing = isinstance(error, FileNotFoundError)
+                reply = replies.BODY_MISSING if missing else replies.SPOOL_FAILED
+                self._finish_all(failure(reply, Stage.IDLE, self.remote_ip))
+                asyncio.get_running_loop().call_soon(ended, self)
                 return
         say = batch.eight_bit and self.settings.send_8bitmime == "ifavailable"
         self._session.send(Transaction(batch.sender, [m.recipient for m in messages], batch.size, say))
@@ -246,7 +258,7 @@ class Connection:
         self.delivered += 1
         self.deadline = 0.0
         if any(reply.code == 421 for reply, _ in event.results):
-            self._stream.close()
+            self.quit()
         elif any_good:
             ended(self)
         else:
@@ -270,6 +282,11 @@ class Connection:
         if not self._session.closed:
             self._session.quit()
             self._write()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Close, and do not wait for ever for the host to take what is still to be sent."""
+        self._wait(LINGER)
         self._stream.close()
 
     # events ---------------------------------------------------------------------------------------------------
@@ -309,7 +326,7 @@ class Connection:
             # 5xx in the middle of a session says nothing about the message
             reply = event.reply if event.reply.transient else replies.CONNECTION_CLOSED.because(str(event.reply))
             self._finish_all(failure(reply, event.stage, self.remote_ip, sent=self._sent))
-        self._stream.close()
+        self._leave()
 
     def _failed_to_open(self, event: smtp.Broken) -> None:
         assert self._attempt is not None
@@ -327,6 +344,9 @@ class Connection:
             self._refused()
 
     def expired(self) -> None:
+        if self._session.closed:
+            self._stream.abort()
+            return
         if self.is_open and not self._batch:
             self.quit()
             return
@@ -334,6 +354,9 @@ class Connection:
         while (event := self._session.next_event()) is not smtp.NEED_DATA:
             self._on(event)
         self._stream.abort()
+
+    def ended(self) -> bool:
+        return False
 
     def closed(self) -> None:
         self._around.deadlines.discard(self)

@@ -64,6 +64,7 @@ class Dispatcher:
     _keys: dict[Connection, Key] = field(default_factory=dict)
     _resting: dict[str, float] = field(default_factory=dict)
     _buckets: dict[tuple[int, str], Bucket] = field(default_factory=dict)
+    _opening: list[str] = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _pumping: bool = False
     _stopping: bool = False
@@ -82,8 +83,15 @@ class Dispatcher:
         """Begin, with the messages of an earlier life."""
         now = self.around.clock.now()
         for message in recovered:
+            self._reroute(message)
             self.scheduler.enqueue(message, now)
-        self._tick()
+        asyncio.get_running_loop().call_soon(self._tick)
+
+    def _reroute(self, message: Message) -> None:
+        """Whether the recipient's own stanza rules TLS behind a gateway is for the running configuration to say."""
+        routing = self.config.routing(message.binding_group, message.binding, message.recipient.domain)
+        if routing.domain == message.routing_domain:
+            message.via = routing.via
 
     def reconfigure(self, config: Config, contexts: Contexts) -> None:
         """Other settings for what begins from now on; idle connections under other TLS settings are closed."""
@@ -94,6 +102,7 @@ class Dispatcher:
         self._resting.clear()
         for connection in self._pool.drain():
             connection.quit()
+        self.scheduler.rekey(self._reroute, self.around.clock.now())
         self.scheduler.set_total(self._total())
         self._kick()
 
@@ -218,10 +227,18 @@ class Dispatcher:
             connection = Connection(
                 self.around, settings, tls, _names(key, step), self._ehlo_name(key, settings), gone=self._gone
             )
-            if await connection.open(attempt, step):
+            if not self._has_room(step.host):
+                attempt.unreachable(step, replies.NO_VALID_HOSTS.because("Host limit reached"))
+                continue
+            self._opening.append(step.host.name)
+            try:
+                is_open = await connection.open(attempt, step)
+            finally:
+                self._opening.remove(step.host.name)
+            if is_open:
                 return connection
             facts, host = connection.facts or facts, step.host.name
-            if connection.facts is None:
+            if connection.unreachable:
                 self._resting[step.host.ip] = self.around.clock.now() + settings.host_failure_retry
         self._site_failed(key, step, tls, facts, host)
         return None
@@ -237,7 +254,10 @@ class Dispatcher:
 
     def _has_room(self, host: Host) -> bool:
         limit = self.config.host_connections(host.name)
-        return limit < 0 or sum(c.host_name == host.name for c in self._keys) < self.share.of(limit)
+        if limit < 0:
+            return True
+        used = sum(c.host_name == host.name for c in self._keys) + self._opening.count(host.name)
+        return used < self.share.of(limit)
 
     def _site_failed(
         self,
@@ -266,7 +286,8 @@ class Dispatcher:
     def _feed(self, connection: Connection, key: Key) -> bool:
         """Give a free connection its next messages; False if it got none and rests or ends."""
         settings, tls = self._settings(key)
-        if self._stopping or connection.exhausted or connection.tls != tls or not connection.is_open:
+        unfit = connection.exhausted or connection.tls != tls or not connection.usable
+        if self._stopping or unfit or self._limits(key).suspended:
             connection.quit()
             return False
         now = self.around.clock.now()
@@ -332,7 +353,7 @@ class Dispatcher:
             self._deliver(connection, messages, body)
 
     def _deliver(self, connection: Connection, messages: list[Message], body: bytes | str) -> None:
-        if not connection.is_open:
+        if not connection.usable:
             self.scheduler.put_back(key_of(messages[0]), messages)
             self._kick()
             return
@@ -357,7 +378,7 @@ class Dispatcher:
         if isinstance(settled, Delay):
             self._kept(message)
         elif isinstance(settled, Fail):
-            self.bouncer.failed(message, settled.outcome, lambda done: self._noticed(message, done))
+            self._notify(message, settled.outcome)
         else:
             self._removed(message)
 
@@ -367,13 +388,16 @@ class Dispatcher:
         if message.tries >= settings.drop_body_after_trans_fail:
             self.residents.release(message.batch)
 
-    def _noticed(self, message: Message, done: bool) -> None:
-        """The notification of a failed message is stored or not needed; or it could not be stored."""
-        if done:
-            self._removed(message)
-            return
-        message.next_at = self.around.clock.now() + RETRY_NOTICE
-        self.scheduler.enqueue(message, self.around.clock.now())
+    def _notify(self, message: Message, outcome: PermanentFailure) -> None:
+        """Have the sender told, and let the message go once that is stored. A refused notice is tried again."""
+
+        def told(done: bool) -> None:
+            if done:
+                self._removed(message)
+            elif not self._stopping:
+                asyncio.get_running_loop().call_later(RETRY_NOTICE, self._notify, message, outcome)
+
+        self.bouncer.failed(message, outcome, told)
 
     def _removed(self, message: Message) -> None:
         self.store.remove(message)

@@ -26,7 +26,7 @@ class HostFinder:
         self._resolver = resolver
         self._node = node
         self._clock = clock
-        self._failures: dict[str, int] = {}
+        self._failures: dict[str, tuple[int, float]] = {}
 
     def reconfigure(self, resolver: Resolver, node: NodeSettings) -> None:
         self._resolver, self._node = resolver, node
@@ -76,8 +76,7 @@ class HostFinder:
             elif answer.status == "nxdomain":
                 return PermanentFailure(replies.LOOKUP_FAILED, Stage.NOT_CONNECTED)
             elif answer.status == "failed":
-                failures = self._failures[target.name] = self._failures.get(target.name, 0) + 1
-                if failures < settings.mx_failures_fallback_to_a:
+                if self._count(target.name, settings) < settings.mx_failures_fallback_to_a:
                     return self._failure(target.name, settings)
         hosts = [host for name in names for host in await self._addresses(name, port)]
         return hosts or self._failed(target.name, settings)
@@ -100,12 +99,21 @@ class HostFinder:
         return hosts
 
     def _failed(self, domain: str, settings: DeliverySettings) -> TransientFailure | PermanentFailure:
-        self._failures[domain] = self._failures.get(domain, 0) + 1
+        self._count(domain, settings)
         return self._failure(domain, settings)
+
+    def _count(self, domain: str, settings: DeliverySettings) -> int:
+        """Failures in a row. One per retry_interval counts: a short outage must not use them up, however much mail comes."""
+        count, last = self._failures.get(domain, (0, 0.0))
+        now = self._clock.now()
+        if now - last >= settings.retry_interval:
+            count, last = count + 1, now
+            self._failures[domain] = (count, last)
+        return count
 
     def _failure(self, domain: str, settings: DeliverySettings) -> TransientFailure | PermanentFailure:
         limit = settings.dns_failures_to_purge
-        if limit and self._failures.get(domain, 0) >= limit:
+        if limit and self._failures.get(domain, (0, 0.0))[0] >= limit:
             self._failures.pop(domain, None)
             return PermanentFailure(replies.LOOKUP_FAILED, Stage.NOT_CONNECTED)
         return TransientFailure(replies.NO_MX_OR_A, Stage.NOT_CONNECTED)

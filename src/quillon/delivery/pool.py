@@ -16,7 +16,7 @@ class Pooled(Protocol):
     @property
     def tls(self) -> OutboundTls: ...
     @property
-    def is_open(self) -> bool: ...
+    def usable(self) -> bool: ...
 
 
 C = TypeVar("C", bound=Pooled)
@@ -36,7 +36,7 @@ class Pool(Generic[C]):
         found: C | None = None
         while waiting and found is None:
             connection = waiting.pop()
-            if connection.is_open and connection.tls == tls:
+            if connection.usable and connection.tls == tls:
                 found = connection
             else:
                 unfit.append(connection)

@@ -139,5 +139,8 @@ class _SinkSession:
     def writable(self) -> None:
         """Replies are small."""
 
+    def ended(self) -> bool:
+        return False
+
     def closed(self) -> None:
         """Nothing is kept of a session."""

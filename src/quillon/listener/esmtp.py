@@ -6,6 +6,7 @@ with until MAIL FROM or RSET, where it is told 421 and closed (manual, reconfig_
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from quillon.tls.engine import Engine
 from quillon.tls.verdict import HandshakeFailure
 
 HANDSHAKE_TIMEOUT = 60.0  # seconds
+LINGER = 30.0  # seconds that a last reply may take to leave
 MAX_UNREAD = 65536  # octets pipelined behind a paused command before reading stops
 
 
@@ -51,7 +53,7 @@ class Counts:
 
 @dataclass
 class Desk:
-    """What sessions share. `current` is false once a reload has put another desk in its place."""
+    """What sessions share."""
 
     config: Config
     contexts: Contexts
@@ -65,7 +67,6 @@ class Desk:
     log: Callable[[Event], None]
     counts: Counts
     sessions: set[EsmtpSession]
-    current: bool = True
     _date: tuple[int, str] = (0, "")
     _tls_usable: dict[InboundTls, bool] = field(default_factory=dict)
 
@@ -116,6 +117,7 @@ class EsmtpSession:
         self._counted = False
         self._paused = False
         self._committing = False
+        self._hung_up = False
         self._over = False
 
     # the stream's side ----------------------------------------------------------------------------------------
@@ -150,8 +152,8 @@ class EsmtpSession:
     def _too_many(self) -> bool:
         desk, settings, counts = self._desk, self._settings, self._desk.counts
         listener, service = desk.share(settings.listener_sessions), desk.share(settings.service_sessions)
-        by_listener = sum(counts.by_listen.values())
-        return bool((listener and by_listener > listener) or (service and counts.total > service))
+        here = counts.by_listen.get(self._listen, 0)
+        return bool((listener and here > listener) or (service and counts.total > service))
 
     def received(self, data: bytes) -> None:
         if self._session is None or self._over:
@@ -199,10 +201,20 @@ class EsmtpSession:
             self._intake = None
 
     def writable(self) -> None:
-        """Replies are small; a client that reads none of them is caught by the idle time."""
+        """The client reads its replies again: go on with what it has sent meanwhile."""
+        if self._session is not None and not self._over:
+            self._run()
+
+    def ended(self) -> bool:
+        """The client will send no more. A message that waits for its commit is still answered."""
+        self._hung_up = True
+        return self._committing
 
     def expired(self) -> None:
-        if self._session is None or (self._engine is not None and not self._engine.established):
+        if self._over or self.stream.blocked:
+            self._over = True
+            self.stream.abort()  # it reads nothing: a last reply would only be kept for it
+        elif self._session is None or (self._engine is not None and not self._engine.established):
             if self._engine is not None:
                 self._log_handshake(HandshakeFailure("handshake_timeout").facts(), ok=False)
             self._over = True
@@ -217,8 +229,21 @@ class EsmtpSession:
         if self._session is not None:
             self._session.close(reply)
             self._flush()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Close once the last reply has left, which may not take for ever."""
         self._over = True
+        self.deadline = self._desk.clock.now() + LINGER
         self.stream.close()
+
+    def retire(self) -> None:
+        """A new configuration is in force: the next MAIL FROM or RSET ends the session (manual, reconfig_message)."""
+        if self._session is not None:
+            enhanced, _, rest = self._settings.reconfig_message.partition(" ")
+            known = enhanced.startswith("4.") and bool(rest)
+            text = rest if known else self._settings.reconfig_message
+            self._session.retiring = Reply(421, enhanced if known else "", text)
 
     @property
     def busy(self) -> bool:
@@ -231,9 +256,12 @@ class EsmtpSession:
             return
         now = self._desk.clock.now()
         idle = self._settings.idle_time
+        reading = self._session is not None and self._session.state is State.READING_BODY
+        if reading and not self._data_ends_at and self._settings.data_time:
+            self._data_ends_at = now + self._settings.data_time
         handshaking = self._engine is not None and not self._engine.established
         ends = now + (HANDSHAKE_TIMEOUT if handshaking else idle) if idle or handshaking else 0.0
-        whole = self._data_ends_at if self._intake is not None else self._ends_at
+        whole = self._data_ends_at if reading else self._ends_at
         self.deadline = min(ends, whole) if ends and whole else ends or whole
 
     # TLS ------------------------------------------------------------------------------------------------------
@@ -250,18 +278,16 @@ class EsmtpSession:
         self.stream.start_tls(self._engine)
 
     def _begin_smtp(self, *, in_tls: bool) -> None:
+        too_many = self._too_many()
+        refusal = replies.CONCURRENCY_LIMIT if too_many else self._policy(Phase.CONNECT)
+        self._follow_pathway()
         desk, settings = self._desk, self._settings
         hostname = settings.banner_hostname or desk.hostname
         usable = not settings.use_ssl and "STARTTLS" in settings.smtp_extensions and desk.tls_usable(self._tls)
         self._session = ServerSession(settings, hostname, self._remote[0], can_starttls=usable, in_tls=in_tls)
-        if self._too_many():
+        if too_many:
             self._session.state = State.CONCURRENCY
-            self._session.greet(replies.CONCURRENCY_LIMIT)
-        else:
-            refusal = self._policy(Phase.CONNECT)
-            self._session.greet(refusal or self._banner(hostname))
-            self._context.connection.setdefault("pathway", settings.pathway)
-            self._follow_pathway()
+        self._session.greet(refusal or self._banner(hostname))
         self._run()
 
     def _banner(self, hostname: str) -> Reply:
@@ -271,18 +297,23 @@ class EsmtpSession:
         return Reply(220, "", f"{hostname} ESMTP Quillon {__version__} {self._desk.date()}")
 
     def _follow_pathway(self) -> None:
-        """A policy may have chosen another pathway."""
-        pathway = self._context.connection.get("pathway", self._settings.pathway)
-        if pathway != self._settings.pathway and self._session is not None:
-            self._settings = self._desk.config.reception_by_pathway(self._listen, self._ip, pathway)
-            self._session.settings = self._settings
+        """The connect phase may have chosen another pathway, whose TLS settings then hold for STARTTLS too."""
+        pathway = self._context.connection.setdefault("pathway", self._settings.pathway)
+        if pathway != self._settings.pathway:
+            use_ssl = self._settings.use_ssl
+            self._settings, self._tls = self._desk.config.reception_by_pathway(self._listen, self._ip, pathway)
+            self._settings = dataclasses.replace(self._settings, pathway=pathway, use_ssl=use_ssl)
+            limit = self._settings.session_time
+            self._ends_at = self._desk.clock.now() + limit if limit else 0.0
+            for key, value in (self._settings.context or {}).items():
+                self._context.connection.setdefault(key, value)
 
     # events ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         session = self._session
         assert session is not None
-        while not self._over:
+        while not self._over and not self.stream.blocked:
             event = session.next_event()
             if event is smtp.NEED_DATA or event is smtp.PAUSED:
                 break
@@ -291,9 +322,8 @@ class EsmtpSession:
             self._log_refusals(session)
         self._flush()
         self._throttle_reading(session)
-        if session.closing and not self._over:
-            self._over = True
-            self.stream.close()
+        if not self._over and (session.closing or (self._hung_up and not self._committing)):
+            self._leave()
 
     def _flush(self) -> None:
         if self._session is not None:
@@ -302,10 +332,11 @@ class EsmtpSession:
                 self.stream.write(out)
 
     def _throttle_reading(self, session: ServerSession) -> None:
-        if not self._paused and session.buffered > MAX_UNREAD:
+        full = self.stream.blocked or session.buffered > MAX_UNREAD
+        if full and not self._paused:
             self._paused = True
             self.stream.pause_reading()
-        elif self._paused and session.buffered <= MAX_UNREAD:
+        elif self._paused and not full:
             self._paused = False
             self.stream.resume_reading()
 
@@ -325,19 +356,22 @@ class EsmtpSession:
 
     def _on_hello(self, session: ServerSession, event: smtp.Hello) -> None:
         context = self._context
+        before, message = dict(context.connection), context.message
         context.connection["ehlo_string"] = event.line
         context.connection["ehlo_domain"] = event.domain
         context.new_message()
-        session.respond(self._policy(Phase.EHLO, event.line + "\r\n"))
+        refusal = self._policy(Phase.EHLO, event.line + "\r\n")
+        if refusal is not None:
+            # a refused EHLO leaves a transaction as it is, and so what policy has noted of it
+            context.message = message
+            for key in ("ehlo_string", "ehlo_domain"):
+                context.connection.pop(key, None)
+                if key in before:
+                    context.connection[key] = before[key]
+        session.respond(refusal)
         self._close_if_told(session)
 
     def _on_mail(self, session: ServerSession, event: smtp.MailFrom) -> None:
-        if not self._desk.current:
-            text = self._settings.reconfig_message
-            enhanced, _, rest = text.partition(" ")
-            known = enhanced.startswith("4.")
-            session.respond(Reply(421, enhanced if known else "", rest if known else text))
-            return
         context = self._context
         context.new_message()
         context.message["mailfrom_string"] = event.line
@@ -417,8 +451,6 @@ class EsmtpSession:
     def _new_intake(self) -> Intake:
         desk = self._desk
         assert self._batch_id is not None
-        now = desk.clock.now()
-        self._data_ends_at = now + self._settings.data_time if self._settings.data_time else 0.0
         limit = content.line_limit(self._settings)
         return Intake(
             desk.door.store, self._batch_id.number, desk.door.node.large_message_threshold, self._prefix, limit

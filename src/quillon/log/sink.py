@@ -6,6 +6,7 @@ it works again: mail goes on, and the operator has to know.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,12 @@ from quillon.config.settings import LoggerSettings
 from quillon.log import lines
 from quillon.mail.event import Attempted, Event, Panic, Received, Rejected
 from quillon.mail.outcome import Delivered, TransientFailure
+
+
+def _complain(text: str) -> None:
+    """A line on stderr, where there is one that takes it."""
+    with contextlib.suppress(OSError):
+        print(f"quillon: {text}", file=sys.stderr, flush=True)
 
 
 class LogFile:
@@ -58,7 +65,7 @@ class LogFile:
         except OSError as error:
             if not self._complained:
                 self._complained = True
-                print(f"quillon: cannot write {self.path}: {error.strerror}", file=sys.stderr, flush=True)
+                _complain(f"cannot write {self.path}: {error.strerror}")
 
 
 class Loggers:
@@ -116,7 +123,7 @@ class Loggers:
                 text = text or _render(event)
                 files[kind].add(text)
         if isinstance(event, Panic):
-            print(f"quillon: {event.text}", file=sys.stderr, flush=True)
+            _complain(event.text)
         self._soon()
 
     def _soon(self) -> None:

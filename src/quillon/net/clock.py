@@ -62,7 +62,12 @@ class Deadlines:
 
     def _sweep(self) -> None:
         now = self._clock.now()
+        self.start()
         for member in [m for m in self._members if 0 < m.deadline <= now]:
             member.deadline = 0.0
-            member.expired()
-        self.start()
+            try:
+                member.expired()
+            except Exception as defect:
+                # one connection's trouble must not take the time limits of all others away
+                context = {"message": "deadline", "exception": defect}
+                asyncio.get_running_loop().call_exception_handler(context)

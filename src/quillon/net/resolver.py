@@ -6,6 +6,7 @@ is one that we trust: one on a loopback address.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import dns.resolver
 from quillon.net.clock import Clock
 
 NEGATIVE_TTL = 60
+FAILURE_TTL = 5  # seconds for which a question that found no answer is not asked again
 _CACHE_SIZE = 65536
 
 
@@ -48,6 +50,7 @@ class Resolver:
     ) -> None:
         self._clock = clock
         self._bounds = (min_ttl, max_ttl)
+        self._running: dict[tuple[str, str], asyncio.Task[Answer]] = {}
         self._cache: dict[tuple[str, str], tuple[float, Answer]] = {}
         self._resolver = dns.asyncresolver.Resolver(configure=False)
         if servers:
@@ -71,12 +74,17 @@ class Resolver:
         known = self._cache.get(key)
         if known is not None and known[0] > now:
             return known[1]
-        answer = await self._ask(name, kind)
-        if answer.status != "failed":
-            if len(self._cache) >= _CACHE_SIZE:
-                self._cache.clear()
-            low, high = self._bounds
-            self._cache[key] = (now + min(max(answer.ttl, low), high), answer)
+        task = self._running.get(key)
+        if task is None:
+            # many messages for one domain ask one question
+            task = self._running[key] = asyncio.ensure_future(self._ask(name, kind))
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+        answer = await asyncio.shield(task)
+        if len(self._cache) >= _CACHE_SIZE:
+            self._cache.clear()
+        low, high = self._bounds
+        ttl = FAILURE_TTL if answer.status == "failed" else min(max(answer.ttl, low), high)
+        self._cache[key] = (now + ttl, answer)
         return answer
 
     def forget(self) -> None:

@@ -37,6 +37,9 @@ class Owner(Protocol):
     def unsecured(self, failure: Any) -> None:
         """The handshake failed; the stream still stands so that an alert can leave, and should be closed."""
 
+    def ended(self) -> bool:
+        """The peer will send no more. True keeps the stream open for what is still to be written."""
+
     def closed(self) -> None: ...
     def writable(self) -> None:
         """The transport's buffer has drained after `Stream.blocked`."""
@@ -74,7 +77,7 @@ class Stream(asyncio.Protocol):
             self.owner.unsecured(engine.failure)
         elif plaintext:
             self.owner.received(plaintext)
-        if engine.closed and not self._closing:
+        if engine.closed and not self._closing and not self.owner.ended():
             self.close()
 
     def eof_received(self) -> bool:
@@ -84,10 +87,12 @@ class Stream(asyncio.Protocol):
             if engine.failure is not None and not self._failed:
                 self._failed = True
                 self.owner.unsecured(engine.failure)
-        return False
+            return False
+        return self.owner.ended()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.eof_received()
+        if self.engine is not None and not self.engine.established:
+            self.eof_received()
         self._transport = None
         self._closing = True
         self.owner.closed()

@@ -119,8 +119,7 @@ class _Runtime:
             "set_code": _set_code,
             "session": _session,
             "message": _message,
-            "header": _header,
-            "header_count": _header_count,
+            "headers": lambda call, name: self._lua.table_from(_values(call, name)),
             "binding": _binding,
             "register": self._register,
             "print": lambda text: report(f"scriptlet: {text}"),
@@ -186,15 +185,25 @@ def _dictionary(call: Call, kind: object) -> dict[str, str]:
 
 
 def _context_get(call: Call, kind: object, key: object) -> str | None:
-    return _dictionary(call, kind).get(str(key))
+    value = _dictionary(call, kind).get(_from_lua(str(key)))
+    return None if value is None else _to_lua(value)
 
 
 def _context_set(call: Call, kind: object, key: object, value: object) -> None:
-    _dictionary(call, kind)[str(key)] = _text(value)
+    _dictionary(call, kind)[_from_lua(str(key))] = _from_lua(_text(value))
 
 
 def _context_delete(call: Call, kind: object, key: object) -> int:
-    return 1 if _dictionary(call, kind).pop(str(key), None) is not None else 0
+    return 1 if _dictionary(call, kind).pop(_from_lua(str(key)), None) is not None else 0
+
+
+def _to_lua(text: str) -> str:
+    """Text as the octets of its UTF-8 form, one character each, which is what Lua strings are made of."""
+    return text.encode("utf-8", "replace").decode("latin-1")
+
+
+def _from_lua(text: str) -> str:
+    return text.encode("latin-1").decode("utf-8", "replace")
 
 
 def _text(value: object) -> str:
@@ -215,7 +224,9 @@ def _set_code(call: Call, code: object, text: object, disconnect: bool) -> None:
 
 
 def _session(call: Call, name: str) -> str:
-    return str(getattr(call.session, name))
+    if name not in ("remote", "connection_id", "protocol"):
+        raise ValueError(name)
+    return _to_lua(str(getattr(call.session, name)))
 
 
 def _view(call: Call) -> MessageView:
@@ -225,7 +236,10 @@ def _view(call: Call) -> MessageView:
 
 
 def _message(call: Call, name: str) -> object:
-    return getattr(_view(call), name)
+    if name not in ("sender", "recipient", "size", "message_id", "batch_id", "connection_id"):
+        raise ValueError(name)
+    value = getattr(_view(call), name)
+    return _to_lua(value) if isinstance(value, str) else value
 
 
 def _values(call: Call, name: object) -> list[str]:
@@ -235,15 +249,9 @@ def _values(call: Call, name: object) -> list[str]:
     return [re.sub(r"\r\n[ \t]+", " ", match[1]).strip() for match in pattern.finditer(head)]
 
 
-def _header_count(call: Call, name: object) -> int:
-    return len(_values(call, name))
-
-
-def _header(call: Call, name: object, number: int) -> str:
-    return _values(call, name)[int(number) - 1]
-
-
 def _binding(call: Call, field: str, name: object) -> str | None:
+    if field not in ("binding", "binding_group", "routing_domain"):
+        raise ValueError(field)
     view = _view(call)
     if name is not None:
         value = _text(name)

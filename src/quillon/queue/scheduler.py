@@ -190,6 +190,17 @@ class Scheduler:
         backlog.ceiling = max(backlog.connections, 1)
         backlog.ceiling_until = now + CEILING_SECONDS
 
+    def rekey(self, change: Callable[[Message], None], now: float) -> None:
+        """Let `change` alter what decides a message's queue, for every message, and sort them anew."""
+        waiting = [message for _, _, message in sorted(self._delayed)]
+        self._delayed.clear()
+        for backlog in list(self._backlogs.values()):
+            backlog.delayed = 0
+            waiting += backlog.drain()
+        for message in waiting:
+            change(message)
+            self.enqueue(message, now)
+
     def wake_all(self) -> None:
         """Look at every queue again: limits have changed."""
         for key, backlog in self._backlogs.items():

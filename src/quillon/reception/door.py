@@ -13,7 +13,7 @@ from typing import NamedTuple
 from quillon.config.model import Config
 from quillon.config.settings import NodeSettings, ReceptionSettings
 from quillon.mail import reply as replies
-from quillon.mail.address import Mailbox
+from quillon.mail.address import Mailbox, is_domain
 from quillon.mail.event import Event, Panic, Received, TlsFacts
 from quillon.mail.message import Batch, IdSource, Message, MessageId, Origin
 from quillon.mail.reply import Reply
@@ -128,8 +128,8 @@ class Door:
             now = self._clock.now()
             for message in messages:
                 self._log(Received(now, message, envelope.tls))
-            answer(Reply(250, "2.0.0", f"OK {batch.id}"))
             self._enqueue(messages)
+            answer(Reply(250, "2.0.0", f"OK {batch.id}"))
 
         self.store.insert(batch, messages, stored)
 
@@ -141,7 +141,7 @@ class Door:
             return replies.SPOOL_FAILED
         if settings is None:
             return None
-        reply = content.fault(intake.head, settings)
+        reply = replies.HEADERS_TOO_LARGE if intake.head_too_large else content.fault(intake.head, settings)
         if reply is None and intake.long_line:
             reply = replies.BODY_LINE_TOO_LONG
         for phase in (Phase.DATA, Phase.DATA_SPOOL):
@@ -168,6 +168,9 @@ class Door:
             number = self.ids.next(now)
             group, binding, domain = "default", "default", recipient.domain
             if self.policy.has(Phase.SET_BINDING):
+                context.message["rcptto_localpart"] = recipient.local
+                context.message["rcptto_domain"] = recipient.domain
+                context.message["rcptto_string"] = f"RCPT TO:<{recipient}>"
                 view = _view(envelope, intake, number, recipient)
                 refusal = self.policy.run(Call(Phase.SET_BINDING, envelope.session, context, message=view))
                 if refusal is not None:
@@ -177,7 +180,11 @@ class Door:
                     return replies.NO_BINDING
                 group, binding = chosen
                 domain = view.routing_domain or domain
-            if binding == "default" and self.node.default_binding == "none":
+                if view.routing_domain and not is_domain(view.routing_domain):
+                    self._log(Panic(now, f"scriptlet: {view.routing_domain!r} is no routing domain"))
+                    return replies.NO_BINDING
+            ours = envelope.origin.protocol == "internal"
+            if binding == "default" and self.node.default_binding == "none" and not ours:
                 return replies.NO_BINDING
             routing = self.config.routing(group, binding, domain)
             messages.append(Message(number, batch, recipient, group, binding, routing.domain, routing.via))

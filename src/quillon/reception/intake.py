@@ -13,6 +13,9 @@ from quillon.reception.content import header_block, longer_than
 from quillon.spool.store import Store
 
 
+MAX_HEAD = 262144  # octets of header section, which stays in memory whole
+
+
 class Intake:
     """`threshold` is in octets. `prefix` gives the fields to put in front, from the header section."""
 
@@ -21,6 +24,7 @@ class Intake:
     ) -> None:
         self.size = 0
         self.head = b""
+        self.head_too_large = False
         self.long_line = False
         self.eight_bit = False
         self.failed: OSError | None = None
@@ -47,11 +51,13 @@ class Intake:
             return
         self._parts.append(data)
         if self.size > self._threshold:
-            self._spill()
+            data = self._gather()
+            if b"\r\n\r\n" in data or data.startswith(b"\r\n") or self.size > self._threshold + MAX_HEAD:
+                self._spill(data)
 
-    def _spill(self) -> None:
-        data = self._gather()
+    def _spill(self, data: bytes) -> None:
         self.head = header_block(data)
+        self.head_too_large = len(self.head) > MAX_HEAD
         prefix = self._prefix(self.head)
         self.size += len(prefix)
         try:
@@ -77,8 +83,8 @@ class Intake:
     def complete(self) -> None:
         """The last piece has come: `head` is known from here on."""
         if self._file < 0:
-            self._gather()
-            self.head = header_block(self._parts[0])
+            self.head = header_block(self._gather())
+            self.head_too_large = len(self.head) > MAX_HEAD
 
     def finish(self) -> tuple[bytes | None, str]:
         """Body in memory or None, and the name of its file or ""; with the fields in front."""

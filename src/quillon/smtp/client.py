@@ -257,7 +257,7 @@ class ClientSession:
             self._events.append(GoAhead())
 
     def _mail(self, reply: Reply) -> None:
-        self._mail_reply = reply
+        reply = self._mail_reply = _final(reply)
         self.stage = Stage.DURING_RCPT if reply.positive else Stage.AFTER_MAIL
         if "PIPELINING" in self.extensions:
             return
@@ -277,7 +277,7 @@ class ClientSession:
             self._finish(None, Stage.AFTER_RCPT)
 
     def _rcpt(self, reply: Reply) -> None:
-        self._rcpt_replies.append(reply)
+        self._rcpt_replies.append(_final(reply))
         if "PIPELINING" not in self.extensions:
             self._next_rcpt()
         elif self._transaction is not None and len(self._rcpt_replies) == len(self._transaction.recipients):
@@ -307,7 +307,7 @@ class ClientSession:
         return self._mail_reply if self._mail_reply is not None and not self._mail_reply.positive else None
 
     def _confirmation(self, reply: Reply) -> None:
-        self._finish(reply, Stage.READING_CONFIRMATION)
+        self._finish(_final(reply), Stage.READING_CONFIRMATION)
 
     def _finish(self, reply: Reply | None, stage: Stage) -> None:
         """Give each recipient its reply: its own refusal, else that of the command that ended the transaction."""
@@ -347,6 +347,11 @@ class ClientSession:
         if remote and reply.positive:
             reply, remote = replies.MALFORMED_REPLY, False
         self._events.append(Broken(reply, self.stage, remote))
+
+
+def _final(reply: Reply) -> Reply:
+    """The reply to a command that knows no 3xx: that one would be neither yes nor no."""
+    return replies.MALFORMED_REPLY if 300 <= reply.code < 400 else reply
 
 
 def _rcpt(mailbox: Mailbox) -> bytes:

@@ -92,7 +92,7 @@ class ServerSession:
         self.refusals: list[tuple[State, Reply]] = []
         self.messages = 0
         self.recipients = 0
-        self.extensions_added: tuple[str, ...] = ()
+        self.retiring: Reply | None = None
         self._hostname = hostname
         self._client = client
         self._can_starttls = can_starttls
@@ -283,6 +283,8 @@ class ServerSession:
         return "STARTTLS" in self.settings.smtp_extensions and not self.settings.use_ssl
 
     def _do_mail(self, argument: str, line: str) -> Event | None:
+        if self.retiring is not None:
+            return self._refuse(self.retiring)
         if self._hello_needed:
             return self._refuse(replies.HELO_NEEDED)
         if self._sender is not None:
@@ -345,6 +347,8 @@ class ServerSession:
         return None
 
     def _do_rset(self, argument: str, line: str) -> Event | None:
+        if self.retiring is not None:
+            return self._refuse(self.retiring)
         self._reset()
         self._send(replies.RESET)
         return None

@@ -14,6 +14,7 @@ import asyncio
 import fcntl
 import os
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,7 @@ class Store:
         self._mode = mode
         self._report = report
         self._lock_file = -1
+        self._kept: set[int] = set()  # batches that an entry set aside still needs
         self._group = _Group()
         self._wake = threading.Condition()
         self._stopping = False
@@ -146,6 +148,7 @@ class Store:
             except RecordError as error:
                 self._set_aside(database, "batch", number, number, text, str(error))
         used: set[int] = set()
+        self._kept.update(number for (number,) in database.execute("SELECT batch FROM set_aside"))
         for number, batch_number, text in database.execute("SELECT id, batch, record FROM message").fetchall():
             try:
                 batch = batches.get(batch_number)
@@ -169,6 +172,7 @@ class Store:
             " WHERE NOT EXISTS (SELECT 1 FROM set_aside WHERE id = ?1 AND kind = ?2)",
             (number, kind, batch, text, why),
         )
+        self._kept.add(batch)
         if kind == "message":
             database.execute("DELETE FROM message WHERE id = ?", (number,))
         self._report(f"spool: {kind} {number} in {self.folder / 'spool.db'} is set aside: {why}")
@@ -209,9 +213,13 @@ class Store:
                     database.execute(
                         f"DELETE FROM other.{table} WHERE (id, record) IN (SELECT id, record FROM main.{table})"
                     )
+                database.execute("INSERT INTO set_aside SELECT * FROM other.set_aside")
+                database.execute("DELETE FROM other.set_aside")
+                kept = {str(path) for (path,) in database.execute("SELECT path FROM other.batch")}
             database.close()
             for file in list((other / "bodies").iterdir()):
-                file.unlink()
+                if file.name not in kept:
+                    file.unlink()
         except (OSError, sqlite3.Error) as error:
             raise SpoolError(f"spool {other} cannot be taken over: {error}") from None
         finally:
@@ -248,7 +256,7 @@ class Store:
         with self._wake:
             group = self._group
             group.removed.append(message.id.number)
-            if batch.left == 0:
+            if batch.left == 0 and batch.id.number not in self._kept:
                 group.removed_batches.append(batch.id.number)
                 if batch.path:
                     group.dead_files.append(batch.path)
@@ -293,6 +301,14 @@ class Store:
     # the committer --------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._commit_groups()
+        except BaseException as error:
+            # without a committer this process would take mail and never answer; the supervisor starts another
+            print(f"quillon: spool {self.folder}: the committer ended: {error!r}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def _commit_groups(self) -> None:
         database = self._connect()
         while True:
             with self._wake:
@@ -323,7 +339,7 @@ class Store:
             _delete(database, "message", group.removed)
             _delete(database, "batch", group.removed_batches)
             database.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, OverflowError) as error:
             try:
                 if database.in_transaction:
                     database.execute("ROLLBACK")
@@ -332,7 +348,10 @@ class Store:
             self._report(f"spool: {self.folder / 'spool.db'}: write failed: {error}")
             return error
         for name in group.dead_files:
-            (self.folder / "bodies" / name).unlink(missing_ok=True)
+            try:
+                (self.folder / "bodies" / name).unlink(missing_ok=True)
+            except OSError as error:
+                self._report(f"spool: cannot remove {self.folder / 'bodies' / name}: {error.strerror}")
         return None
 
     def _retry_later(self, group: _Group) -> None:
@@ -347,12 +366,16 @@ class Store:
 
     def _tell(self, callbacks: list[Done], error: Exception | None) -> None:
         if callbacks and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_call_all, callbacks, error)
+            self._loop.call_soon_threadsafe(_call_all, self._loop, callbacks, error)
 
 
-def _call_all(callbacks: list[Done], error: Exception | None) -> None:
+def _call_all(loop: asyncio.AbstractEventLoop, callbacks: list[Done], error: Exception | None) -> None:
     for callback in callbacks:
-        callback(error)
+        try:
+            callback(error)
+        except Exception as defect:
+            # the others of the group have been committed too and must be told
+            loop.call_exception_handler({"message": "answer to a commit", "exception": defect})
 
 
 def _insert(database: sqlite3.Connection, table: str, columns: int, rows: Sequence[tuple[object, ...]]) -> None:

@@ -24,7 +24,7 @@ def names(certificate: Certificate) -> tuple[tuple[str, ...], tuple[str, ...]]:
     except x509.ExtensionNotFound:
         common = certificate.subject_cn
         return ((common,) if common else ()), ()
-    except ValueError:
+    except (ValueError, TypeError):
         return (), ()
     dns = tuple(extension.value.get_values_for_type(x509.DNSName))
     addresses = tuple(str(ip) for ip in extension.value.get_values_for_type(x509.IPAddress))

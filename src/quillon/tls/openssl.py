@@ -123,7 +123,7 @@ class OpenSSLEngine:
                 self.failure = failure_of(error)
 
     def send(self, plaintext: bytes) -> None:
-        if self.closed or not plaintext:
+        if not plaintext or self.failure is not None:
             return
         try:
             view = plaintext

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
@@ -164,7 +165,7 @@ class Certificate:
             key = self.parsed.public_key().public_bytes(
                 serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
             )
-        except ValueError:
+        except (ValueError, UnsupportedAlgorithm):
             return ""
         return hashlib.sha256(key).hexdigest()
 
@@ -174,7 +175,7 @@ def _rdn_name(certificate: x509.Certificate | None, issuer: bool) -> x509.Name |
         return None
     try:
         return certificate.issuer if issuer else certificate.subject
-    except ValueError:
+    except (ValueError, TypeError):
         return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 PRELUDE = r"""
 local py = ...
+getmetatable(py.now).__metatable = false  -- shared by all Python objects: no script may see or change it
 local opaque = setmetatable({}, {__mode = "k"})
 
 local function hidden(methods, fields)
@@ -56,9 +57,7 @@ function msg.context_exists_and_get(self, kind, key)
   return 1, value
 end
 function msg.header(self, name)
-  local out = {}
-  for i = 1, py.header_count(opaque[self], name) do out[i] = py.header(opaque[self], name, i) end
-  return out
+  return py.headers(opaque[self], name)
 end
 function msg.mailfrom(self) return py.message(opaque[self], "sender") end
 function msg.rcptto(self) return py.message(opaque[self], "recipient") end
