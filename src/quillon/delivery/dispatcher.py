@@ -236,6 +236,8 @@ class Dispatcher:
             finally:
                 self._opening.remove(step.host.name)
             if is_open:
+                # in clear after a failed negotiation: the log of each message tells what failed
+                connection.facts = connection.facts or facts
                 return connection
             facts, host = connection.facts or facts, step.host.name
             if connection.unreachable:

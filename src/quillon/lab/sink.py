@@ -60,6 +60,7 @@ class Sink:
         self.answer = answer
         self.caught: list[Caught] = []
         self.sessions = 0
+        self.open: set[_SinkSession] = set()
         self.contexts = Contexts()
         self.settings = reception_defaults(
             smtp_extensions=("ENHANCEDSTATUSCODES", "STARTTLS"), rfc2822_lone_lf_in_body="ignore"
@@ -73,8 +74,11 @@ class Sink:
         return int(self._server.sockets[0].getsockname()[1])
 
     def stop(self) -> None:
+        """Stop listening and cut off the sessions that stand."""
         if self._server is not None:
             self._server.close()
+        for session in list(self.open):
+            session.stream.abort()
 
 
 class _SinkSession:
@@ -91,6 +95,7 @@ class _SinkSession:
 
     def connected(self) -> None:
         self._sink.sessions += 1
+        self._sink.open.add(self)
         self._session.greet(self._sink.answer("banner") or Reply(220, "", "sink.test ESMTP"))
         self._run()
 
@@ -143,4 +148,4 @@ class _SinkSession:
         return False
 
     def closed(self) -> None:
-        """Nothing is kept of a session."""
+        self._sink.open.discard(self)

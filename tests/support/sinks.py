@@ -1,0 +1,42 @@
+"""A sink of the laboratory on a thread of its own, for tests that are not on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from quillon.lab.sink import Answer, Sink
+from quillon.mail.reply import Reply
+
+
+class SinkThread:
+    """Listens from the start; `sink.caught` may be read from any thread."""
+
+    def __init__(self, answer: Answer = lambda _: None) -> None:
+        self.sink = Sink(answer=answer)
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        started = threading.Event()
+
+        def run() -> None:
+            async def start() -> None:
+                self.port = await self.sink.start()
+                started.set()
+
+            self._loop.run_until_complete(start())
+            self._loop.run_forever()
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+        assert started.wait(10)
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self.sink.stop)
+        self._loop.call_soon_threadsafe(self._loop.call_later, 0.05, self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+def replying(code: int, enhanced: str, text: str, kind: type) -> Answer:
+    """An answer for every event of one kind."""
+    return lambda event: Reply(code, enhanced, text) if isinstance(event, kind) else None
