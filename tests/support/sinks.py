@@ -12,7 +12,7 @@ from quillon.mail.reply import Reply
 class SinkThread:
     """Listens from the start; `sink.caught` may be read from any thread."""
 
-    def __init__(self, answer: Answer = lambda _: None) -> None:
+    def __init__(self, answer: Answer = lambda _: None, host: str = "127.0.0.1", port: int = 0) -> None:
         self.sink = Sink(answer=answer)
         self.port = 0
         self._loop = asyncio.new_event_loop()
@@ -20,7 +20,7 @@ class SinkThread:
 
         def run() -> None:
             async def start() -> None:
-                self.port = await self.sink.start()
+                self.port = await self.sink.start(host, port)
                 started.set()
 
             self._loop.run_until_complete(start())

@@ -1,0 +1,117 @@
+"""The command as a user runs it: check, explain, demo."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.server import answers
+
+TEXT = """Retry_Interval = 30
+Domain bank.fi { TLS = required Retry_Interval = 60 }
+Binding b1 { Retry_Interval = 90 }
+ESMTP_Listener {
+  Idle_Time = 100
+  Listen ":2525" { Peer 10.0.0.0/8 { Idle_Time = 50 } }
+}
+"""
+
+
+def _quillon(*arguments: str, folder: Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "quillon", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "ecelerity.conf").write_text(TEXT)
+    return tmp_path
+
+
+def test_check(folder: Path) -> None:
+    done = _quillon("check", "-c", "ecelerity.conf", folder=folder)
+    assert (done.returncode, done.stdout) == (0, "Configuration valid\n")
+    (folder / "ecelerity.conf").write_text("Retry_Intervall = 3\nTLS = perhaps\n")
+    done = _quillon("check", "-c", "ecelerity.conf", folder=folder)
+    assert done.returncode == 2
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith(
+        "ecelerity.conf:1:1: Retry_Intervall is no option that is valid in global; did you mean retry_interval?"
+    )
+    assert lines[1].endswith("ecelerity.conf:2:7: tls = 'perhaps': it is one of no, ifavailable, required")
+
+
+def test_check_tries_scripts_and_resolvers(folder: Path) -> None:
+    (folder / "bad.lua").write_text("local x = = 1")
+    (folder / "ecelerity.conf").write_text(
+        'scriptlet "s" { script "bad" { source = bad } }\nResolv_Conf = nothing.conf'
+    )
+    done = _quillon("check", folder=folder)
+    assert done.returncode == 2
+    assert "bad.lua:1:" in done.stdout
+    assert "Resolv_Conf: " in done.stdout
+
+
+def test_explain_outbound(folder: Path) -> None:
+    done = _quillon("explain", "--domain", "bank.fi", "--binding", "b1", "--option", "retry_interval", folder=folder)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0] == "direction outbound, binding group default, binding b1, domain bank.fi, routing domain bank.fi"
+    assert f'retry_interval = 90    {folder}/ecelerity.conf:3:14 in Binding "b1"' in lines
+    assert f'    beats 60    {folder}/ecelerity.conf:2:33 in Domain "bank.fi"' in lines
+    assert f"    beats 30    {folder}/ecelerity.conf:1:1 in global" in lines
+
+
+def test_explain_inbound_as_json(folder: Path) -> None:
+    done = _quillon("explain", "--listen", ":2525", "--peer", "10.1.2.3", "--json", folder=folder)
+    assert done.returncode == 0
+    told = json.loads(done.stdout)
+    row = next(row for row in told["options"] if row["option"] == "idle_time")
+    assert row["value"] == "50"
+    assert row["scope"] == 'ESMTP_Listener > Listen ":2525" > Peer "10.0.0.0/8"'
+    assert [beaten["value"] for beaten in row["beaten"]] == ["100"]
+    assert next(row for row in told["options"] if row["option"] == "require_ehlo")["set_at"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--domain", "x.test", "--binding", "nope"], "there is no binding 'nope'"),
+        (["--listen", ":26"], "there is no Listen ':26'; there are :2525"),
+        (["--listen", ":2525", "--peer", "x"], "does not appear to be an IPv4 or IPv6 address"),
+        ([], "give either --domain"),
+    ],
+)
+def test_explain_tells_what_there_is(folder: Path, arguments: list[str], words: str) -> None:
+    done = _quillon("explain", *arguments, folder=folder)
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+def test_serve_of_a_faulty_configuration_does_not_start(folder: Path) -> None:
+    (folder / "ecelerity.conf").write_text("TLS = perhaps")
+    done = _quillon("serve", folder=folder)
+    assert done.returncode == 2
+    assert "ecelerity.conf:1:7:" in done.stderr
+
+
+@pytest.mark.parametrize("folder_name", ["enforced-partner"])
+def test_the_examples_load(folder_name: str, pki: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(Path(__file__).parent.parent / "examples" / folder_name, tmp_path / "example")
+    (tmp_path / "example/pki").symlink_to(pki)
+    done = _quillon("check", folder=tmp_path / "example")
+    assert (done.returncode, done.stdout) == (0, "Configuration valid\n")
+
+
+def test_the_demonstration(tmp_path: Path) -> None:
+    if any(answers(port) for port in (2525, 2465, 2626)):
+        pytest.skip("a port of the demonstration is in use")
+    done = _quillon("demo", "--once", folder=tmp_path, timeout=90)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "delivery       delivered over TLSv1.3" in done.stdout
+    assert "certificate verified=True /CN=mx.partner.test" in done.stdout
+    assert "with ESMTPS" in done.stdout
