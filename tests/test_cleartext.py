@@ -69,7 +69,7 @@ class Recorder:
                         sock.sendall(b"\x15\x03\x03\x00\x02\x02\x28")
                     continue
                 self.clear += data
-                if data.startswith(b"EHLO") or data.startswith(b"HELO"):
+                if data.startswith((b"EHLO", b"HELO")):
                     sock.sendall(b"250 peer.test\r\n" if data.startswith(b"HELO") else ehlo)
                 elif data.startswith(b"STARTTLS"):
                     if starttls is None:

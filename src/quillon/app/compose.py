@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import socket
@@ -74,8 +75,6 @@ def try_out(config: Config, clock: Clock) -> list[str]:
 
 def _try_tls(config: Config) -> list[str]:
     """Build the server contexts of every Listen, so that what `check` cannot see in a file shows too."""
-    import ipaddress
-
     contexts = Contexts()
     problems = []
     for node in config.listen_nodes():

@@ -110,7 +110,7 @@ class Worker:
             ids=self._ids,
             clock=self._clock,
             residents=self._residents,
-            enqueue=lambda messages: self._dispatcher.submit(messages),
+            enqueue=self._submit,
             log=self.log,
         )
         self._bouncer = Bouncer(config, self._door, self._store, self._ids, self._clock, self._hostname)
@@ -145,6 +145,9 @@ class Worker:
             counts=self._counts,
             sessions=self._sessions,
         )
+
+    def _submit(self, messages: list[Message]) -> None:
+        self._dispatcher.submit(messages)
 
     async def _listen(self, name: str, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()

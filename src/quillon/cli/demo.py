@@ -86,9 +86,7 @@ async def _demo(folder: Path, once: bool) -> None:
         await sink.start("127.0.0.1", SINK_PORT)
     except OSError as error:
         raise _DemoFailure(f"port {SINK_PORT} of the destination: {error.strerror}") from None
-    server = subprocess.Popen(  # noqa: S603 - our own program and file
-        [sys.executable, "-m", "quillon", "serve", "-c", str(folder / "ecelerity.conf")]
-    )
+    server = _serve(folder)
     try:
         await _until(lambda: _answers(STARTTLS_PORT), server, "Quillon does not answer")
         await asyncio.to_thread(_send, folder)
@@ -102,6 +100,11 @@ async def _demo(folder: Path, once: bool) -> None:
         server.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(40)
+
+
+def _serve(folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "quillon", "serve", "-c", str(folder / "ecelerity.conf")]
+    return subprocess.Popen(command)  # noqa: S603 - our own program and file
 
 
 def _prepare(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`quillon explain`: each effective option of a path, the file and line that set it, the scope that won, what it beat."""
+"""`quillon explain`: each effective option of a path, where it was set, the scope that won, and what it beat."""
 
 from __future__ import annotations
 

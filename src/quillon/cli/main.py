@@ -8,14 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from quillon import __version__
-from quillon.config.load import Loaded, load
-
-FAULTY = 2
-
-
-def read_config(path: str) -> Loaded:
-    """Load with the search path of the environment."""
-    return load(path, os.environ.get("EC_CONF_SEARCH_PATH"))
+from quillon.cli import check, demo, explain, serve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,8 +19,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from quillon.cli import check, demo, explain, serve
-
     parser = argparse.ArgumentParser(
         prog="quillon", description="A mail transfer agent that enforces TLS and can prove it."
     )

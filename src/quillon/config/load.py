@@ -24,7 +24,6 @@ from quillon.config.syntax import (
     Fault,
     Include,
     Item,
-    ListValue,
     Position,
     Scope,
     Setting,

@@ -167,7 +167,7 @@ def _unset_hint(option: Option) -> str:
 
 
 def _path(text: str, folder: str) -> str:
-    if text.startswith("jlog:") or text.startswith("cluster:"):
+    if text.startswith(("jlog:", "cluster:")):
         raise ValueError(f"{text!r}: this version writes logs to plain files only")
     if text in ("", "system") or text.startswith("/"):
         return text

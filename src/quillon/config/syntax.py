@@ -150,20 +150,20 @@ def _tokens(text: str, file: str, faults: list[Fault]) -> list[_Token]:
 
     out: list[_Token] = []
     for match in _TOKEN.finditer(text):
-        kind, token = match.lastgroup, match.group()
+        kind, written = match.lastgroup, match.group()
         if kind == "space":
             continue
         position = where(match.start())
         if kind == "punct":
-            out.append(_Token(token, Word(token, position)))
-        elif "\0" in token:
+            out.append(_Token(written, Word(written, position)))
+        elif "\0" in written:
             faults.append(Fault(position, "a NUL character"))
         elif kind == "bare":
-            out.append(_Token("word", Word(token, position)))
+            out.append(_Token("word", Word(written, position)))
         elif kind == "quoted":
-            if token[0] != '"' or token[-1] != '"':
+            if written[0] != '"' or written[-1] != '"':
                 faults.append(Fault(position, 'typographic quotes read as "', warning=True))
-            value = _ESCAPE.sub(lambda m: _ESCAPES[m[1]], token[1:-1])
+            value = _ESCAPE.sub(lambda m: _ESCAPES[m[1]], written[1:-1])
             out.append(_Token("word", Word(value, position, quoted=True)))
         elif kind == "open_quote":
             faults.append(Fault(position, "this quoted string does not end"))
@@ -172,8 +172,8 @@ def _tokens(text: str, file: str, faults: list[Fault]) -> list[_Token]:
             faults.append(Fault(position, "this comment does not end"))
             break
         else:
-            hint = '; quote with "' if token == "'" else ""
-            faults.append(Fault(position, f"unexpected character {token!r}{hint}"))
+            hint = '; quote with "' if written == "'" else ""
+            faults.append(Fault(position, f"unexpected character {written!r}{hint}"))
     out.append(_Token("end", Word("", where(len(text)))))
     return out
 

@@ -114,7 +114,7 @@ class Dispatcher:
         for connection in self._pool.drain():
             connection.quit()
         end = self.around.clock.now() + seconds
-        while (self._keys or self._tasks) and self.around.clock.now() < end:
+        while (self._keys or self._tasks) and self.around.clock.now() < end:  # noqa: ASYNC110 - two sets to empty
             await asyncio.sleep(0.02)
         for task in list(self._tasks):
             task.cancel()
@@ -143,9 +143,9 @@ class Dispatcher:
         self._pumping = False
         if self._stopping:
             return
-        for key in self._pool.keys():
+        for key in self._pool.waiting():
             while self.scheduler.backlog(key).active:
-                settings, tls = self._settings(key)
+                _, tls = self._settings(key)
                 connection, unfit = self._pool.take(key, tls)
                 for other in unfit:
                     other.quit()

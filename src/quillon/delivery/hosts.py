@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 
+from quillon.config.routes import Target, is_ip
 from quillon.config.scope import glob_matches
 from quillon.config.settings import DeliverySettings, NodeSettings
 from quillon.delivery import route
-from quillon.config.routes import Target, is_ip
 from quillon.delivery.route import Host
 from quillon.mail import reply as replies
 from quillon.mail.outcome import PermanentFailure, Stage, TransientFailure
@@ -75,9 +75,8 @@ class HostFinder:
                 names = route.order(records, self._clock.shuffle)
             elif answer.status == "nxdomain":
                 return PermanentFailure(replies.LOOKUP_FAILED, Stage.NOT_CONNECTED)
-            elif answer.status == "failed":
-                if self._count(target.name, settings) < settings.mx_failures_fallback_to_a:
-                    return self._failure(target.name, settings)
+            elif answer.status == "failed" and self._count(target.name, settings) < settings.mx_failures_fallback_to_a:
+                return self._failure(target.name, settings)
         hosts = [host for name in names for host in await self._addresses(name, port)]
         return hosts or self._failed(target.name, settings)
 
@@ -103,7 +102,7 @@ class HostFinder:
         return self._failure(domain, settings)
 
     def _count(self, domain: str, settings: DeliverySettings) -> int:
-        """Failures in a row. One per retry_interval counts: a short outage must not use them up, however much mail comes."""
+        """Failures in a row, one per retry_interval: a short outage must not use them up, however much mail comes."""
         count, last = self._failures.get(domain, (0, 0.0))
         now = self._clock.now()
         if now - last >= settings.retry_interval:

@@ -59,5 +59,6 @@ class Pool(Generic[C]):
         self._idle.clear()
         return out
 
-    def keys(self) -> list[Key]:
+    def waiting(self) -> list[Key]:
+        """Queues that have idle connections."""
         return list(self._idle)

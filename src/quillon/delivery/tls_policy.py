@@ -6,8 +6,8 @@
                                           fallback false: 451 4.7.5, later
     required       451 4.7.6, later       451 4.7.5, try again later                   451 4.7.5, try again later
 
-A failed verification never leads to clear text, for nothing that failed verification is better served by less. `optional` checks
-like `host` and delivers whatever it finds.
+A failed verification never leads to clear text: what failed it is not better served by less. `optional` checks like
+`host` and delivers whatever it finds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def falls_back(tls: OutboundTls) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What TLS_Verify makes of a verdict. `verified` is None where nothing was checked; `reply` is set for a refusal."""
+    """What TLS_Verify makes of a verdict. `verified` is None where nothing was checked."""
 
     verified: bool | None
     cause: str = ""

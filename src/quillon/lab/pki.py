@@ -71,7 +71,7 @@ class Authority:
         self_signed: bool = False,
         with_chain: bool = True,
     ) -> Issued:
-        """Write `file`.pem and `file`.key for these DNS names and IP addresses; the validity begins `start` from now."""
+        """Write `file`.pem and `file`.key for these names and addresses; the validity begins `start` from now."""
         key = new_key(kind)
         subject = _name(common_name if common_name is not None else (names[0] if names else "nobody"))
         issuer, signer = (subject, key) if self_signed else (self._name, self.key)

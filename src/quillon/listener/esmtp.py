@@ -464,7 +464,8 @@ class EsmtpSession:
         tls = ""
         if self._facts is not None and self._facts.protocol:
             shown = {True: "yes", False: "no", None: "none"}[self._facts.verified]
-            tls = f"{self._facts.protocol} {self._facts.cipher} bits={self._facts.bits} client-certificate-verified={shown}"
+            facts = f"{self._facts.protocol} {self._facts.cipher} bits={self._facts.bits}"
+            tls = f"{facts} client-certificate-verified={shown}"
         verb = connection.get("ehlo_string", "")[:4].upper()
         protocol = "SMTP" if verb == "HELO" else "ESMTPS" if tls else "ESMTP"
         return Trace(

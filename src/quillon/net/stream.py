@@ -1,8 +1,8 @@
 """A TCP or Unix connection as asyncio.Protocol, with a TLS engine in the middle once there is one.
 
-The owner gets plaintext whether or not TLS runs. Writes are handed to the transport as they come: callers batch. Both
-asyncio and uvloop set TCP_NODELAY, without which a session ticket and the next reply, two small writes, would wait 40 ms
-for a delayed acknowledgement.
+The owner gets plaintext whether or not TLS runs. Writes are handed to the transport as they come: callers batch.
+asyncio and uvloop set TCP_NODELAY, without which a session ticket and the next reply, two small writes, would wait
+40 ms for a delayed acknowledgement.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from quillon.reception.content import header_block, longer_than
 from quillon.spool.store import Store
 
-
 MAX_HEAD = 262144  # octets of header section, which stays in memory whole
 
 
