@@ -42,7 +42,8 @@ def row(option: Option) -> str:
 
 
 ALERT = (
-    "| `alert_<name>` | The other side ended the handshake with this TLS alert (RFC 8446 6). | See its log;"
+    "| `alert_<name>` | The other side ended the handshake with this TLS alert (RFC 8446 6)."
+    " | See its log;"
     " `alert_unknown_ca` and `alert_certificate_required` speak of our certificate. |"
 )
 HEAD = "| Option | Values | Default | Scopes | Status | |\n| --- | --- | --- | --- | --- | --- |"
@@ -54,7 +55,8 @@ def options_page() -> str:
     out = [
         "# Options",
         "",
-        f"{counts['honoured']} options are honoured, {counts['accepted']} accepted (read without effect, with a warning),",
+        f"{counts['honoured']} options are honoured,",
+        f"{counts['accepted']} accepted (read without effect, with a warning),",
         f"{counts['refused']} refused unless they say what happens anyway. Names know no case.",
         "*inbound* is esmtp_listener, listen, peer, pathway and pathway_group;",
         "*outbound* is binding, binding_group, domain and global. Times are whole seconds, sizes octets.",
