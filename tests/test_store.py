@@ -41,8 +41,7 @@ def _with(folder: Path, use: Callable[[Store], object]) -> list[Message]:
         result = use(store)
         if asyncio.iscoroutine(result):
             await result
-        await asyncio.to_thread(store.close)
-        await asyncio.sleep(0)
+        await store.close()
 
     asyncio.run(run())
     return found
@@ -72,7 +71,7 @@ def test_what_was_committed_comes_back_whole(tmp_path: Path) -> None:
     assert store.read_body_now(back) == b"Subject: x\r\n\r\nhi\r\n"
     assert (tmp_path / "spool.db").stat().st_mode & 0o777 == 0o640
     assert reports == []
-    store.close()
+    store.release()
 
 
 def test_removed_messages_stay_away_and_take_the_body_with_the_last(tmp_path: Path) -> None:
@@ -86,7 +85,7 @@ def test_removed_messages_stay_away_and_take_the_body_with_the_last(tmp_path: Pa
 
     store, _ = _store(tmp_path)
     found = store.open()
-    store.close()
+    store.release()
     _with(tmp_path, drop_first)
     left = _with(tmp_path, lambda store: None)
     assert [m.id for m in left] == [messages[1].id]
@@ -148,7 +147,7 @@ def test_damage_is_set_aside_and_named_and_the_rest_goes_on(tmp_path: Path) -> N
         store, reports = _store(tmp_path)
         found = store.open()
         assert [m.id for m in found] == [good[1][0].id]
-        store.close()
+        store.release()
     with sqlite3.connect(tmp_path / "spool.db") as database:
         rows = database.execute("SELECT kind, id FROM set_aside ORDER BY kind, id").fetchall()
         bodies = database.execute("SELECT id FROM batch").fetchall()
@@ -165,7 +164,7 @@ def test_two_processes_cannot_share_a_spool(tmp_path: Path) -> None:
     other, _ = _store(tmp_path)
     with pytest.raises(SpoolError, match="in use"):
         other.open()
-    store.close()
+    store.release()
 
 
 def test_adoption_moves_everything_and_can_be_repeated(tmp_path: Path) -> None:

@@ -262,8 +262,7 @@ class Worker:
         for session in list(self._sessions):
             session.end(replies.SHUTTING_DOWN)
         await stopping
-        await asyncio.to_thread(self._store.close)
-        await asyncio.sleep(0)  # answers of the last commit
+        await self._store.close()
         self._deadlines.stop()
         self._policy.close()
         self.log(Notice(self._clock.now(), "drained"))

@@ -1,9 +1,10 @@
 """The spool of one worker: an SQLite database (WAL, synchronous=FULL) and a folder for large bodies.
 
-One committer thread writes. What arrives while a commit runs goes into the next one, so the price of an fsync is shared
-by as many messages as come in its time. A caller is told on the event loop, after the commit has returned: that, and
-nothing before it, is the moment a message is ours. An insert that fails is told so and leaves nothing behind; removals
-and updates that fail are tried again with the next group, for the worst they can do is a second delivery.
+Statements run on the event loop, where they cost microseconds of CPU and touch memory; the COMMIT, which syncs, runs on
+a thread of its own. What arrives while a commit runs goes into the next one, so the price of an fsync is shared by as
+many messages as come in its time. A caller is told on the event loop, after the commit has returned: that, and nothing
+before it, is the moment a message is ours. An insert that fails is told so and leaves nothing behind; removals and
+updates that fail are tried again, for the worst they can do is a second delivery.
 
 Layout below `folder`: `spool.db`, `bodies/<number>` (synced before the row that names them), `lock`.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import queue
 import sqlite3
 import sys
 import threading
@@ -33,6 +35,7 @@ SCHEMA_VERSION = 1
 _PAGE = 16384  # octets; a usual message fits into one, which takes a third of the writes that 4096 takes
 _CHECKPOINT_PAGES = 1000
 _ROWS = 32  # rows a statement
+RETRY = 0.5  # seconds until removals and updates that failed are tried again
 
 Done = Callable[[Exception | None], None]
 
@@ -68,8 +71,10 @@ class Store:
         self._lock_file = -1
         self._kept: set[int] = set()  # batches that an entry set aside still needs
         self._group = _Group()
-        self._wake = threading.Condition()
-        self._stopping = False
+        self._busy = False  # a commit runs: nobody else may touch the connection
+        self._scheduled = False
+        self._todo: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
+        self._database: sqlite3.Connection | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="spool-read")
@@ -98,18 +103,30 @@ class Store:
         return messages
 
     def start(self) -> None:
-        """Start the committer; called on the event loop that callbacks are to run on."""
+        """Start the committer; called on the event loop that callbacks are to run on. Raises SpoolError."""
         self._loop = asyncio.get_running_loop()
+        try:
+            self._database = self._connect()
+        except sqlite3.Error as error:
+            raise SpoolError(f"spool {self.folder / 'spool.db'}: {error}") from None
         self._thread = threading.Thread(target=self._run, name="spool-commit", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Write what is waiting and let go. Blocks until the last commit is done."""
+    async def close(self, patience: float = 10.0) -> None:
+        """Write what is waiting, for so many seconds at most, and let go."""
+        assert self._loop is not None
+        end = self._loop.time() + patience
+        while (self._busy or self._group) and self._loop.time() < end:  # noqa: ASYNC110 - once, at the end
+            await asyncio.sleep(0.005)
+        self._todo.put(None)
         if self._thread is not None:
-            with self._wake:
-                self._stopping = True
-                self._wake.notify()
-            self._thread.join()
+            await asyncio.to_thread(self._thread.join)
+        if self._database is not None:
+            self._database.close()
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the lock, and of what reads."""
         self._readers.shutdown(wait=True)
         if self._lock_file >= 0:
             os.close(self._lock_file)
@@ -221,7 +238,7 @@ class Store:
         except (OSError, sqlite3.Error) as error:
             raise SpoolError(f"spool {other} cannot be taken over: {error}") from None
         finally:
-            source.close()
+            source.release()
         return count
 
     # writing --------------------------------------------------------------------------------------------------
@@ -230,35 +247,31 @@ class Store:
         """Store a batch; `done(None)` is called on the loop once it is on disk, or `done(error)` if it is not."""
         number = batch.id.number
         body = None if batch.path else batch.body
-        with self._wake:
-            group = self._group
-            group.batches.append((number, encode_batch(batch), body, batch.path))
-            group.messages += [(message.id.number, number, encode_message(message)) for message in messages]
-            if batch.path:
-                group.new_files.append(batch.path)
-            group.callbacks.append(done)
-            self._wake.notify()
+        group = self._group
+        group.batches.append((number, encode_batch(batch), body, batch.path))
+        group.messages += [(message.id.number, number, encode_message(message)) for message in messages]
+        if batch.path:
+            group.new_files.append(batch.path)
+        group.callbacks.append(done)
         batch.left = len(messages)
+        self._soon()
 
     def update(self, message: Message) -> None:
         """Write the retry state of a message, so that a restart does not begin anew."""
-        row = (encode_message(message), message.id.number)
-        with self._wake:
-            self._group.updates.append(row)
-            self._wake.notify()
+        self._group.updates.append((encode_message(message), message.id.number))
+        self._soon()
 
     def remove(self, message: Message) -> None:
         """A message is done; with the last one its batch and body go."""
         batch = message.batch
         batch.left -= 1
-        with self._wake:
-            group = self._group
-            group.removed.append(message.id.number)
-            if batch.left == 0 and batch.id.number not in self._kept:
-                group.removed_batches.append(batch.id.number)
-                if batch.path:
-                    group.dead_files.append(batch.path)
-            self._wake.notify()
+        group = self._group
+        group.removed.append(message.id.number)
+        if batch.left == 0 and batch.id.number not in self._kept:
+            group.removed_batches.append(batch.id.number)
+            if batch.path:
+                group.dead_files.append(batch.path)
+        self._soon()
 
     def body_path(self, batch: Batch) -> Path:
         """Where the file of a large body lies."""
@@ -296,39 +309,31 @@ class Store:
         body, path = row
         return (self.folder / "bodies" / path).read_bytes() if path else bytes(body)
 
-    # the committer --------------------------------------------------------------------------------------------
+    # groups ---------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _soon(self) -> None:
+        """Write at the end of this round of the loop, or when the running commit is done."""
+        if not self._busy and not self._scheduled and self._loop is not None:
+            self._scheduled = True
+            self._loop.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self._scheduled = False
+        if self._busy or not self._group:
+            return
+        group, self._group = self._group, _Group()
+        self._busy = True
+        error = self._statements(group)
+        if error is None:
+            self._todo.put(group)
+        else:
+            self._finished(group, error)
+
+    def _statements(self, group: _Group) -> Exception | None:
+        """Everything of a transaction but its commit."""
+        database = self._database
+        assert database is not None
         try:
-            self._commit_groups()
-        except BaseException as error:
-            # without a committer this process would take mail and never answer; the supervisor starts another
-            print(f"quillon: spool {self.folder}: the committer ended: {error!r}", file=sys.stderr, flush=True)
-            os._exit(1)
-
-    def _commit_groups(self) -> None:
-        database = self._connect()
-        while True:
-            with self._wake:
-                while not self._group and not self._stopping:
-                    self._wake.wait()
-                group, self._group = self._group, _Group()
-                if not group and self._stopping:
-                    break
-            error = self._commit(database, group)
-            if error is not None:
-                self._retry_later(group)
-                if self._stopping:
-                    break
-            self._tell(group.callbacks, error)
-        database.close()
-
-    def _commit(self, database: sqlite3.Connection, group: _Group) -> Exception | None:
-        try:
-            for name in group.new_files:
-                _sync(self.folder / "bodies" / name)
-            if group.new_files:
-                _sync(self.folder / "bodies")
             database.execute("BEGIN IMMEDIATE")
             _insert(database, "batch", 4, group.batches)
             _insert(database, "message", 3, group.messages)
@@ -336,14 +341,33 @@ class Store:
                 database.executemany("UPDATE message SET record = ? WHERE id = ?", group.updates)
             _delete(database, "message", group.removed)
             _delete(database, "batch", group.removed_batches)
+        except (sqlite3.Error, OverflowError) as error:
+            self._roll_back(database)
+            return error
+        return None
+
+    def _run(self) -> None:
+        """The committer's thread."""
+        assert self._loop is not None
+        try:
+            while (group := self._todo.get()) is not None:
+                self._loop.call_soon_threadsafe(self._finished, group, self._commit(group))
+        except BaseException as error:
+            # without a committer this process would take mail and never answer; the supervisor starts another
+            print(f"quillon: spool {self.folder}: the committer ended: {error!r}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def _commit(self, group: _Group) -> Exception | None:
+        database = self._database
+        assert database is not None
+        try:
+            for name in group.new_files:
+                _sync(self.folder / "bodies" / name)
+            if group.new_files:
+                _sync(self.folder / "bodies")
             database.execute("COMMIT")
-        except (sqlite3.Error, OSError, OverflowError) as error:
-            try:
-                if database.in_transaction:
-                    database.execute("ROLLBACK")
-            except sqlite3.Error as second:
-                self._report(f"spool: {self.folder / 'spool.db'}: rollback failed: {second}")
-            self._report(f"spool: {self.folder / 'spool.db'}: write failed: {error}")
+        except (sqlite3.Error, OSError) as error:
+            self._roll_back(database)
             return error
         for name in group.dead_files:
             try:
@@ -352,19 +376,33 @@ class Store:
                 self._report(f"spool: cannot remove {self.folder / 'bodies' / name}: {error.strerror}")
         return None
 
-    def _retry_later(self, group: _Group) -> None:
-        """Inserts of a failed group are over, and told so; what it took away or changed is tried again."""
-        with self._wake:
-            self._group.updates[:0] = group.updates
-            self._group.removed[:0] = group.removed
-            self._group.removed_batches[:0] = group.removed_batches
-            self._group.dead_files[:0] = group.dead_files
-            if self._group and not self._stopping:
-                self._wake.wait(1.0)
+    def _roll_back(self, database: sqlite3.Connection) -> None:
+        try:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            self._report(f"spool: {self.folder / 'spool.db'}: rollback failed: {error}")
 
-    def _tell(self, callbacks: list[Done], error: Exception | None) -> None:
-        if callbacks and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_call_all, self._loop, callbacks, error)
+    def _finished(self, group: _Group, error: Exception | None) -> None:
+        """A group is on disk, or has failed: tell its callers, and go on with what has come meanwhile."""
+        assert self._loop is not None
+        self._busy = False
+        if error is not None:
+            self._report(f"spool: {self.folder / 'spool.db'}: write failed: {error}")
+            self._put_back(group)
+        _call_all(self._loop, group.callbacks, error)
+        if error is None:
+            self._begin()
+        elif self._group:
+            self._scheduled = True
+            self._loop.call_later(RETRY, self._begin)
+
+    def _put_back(self, group: _Group) -> None:
+        """Inserts of a failed group are over, and told so; what it took away or changed is tried again."""
+        self._group.updates[:0] = group.updates
+        self._group.removed[:0] = group.removed
+        self._group.removed_batches[:0] = group.removed_batches
+        self._group.dead_files[:0] = group.dead_files
 
 
 def _call_all(loop: asyncio.AbstractEventLoop, callbacks: list[Done], error: Exception | None) -> None:
@@ -377,7 +415,7 @@ def _call_all(loop: asyncio.AbstractEventLoop, callbacks: list[Done], error: Exc
 
 
 def _insert(database: sqlite3.Connection, table: str, columns: int, rows: Sequence[tuple[object, ...]]) -> None:
-    """Many rows a statement: each statement gives up and takes back the interpreter lock, which the loop needs too."""
+    """Many rows a statement: fewer statements, and fewer turns of the interpreter lock."""
     row = "(" + ",".join("?" * columns) + ")"
     for start in range(0, len(rows), _ROWS):
         part = rows[start : start + _ROWS]
