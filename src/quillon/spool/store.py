@@ -35,6 +35,7 @@ SCHEMA_VERSION = 1
 _PAGE = 16384  # octets; a usual message fits into one, which takes a third of the writes that 4096 takes
 _CHECKPOINT_PAGES = 1000
 _ROWS = 32  # rows a statement
+INTERVAL = 0.004  # seconds between the beginnings of two commits at least: under load groups grow instead of commits
 RETRY = 0.5  # seconds until removals and updates that failed are tried again
 
 Done = Callable[[Exception | None], None]
@@ -73,6 +74,7 @@ class Store:
         self._group = _Group()
         self._busy = False  # a commit runs: nobody else may touch the connection
         self._scheduled = False
+        self._begun = 0.0  # when the last commit began, in the loop's time
         self._todo: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
         self._database: sqlite3.Connection | None = None
         self._thread: threading.Thread | None = None
@@ -315,7 +317,11 @@ class Store:
         """Write at the end of this round of the loop, or when the running commit is done."""
         if not self._busy and not self._scheduled and self._loop is not None:
             self._scheduled = True
-            self._loop.call_soon(self._begin)
+            wait = self._begun + INTERVAL - self._loop.time()
+            if wait > 0:
+                self._loop.call_later(wait, self._begin)
+            else:
+                self._loop.call_soon(self._begin)
 
     def _begin(self) -> None:
         self._scheduled = False
@@ -323,6 +329,8 @@ class Store:
             return
         group, self._group = self._group, _Group()
         self._busy = True
+        assert self._loop is not None
+        self._begun = self._loop.time()
         error = self._statements(group)
         if error is None:
             self._todo.put(group)
@@ -392,7 +400,8 @@ class Store:
             self._put_back(group)
         _call_all(self._loop, group.callbacks, error)
         if error is None:
-            self._begin()
+            if self._group:
+                self._soon()
         elif self._group:
             self._scheduled = True
             self._loop.call_later(RETRY, self._begin)
