@@ -28,7 +28,8 @@ from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import Surroundings
 from quillon.delivery.dispatcher import Dispatcher, Share
 from quillon.delivery.hosts import HostFinder
-from quillon.listener.esmtp import Counts, Desk, EsmtpSession
+from quillon.listener.desk import Counts, Desk, Sitter
+from quillon.listener.esmtp import EsmtpSession
 from quillon.log.sink import Loggers
 from quillon.mail import reply as replies
 from quillon.mail.event import Event, Notice, Panic
@@ -102,7 +103,7 @@ class Worker:
         self._residents = Residents(self._share(node.max_resident_messages))
         self._finder = HostFinder(compose.resolver(node, self._clock), node, self._clock)
         self._counts = Counts()
-        self._sessions: set[EsmtpSession] = set()
+        self._sessions: set[Sitter] = set()
         self._door = Door(
             config=config,
             policy=self._policy,

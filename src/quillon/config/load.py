@@ -17,7 +17,7 @@ from pathlib import Path
 
 from quillon.config.check import check
 from quillon.config.model import Config, lookup_name, parse_endpoint
-from quillon.config.options import UNOFFERED_EXTENSIONS, Module, Option, Table, compile_pattern, convert, table, words
+from quillon.config.options import Module, Option, Table, convert, table
 from quillon.config.scope import CHILDREN, NAMED, Entry, Node
 from quillon.config.syntax import (
     DictValue,
@@ -31,6 +31,7 @@ from quillon.config.syntax import (
     Word,
     parse,
 )
+from quillon.config.values import UNOFFERED_EXTENSIONS, compile_pattern, words
 from quillon.mail.address import AddressError, is_domain, parse_domain
 
 DEFAULT_SEARCH_PATH = (

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from quillon.config.options import Throttle
+from quillon.config.values import Throttle
 from quillon.mail.address import Mailbox
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from quillon.config.model import Config, lookup_name
-from quillon.config.options import Throttle
 from quillon.config.settings import DeliverySettings, OutboundTls
+from quillon.config.values import Throttle
 from quillon.delivery.attempt import Attempt, TryHost
 from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import Connection, Surroundings

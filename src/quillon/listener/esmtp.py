@@ -8,92 +8,34 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from email.utils import formatdate
 from functools import lru_cache
 from typing import Any
 
 from quillon import __version__
-from quillon.config.model import Config
 from quillon.config.scope import IPAddress, glob_matches
-from quillon.config.settings import InboundTls
+from quillon.listener.desk import Desk
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
-from quillon.mail.event import Event, Handshaken, Panic, Rejected, TlsFacts
-from quillon.mail.message import IdSource, MessageId, Origin
+from quillon.mail.event import Handshaken, Panic, Rejected, TlsFacts
+from quillon.mail.message import MessageId, Origin
 from quillon.mail.reply import Reply
-from quillon.net.clock import Clock, Deadlines
 from quillon.net.stream import Stream
 from quillon.policy.context import Context, tls_variables
-from quillon.policy.hook import Call, MessageView, Phase, Policy, Session
+from quillon.policy.hook import Call, MessageView, Phase, Session
 from quillon.reception import content
 from quillon.reception.content import Trace
-from quillon.reception.door import Door, Envelope
+from quillon.reception.door import Envelope
 from quillon.reception.intake import Intake
 from quillon.smtp import server as smtp
 from quillon.smtp.server import ServerSession
 from quillon.smtp.tables import State
-from quillon.tls.context import ContextError, Contexts
+from quillon.tls.context import ContextError
 from quillon.tls.engine import Engine
 from quillon.tls.verdict import HandshakeFailure
 
 HANDSHAKE_TIMEOUT = 60.0  # seconds
 LINGER = 30.0  # seconds that a last reply may take to leave
 MAX_UNREAD = 65536  # octets pipelined behind a paused command before reading stops
-
-
-@dataclass
-class Counts:
-    """Open sessions of this worker, by Listen and in all."""
-
-    by_listen: dict[str, int] = field(default_factory=dict)
-    total: int = 0
-
-
-@dataclass
-class Desk:
-    """What sessions share."""
-
-    config: Config
-    contexts: Contexts
-    policy: Policy
-    door: Door
-    ids: IdSource
-    clock: Clock
-    deadlines: Deadlines
-    hostname: str
-    workers: int
-    log: Callable[[Event], None]
-    counts: Counts
-    sessions: set[EsmtpSession]
-    _date: tuple[int, str] = (0, "")
-    _tls_usable: dict[InboundTls, bool] = field(default_factory=dict)
-
-    def date(self) -> str:
-        """Now, as RFC 5322 text; made once a second."""
-        second = int(self.clock.now())
-        if self._date[0] != second:
-            self._date = (second, formatdate(second, localtime=True))
-        return self._date[1]
-
-    def tls_usable(self, settings: InboundTls) -> bool:
-        """Whether a server context can be had; the reason why not goes to the paniclog once."""
-        known = self._tls_usable.get(settings)
-        if known is None:
-            try:
-                self.contexts.load(settings)
-                known = True
-            except ContextError as error:
-                known = False
-                if settings.tls_certificate:
-                    self.log(Panic(self.clock.now(), f"tls: {error}"))
-            self._tls_usable[settings] = known
-        return known
-
-    def share(self, limit: int) -> int:
-        """This worker's part of a limit of the node; 0 stays no limit."""
-        return max(limit // self.workers, 1) if limit else 0
 
 
 class EsmtpSession:

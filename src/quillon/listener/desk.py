@@ -1,0 +1,85 @@
+"""What all sessions of a worker share, made anew at reload. Shell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from typing import Protocol
+
+from quillon.config.model import Config
+from quillon.config.settings import InboundTls
+from quillon.mail.event import Event, Panic
+from quillon.mail.message import IdSource
+from quillon.mail.reply import Reply
+from quillon.net.clock import Clock, Deadlines
+from quillon.policy.hook import Policy
+from quillon.reception.door import Door
+from quillon.tls.context import ContextError, Contexts
+
+
+class Sitter(Protocol):
+    """A session, as far as a worker deals with it."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a message is under way."""
+
+    def end(self, reply: Reply) -> None:
+        """Close with a last reply."""
+
+    def retire(self) -> None:
+        """A new configuration is in force."""
+
+
+@dataclass
+class Counts:
+    """Open sessions of this worker, by Listen and in all."""
+
+    by_listen: dict[str, int] = field(default_factory=dict)
+    total: int = 0
+
+
+@dataclass
+class Desk:
+    """What sessions share."""
+
+    config: Config
+    contexts: Contexts
+    policy: Policy
+    door: Door
+    ids: IdSource
+    clock: Clock
+    deadlines: Deadlines
+    hostname: str
+    workers: int
+    log: Callable[[Event], None]
+    counts: Counts
+    sessions: set[Sitter]
+    _date: tuple[int, str] = (0, "")
+    _tls_usable: dict[InboundTls, bool] = field(default_factory=dict)
+
+    def date(self) -> str:
+        """Now, as RFC 5322 text; made once a second."""
+        second = int(self.clock.now())
+        if self._date[0] != second:
+            self._date = (second, formatdate(second, localtime=True))
+        return self._date[1]
+
+    def tls_usable(self, settings: InboundTls) -> bool:
+        """Whether a server context can be had; the reason why not goes to the paniclog once."""
+        known = self._tls_usable.get(settings)
+        if known is None:
+            try:
+                self.contexts.load(settings)
+                known = True
+            except ContextError as error:
+                known = False
+                if settings.tls_certificate:
+                    self.log(Panic(self.clock.now(), f"tls: {error}"))
+            self._tls_usable[settings] = known
+        return known
+
+    def share(self, limit: int) -> int:
+        """This worker's part of a limit of the node; 0 stays no limit."""
+        return max(limit // self.workers, 1) if limit else 0
