@@ -196,8 +196,7 @@ class Worker:
         message, descriptors = got
         if message["do"] == "reload":
             sockets = {name: socket.socket(fileno=fd) for name, fd in zip(message["new"], descriptors, strict=True)}
-            task = asyncio.get_running_loop().create_task(self._reload(sockets))
-            self._reloading = task
+            self._reloading = asyncio.get_running_loop().create_task(self._reload(sockets))
         elif message["do"] == "drain":
             self._draining.set()
 

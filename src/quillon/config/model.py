@@ -8,9 +8,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from quillon.config.options import Table, default
+from quillon.config.options import Table
 from quillon.config.routes import split_gateway
 from quillon.config.scope import (
     IPAddress,
@@ -241,9 +241,6 @@ class Config:
         chain = inbound_chain(self.root, self.table, listen, client)
         rows = [o for o in self.table.options.values() if {"listen", "pathway"} & o.scopes]
         return [resolve(option, chain, self.folder) for option in rows]
-
-    def default_of(self, option: str) -> Any:
-        return default(self.table.options[option], self.folder)
 
 
 def _is_tls(option: str) -> bool:

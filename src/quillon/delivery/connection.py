@@ -296,6 +296,16 @@ class Connection:
         while (event := self._session.next_event()) is not smtp.NEED_DATA:
             self._on(event)
         self._write()
+        if self._batch and not self._session.closed:
+            self._wait(self._patience())
+
+    def _patience(self) -> int:
+        """Seconds that the reply of the running stage may take; pipelined replies are waited for one by one."""
+        if self._session.stage is Stage.DURING_MAIL:
+            return self.settings.mailfrom_timeout
+        if self._session.stage in (Stage.DURING_RCPT, Stage.DURING_DATA):
+            return self.settings.rcptto_timeout
+        return self.settings.body_timeout
 
     def _on(self, event: Any) -> None:
         if isinstance(event, smtp.Done):

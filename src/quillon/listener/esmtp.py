@@ -67,7 +67,7 @@ class EsmtpSession:
     def connected(self) -> None:
         desk = self._desk
         remote, local = self.stream.addresses()
-        self._remote, self._local = remote, local
+        self._remote = remote
         self._ip: IPAddress = _address(remote[0])
         now = desk.clock.now()
         self._id = desk.ids.next(now)

@@ -107,7 +107,6 @@ DATA_WITHOUT_RCPT = _r("503 5.5.1 DATA without RCPT TO")
 BAD_SEQUENCE = _r("503 5.5.1 bad sequence of commands")
 HELO_NEEDED = _r("550 5.5.1 RFC2821 HELO/EHLO needed")
 TLS_NOT_AVAILABLE = _r("454 4.7.0 TLS not available")
-TLS_NEGOTIATION_FAILED = _r("421 4.7.0 TLS Negotiation failed.")
 NULL_SENDER_REFUSED = _r("550 5.1.7 null envelope sender not allowed")
 LITERAL_REFUSED = _r("550 5.1.3 address literals are not allowed")
 UNQUALIFIED = _r("501 5.1.3 a domain is needed in the address")
@@ -124,8 +123,6 @@ MAIL_LOOP = _r("554 5.4.6 too many Received header fields, mail is looping")
 
 # Reception: policy
 RELAYING_DENIED = _r("550 5.7.1 relaying denied")
-DISCARDED = _r("550 5.7.0 discarded by policy")
-DISCARDED_INTERNAL = _r("550 5.7.1 [internal] discarded by policy")
 
 # Delivery: connection and dialog, stage by stage
 CONNECT_TIMED_OUT = _r("450 4.4.1 [internal] Connection Timed Out")
@@ -139,12 +136,10 @@ NO_RSET_RESPONSE = _r("451 4.4.2 [internal] no RSET response")
 CONNECTION_CLOSED = _r("451 4.4.2 [internal] connection closed by remote host")
 MALFORMED_REPLY = _r("451 4.4.2 [internal] malformed reply from remote host")
 NO_VALID_HOSTS = _r("451 4.4.1 [internal] No valid hosts (unable to make any connections)")
-NO_MX_REACHED = _r("421 4.4.0 [internal] no MXs for this domain could be reached at this time")
 SMTPUTF8_NEEDED = _r("550 5.6.7 [internal] address needs SMTPUTF8")
 
 # Delivery: TLS
 STARTTLS_NOT_ADVERTISED = _r("451 4.7.6 [internal] STARTTLS required but not advertised")
-STARTTLS_NOT_SENT = _r("451 4.7.5 [internal] send STARTTLS failed")
 STARTTLS_NO_GO_AHEAD = _r("451 4.7.5 [internal] no tls go-ahead")
 TLS_FAILED = _r("451 4.7.5 [internal] TLS negotiation failed")
 CERT_WRONG_NAME = _r("451 4.7.5 [internal] SSL certificate subject does not match host")

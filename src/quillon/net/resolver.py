@@ -87,10 +87,6 @@ class Resolver:
         self._cache[key] = (now + ttl, answer)
         return answer
 
-    def forget(self) -> None:
-        """Empty the cache."""
-        self._cache.clear()
-
     async def _ask(self, name: str, kind: str) -> Answer:
         try:
             found = await self._resolver.resolve(name, kind, raise_on_no_answer=False)

@@ -11,25 +11,6 @@ from dataclasses import dataclass, field
 from quillon.mail.reply import Reply
 from quillon.tls.verdict import Verdict
 
-TLS_KEYS = (
-    "tls",
-    "tls_cipher",
-    "tls_cipher_algbits",
-    "tls_cipher_usebits",
-    "tls_protocol",
-    "tls_group",
-    "tls_sni",
-    "tls_client_cert_subject",
-    "tls_client_cert_subject_cn",
-    "tls_client_cert_issuer",
-    "tls_client_cert_issuer_cn",
-    "tls_client_cert_sha256",
-    "tls_client_cert_spki_sha256",
-    "tls_client_verified",
-    "tls_client_verify_error",
-    "tls_client_verify_depth",
-)
-
 
 @dataclass(slots=True)
 class Context:

@@ -27,24 +27,23 @@ class Verb:
 
     name: str
     argument: Reply | None = None
-    ends_group: bool = False  # RFC 2920 3.1: nothing may be pipelined behind it
     rfc: str = "RFC 5321"
 
 
 VERBS: dict[str, Verb] = {
     verb.name: verb
     for verb in (
-        Verb("EHLO", ends_group=True),
+        Verb("EHLO"),
         Verb("HELO"),
         Verb("MAIL"),
         Verb("RCPT"),
-        Verb("DATA", replies.DATA_ARGUMENTS, ends_group=True),
+        Verb("DATA", replies.DATA_ARGUMENTS),
         Verb("RSET", replies.RSET_ARGUMENTS),
         Verb("NOOP"),
-        Verb("QUIT", replies.NO_PARAMETERS, ends_group=True),
+        Verb("QUIT", replies.NO_PARAMETERS),
         Verb("VRFY"),
         Verb("HELP"),
-        Verb("STARTTLS", replies.NO_PARAMETERS, ends_group=True, rfc="RFC 3207"),
+        Verb("STARTTLS", replies.NO_PARAMETERS, rfc="RFC 3207"),
     )
 }
 

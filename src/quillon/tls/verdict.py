@@ -216,7 +216,6 @@ class Verdict:
     checked: bool
     errors: tuple[tuple[str, int, str], ...] = ()
     sni: str = ""
-    resumed: bool = False
 
     @property
     def cause(self) -> str:
