@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import answers
+from tests.support.peers import require
+from tests.support.server import answers, until
 
 TEXT = """Retry_Interval = 30
 Domain bank.fi { TLS = required Retry_Interval = 60 }
@@ -50,6 +51,7 @@ def test_check_tries_scripts_and_resolvers(folder: Path) -> None:
     )
     done = _quillon("check", folder=folder)
     assert done.returncode == 2
+    assert f"{folder}/ecelerity.conf:1:32: scriptlet: " in done.stdout
     assert "bad.lua:1:" in done.stdout
     assert "Resolv_Conf: " in done.stdout
 
@@ -115,3 +117,27 @@ def test_the_demonstration(tmp_path: Path) -> None:
     assert "delivery       delivered over TLSv1.3" in done.stdout
     assert "certificate verified=True /CN=mx.partner.test" in done.stdout
     assert "with ESMTPS" in done.stdout
+
+
+@pytest.mark.peer
+def test_the_command_that_the_demonstration_prints_works_verbatim(tmp_path: Path) -> None:
+    if any(answers(port) for port in (2525, 2465, 2626)):
+        pytest.skip("a port of the demonstration is in use")
+    require("curl")
+    command = [sys.executable, "-m", "quillon", "demo"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as demo:
+        try:
+            assert demo.stdout is not None
+            printed = ""
+            for line in demo.stdout:
+                printed += line
+                if line.startswith("To stop:"):
+                    break
+            line = next(line for line in printed.splitlines() if "curl" in line)
+            subprocess.run(["sh", "-c", line], check=True, timeout=30)
+            log = tmp_path / "demo/log/events.json"
+            until(lambda: log.read_text().count('"outcome":"delivered"') == 2, "the second delivery")
+        finally:
+            demo.terminate()
+            demo.wait(60)
+    assert demo.returncode == 0

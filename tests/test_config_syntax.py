@@ -106,6 +106,12 @@ def test_all_faults_at_once_and_what_is_good_is_kept() -> None:
     assert [item.name.text for item in items if isinstance(item, Setting)] == ["c", "g"]
 
 
+def test_a_missing_quote_is_blamed_on_the_line_where_it_is_missing() -> None:
+    _, faults = parse('a = "b\nc = "d"\ne = "f"\n', "f")
+    assert [str(fault.position) for fault in faults] == ["f:1:5"]
+    assert "closing quote missing" in faults[0].message
+
+
 def test_nesting_has_a_limit() -> None:
     _, faults = parse("a {" * 1000 + "}" * 1000, "f")
     assert any("nested" in fault.message for fault in faults)

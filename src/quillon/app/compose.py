@@ -11,6 +11,7 @@ from pathlib import Path
 
 from quillon.config.model import Config
 from quillon.config.settings import NodeSettings
+from quillon.config.syntax import Position
 from quillon.net.clock import Clock
 from quillon.net.resolver import Resolver
 from quillon.policy.hook import NO_POLICY, Policy, PolicyError
@@ -31,7 +32,14 @@ def policy(config: Config, clock: Clock, report: Callable[[str], None]) -> Polic
     try:
         return Policy(load_scripts(settings, list(dict.fromkeys(folders)), clock.now, report), report)
     except PolicyError as error:
-        raise ComposeError(str(error)) from None
+        raise ComposeError(f"{_script_position(config, error.script)}: {error}") from None
+
+
+def _script_position(config: Config, script: str) -> Position:
+    """Where the source of a script is named, or the scriptlet stanza."""
+    node = next(config.root.of("scriptlet"))
+    stanza = node.get("script", script)
+    return stanza.settings["source"].position if stanza is not None else node.position
 
 
 def resolver(node: NodeSettings, clock: Clock) -> Resolver:

@@ -81,14 +81,17 @@ class Supervisor:
                 self._say("warning: this runs as root; name a user with Security { User = ... }")
         except (BindError, PrivilegeError) as error:
             raise StartError(str(error)) from None
-        problems = compose.try_out(self._config, self._clock)
-        if problems:
-            raise StartError("\n".join(problems))
         self._loggers = Loggers(self._config.loggers(), lambda flush: flush())
+        problems = compose.try_out(self._config, self._clock)
         try:
             self._loggers.open()
         except OSError as error:
-            raise StartError(f"cannot open log {error.filename}: {error.strerror}") from None
+            problems.append(f"cannot open log {error.filename}: {error.strerror}")
+        if problems:
+            self._remove_pidfile()
+            if who.uid is not None:
+                problems.append(f"these were tried as user {self._config.security().user}, whom Security names")
+            raise StartError("\n".join(problems))
         self._catch_signals()
         for number in range(self._count):
             self._fork(number)
@@ -283,7 +286,8 @@ class Supervisor:
         reloading()
         loaded = load(self._config.files[0], os.environ.get("EC_CONF_SEARCH_PATH"))
         for fault in loaded.faults:
-            self._say(str(fault))
+            if fault.warning:
+                self._say(str(fault))
         problems = [str(fault) for fault in loaded.errors]
         made: dict[str, list[socket.socket]] = {}
         if loaded.config is not None:
@@ -339,12 +343,14 @@ class Supervisor:
         for child in self._children.values():
             child.channel.send({"do": "drain"})
 
-    def _finish(self) -> None:
-        path = Path(self._config.node().pidfile)
+    def _remove_pidfile(self) -> None:
         try:
-            path.unlink(missing_ok=True)
+            Path(self._config.node().pidfile).unlink(missing_ok=True)
         except OSError:
             os.ftruncate(self._pidfile, 0)  # the folder is not ours any more; an empty file names nobody
+
+    def _finish(self) -> None:
+        self._remove_pidfile()
         for listen in self._config.listens():
             if listen.path and os.path.exists(listen.path):
                 os.unlink(listen.path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import Any
 
 from quillon.app import compose
@@ -26,9 +25,8 @@ def run(given: argparse.Namespace) -> int:
         return 2
     problems = compose.try_out(loaded.config, SystemClock())
     for problem in problems:
-        print(f"{given.config}: {problem}")
+        print(problem)
     if problems:
         return 2
-    if sys.stdout.isatty() or not loaded.faults:
-        print("Configuration valid")
+    print("Configuration valid")
     return 0

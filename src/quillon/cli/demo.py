@@ -196,14 +196,22 @@ def _show(folder: Path, caught: Caught) -> None:
         print(f"               {line.strip()}")
 
 
+def _curl(folder: Path) -> str:
+    """A command for the shell that sends one more message. `--crlf`: a lone line feed is refused."""
+    return (
+        f"echo 'Subject: hello' | curl -sS --crlf --ssl-reqd --cacert {folder}/pki/ca.pem"
+        f" smtp://localhost:{STARTTLS_PORT} --mail-from alice@example.test --mail-rcpt bob@partner.test -T -"
+    )
+
+
 async def _stay(folder: Path, server: subprocess.Popen[bytes]) -> None:
     print()
     print("Quillon stays up. To send more, from another terminal:")
-    print(f"  curl --ssl-reqd --cacert {folder}/pki/ca.pem smtp://localhost:{STARTTLS_PORT} \\")
-    print("       --mail-from alice@example.test --mail-rcpt bob@partner.test -T - <<< 'Subject: hello'")
+    print(f"  {_curl(folder)}")
     print(f"  openssl s_client -connect localhost:{TLS_PORT} -crlf -quiet -CAfile {folder}/pki/ca.pem")
     print(f"To watch:      tail -f {folder}/log/mainlog.ec {folder}/log/events.json")
-    print(f"To understand: quillon explain -c {folder}/ecelerity.conf --domain partner.test --option tls")
+    command = Path(sys.executable).parent / "quillon"
+    print(f"To understand: {command} explain -c {folder}/ecelerity.conf --domain partner.test --option tls")
     print("To stop:       Ctrl-C")
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()

@@ -44,6 +44,8 @@ def run(given: argparse.Namespace) -> int:
         rows = [row for row in rows if given.option.lower() in row.option.name]
     if given.set:
         rows = [row for row in rows if row.entry is not None]
+    if not rows:
+        return _fail("no option matches")
     rows = sorted(rows, key=lambda row: row.option.name)
     if given.json:
         print(json.dumps({**title, "options": [_as_json(row) for row in rows]}, indent=2))

@@ -43,6 +43,7 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
             for peer in container.of("peer") if container else ():
                 _check_listen(config, peer, [peer, *_ancestors(node)], faults)
     _check_names(config, faults)
+    _check_loops(config, list(endpoints), faults)
     _check_delivery(config, faults)
     _check_scripts(config, faults)
     return faults
@@ -155,8 +156,8 @@ def _certificates(entry: Entry, faults: list[Fault]) -> list[x509.Certificate]:
         return []
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError as error:
-        faults.append(Fault(entry.position, f"{entry.value} holds no certificate in PEM: {str(error).splitlines()[0]}"))
+    except ValueError:
+        faults.append(Fault(entry.position, f"{entry.value} holds no certificate in PEM, or a broken one"))
         return []
 
 
@@ -177,6 +178,19 @@ def _ancestors(node: Node) -> list[Node]:
     while chain[-1].parent is not None:
         chain.append(chain[-1].parent)
     return chain
+
+
+def _check_loops(config: Config, endpoints: list[tuple[str, int, str]], faults: list[Fault]) -> None:
+    """A gateway that is a Listen of ours sends mail round and round."""
+    for node in config.root.walk():
+        entry = node.settings.get("gateway")
+        if entry is None:
+            continue
+        host, port = entry.value
+        for ip, own, _ in endpoints:
+            if own == (port or 25) and (ip == host or (ip == "0.0.0.0" and host.startswith("127."))):  # noqa: S104
+                text = f"Gateway = {entry.text} is an address that this configuration listens on: mail would loop"
+                faults.append(Fault(entry.position, text, warning=True))
 
 
 def _check_names(config: Config, faults: list[Fault]) -> None:

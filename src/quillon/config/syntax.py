@@ -138,7 +138,22 @@ def parse(text: str, file: str) -> tuple[tuple[Item, ...], list[Fault]]:
     faults: list[Fault] = []
     reader = _Reader(_tokens(text, file, faults), faults)
     items = _items(reader, top=True)
-    return items, faults
+    return items, _explained(faults, reader.tokens)
+
+
+def _explained(faults: list[Fault], tokens: list[_Token]) -> list[Fault]:
+    """Where faults follow a string over several lines, its end is what is missing: say that, and nothing after it."""
+    first = min((fault.position for fault in faults if not fault.warning), default=None)
+    if first is None:
+        return faults
+    for token in tokens:
+        word = token.word
+        lines = word.text.count("\n")
+        if word.quoted and lines and word.position < first:
+            end = word.position.line + lines
+            text = f"this quoted string ends on line {end} only; is its closing quote missing?"
+            return [*(fault for fault in faults if fault.position < word.position), Fault(word.position, text)]
+    return faults
 
 
 def _tokens(text: str, file: str, faults: list[Fault]) -> list[_Token]:

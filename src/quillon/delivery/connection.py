@@ -155,7 +155,7 @@ class Connection:
         assert self._step is not None
         verdict = self._engine.verdict()
         judgement: Judgement = tls_policy.judge(self.tls, verdict, self._names)
-        self.facts = verdict.facts(verified=judgement.verified, cause=judgement.cause)
+        self.facts = verdict.facts(verified=judgement.verified, cause=judgement.cause, detail=judgement.detail)
         if judgement.reply is not None:
             self._attempt.rejected(self._step, judgement)
             self._refused()

@@ -76,9 +76,14 @@ class HostFinder:
             elif answer.status == "nxdomain":
                 return PermanentFailure(replies.LOOKUP_FAILED, Stage.NOT_CONNECTED)
             elif answer.status == "failed" and self._count(target.name, settings) < settings.mx_failures_fallback_to_a:
-                return self._failure(target.name, settings)
-        hosts = [host for name in names for host in await self._addresses(name, port)]
-        return hosts or self._failed(target.name, settings)
+                return self._failure(target.name, settings, answer.detail)
+        hosts: list[Host] = []
+        detail = ""
+        for name in names:
+            found, why = await self._addresses(name, port)
+            hosts += found
+            detail = detail or why
+        return hosts or self._failed(target.name, settings, detail)
 
     def _best_only(self, domain: str) -> bool:
         node = self._node
@@ -86,20 +91,24 @@ class HostFinder:
             return False
         return glob_matches(node.relay_domains, domain) or glob_matches(node.bounce_domains, domain)
 
-    async def _addresses(self, name: str, port: int) -> list[Host]:
+    async def _addresses(self, name: str, port: int) -> tuple[list[Host], str]:
+        """Addresses of a host, and why a lookup got no answer, if so."""
         if is_ip(name):
-            return [Host(name, name, port)]
+            return [Host(name, name, port)], ""
         kinds = ("AAAA", "A") if self._node.use_ipv6 else ("A",)
         hosts: list[Host] = []
+        detail = ""
         for kind in kinds:
             answer = await self._resolver.lookup(name, kind)
             if answer.status == "ok":
                 hosts += [Host(name, ip, port) for _, ip in answer.records]
-        return hosts
+            elif answer.status == "failed":
+                detail = answer.detail
+        return hosts, detail
 
-    def _failed(self, domain: str, settings: DeliverySettings) -> TransientFailure | PermanentFailure:
+    def _failed(self, domain: str, settings: DeliverySettings, detail: str = "") -> TransientFailure | PermanentFailure:
         self._count(domain, settings)
-        return self._failure(domain, settings)
+        return self._failure(domain, settings, detail)
 
     def _count(self, domain: str, settings: DeliverySettings) -> int:
         """Failures in a row, one per retry_interval: a short outage must not use them up, however much mail comes."""
@@ -110,12 +119,13 @@ class HostFinder:
             self._failures[domain] = (count, last)
         return count
 
-    def _failure(self, domain: str, settings: DeliverySettings) -> TransientFailure | PermanentFailure:
+    def _failure(self, domain: str, settings: DeliverySettings, detail: str) -> TransientFailure | PermanentFailure:
         limit = settings.dns_failures_to_purge
         if limit and self._failures.get(domain, (0, 0.0))[0] >= limit:
             self._failures.pop(domain, None)
             return PermanentFailure(replies.LOOKUP_FAILED, Stage.NOT_CONNECTED)
-        return TransientFailure(replies.NO_MX_OR_A, Stage.NOT_CONNECTED)
+        reply = replies.NO_MX_OR_A.because(f"no answer from the resolver: {detail}") if detail else replies.NO_MX_OR_A
+        return TransientFailure(reply, Stage.NOT_CONNECTED)
 
 
 def _within(ip: str, networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]) -> bool:

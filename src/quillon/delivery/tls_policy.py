@@ -52,6 +52,7 @@ class Judgement:
     verified: bool | None
     cause: str = ""
     reply: Reply | None = None
+    detail: str = ""
 
 
 _REPLIES = {
@@ -65,12 +66,14 @@ def judge(tls: OutboundTls, verdict: Verdict, names: Iterable[str]) -> Judgement
     """`names` are the candidates for `host`: the MX host and the routing domain."""
     if tls.tls_verify == "no":
         return Judgement(None)
-    cause = verdict.cause
-    certificate = verdict.certificate
-    if not cause and tls.tls_verify != "ca" and certificate is not None and not identity.matches(certificate, names):
+    cause, detail = verdict.cause, ""
+    certificate, wanted = verdict.certificate, [name for name in names if name]
+    if not cause and tls.tls_verify != "ca" and certificate is not None and not identity.matches(certificate, wanted):
+        dns, addresses = identity.names(certificate)
         cause = "name_mismatch"
+        detail = f"wanted {' or '.join(wanted)}; the certificate names {', '.join(dns + addresses) or 'nobody'}"
     if not cause:
         return Judgement(True)
     if tls.tls_verify == "optional":
-        return Judgement(False, cause)
-    return Judgement(False, cause, _REPLIES.get(cause, replies.CERT_WRONG_CA))
+        return Judgement(False, cause, None, detail)
+    return Judgement(False, cause, _REPLIES.get(cause, replies.CERT_WRONG_CA), detail)

@@ -51,7 +51,8 @@ class Attempted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A client was told no. `state` is a reception state of the log formats chapter, `module` the last one run."""
+    """A client was told no. `state` is a reception state of the log formats chapter, `module` the policy module that
+    refused, or core."""
 
     time: float
     remote: str

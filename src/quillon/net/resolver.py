@@ -65,6 +65,7 @@ class Resolver:
         self._resolver.lifetime = 10.0
         self._resolver.use_edns(0, dns.flags.DO, 1232)
         self._resolver.flags = dns.flags.RD | dns.flags.AD
+        self._servers = ", ".join(str(server) for server in self._resolver.nameservers)
         self._trusted = all(_loopback(str(server)) for server in self._resolver.nameservers)
 
     async def lookup(self, name: str, kind: str) -> Answer:
@@ -93,9 +94,9 @@ class Resolver:
         except dns.resolver.NXDOMAIN:
             return Answer("nxdomain")
         except dns.exception.Timeout:
-            return Answer("failed", detail="timeout")
+            return Answer("failed", detail=f"timeout of {self._servers}")
         except (dns.exception.DNSException, OSError, UnicodeError) as error:
-            return Answer("failed", detail=str(error) or type(error).__name__)
+            return Answer("failed", detail=f"{type(error).__name__} of {self._servers}")
         if found.rrset is None:
             return Answer("nodata")
         secure = self._trusted and bool(found.response.flags & dns.flags.AD)

@@ -37,7 +37,9 @@ class Verdict(Enum):
 
 
 class PolicyError(Exception):
-    """A policy cannot be loaded. The message names script and line."""
+    """A policy cannot be loaded. The message names script and line, `script` the stanza, if one is at fault."""
+
+    script = ""
 
 
 class Session(NamedTuple):
@@ -121,6 +123,7 @@ class Policy:
                 return reply
             if verdict is Verdict.DONE:
                 break
+        context.module = ""  # whoever refuses now, it was none of them
         return None
 
     def close(self) -> None:

@@ -50,9 +50,13 @@ def load_scripts(
         if source == "msys.boot":
             continue  # the manual's own start script, which has nothing to start here
         before = len(runtime.modules)
-        runtime.require(source)
-        if len(runtime.modules) == before:
-            raise PolicyError(f"scriptlet: script {name!r} ({source}) registers no module with msys.registerModule")
+        try:
+            runtime.require(source)
+            if len(runtime.modules) == before:
+                raise PolicyError(f"scriptlet: {source} registers no module with msys.registerModule")
+        except PolicyError as error:
+            error.script = name
+            raise
     for module in runtime.modules:
         module.init()
     return runtime.modules if settings.enabled else []

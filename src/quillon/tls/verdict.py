@@ -67,7 +67,7 @@ CAUSES: dict[str, tuple[str, str]] = {
     ),
     "name_mismatch": (
         "The certificate does not name the host or the domain.",
-        "Compare the names in the log with MX and domain.",
+        "See the detail in the JSON log: the names wanted, and those of the certificate.",
     ),
     "revoked": ("The certificate is revoked.", "Get a new one."),
     "wrong_purpose": (
@@ -231,7 +231,7 @@ class Verdict:
     def chain_verified(self) -> bool:
         return self.checked and not self.cause
 
-    def facts(self, *, verified: bool | None, cause: str = "") -> TlsFacts:
+    def facts(self, *, verified: bool | None, cause: str = "", detail: str = "") -> TlsFacts:
         """For logs: `verified` is the judgement, which may include the name."""
         certificate = self.certificate
         return TlsFacts(
@@ -241,7 +241,7 @@ class Verdict:
             group=self.group,
             verified=verified,
             cause=cause,
-            detail=next((text for c, _, text in self.errors if c == cause), ""),
+            detail=detail or next((text for c, _, text in self.errors if c == cause), ""),
             subject=certificate.subject if certificate else "",
             issuer=certificate.issuer if certificate else "",
             fingerprint=certificate.sha256 if certificate else "",
