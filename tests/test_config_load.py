@@ -189,3 +189,60 @@ def test_a_missing_file_is_a_fault_without_a_line(tmp_path: Path) -> None:
     assert str(loaded.faults[0]).endswith(
         "cannot read " + str(tmp_path / "nothing.conf") + ": No such file or directory"
     )
+
+
+SAMPLES = {
+    "reception": """
+ESMTP_Listener {
+  Listen ":25" {
+    TLS_Certificate = "PKI/server.pem"
+    TLS_Key = "PKI/server.key"
+    TLS_Client_CA = "PKI/ca.pem"
+    TLS_Ciphers = "DEFAULT"
+    TLS_Verify_Mode = "require"
+    SMTP_Extensions = ( "ENHANCEDSTATUSCODES" "STARTTLS" )
+  }
+}""",
+    "port 465": """
+ESMTP_Listener = {
+  Listen ":465" {
+    TLS_Certificate = "PKI/server.pem"
+    TLS_Key = "PKI/server.key"
+    Use_SSL = true
+  }
+}""",
+    "disabled": """
+Esmtp_Listener {
+  Listen ":587" {
+    Enable = false # <-- REMOVE THIS TO ENABLE!
+    TLS_Certificate = "PKI/server.pem"
+    TLS_Key = "PKI/server.key"
+    TLS_Client_CA = "PKI/ca.pem"
+    TLS_Ciphers = "DEFAULT"
+    SMTP_Extensions = (
+      "ENHANCEDSTATUSCODES"
+      "STARTTLS"
+      "AUTH LOGIN"
+    )
+  }
+}""",
+    "delivery": """
+Domain bank.fi {
+  TLS = required
+  TLS_CA = "PKI/ca.pem"
+  TLS_Key = "PKI/client.key" # if needed.
+  TLS_Certificate = "PKI/client.pem" # if needed.
+  TLS_Ciphers = "DEFAULT" # OpenSSL cipher list, if you need to change it.
+  TLS_Verify = "CA" # How to verify the certificate. ca/host/no
+ }""",
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_configurations_that_operators_bring_load(tmp_path: Path, pki: Path, name: str) -> None:
+    loaded = _load(tmp_path, SAMPLES[name].replace("PKI", str(pki)))
+    assert loaded.config is not None, loaded.faults
+    listens = [listen.name for listen in loaded.config.listens()]
+    assert listens == {"reception": [":25"], "port 465": [":465"]}.get(name, [])
+    _, tls = loaded.config.delivery("default", "default", "bank.fi")
+    assert (tls.tls, tls.tls_verify) == (("required", "ca") if name == "delivery" else ("no", "no"))

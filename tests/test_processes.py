@@ -306,3 +306,35 @@ def test_the_systemd_notification(
         assert manager.recv(1000) == b"READY=1"
         running.stop()
         assert manager.recv(1000) == b"STOPPING=1"
+
+
+def test_a_host_that_hangs_up_at_once_is_not_hammered(server: Callable[..., Server]) -> None:
+    import threading
+    import time
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    sessions = []
+
+    def serve() -> None:
+        while True:
+            try:
+                sock, _ = listening.accept()
+            except OSError:
+                return
+            sessions.append(1)
+            with sock:
+                sock.sendall(b"220 hello\r\n")
+                sock.recv(1000)
+                sock.sendall(b"250 hello\r\n")
+
+    threading.Thread(target=serve, daemon=True).start()
+    port = free_port()
+    gateway = f'Gateway = "127.0.0.1:{listening.getsockname()[1]}" Host_Failure_Retry = 1'
+    running = server(LISTEN.format(port=port) + gateway).start()
+    for _ in range(3):
+        _send(port)
+    events = running.wait_events("attempt", 3)
+    assert {event["outcome"] for event in events} == {"transient_failure"}
+    time.sleep(1)
+    assert len(sessions) <= 6
+    listening.close()

@@ -107,7 +107,12 @@ class Connection:
             self.unreachable = True
             attempt.unreachable(step, replies.NO_VALID_HOSTS.because(_reason(error)))
             return False
-        return await self._opened
+        if await self._opened and self.usable:
+            return True
+        if self._opened.result():
+            # it was ready and is gone before it could be used: that is the host's refusal, not a reason to try at once
+            attempt.unwilling(step, replies.CONNECTION_CLOSED, Stage.AFTER_EHLO)
+        return False
 
     def connected(self) -> None:
         self._around.deadlines.add(self)
@@ -379,7 +384,7 @@ class Connection:
         if self._opened is not None and not self._opened.done():
             self._opened.set_result(False)
         if was_open:
-            self._gone(self)
+            self._gone(self)  # unknown to the dispatcher as long as `open` has not returned
 
     # common ---------------------------------------------------------------------------------------------------
 
