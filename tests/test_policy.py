@@ -71,6 +71,11 @@ def test_disconnect(tmp_path: Path) -> None:
     assert context.module == "m"
 
 
+def test_hanging_up_is_never_a_positive_answer(tmp_path: Path) -> None:
+    policy, _ = _policy(tmp_path, _module('vctx:disconnect(250, "fine")'))
+    assert _run(policy) == Reply(421, "", "fine")
+
+
 def test_message_and_bindings(tmp_path: Path) -> None:
     policy, _ = _policy(
         tmp_path,

@@ -112,6 +112,24 @@ def test_reload_takes_a_good_configuration_and_keeps_the_old_one_for_a_faulty(se
     session.close()
 
 
+def test_tls_that_is_required_later_holds_for_mail_already_queued(server: Callable[..., Server]) -> None:
+    sink = SinkThread(replying(450, "4.2.1", "later", RcptTo))
+    port = free_port()
+    common = LISTEN.format(port=port) + "Retry_Interval = 2 Max_Retry_Interval = 2 Drain_Timeout = 1\n"
+    stanza = f'Domain partner.test {{{{ Gateway = "127.0.0.1:{sink.port}" {{tls}} }}}}'
+    running = server(common + stanza.format(tls="")).start()
+    _send(port)
+    running.wait_events("attempt")
+    running.configure(common + stanza.format(tls="TLS = required"))
+    running.reload()
+    until(lambda: running.events("notice"), "reload")
+    sink.sink.answer = lambda _: None
+    later = running.wait_events("attempt", 2)[1]
+    assert later["cause"] == "no_starttls"
+    assert not sink.sink.caught
+    sink.stop()
+
+
 def test_a_change_that_needs_a_restart_is_refused_at_reload(server: Callable[..., Server]) -> None:
     port = free_port()
     running = server(LISTEN.format(port=port)).start()

@@ -33,7 +33,7 @@ from quillon.mail.event import Notice, Panic
 from quillon.net.clock import SystemClock
 
 RESTART_DELAY = 1.0  # seconds before a worker that died soon after its start is replaced
-GRACE = 5.0  # seconds beyond drain_timeout before a worker is killed
+GRACE = 15.0  # seconds beyond drain_timeout before a worker is killed; more than the spool takes to close
 
 
 class StartError(Exception):

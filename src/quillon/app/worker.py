@@ -260,9 +260,12 @@ class Worker:
                 if not session.busy:
                     session.end(replies.SHUTTING_DOWN)
         for session in list(self._sessions):
-            session.end(replies.SHUTTING_DOWN)
+            if not session.committing:
+                session.end(replies.SHUTTING_DOWN)
         await stopping
         await self._store.close()
+        for session in list(self._sessions):
+            session.end(replies.SHUTTING_DOWN)  # what was committed has been answered by now
         self._deadlines.stop()
         self._policy.close()
         self.log(Notice(self._clock.now(), "drained"))

@@ -33,6 +33,7 @@ from quillon.tls.context import Contexts
 
 TICK = 0.25  # seconds between looks at delayed queues
 UNLIMITED = 2**31
+MAX_RESTING = 4096  # addresses noted before those that rest no more are dropped
 RETRY_NOTICE = 60.0  # seconds until a notification that could not be stored is tried again
 
 
@@ -131,8 +132,15 @@ class Dispatcher:
         """New messages, which the spool has."""
         now = self.around.clock.now()
         for message in messages:
+            self._reroute(message)  # a reload may have come while it was committed
             self.scheduler.enqueue(message, now)
         self._kick()
+
+    def _return(self, messages: list[Message]) -> None:
+        """Put messages that were taken and not tried back into the queues that are theirs now."""
+        for message in reversed(messages):
+            self._reroute(message)
+            self.scheduler.put_back(key_of(message), [message])
 
     def _kick(self) -> None:
         if not self._pumping and not self._stopping:
@@ -241,9 +249,15 @@ class Dispatcher:
                 return connection
             facts, host = connection.facts or facts, step.host.name
             if connection.unreachable:
-                self._resting[step.host.ip] = self.around.clock.now() + settings.host_failure_retry
+                self._rest(step.host.ip, settings.host_failure_retry)
         self._site_failed(key, step, tls, facts, host)
         return None
+
+    def _rest(self, ip: str, seconds: int) -> None:
+        now = self.around.clock.now()
+        if len(self._resting) >= MAX_RESTING:
+            self._resting = {ip: until for ip, until in self._resting.items() if until > now}
+        self._resting[ip] = now + seconds
 
     def _awake(self, key: Key, found: list[Host]) -> list[Host]:
         """Hosts that do not rest after a failure and have room; with none, the queue waits for the first."""
@@ -299,7 +313,7 @@ class Dispatcher:
                 continue
             bucket = self._bucket(key, "outbound_throttle_messages", settings.outbound_throttle_messages)
             if bucket is not None and not bucket.take(now):
-                self.scheduler.put_back(key, messages)
+                self._return(messages)
                 self.scheduler.hold(key, bucket.ready_at(now))
                 break
             self._send(connection, messages)
@@ -355,8 +369,11 @@ class Dispatcher:
             self._deliver(connection, messages, body)
 
     def _deliver(self, connection: Connection, messages: list[Message], body: bytes | str) -> None:
-        if not connection.usable:
-            self.scheduler.put_back(key_of(messages[0]), messages)
+        # a body that had to be read took its time: the connection may be gone, or a reload may want other TLS
+        key = self._keys.get(connection)
+        if key is None or not connection.usable or connection.tls != self._settings(key)[1]:
+            self._return(messages)
+            connection.quit()
             self._kick()
             return
 
@@ -373,6 +390,7 @@ class Dispatcher:
     def _settle(self, message: Message, outcome: Outcome, tls: OutboundTls, facts: TlsFacts | None, host: str) -> None:
         """What becomes of a message: the one place where that is logged and the spool told."""
         now = self.around.clock.now()
+        self._reroute(message)  # should it wait, then under the rules that hold now
         settled = self.scheduler.settle(message, outcome, now)
         if isinstance(settled, Fail):
             outcome = settled.outcome

@@ -25,6 +25,10 @@ class Sitter(Protocol):
     def busy(self) -> bool:
         """Whether a message is under way."""
 
+    @property
+    def committing(self) -> bool:
+        """Whether a message waits for its commit."""
+
     def end(self, reply: Reply) -> None:
         """Close with a last reply."""
 

@@ -60,6 +60,7 @@ class EsmtpSession:
         self._paused = False
         self._committing = False
         self._hung_up = False
+        self._retired = False
         self._over = False
 
     # the stream's side ----------------------------------------------------------------------------------------
@@ -181,11 +182,17 @@ class EsmtpSession:
 
     def retire(self) -> None:
         """A new configuration is in force: the next MAIL FROM or RSET ends the session (manual, reconfig_message)."""
+        self._retired = True
         if self._session is not None:
             enhanced, _, rest = self._settings.reconfig_message.partition(" ")
             known = enhanced.startswith("4.") and bool(rest)
             text = rest if known else self._settings.reconfig_message
             self._session.retiring = Reply(421, enhanced if known else "", text)
+
+    @property
+    def committing(self) -> bool:
+        """Whether a message waits for its commit: the session owes an answer."""
+        return self._committing
 
     @property
     def busy(self) -> bool:
@@ -229,6 +236,8 @@ class EsmtpSession:
         self._session = ServerSession(settings, hostname, self._remote[0], can_starttls=usable, in_tls=in_tls)
         if too_many:
             self._session.state = State.CONCURRENCY
+        if self._retired:
+            self.retire()
         self._session.greet(refusal or self._banner(hostname))
         self._run()
 

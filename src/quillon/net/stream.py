@@ -111,6 +111,10 @@ class Stream(asyncio.Protocol):
         self.engine = engine
         engine.start()
         self._flush(engine)
+        if engine.failure is not None:
+            # our own settings leave nothing to begin with
+            self._failed = True
+            asyncio.get_running_loop().call_soon(self.owner.unsecured, engine.failure)
 
     def write(self, data: bytes) -> None:
         if self._transport is None or not data:

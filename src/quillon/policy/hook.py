@@ -119,7 +119,9 @@ class Policy:
                 self.report(f"scriptlet: {call.phase.value} error in {name}: {_words(error)}")
                 return replies.POLICY_FAILED
             reply = context.reply
-            if reply is not None and (reply.code >= 400 or context.disconnect):
+            if reply is not None and context.disconnect and reply.code < 400:
+                return Reply(421, "", reply.text)  # to hang up is a refusal: no 250 may stand for mail that is not kept
+            if reply is not None and reply.code >= 400:
                 return reply
             if verdict is Verdict.DONE:
                 break

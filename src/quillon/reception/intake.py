@@ -80,16 +80,24 @@ class Intake:
         return data
 
     def complete(self) -> None:
-        """The last piece has come: `head` is known from here on."""
-        if self._file < 0:
+        """The last piece has come: `head` is known from here on, and whether the file could be written."""
+        if self._path:
+            self._close()
+        else:
             self.head = header_block(self._gather())
             self.head_too_large = len(self.head) > MAX_HEAD
 
+    def _close(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            try:
+                os.close(file)
+            except OSError as error:
+                self.failed = self.failed or error
+
     def finish(self) -> tuple[bytes | None, str]:
         """Body in memory or None, and the name of its file or ""; with the fields in front."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        if self._path:
             return None, self._path
         body = self._prefix(self.head) + self._gather()
         self.size = len(body)
@@ -97,9 +105,7 @@ class Intake:
 
     def discard(self) -> None:
         """The message is not taken: leave nothing behind."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self._close()
         if self._path:
             self._store.drop_body_file(self._path)
             self._path = ""

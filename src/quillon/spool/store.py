@@ -286,8 +286,11 @@ class Store:
         return name, os.open(self.folder / "bodies" / name, flags, self._mode)
 
     def drop_body_file(self, name: str) -> None:
-        """Remove a body file whose message was not accepted."""
-        (self.folder / "bodies" / name).unlink(missing_ok=True)
+        """Remove a body file whose message was not accepted. One that stays is swept at the next start."""
+        try:
+            (self.folder / "bodies" / name).unlink(missing_ok=True)
+        except OSError as error:
+            self._report(f"spool: cannot remove {self.folder / 'bodies' / name}: {error.strerror}")
 
     def read_body_now(self, batch: Batch) -> bytes:
         """Read a body at once, for a notification; empty if it cannot be read, which is reported."""
