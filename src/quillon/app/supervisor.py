@@ -284,7 +284,7 @@ class Supervisor:
     def _reload(self) -> None:
         """Use a new configuration everywhere, or keep the running one and say why."""
         reloading()
-        loaded = load(self._config.files[0], os.environ.get("EC_CONF_SEARCH_PATH"))
+        loaded = load(self._config.files[0])
         for fault in loaded.faults:
             if fault.warning:
                 self._say(str(fault))

@@ -24,6 +24,7 @@ from quillon.app.channel import Channel
 from quillon.app.compose import ComposeError
 from quillon.config.load import load
 from quillon.config.model import Config
+from quillon.config.settings import share
 from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import Surroundings
 from quillon.delivery.dispatcher import Dispatcher, Share
@@ -100,7 +101,7 @@ class Worker:
         self._policy = compose.policy(config, self._clock, self._report)
         self._hostname = compose.hostname(node)
         self._ids = IdSource(os.getpid())
-        self._residents = Residents(self._share(node.max_resident_messages))
+        self._residents = Residents(share(node.max_resident_messages, self._count))
         self._finder = HostFinder(compose.resolver(node, self._clock), node, self._clock)
         self._counts = Counts()
         self._sessions: set[Sitter] = set()
@@ -127,9 +128,6 @@ class Worker:
             log=self.log,
         )
         self._desk = self._new_desk(config, self._policy)
-
-    def _share(self, limit: int) -> int:
-        return max(limit // self._count, 1) if limit else 0
 
     def _new_desk(self, config: Config, policy: Policy) -> Desk:
         return Desk(
@@ -202,7 +200,7 @@ class Worker:
 
     async def _reload(self, new: dict[str, socket.socket]) -> None:
         """Read the configuration again and use it, or keep the running one and say why."""
-        loaded = load(self._config.files[0], os.environ.get("EC_CONF_SEARCH_PATH"))
+        loaded = load(self._config.files[0])
         try:
             if loaded.config is None:
                 raise ComposeError("; ".join(str(fault) for fault in loaded.errors))
@@ -227,7 +225,7 @@ class Worker:
         self._config, self._policy = config, policy
         self._contexts = Contexts()
         self._hostname = compose.hostname(node)
-        self._residents.limit = self._share(node.max_resident_messages)
+        self._residents.limit = share(node.max_resident_messages, self._count)
         self._finder.reconfigure(resolver, node)
         self._bouncer.config = config
         self._door.reconfigure(config, policy)

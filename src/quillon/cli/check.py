@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
 from quillon.app import compose
@@ -18,7 +17,7 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    loaded = load(given.config, os.environ.get("EC_CONF_SEARCH_PATH"))
+    loaded = load(given.config)
     for fault in loaded.faults:
         print(fault)
     if loaded.config is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
-import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -31,7 +30,7 @@ def add(commands: Any) -> None:
 def run(given: argparse.Namespace) -> int:
     if bool(given.domain) == bool(given.listen):
         return _fail("give either --domain (outbound) or --listen (inbound)")
-    loaded = load(given.config, os.environ.get("EC_CONF_SEARCH_PATH"))
+    loaded = load(given.config)
     if loaded.config is None:
         for fault in loaded.errors:
             print(fault, file=sys.stderr)

@@ -57,10 +57,11 @@ class Loaded:
 def load(path: str | Path, search_path: str | None = None) -> Loaded:
     """Read a configuration file with all that it includes and check it, files that it names included.
 
-    `search_path` is colon separated (EC_CONF_SEARCH_PATH). No exception: what is wrong is in `faults`.
+    `search_path` is colon separated, by default that of the environment variable EC_CONF_SEARCH_PATH. No exception:
+    what is wrong is in `faults`.
     """
     main = Path(path).absolute()
-    builder = _Builder(table(), str(main.parent), _search_path(search_path))
+    builder = _Builder(table(), str(main.parent), _search_path(search_path or os.environ.get("EC_CONF_SEARCH_PATH")))
     builder.read(main, None)
     config = Config(builder.root, builder.table, builder.folder, tuple(builder.files))
     faults = builder.faults

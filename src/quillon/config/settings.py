@@ -215,6 +215,11 @@ class ListenSettings:
     file_mode: int
 
 
+def share(limit: int, workers: int) -> int:
+    """One worker's part of a limit of the node, at least 1; 0 stays no limit."""
+    return max(limit // workers, 1) if limit else 0
+
+
 def build(cls: Callable[..., T], lookup: Callable[[str], Any]) -> T:
     """An instance of a settings class, each field from the option of its name."""
     return cls(**{field.name: lookup(field.name) for field in fields(cls)})  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from quillon.config.model import Config, lookup_name
-from quillon.config.settings import DeliverySettings, OutboundTls
+from quillon.config.settings import DeliverySettings, OutboundTls, share
 from quillon.config.values import Throttle
 from quillon.delivery.attempt import Attempt, TryHost
 from quillon.delivery.bounce import Bouncer
@@ -45,7 +45,7 @@ class Share:
 
     def of(self, limit: int) -> int:
         """0 and -1 stand for no limit."""
-        return max(limit // self.workers, 1) if limit > 0 else UNLIMITED
+        return share(max(limit, 0), self.workers) or UNLIMITED
 
 
 @dataclass

@@ -8,7 +8,7 @@ from email.utils import formatdate
 from typing import Protocol
 
 from quillon.config.model import Config
-from quillon.config.settings import InboundTls
+from quillon.config.settings import InboundTls, share
 from quillon.mail.event import Event, Panic
 from quillon.mail.message import IdSource
 from quillon.mail.reply import Reply
@@ -86,4 +86,4 @@ class Desk:
 
     def share(self, limit: int) -> int:
         """This worker's part of a limit of the node; 0 stays no limit."""
-        return max(limit // self.workers, 1) if limit else 0
+        return share(limit, self.workers)

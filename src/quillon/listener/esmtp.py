@@ -35,6 +35,7 @@ from quillon.tls.verdict import HandshakeFailure
 
 HANDSHAKE_TIMEOUT = 60.0  # seconds
 LINGER = 30.0  # seconds that a last reply may take to leave
+EHLO_KEYS = ("ehlo_string", "ehlo_domain")  # connection context
 MAX_UNREAD = 65536  # octets pipelined behind a paused command before reading stops
 
 
@@ -307,7 +308,8 @@ class EsmtpSession:
 
     def _on_hello(self, session: ServerSession, event: smtp.Hello) -> None:
         context = self._context
-        before, message = dict(context.connection), context.message
+        before = {key: value for key in EHLO_KEYS if (value := context.connection.get(key)) is not None}
+        message = context.message
         context.connection["ehlo_string"] = event.line
         context.connection["ehlo_domain"] = event.domain
         context.new_message()
@@ -315,10 +317,9 @@ class EsmtpSession:
         if refusal is not None:
             # a refused EHLO leaves a transaction as it is, and so what policy has noted of it
             context.message = message
-            for key in ("ehlo_string", "ehlo_domain"):
+            for key in EHLO_KEYS:
                 context.connection.pop(key, None)
-                if key in before:
-                    context.connection[key] = before[key]
+            context.connection.update(before)
         session.respond(refusal)
         self._close_if_told(session)
 

@@ -43,10 +43,10 @@ class MailData:
     def feed(self, data: bytes) -> bytes:
         """Mail data without dot-stuffing out of the octets given so far; whole lines, but for very long ones."""
         buf = self._carry + data if self._carry else data
-        end = 0 if not self._mid_line and buf.startswith(b".\r\n") else buf.find(b"\r\n.\r\n") + 2
-        if end == 0 and buf.startswith(b".\r\n") and not self._mid_line:
+        if not self._mid_line and buf.startswith(b".\r\n"):
             self.complete, self.rest, self._carry = True, buf[3:], b""
             return b""
+        end = buf.find(b"\r\n.\r\n") + 2
         if end >= 2:
             self.complete, self.rest, self._carry = True, buf[end + 3 :], b""
             return self._plain(buf[:end])

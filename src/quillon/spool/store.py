@@ -92,7 +92,7 @@ class Store:
             with self._connect() as database:
                 messages = list(self._recover(database))
             database.close()
-            self._sweep_files(messages)
+            self._sweep_files()
             os.chmod(self.folder / "spool.db", self._mode)
         except OSError as error:
             raise SpoolError(f"spool {self.folder}: {error.strerror}") from None
@@ -196,11 +196,10 @@ class Store:
             database.execute("DELETE FROM message WHERE id = ?", (number,))
         self._report(f"spool: {kind} {number} in {self.folder / 'spool.db'} is set aside: {why}")
 
-    def _sweep_files(self, messages: list[Message]) -> None:
+    def _sweep_files(self) -> None:
         """Body files that no row names were never acknowledged: their commit did not happen."""
-        named = {message.batch.path for message in messages}
         with self._connect() as database:
-            named.update(path for (path,) in database.execute("SELECT path FROM batch"))
+            named = {path for (path,) in database.execute("SELECT path FROM batch")}
         database.close()
         for file in (self.folder / "bodies").iterdir():
             if file.name not in named:
