@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import socket
@@ -12,11 +11,12 @@ from pathlib import Path
 from quillon.config.model import Config
 from quillon.config.settings import NodeSettings
 from quillon.config.syntax import Position
-from quillon.net.clock import Clock
+from quillon.net.clock import Clock, SystemClock
 from quillon.net.resolver import Resolver
 from quillon.policy.hook import NO_POLICY, Policy, PolicyError
 from quillon.policy.lua import load_scripts
-from quillon.tls.context import ContextError, Contexts
+from quillon.tls.context import Contexts
+from quillon.tls.engine import ContextError
 
 
 class ComposeError(Exception):
@@ -82,14 +82,19 @@ def try_out(config: Config, clock: Clock) -> list[str]:
 
 
 def _try_tls(config: Config) -> list[str]:
-    """Build the server contexts of every Listen, so that what `check` cannot see in a file shows too."""
-    contexts = Contexts()
-    problems = []
-    for node in config.listen_nodes():
-        _, tls = config.reception(node.label, ipaddress.ip_address("127.0.0.1"))
-        if tls.tls_certificate:
+    """Build the contexts of every stanza that rules TLS, so that what `check` cannot see in a file shows too."""
+    contexts = Contexts(SystemClock().now)
+    problems: dict[str, str] = {}  # by words: many stanzas may inherit one fault
+    for node, inbound in config.inbound_stanzas():
+        if inbound.tls_certificate or inbound.tls_identities:
             try:
-                contexts.load(tls)
+                contexts.load(inbound)
             except ContextError as error:
-                problems.append(f'Listen "{node.label}": {error}')
-    return problems
+                problems.setdefault(str(error), f"{node.position}: {node.path}: {error}")
+    for node, outbound in config.outbound_stanzas():
+        if outbound.tls != "no":
+            try:
+                contexts.load_client(outbound)
+            except ContextError as error:
+                problems.setdefault(str(error), f"{node.position}: {node.path}: {error}")
+    return list(problems.values())

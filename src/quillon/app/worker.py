@@ -97,7 +97,7 @@ class Worker:
         """Put the parts together. Raises ComposeError."""
         node = config.node()
         self._deadlines = Deadlines(self._clock)
-        self._contexts = Contexts()
+        self._contexts = Contexts(self._clock.now)
         self._policy = compose.policy(config, self._clock, self._report)
         self._hostname = compose.hostname(node)
         self._ids = IdSource(os.getpid())
@@ -223,7 +223,7 @@ class Worker:
         old_loggers, self._loggers = self._loggers, loggers
         old_loggers.close()
         self._config, self._policy = config, policy
-        self._contexts = Contexts()
+        self._contexts = Contexts(self._clock.now)
         self._hostname = compose.hostname(node)
         self._residents.limit = share(node.max_resident_messages, self._count)
         self._finder.reconfigure(resolver, node)

@@ -1,28 +1,17 @@
-"""What is wrong with a configuration beyond single values: the files it names, and settings that contradict.
-
-A certificate, key, CA or DH file that is missing, unreadable, not PEM, or whose key does not match is a fault, for a
-missing certificate must never come to mean plaintext. One that has expired is a warning: a renewal may be on its way.
-"""
+"""What is wrong with a configuration beyond single values and files: settings that contradict."""
 
 from __future__ import annotations
 
-import datetime
 import grp
 import pwd
-from pathlib import Path
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from OpenSSL import SSL
-
+from quillon.config.check_files import ancestors, check_files
 from quillon.config.model import Config, lookup_name, parse_endpoint
-from quillon.config.scope import Entry, Node, resolve
+from quillon.config.scope import Node, resolve
 from quillon.config.syntax import Fault
 
 _STRENGTH_TLS = {"no": 0, "ifavailable": 1, "required": 2}
 _STRENGTH_VERIFY = {"no": 0, "optional": 0, "ca": 1, "host": 2}
-SYSTEM = "system"
 _LISTEN_OPTIONS = {"use_ssl", "smtp_extensions", "tls_certificate", "tls_verify_mode", "tls_client_ca"}
 
 
@@ -30,7 +19,7 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
     """Every such fault of a configuration; `files_only` where the tree is known to be incomplete."""
     faults: list[Fault] = []
     for node in config.root.walk():
-        _check_files(config, node, faults)
+        check_files(config, node, faults)
     if files_only:
         return faults
     endpoints: dict[tuple[str, int, str], Node] = {}
@@ -38,146 +27,15 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
         other = endpoints.setdefault(parse_endpoint(node.label), node)
         if other is not node:
             faults.append(Fault(node.position, f'Listen "{node.label}" is the same address as "{other.label}"'))
-        _check_listen(config, node, _ancestors(node), faults)
+        _check_listen(config, node, ancestors(node), faults)
         for container in (node, node.parent):
             for peer in container.of("peer") if container else ():
-                _check_listen(config, peer, [peer, *_ancestors(node)], faults)
+                _check_listen(config, peer, [peer, *ancestors(node)], faults)
     _check_names(config, faults)
     _check_loops(config, list(endpoints), faults)
     _check_delivery(config, faults)
     _check_scripts(config, faults)
     return faults
-
-
-def _check_files(config: Config, node: Node, faults: list[Fault]) -> None:
-    for name in ("tls_ca", "tls_client_ca"):
-        entry = node.settings.get(name)
-        if entry is not None and entry.value and entry.value != SYSTEM:
-            _certificates(entry, faults)
-        elif entry is not None and entry.value == SYSTEM and name == "tls_client_ca":
-            faults.append(
-                Fault(
-                    entry.position,
-                    "TLS_Client_CA has to be a file: public trust is no ground to trust a client",
-                )
-            )
-    _check_pair(config, node, faults)
-    entry = node.settings.get("tls_dhparams_file")
-    if entry is not None and _read(entry, faults) is not None:
-        try:
-            SSL.Context(SSL.TLS_METHOD).load_tmp_dh(entry.value)
-        except SSL.Error:
-            faults.append(Fault(entry.position, f"{entry.value} holds no Diffie-Hellman parameters in PEM"))
-    entry = node.settings.get("tls_ciphers")
-    if entry is not None:
-        _check_ciphers(entry, faults)
-
-
-def _check_pair(config: Config, node: Node, faults: list[Fault]) -> None:
-    """A certificate and the key that goes with it in this scope."""
-    if not {"tls_certificate", "tls_key"} & node.settings.keys():
-        return
-    chain = _ancestors(node)
-    options = config.table.options
-    certificate = resolve(options["tls_certificate"], chain, config.folder).entry
-    key = resolve(options["tls_key"], chain, config.folder).entry
-    if certificate is None or not certificate.value:
-        own = node.settings.get("tls_key")
-        anywhere = any("tls_certificate" in other.settings for other in config.root.walk())
-        if own is not None and own.value and not anywhere:
-            faults.append(Fault(own.position, "TLS_Key without TLS_Certificate"))
-        return
-    here = "tls_certificate" in node.settings
-    chain_certs = _certificates(certificate, faults if here else [])
-    if not chain_certs:
-        return
-    if here:
-        _check_dates(certificate, chain_certs[0], faults)
-    source = key if key is not None and key.value else certificate
-    data = _read(source, faults)
-    if data is None:
-        return
-    try:
-        private = serialization.load_pem_private_key(data, None)
-        matches = _public(private.public_key()) == _public(chain_certs[0].public_key())
-    except UnsupportedAlgorithm as error:
-        faults.append(Fault(source.position, f"{source.value} holds a key of a kind that is not supported: {error}"))
-        return
-    except TypeError:
-        faults.append(
-            Fault(
-                source.position,
-                f"the key in {source.value} is encrypted; a server needs it without a password",
-            )
-        )
-        return
-    except ValueError:
-        hint = " and TLS_Key is not set" if source is certificate else ""
-        faults.append(Fault(source.position, f"{source.value} holds no private key in PEM{hint}"))
-        return
-    if not matches:
-        faults.append(
-            Fault(
-                source.position,
-                f"the key in {source.value} does not match the certificate in {certificate.value}",
-            )
-        )
-
-
-def _public(key: object) -> bytes:
-    return key.public_bytes(  # type: ignore[attr-defined,no-any-return]
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-
-
-def _check_dates(entry: Entry, certificate: x509.Certificate, faults: list[Fault]) -> None:
-    now = datetime.datetime.now(datetime.UTC)
-    if certificate.not_valid_after_utc < now:
-        when = certificate.not_valid_after_utc.date()
-        faults.append(Fault(entry.position, f"the certificate in {entry.value} expired on {when}", warning=True))
-    elif certificate.not_valid_before_utc > now:
-        when = certificate.not_valid_before_utc.date()
-        faults.append(
-            Fault(entry.position, f"the certificate in {entry.value} is not valid before {when}", warning=True)
-        )
-
-
-def _read(entry: Entry, faults: list[Fault]) -> bytes | None:
-    try:
-        return Path(entry.value).read_bytes()
-    except (OSError, ValueError) as error:
-        faults.append(Fault(entry.position, f"cannot read {entry.value}: {getattr(error, 'strerror', error)}"))
-        return None
-
-
-def _certificates(entry: Entry, faults: list[Fault]) -> list[x509.Certificate]:
-    data = _read(entry, faults)
-    if data is None:
-        return []
-    try:
-        return x509.load_pem_x509_certificates(data)
-    except ValueError:
-        faults.append(Fault(entry.position, f"{entry.value} holds no certificate in PEM, or a broken one"))
-        return []
-
-
-def _check_ciphers(entry: Entry, faults: list[Fault]) -> None:
-    text = str(entry.value)
-    if text.upper().startswith("NORMAL"):
-        message = f"{text!r} is a GnuTLS priority string; the openssl engine uses DEFAULT instead"
-        faults.append(Fault(entry.position, message, warning=True))
-        return
-    try:
-        SSL.Context(SSL.TLS_METHOD).set_cipher_list(text.encode())
-    except (SSL.Error, ValueError):
-        faults.append(Fault(entry.position, f"TLS_Ciphers = {text!r} names no usable cipher; see `openssl ciphers`"))
-
-
-def _ancestors(node: Node) -> list[Node]:
-    chain = [node]
-    while chain[-1].parent is not None:
-        chain.append(chain[-1].parent)
-    return chain
 
 
 def _check_loops(config: Config, endpoints: list[tuple[str, int, str]], faults: list[Fault]) -> None:
@@ -226,6 +84,7 @@ def _check_listen(config: Config, listen: Node, chain: list[Node], faults: list[
     offered = "STARTTLS" in extensions.value
     implicit = resolve(options["use_ssl"], chain, config.folder)
     certificate = value("tls_certificate") or any("tls_certificate" in peer.settings for peer in listen.of("peer"))
+    certificate = certificate or any(True for node in chain for _ in node.of("tls_identity"))
     if implicit.value and not certificate:
         where = implicit.entry.position if implicit.entry else listen.position
         faults.append(Fault(where, f"Use_SSL on {name} needs TLS_Certificate"))
@@ -251,7 +110,7 @@ def _check_delivery(config: Config, faults: list[Fault]) -> None:
         if (
             entry is not None
             and entry.value != "no"
-            and not resolve(options["tls_ca"], _ancestors(node), config.folder).value
+            and not resolve(options["tls_ca"], ancestors(node), config.folder).value
         ):
             text = f"TLS_Verify = {entry.text} in {node.path} without TLS_CA: no certificate verifies (unknown_issuer)"
             faults.append(Fault(entry.position, text, warning=True))

@@ -174,7 +174,7 @@ class _Builder:
             label = self._label(kind, scope)
             if label is not None:
                 self.fill(parent.child(kind, label, position), scope.items)
-        elif parent.kind == "global" and kind in self.table.modules and kind not in self._children_of_modules():
+        elif parent.kind == "global" and kind in self.table.modules and kind not in self._nested():
             self.fill(self._instance(parent, kind, scope), scope.items)
         elif parent.kind == "global" and kind in self.table.inert:
             self.fault(
@@ -185,8 +185,10 @@ class _Builder:
         else:
             self._unknown_scope(parent, scope)
 
-    def _children_of_modules(self) -> set[str]:
-        return {child for module in self.table.modules.values() for child in module.children.values()}
+    def _nested(self) -> set[str]:
+        """Stanzas with a table of their own that stand inside another scope only."""
+        inner = {child for module in self.table.modules.values() for child in module.children.values()}
+        return inner | {kind for kinds in CHILDREN.values() for kind in kinds}
 
     def _instance(self, parent: Node, kind: str, scope: Scope) -> Node:
         label = scope.label.text if scope.label else kind
@@ -299,7 +301,6 @@ _REFUSED_VALUES = {
     ("delivery_method", value): "this version delivers by ESMTP and SMTP only"
     for value in ("lmtp", "ecstream", "apn", "gcm", "mm7")
 } | {
-    ("tls_engine", "gnutls"): "this version has the openssl engine only",
     ("rfc2822_max_line_length_policy", "fix"): "a relayed message is never rewritten; use none or reject",
     (
         "rfc2822_max_line_length",
@@ -327,9 +328,23 @@ def _check_label(kind: str, label: str) -> str:
                 raise ValueError(f"{label!r} is no *suffix of a domain")
         else:
             return lookup_name(_domain_label(label))
+    elif kind == "tls_identity":
+        return _identity_label(label)
     elif not label or re.search(r"\s", label) or (kind == "binding" and ":" in label):
         raise ValueError(f"{label!r} is no {kind} name: it holds a space or a colon, or nothing")
     return label
+
+
+def _identity_label(label: str) -> str:
+    """The server name of a TLS_Identity as A-labels: a host name, `*.domain`, or `*`. Raises ValueError."""
+    star = "*." if label.startswith("*.") else ""
+    try:
+        name = label if label == "*" else star + parse_domain(label.removeprefix("*."))
+    except AddressError:
+        name = "["
+    if name.startswith("["):
+        raise ValueError(f'{label!r} is no server name: write a host name, "*.domain", or "*" for any other')
+    return name if name.isascii() else name.encode("idna").decode("ascii")
 
 
 def _domain_label(label: str) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import TypeVar
 
 from quillon.config.options import Table
@@ -33,6 +34,7 @@ from quillon.config.settings import (
     ReceptionSettings,
     ScriptSettings,
     SecuritySettings,
+    TlsIdentity,
     build,
 )
 
@@ -64,6 +66,10 @@ class Config:
     def _build(self, cls: type[T], chain: Iterable[Node]) -> T:
         nodes = list(chain)
         return build(cls, lambda name: resolve(self.table.options[name], nodes, self.folder).value)
+
+    def _inbound_tls(self, chain: Iterable[Node]) -> InboundTls:
+        nodes = list(chain)
+        return replace(self._build(InboundTls, nodes), tls_identities=_identities(nodes))
 
     # whole node -----------------------------------------------------------------------------------------------
 
@@ -137,7 +143,7 @@ class Config:
             chain = inbound_chain(self.root, self.table, node, client)
             found = self._inbound[key] = (
                 self._build(ReceptionSettings, chain),
-                self._build(InboundTls, chain),
+                self._inbound_tls(chain),
             )
         if len(self._clients) >= _CACHE_SIZE:
             self._clients.clear()
@@ -153,7 +159,30 @@ class Config:
             raise KeyError(listen)
         chain = matching_peers(node, client) + matching_peers(node.parent, client) + [node, node.parent]
         chain += [*pathway_nodes(self.root, pathway), self.root]
-        return self._build(ReceptionSettings, chain), self._build(InboundTls, chain)
+        return self._build(ReceptionSettings, chain), self._inbound_tls(chain)
+
+    def inbound_stanzas(self) -> list[tuple[Node, InboundTls]]:
+        """Every Listen, and every Peer of one, with its TLS."""
+        found = []
+        for listen in self.listen_nodes():
+            peers = [*listen.of("peer"), *(listen.parent.of("peer") if listen.parent else ())]
+            anybody = ipaddress.ip_address("0.0.0.0")  # noqa: S104 - an address that no Peer is likely to hold
+            found.append((listen, self.reception(listen.label, anybody)[1]))
+            for peer in peers:
+                client = ipaddress.ip_network(peer.label).network_address
+                found.append((peer, self.reception(listen.label, client)[1]))
+        return found
+
+    def outbound_stanzas(self) -> list[tuple[Node, OutboundTls]]:
+        """The global scope and every binding, group and Domain with the TLS that it rules on its own."""
+        found = []
+        for node in self.root.walk():
+            if node.kind in ("global", "binding", "binding_group", "domain"):
+                chain = [node]
+                while chain[-1].parent is not None:
+                    chain.append(chain[-1].parent)
+                found.append((node, self._build(OutboundTls, chain)))
+        return found
 
     def pathway_group(self, pathway: str) -> str:
         """The pathway group that holds a pathway, or `default`."""
@@ -241,6 +270,18 @@ class Config:
         chain = inbound_chain(self.root, self.table, listen, client)
         rows = [o for o in self.table.options.values() if {"listen", "pathway"} & o.scopes]
         return [resolve(option, chain, self.folder) for option in rows]
+
+
+def _identities(chain: Iterable[Node]) -> tuple[TlsIdentity, ...]:
+    """The TLS_Identity stanzas of a chain by name; the narrower stanza's wins."""
+    found: dict[str, TlsIdentity] = {}
+    for node in chain:
+        for stanza in node.of("tls_identity"):
+            certificates = stanza.settings["tls_certificate"].value if "tls_certificate" in stanza.settings else ()
+            keys = stanza.settings["tls_key"].value if "tls_key" in stanza.settings else ()
+            pairs = tuple(zip_longest(certificates, keys[: len(certificates)], fillvalue=""))
+            found.setdefault(stanza.label, TlsIdentity(stanza.label, pairs))
+    return tuple(found.values())
 
 
 def _is_tls(option: str) -> bool:

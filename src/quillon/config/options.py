@@ -4,7 +4,7 @@ The rows stand in `options/*.toml`, one file per chapter. `convert` turns a valu
 raises ValueError with words for the operator. Types and what they become:
 
     boolean -> bool            integer, seconds -> int      mode -> int (octal text)
-    string, enum -> str        path -> str (absolute)       list -> tuple[str, ...]
+    string, enum -> str        path -> str (absolute)       list, paths -> tuple[str, ...]
     dictionary -> dict         cidr_list -> tuple of ip_network
     domain_list -> tuple[str]  throttle -> Throttle         regex -> re.Pattern
     address -> Mailbox         domain -> str                gateway -> (host, port or 0)
@@ -25,7 +25,7 @@ from importlib import resources
 from typing import Any
 
 from quillon.config.syntax import ListValue, Position, Value, Word
-from quillon.config.values import CONTAINERS, SCALARS, path
+from quillon.config.values import CONTAINERS, SCALARS, path, words
 
 OUTBOUND = ("binding", "binding_group", "domain", "global")
 INBOUND = ("esmtp_listener", "listen", "pathway", "pathway_group", "peer")
@@ -112,6 +112,8 @@ def convert(option: Option, value: Value, folder: str) -> Any:
     kind = CONTAINERS.get(option.type)
     if kind is not None:
         return kind(value)
+    if option.type == "paths":
+        return tuple(path(word.text, folder) for word in words(value))
     if isinstance(value, ListValue) and len(value.items) == 1:
         value = value.items[0]
     if not isinstance(value, Word):

@@ -37,12 +37,14 @@ CHILDREN: dict[str, tuple[str, ...]] = {
     ),
     "binding_group": ("binding", "domain", "host"),
     "binding": ("domain", "host"),
-    "esmtp_listener": ("listen", "peer"),
-    "listen": ("peer",),
+    "esmtp_listener": ("listen", "peer", "tls_identity"),
+    "listen": ("peer", "tls_identity"),
     "pathway_group": ("pathway",),
 }
-NAMED = frozenset({"binding_group", "binding", "domain", "host", "listen", "peer", "pathway_group", "pathway"})
-_LOWERED = frozenset({"domain", "host", "listen", "peer"})
+NAMED = frozenset(
+    {"binding_group", "binding", "domain", "host", "listen", "peer", "pathway_group", "pathway", "tls_identity"}
+)
+_LOWERED = frozenset({"domain", "host", "listen", "peer", "tls_identity"})
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
 
 from quillon.config.values import Throttle
@@ -19,18 +19,34 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class InboundTls:
-    """TLS of one session that a client opened. Paths are absolute or empty; `tls_verify_mode` None is "unset"."""
+class TlsIdentity:
+    """Certificates for one server name: a host name, `*.domain`, or `*` for any. Pairs of certificate and key file."""
 
+    name: str
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InboundTls:
+    """TLS of one session that a client opened. Paths are absolute or empty; `tls_verify_mode` None is "unset".
+
+    `tls_identities` are those of the Listen and of its listener, the narrower first.
+    """
+
+    tls_engine: str
     tls_certificate: str | None
     tls_key: str | None
     tls_client_ca: str | None
     tls_ciphers: str | None
+    tlsv13_ciphersuites: str | None
+    tls_ec_curve_names: str | None
     tls_protocols: frozenset[str]
+    tls_session_resumption: bool
     tls_verify_mode: str | None
     tls_allow_renegotiation: bool
     tls_dhparams_file: str | None
     tls_enable_dhe_ciphers: bool
+    tls_identities: tuple[TlsIdentity, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +56,15 @@ class OutboundTls:
     tls: str
     tls_ifavailable_fallback: bool
     tls_verify: str
+    tls_engine: str
     tls_ca: str | None
     tls_certificate: str | None
     tls_key: str | None
     tls_ciphers: str | None
+    tlsv13_ciphersuites: str | None
+    tls_ec_curve_names: str | None
     tls_protocols: frozenset[str]
+    tls_session_resumption: bool
     tls_dhparams_file: str | None
     tls_enable_dhe_ciphers: bool
 
@@ -221,5 +241,6 @@ def share(limit: int, workers: int) -> int:
 
 
 def build(cls: Callable[..., T], lookup: Callable[[str], Any]) -> T:
-    """An instance of a settings class, each field from the option of its name."""
-    return cls(**{field.name: lookup(field.name) for field in fields(cls)})  # type: ignore[arg-type]
+    """An instance of a settings class, each field without a default from the option of its name."""
+    names = [field.name for field in fields(cls) if field.default is MISSING]  # type: ignore[arg-type]
+    return cls(**{name: lookup(name) for name in names})

@@ -26,8 +26,8 @@ from quillon.net.stream import Stream
 from quillon.smtp import client as smtp
 from quillon.smtp.client import ClientSession, Transaction
 from quillon.smtp.wire import DotStuffer
-from quillon.tls.context import ContextError, Contexts
-from quillon.tls.engine import Engine
+from quillon.tls.context import Contexts
+from quillon.tls.engine import ContextError, Engine
 from quillon.tls.verdict import HandshakeFailure
 
 _CHUNK = 262144
@@ -68,6 +68,7 @@ class Connection:
         self.unreachable = False
         self.host_name = ""
         self.remote_ip = ""
+        self._peer = ""
         self._around = around
         self._names = names
         self._ehlo_name = ehlo_name
@@ -94,6 +95,7 @@ class Connection:
         self._attempt, self._step = attempt, step
         self._opened = loop.create_future()
         self.host_name, self.remote_ip = step.host.name, step.host.ip
+        self._peer = f"{step.host.ip} {step.host.port}"
         bind = self.settings.bind_address
         local = (bind, 0) if bind not in ("*", "") else None
         try:
@@ -146,7 +148,7 @@ class Connection:
 
     def _handshake(self) -> None:
         try:
-            engine = self._around.contexts.client(self.tls, self.host_name)
+            engine = self._around.contexts.client(self.tls, self.host_name, self._peer)
         except ContextError as error:
             self._tls_failed(replies.TLS_FAILED, Stage.HANDSHAKING_TLS, "bad_local_settings", str(error))
             return

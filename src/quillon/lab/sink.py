@@ -16,6 +16,7 @@ from quillon.config.scope import resolve
 from quillon.config.settings import InboundTls, ReceptionSettings, build
 from quillon.mail.event import TlsFacts
 from quillon.mail.reply import Reply
+from quillon.net.clock import SystemClock
 from quillon.net.stream import Stream
 from quillon.smtp import server as smtp
 from quillon.smtp.server import ServerSession
@@ -61,7 +62,7 @@ class Sink:
         self.caught: list[Caught] = []
         self.sessions = 0
         self.open: set[_SinkSession] = set()
-        self.contexts = Contexts()
+        self.contexts = Contexts(SystemClock().now)
         self.settings = reception_defaults(
             smtp_extensions=("ENHANCEDSTATUSCODES", "STARTTLS"), rfc2822_lone_lf_in_body="ignore"
         )

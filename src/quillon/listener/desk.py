@@ -15,7 +15,8 @@ from quillon.mail.reply import Reply
 from quillon.net.clock import Clock, Deadlines
 from quillon.policy.hook import Policy
 from quillon.reception.door import Door
-from quillon.tls.context import ContextError, Contexts
+from quillon.tls.context import Contexts
+from quillon.tls.engine import ContextError
 
 
 class Sitter(Protocol):

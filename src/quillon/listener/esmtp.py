@@ -29,8 +29,7 @@ from quillon.reception.intake import Intake
 from quillon.smtp import server as smtp
 from quillon.smtp.server import ServerSession
 from quillon.smtp.tables import State
-from quillon.tls.context import ContextError
-from quillon.tls.engine import Engine
+from quillon.tls.engine import ContextError, Engine
 from quillon.tls.verdict import HandshakeFailure
 
 HANDSHAKE_TIMEOUT = 60.0  # seconds

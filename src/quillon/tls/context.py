@@ -1,154 +1,144 @@
 """Contexts: certificates, keys, CAs, protocols and ciphers, loaded once per distinct setting and shared.
 
 A context cannot be changed once it is in use, and building one costs a thousand times a lookup. The key is the frozen
-settings themselves. A new `Contexts` is made at reload, so that sessions in flight keep theirs.
+settings themselves. Files that change are loaded again by `refresh`; sessions in flight keep the context they began
+with, and files that cannot be loaded leave the old context in force.
 """
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable
-from importlib import resources
-from pathlib import Path
-
-from OpenSSL import SSL, crypto
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from quillon.config.settings import InboundTls, OutboundTls
-from quillon.tls.openssl import OpenSSLEngine, note_error
+from quillon.tls.engine import ClientContext, ContextError, Engine, ServerContext
+from quillon.tls.gnutls_context import GnuTLSClient, GnuTLSServer
+from quillon.tls.openssl_context import OpenSSLClient, OpenSSLServer
 
-SYSTEM_TRUST = "system"
-_OP_ALLOW_CLIENT_RENEGOTIATION = 1 << 8  # SSL_OP_ALLOW_CLIENT_RENEGOTIATION, ssl.h
-_VERSIONS = {
-    "TLSv1.0": (SSL.TLS1_VERSION, SSL.OP_NO_TLSv1),
-    "TLSv1.1": (SSL.TLS1_1_VERSION, SSL.OP_NO_TLSv1_1),
-    "TLSv1.2": (SSL.TLS1_2_VERSION, SSL.OP_NO_TLSv1_2),
-    "TLSv1.3": (SSL.TLS1_3_VERSION, SSL.OP_NO_TLSv1_3),
-}
+S = TypeVar("S", InboundTls, OutboundTls)
+C = TypeVar("C", ServerContext, ClientContext)
+Stamps = dict[str, tuple[int, int, int]]
 
 
-class ContextError(Exception):
-    """The settings cannot be loaded. The message names the file or option and what is wrong with it."""
+@dataclass
+class _Held(Generic[C]):
+    context: C
+    stamps: Stamps
+    made: float
+    refused: Stamps = field(default_factory=dict)
+    engines: weakref.WeakSet[Engine] = field(default_factory=weakref.WeakSet)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One context of the cache, for the console: `server` or `client`, its settings, seconds of age, sessions on it."""
+
+    kind: str
+    settings: InboundTls | OutboundTls
+    age: float
+    in_use: int
 
 
 class Contexts:
-    """Engines for sessions, from contexts that are built on first use."""
+    """Engines for sessions, from contexts that are built on first use. `clock` gives seconds since the epoch."""
 
-    def __init__(self) -> None:
-        self._inbound: dict[InboundTls, SSL.Context] = {}
-        self._outbound: dict[OutboundTls, SSL.Context] = {}
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._inbound: dict[InboundTls, _Held[ServerContext]] = {}
+        self._outbound: dict[OutboundTls, _Held[ClientContext]] = {}
 
-    def server(self, settings: InboundTls) -> OpenSSLEngine:
+    def server(self, settings: InboundTls) -> Engine:
         """An engine for a session that a client opened. Raises ContextError."""
-        context = self._inbound.get(settings)
-        if context is None:
-            context = self._inbound[settings] = _server_context(settings)
-        return OpenSSLEngine(context, server=True, checked=settings.tls_verify_mode != "none")
+        held = self._inbound.get(settings)
+        if held is None:
+            held = self.load(settings)
+        engine = held.context.engine()
+        held.engines.add(engine)
+        return engine
 
-    def client(self, settings: OutboundTls, server_name: str) -> OpenSSLEngine:
-        """An engine for a delivery. Raises ContextError."""
-        context = self._outbound.get(settings)
-        if context is None:
-            context = self._outbound[settings] = _client_context(settings)
-        checked = settings.tls_verify != "no"
-        return OpenSSLEngine(context, server=False, checked=checked, server_name=server_name)
+    def client(self, settings: OutboundTls, server_name: str, peer: str = "") -> Engine:
+        """An engine for a delivery to `peer`, an address with its port. Raises ContextError."""
+        held = self._outbound.get(settings)
+        if held is None:
+            held = self.load_client(settings)
+        engine = held.context.engine(server_name, peer)
+        held.engines.add(engine)
+        return engine
 
-    def load(self, settings: InboundTls) -> None:
+    def load(self, settings: InboundTls) -> _Held[ServerContext]:
         """Build a server context now, so that what is wrong shows before a client comes. Raises ContextError."""
         if settings not in self._inbound:
-            self._inbound[settings] = _server_context(settings)
+            stamps = _stamps(settings)
+            self._inbound[settings] = _Held(self._new_server(settings), stamps, self._clock())
+        return self._inbound[settings]
+
+    def load_client(self, settings: OutboundTls) -> _Held[ClientContext]:
+        """Build a client context now. Raises ContextError."""
+        if settings not in self._outbound:
+            stamps = _stamps(settings)
+            self._outbound[settings] = _Held(self._new_client(settings), stamps, self._clock())
+        return self._outbound[settings]
+
+    def _new_server(self, settings: InboundTls) -> ServerContext:
+        return GnuTLSServer(settings) if settings.tls_engine == "gnutls" else OpenSSLServer(settings, self._clock)
+
+    def _new_client(self, settings: OutboundTls) -> ClientContext:
+        return GnuTLSClient(settings) if settings.tls_engine == "gnutls" else OpenSSLClient(settings, self._clock)
+
+    # the cache ------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> list[str]:
+        """Load again what has changed on disk; a line for each context that was loaded, or could not be."""
+        said: list[str] = []
+        self._refresh(self._inbound, self._new_server, said)
+        self._refresh(self._outbound, self._new_client, said)
+        return list(dict.fromkeys(said))
+
+    def _refresh(self, cache: dict[S, _Held[C]], make: Callable[[S], C], said: list[str]) -> None:
+        for settings, held in list(cache.items()):
+            stamps = _stamps(settings)
+            if stamps in (held.stamps, held.refused):
+                continue
+            changed = ", ".join(sorted(path for path in stamps if stamps[path] != held.stamps.get(path)))
+            try:
+                cache[settings] = _Held(make(settings), stamps, self._clock())
+                said.append(f"loaded again: {changed}")
+            except ContextError as error:
+                held.refused = stamps  # said once for this state of the files
+                said.append(f"{changed} changed and cannot be loaded, the old one stays in use: {error}")
+
+    def flush(self) -> int:
+        """Forget every context, and with them tickets and kept sessions; how many there were."""
+        count = len(self._inbound) + len(self._outbound)
+        self._inbound.clear()
+        self._outbound.clear()
+        return count
+
+    def rows(self) -> list[Row]:
+        """What the cache holds."""
+        now = self._clock()
+        servers = [Row("server", s, now - held.made, len(held.engines)) for s, held in self._inbound.items()]
+        clients = [Row("client", s, now - held.made, len(held.engines)) for s, held in self._outbound.items()]
+        return servers + clients
 
 
-def _server_context(settings: InboundTls) -> SSL.Context:
-    context = _context(SSL.TLS_SERVER_METHOD, settings)
-    if not settings.tls_certificate:
-        raise ContextError("TLS_Certificate is not set")
-    _load_pair(context, settings.tls_certificate, settings.tls_key)
-    context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_SINGLE_DH_USE | SSL.OP_NO_TICKET)
-    # a resumed session would carry the client's certificate without showing it again
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.set_options(_OP_ALLOW_CLIENT_RENEGOTIATION if settings.tls_allow_renegotiation else SSL.OP_NO_RENEGOTIATION)
-    if settings.tls_verify_mode == "none":
-        context.set_verify(SSL.VERIFY_NONE)
+def _stamps(settings: InboundTls | OutboundTls) -> Stamps:
+    """The files of some settings with what tells one state of a file from another; zeros for one that is gone."""
+    paths = [settings.tls_certificate, settings.tls_key, settings.tls_dhparams_file]
+    if isinstance(settings, InboundTls):
+        paths.append(settings.tls_client_ca)
+        paths += [path for one in settings.tls_identities for pair in one.pairs for path in pair]
     else:
-        mode = SSL.VERIFY_PEER
-        if settings.tls_verify_mode == "require":
-            mode |= SSL.VERIFY_FAIL_IF_NO_PEER_CERT
-        context.set_verify(mode, note_error)
-        if settings.tls_client_ca:
-            ca = settings.tls_client_ca
-            _try(f"TLS_Client_CA {ca}", lambda: context.load_verify_locations(ca))
-            _try(f"TLS_Client_CA {ca}", lambda: context.load_client_ca(ca.encode()))
-    return context
-
-
-def _client_context(settings: OutboundTls) -> SSL.Context:
-    context = _context(SSL.TLS_CLIENT_METHOD, settings)
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.set_options(SSL.OP_NO_RENEGOTIATION)
-    if settings.tls_certificate:
-        _load_pair(context, settings.tls_certificate, settings.tls_key)
-    if settings.tls_verify == "no":
-        context.set_verify(SSL.VERIFY_NONE)
-        return context
-    context.set_verify(SSL.VERIFY_PEER, note_error)
-    if settings.tls_ca == SYSTEM_TRUST:
-        context.set_default_verify_paths()
-    elif settings.tls_ca:
-        ca = settings.tls_ca
-        _try(f"TLS_CA {ca}", lambda: context.load_verify_locations(ca))
-    return context
-
-
-def _context(method: int, settings: InboundTls | OutboundTls) -> SSL.Context:
-    context = SSL.Context(method)
-    versions = [version for version in _VERSIONS if version in settings.tls_protocols]
-    context.set_min_proto_version(_VERSIONS[versions[0]][0])
-    context.set_max_proto_version(_VERSIONS[versions[-1]][0])
-    for version, (_, option) in _VERSIONS.items():
-        if version not in settings.tls_protocols:
-            context.set_options(option)
-    context.set_options(SSL.OP_NO_COMPRESSION)
-    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
-    ciphers = cipher_list(settings)
-    _try(f"TLS_Ciphers {ciphers!r}", lambda: context.set_cipher_list(ciphers.encode()))
-    if settings.tls_enable_dhe_ciphers:
-        path = settings.tls_dhparams_file or str(resources.files(__package__).joinpath("ffdhe2048.pem"))
-        _try(f"TLS_DHParams_File {path}", lambda: context.load_tmp_dh(path))
-    return context
-
-
-def cipher_list(settings: InboundTls | OutboundTls) -> str:
-    """The OpenSSL cipher list: what was written, without DHE if so configured.
-
-    TLS 1.0 and 1.1, which have to be asked for by name, sign with SHA-1, which security level 0 alone allows.
-    """
-    text = settings.tls_ciphers or "DEFAULT"
-    if text.upper().startswith("NORMAL"):
-        text = "DEFAULT"  # GnuTLS's word for it, warned about at load
-    if not settings.tls_enable_dhe_ciphers:
-        text += ":!DHE:!kDHE"
-    if {"TLSv1.0", "TLSv1.1"} & settings.tls_protocols and "@SECLEVEL" not in text:
-        text += ":@SECLEVEL=0"
-    return text
-
-
-def _load_pair(context: SSL.Context, certificate: str, key: str | None) -> None:
-    _try(f"TLS_Certificate {certificate}", lambda: context.use_certificate_chain_file(certificate))
-    source = key or certificate
-    _try(f"TLS_Key {source}", lambda: context.use_privatekey(_private_key(source)))
-    _try(f"TLS_Key {source} and TLS_Certificate {certificate}", context.check_privatekey)
-
-
-def _private_key(path: str) -> crypto.PKey:
-    # an empty passphrase: an encrypted key fails at once and does not ask on the terminal
-    return crypto.load_privatekey(crypto.FILETYPE_PEM, Path(path).read_bytes(), b"")
-
-
-def _try(what: str, do: Callable[[], object]) -> None:
-    try:
-        do()
-    except OSError as error:
-        raise ContextError(f"{what}: {error.strerror or error}") from None
-    except (SSL.Error, crypto.Error, ValueError) as error:
-        reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
-        detail = "; ".join(str(entry[2]) for entry in reasons if entry[2]) or str(error) or type(error).__name__
-        raise ContextError(f"{what}: {detail}") from None
+        paths.append(settings.tls_ca)
+    found: Stamps = {}
+    for path in paths:
+        if path and path.startswith("/"):
+            try:
+                state = os.stat(path)
+                found[path] = (state.st_mtime_ns, state.st_size, state.st_ino)
+            except OSError:
+                found[path] = (0, 0, 0)
+    return found

@@ -11,6 +11,25 @@ from typing import Protocol
 
 from quillon.tls.verdict import HandshakeFailure, Verdict
 
+SYSTEM_TRUST = "system"
+
+
+class ContextError(Exception):
+    """The settings cannot be loaded. The message names the file or option and what is wrong with it."""
+
+
+class ServerContext(Protocol):
+    """Certificates and rules of a Listen, loaded."""
+
+    def engine(self) -> Engine: ...
+
+
+class ClientContext(Protocol):
+    """Trust and rules of a delivery, loaded."""
+
+    def engine(self, server_name: str, peer: str) -> Engine:
+        """`peer` names who is connected to; a session is continued only with the same one."""
+
 
 class Engine(Protocol):
     established: bool

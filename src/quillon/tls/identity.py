@@ -60,6 +60,16 @@ def name_matches(presented: str, host: str) -> bool:
     return left == "*" and "*" not in rest and "." in rest and rest == host_rest and bool(host_left)
 
 
+def match_identity(names: list[str], asked: str) -> int | None:
+    """The index of the identity for a server name: the name itself, else a wildcard, else `*`."""
+    if asked and asked in names:
+        return names.index(asked)
+    for n, name in enumerate(names):
+        if name.startswith("*.") and name_matches(name, asked):
+            return n
+    return names.index("*") if "*" in names else None
+
+
 def _ascii(host: str) -> str | None:
     host = host.removesuffix(".").lower()
     if host.isascii():

@@ -3,19 +3,28 @@
 The `ssl` module of Python ends a handshake whose client certificate fails, so it cannot do what the manual demands:
 record the failure, go on, let policy decide. Here the verify callback notes every error and says yes; whether the chain
 verified is then a matter of the verdict.
+
+A session that is resumed shows no chain. Its verdict is that of the handshake which made it, kept by `Memory`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from cryptography import x509
 from OpenSSL import SSL, crypto
 
-from quillon.tls.verdict import Certificate, HandshakeFailure, Verdict, chain_cause
+from quillon.tls import openssl_extra
+from quillon.tls.verdict import Certificate, HandshakeFailure, Verdict, alert_cause, chain_cause
 
 _ALERT = re.compile(r"(?:ssl/tls |(?:ssl|tls)v\d+ )alert (.*)")
 _READ = 65536
+_MAX_ERRORS = 16
 # words of the library to cause codes, first match wins
 _REASONS = (
     ("no shared cipher", "no_shared_cipher"),
@@ -34,7 +43,11 @@ _REASONS = (
     ("unknown protocol", "not_tls"),
     ("did not return a certificate", "no_client_certificate"),
     ("unexpected eof", "handshake_eof"),
+    ("dh key too small", "weak_key"),
+    ("ee key too small", "weak_key"),
 )
+
+ChainError = tuple[str, int, str]
 
 
 def failure_of(error: SSL.Error) -> HandshakeFailure:
@@ -44,7 +57,7 @@ def failure_of(error: SSL.Error) -> HandshakeFailure:
     for reason in reasons:
         alert = _ALERT.search(reason)
         if alert is not None:
-            return HandshakeFailure("alert_" + re.sub(r"[^a-z0-9]+", "_", alert[1].lower()).strip("_"), detail)
+            return HandshakeFailure(alert_cause(alert[1]), detail)
     for words, cause in _REASONS:
         if words in detail.lower():
             return HandshakeFailure(cause, detail)
@@ -55,21 +68,74 @@ def note_error(connection: SSL.Connection, certificate: crypto.X509, error: int,
     """Verify callback: keep what is wrong with the chain for the verdict, and go on."""
     if error:
         engine = connection.get_app_data()
-        if len(engine.errors) < 16:
+        if len(engine.errors) < _MAX_ERRORS:
             engine.errors.append((chain_cause(error), depth, f"X509 error {error} at depth {depth}"))
     return True
 
 
-class OpenSSLEngine:
-    """One connection. `checked` tells whether the context verifies the peer's chain."""
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What a full handshake found out about a chain, and the time until which its certificates are valid."""
 
-    def __init__(self, context: SSL.Context, *, server: bool, checked: bool, server_name: str = "") -> None:
+    errors: tuple[ChainError, ...]
+    until: float
+    session: Any = None
+
+    def now(self, now: float) -> tuple[ChainError, ...]:
+        """The errors of that chain today."""
+        if now < self.until:
+            return self.errors
+        return (*self.errors, ("expired", 0, "the certificate has expired since the session began"))
+
+
+class Memory:
+    """Verdicts by key, the oldest forgotten first. `clock` gives seconds since the epoch."""
+
+    def __init__(self, clock: Callable[[], float], size: int = 10000) -> None:
+        self.clock = clock
+        self._size = size
+        self._kept: OrderedDict[bytes | tuple[str, str], Remembered] = OrderedDict()
+
+    def put(self, key: bytes | tuple[str, str], value: Remembered) -> None:
+        self._kept[key] = value
+        self._kept.move_to_end(key)
+        if len(self._kept) > self._size:
+            self._kept.popitem(last=False)
+
+    def get(self, key: bytes | tuple[str, str]) -> Remembered | None:
+        return self._kept.get(key)
+
+    def drop(self, key: bytes | tuple[str, str]) -> None:
+        self._kept.pop(key, None)
+
+
+class OpenSSLEngine:
+    """One connection. `checked` tells whether the context verifies the peer's chain.
+
+    With `memory` sessions are resumed: a server recalls a client by the digest of its certificate, a client its server
+    by `memory_key`.
+    """
+
+    def __init__(
+        self,
+        context: SSL.Context,
+        *,
+        server: bool,
+        checked: bool,
+        server_name: str = "",
+        memory: Memory | None = None,
+        memory_key: tuple[str, str] = ("", ""),
+    ) -> None:
         self.established = False
         self.closed = False
         self.failure: HandshakeFailure | None = None
-        self.errors: list[tuple[str, int, str]] = []
+        self.errors: list[ChainError] = []
         self._checked = checked
         self._server = server
+        self._memory = memory
+        self._memory_key = memory_key
+        self._to_keep = False
+        self._recalled: Remembered | None = None
         self._connection = SSL.Connection(context, None)
         self._connection.set_app_data(self)
         if server:
@@ -78,6 +144,16 @@ class OpenSSLEngine:
             self._connection.set_connect_state()
             if server_name:
                 self._connection.set_tlsext_host_name(server_name.encode("ascii", "ignore"))
+            self._recall()
+
+    def _recall(self) -> None:
+        """Offer the session that the last connection to this server left."""
+        if self._memory is None:
+            return
+        kept = self._memory.get(self._memory_key)
+        if kept is not None and self._memory.clock() < kept.until:
+            self._recalled = kept
+            self._connection.set_session(kept.session)
 
     def start(self) -> None:
         self._handshake()
@@ -94,6 +170,8 @@ class OpenSSLEngine:
             self._handshake()
         if self.established:
             self._read(out)
+            if self._to_keep and out:
+                self._keep_session()
         return b"".join(out)
 
     def _handshake(self) -> None:
@@ -105,8 +183,11 @@ class OpenSSLEngine:
             self.failure = HandshakeFailure("handshake_eof", "close_notify during the handshake")
         except SSL.Error as error:
             self.failure = failure_of(error)
+            if self._recalled is not None and self._memory is not None:
+                self._memory.drop(self._memory_key)  # whatever was wrong, the next one begins anew
         else:
             self.established = True
+            self._to_keep = self._memory is not None and not self._server
 
     def _read(self, out: list[bytes]) -> None:
         try:
@@ -121,6 +202,22 @@ class OpenSSLEngine:
             self.closed = True
             if not out:
                 self.failure = failure_of(error)
+
+    def _keep_session(self) -> None:
+        """Once the server has spoken: TLS 1.3 sends its tickets behind the handshake, before the first data."""
+        assert self._memory is not None
+        self._to_keep = False
+        session = self._connection.get_session()
+        if session is not None:
+            self._memory.put(self._memory_key, Remembered(tuple(self.errors), self._valid_until(), session))
+
+    def _valid_until(self) -> float:
+        """When the first certificate of the peer's chain expires."""
+        if self._recalled is not None and openssl_extra.resumed(self._connection):
+            return self._recalled.until
+        chain = self._connection.get_peer_cert_chain(as_cryptography=True) or []
+        own = self._connection.get_peer_certificate(as_cryptography=True)
+        return min((c.not_valid_after_utc.timestamp() for c in [*chain, *([own] if own else [])]), default=2.0**40)
 
     def send(self, plaintext: bytes) -> None:
         if not plaintext or self.failure is not None:
@@ -160,6 +257,9 @@ class OpenSSLEngine:
         peer: Any = connection.get_peer_certificate(as_cryptography=False)
         der = crypto.dump_certificate(crypto.FILETYPE_ASN1, peer) if peer is not None else None
         sni = connection.get_servername() if self._server else None
+        resumed = self._memory is not None and openssl_extra.resumed(connection)
+        if der is not None and self._memory is not None and self._checked:
+            self._settle_errors(self._memory, der, resumed)
         return Verdict(
             protocol=connection.get_protocol_version_name(),
             cipher=cipher,
@@ -170,4 +270,23 @@ class OpenSSLEngine:
             checked=self._checked,
             errors=tuple(self.errors),
             sni=sni.decode("ascii", "replace") if sni else "",
+            resumed=resumed,
         )
+
+    def _settle_errors(self, memory: Memory, der: bytes, resumed: bool) -> None:
+        """What is wrong with the chain: found in this handshake, or in the one that made the session."""
+        digest = hashlib.sha256(der).digest()
+        if not resumed:
+            if self._server:
+                memory.put(digest, Remembered(tuple(self.errors), self._valid_until()))
+            return
+        kept = memory.get(digest) if self._server else self._recalled
+        unknown = ("certificate_rejected", 0, "the session's own handshake is not remembered any more")
+        self.errors = list(kept.now(memory.clock())) if kept is not None else [unknown]
+
+    def chain(self) -> list[x509.Certificate]:
+        """The certificates that the peer sent, its own first."""
+        try:
+            return list(self._connection.get_peer_cert_chain(as_cryptography=True) or [])
+        except ValueError:
+            return []

@@ -7,6 +7,7 @@ what to do; the documentation is generated from it. `alert_<name>` stands for an
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -115,9 +116,22 @@ _CHAIN_CAUSES = {
 _ORDER = ("revoked", "self_signed", "unknown_issuer", "bad_signature", "expired", "not_yet_valid")
 
 
+def alert_cause(name: str) -> str:
+    """`alert_unknown_ca` out of a library's words for an alert that the other side sent."""
+    return "alert_" + re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
 def chain_cause(error: int) -> str:
     """The cause code of an X509_V_ERR number; empty for 0."""
     return _CHAIN_CAUSES.get(error, "certificate_rejected") if error else ""
+
+
+_SAN_KINDS: dict[type[x509.GeneralName], str] = {
+    x509.DNSName: "DNS",
+    x509.IPAddress: "IP",
+    x509.RFC822Name: "EMAIL",
+    x509.UniformResourceIdentifier: "URI",
+}
 
 
 @dataclass(frozen=True)
@@ -150,6 +164,19 @@ class Certificate:
     @cached_property
     def issuer_cn(self) -> str:
         return _common_name(self.parsed, issuer=True)
+
+    @cached_property
+    def alternative_names(self) -> tuple[str, ...]:
+        """subjectAltName entries as `DNS:`, `IP:`, `EMAIL:` or `URI:` and the value; others are left out."""
+        if self.parsed is None:
+            return ()
+        try:
+            names = self.parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except (x509.ExtensionNotFound, ValueError, TypeError):
+            return ()
+        return tuple(
+            f"{_SAN_KINDS[type(name)]}:{_clean(str(name.value))}" for name in names if type(name) in _SAN_KINDS
+        )
 
     @cached_property
     def sha256(self) -> str:
@@ -216,6 +243,7 @@ class Verdict:
     checked: bool
     errors: tuple[tuple[str, int, str], ...] = ()
     sni: str = ""
+    resumed: bool = False
 
     @property
     def cause(self) -> str:

@@ -1,0 +1,180 @@
+"""Settings to OpenSSL contexts: certificates, keys, CAs, protocols, ciphers and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+from OpenSSL import SSL, crypto
+
+from quillon.config.settings import InboundTls, OutboundTls
+from quillon.tls import openssl_extra
+from quillon.tls.engine import SYSTEM_TRUST, ContextError
+from quillon.tls.identity import match_identity
+from quillon.tls.openssl import Memory, OpenSSLEngine, note_error
+
+SESSION_LIFE = 300  # seconds that a session may be resumed
+_OP_ALLOW_CLIENT_RENEGOTIATION = 1 << 8  # SSL_OP_ALLOW_CLIENT_RENEGOTIATION, ssl.h
+_VERSIONS = {
+    "TLSv1.0": (SSL.TLS1_VERSION, SSL.OP_NO_TLSv1),
+    "TLSv1.1": (SSL.TLS1_1_VERSION, SSL.OP_NO_TLSv1_1),
+    "TLSv1.2": (SSL.TLS1_2_VERSION, SSL.OP_NO_TLSv1_2),
+    "TLSv1.3": (SSL.TLS1_3_VERSION, SSL.OP_NO_TLSv1_3),
+}
+
+
+class OpenSSLServer:
+    """A Listen's side of TLS. Raises ContextError when made."""
+
+    def __init__(self, settings: InboundTls, clock: Callable[[], float]) -> None:
+        self._checked = settings.tls_verify_mode != "none"
+        self._memory = Memory(clock) if settings.tls_session_resumption else None
+        self._identities = [(one.name, _server_context(settings, one.pairs)) for one in settings.tls_identities]
+        if settings.tls_certificate:
+            pairs: tuple[tuple[str, str], ...] = ((settings.tls_certificate, settings.tls_key or ""),)
+            self._default = _server_context(settings, pairs)
+        elif self._identities:
+            self._default = next((c for name, c in self._identities if name == "*"), self._identities[0][1])
+        else:
+            raise ContextError("TLS_Certificate is not set")
+        if self._identities:
+            self._default.set_tlsext_servername_callback(self._choose)
+
+    def _choose(self, connection: SSL.Connection) -> None:
+        """The certificate for the name that the client asks for; RFC 6066 3: without a match the default serves."""
+        asked = (connection.get_servername() or b"").decode("ascii", "replace").lower()
+        found = match_identity([name for name, _ in self._identities], asked)
+        if found is not None:
+            connection.set_context(self._identities[found][1])
+
+    def engine(self) -> OpenSSLEngine:
+        return OpenSSLEngine(self._default, server=True, checked=self._checked, memory=self._memory)
+
+
+class OpenSSLClient:
+    """A delivery's side of TLS. Raises ContextError when made."""
+
+    def __init__(self, settings: OutboundTls, clock: Callable[[], float]) -> None:
+        self._checked = settings.tls_verify != "no"
+        self._memory = Memory(clock, 1000) if settings.tls_session_resumption else None
+        self._context = _client_context(settings)
+
+    def engine(self, server_name: str, peer: str) -> OpenSSLEngine:
+        return OpenSSLEngine(
+            self._context,
+            server=False,
+            checked=self._checked,
+            server_name=server_name,
+            memory=self._memory,
+            memory_key=(server_name, peer),
+        )
+
+
+def _server_context(settings: InboundTls, pairs: tuple[tuple[str, str], ...]) -> SSL.Context:
+    context = _context(SSL.TLS_SERVER_METHOD, settings)
+    for certificate, key in pairs:
+        _load_pair(context, certificate, key)
+    context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_SINGLE_DH_USE)
+    if settings.tls_session_resumption:
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # tickets only: no state that fills up
+        context.set_session_id(b"quillon")
+        context.set_timeout(SESSION_LIFE)
+    else:
+        context.set_options(SSL.OP_NO_TICKET)
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_options(_OP_ALLOW_CLIENT_RENEGOTIATION if settings.tls_allow_renegotiation else SSL.OP_NO_RENEGOTIATION)
+    if settings.tls_verify_mode == "none":
+        context.set_verify(SSL.VERIFY_NONE)
+    else:
+        mode = SSL.VERIFY_PEER
+        if settings.tls_verify_mode == "require":
+            mode |= SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+        context.set_verify(mode, note_error)
+        if settings.tls_client_ca:
+            ca = settings.tls_client_ca
+            _try(f"TLS_Client_CA {ca}", lambda: context.load_verify_locations(ca))
+            _try(f"TLS_Client_CA {ca}", lambda: context.load_client_ca(ca.encode()))
+    return context
+
+
+def _client_context(settings: OutboundTls) -> SSL.Context:
+    context = _context(SSL.TLS_CLIENT_METHOD, settings)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_options(SSL.OP_NO_RENEGOTIATION)
+    if not settings.tls_session_resumption:
+        context.set_options(SSL.OP_NO_TICKET)
+    if settings.tls_certificate:
+        _load_pair(context, settings.tls_certificate, settings.tls_key or "")
+    if settings.tls_verify == "no":
+        context.set_verify(SSL.VERIFY_NONE)
+        return context
+    context.set_verify(SSL.VERIFY_PEER, note_error)
+    if settings.tls_ca == SYSTEM_TRUST:
+        context.set_default_verify_paths()
+    elif settings.tls_ca:
+        ca = settings.tls_ca
+        _try(f"TLS_CA {ca}", lambda: context.load_verify_locations(ca))
+    return context
+
+
+def _context(method: int, settings: InboundTls | OutboundTls) -> SSL.Context:
+    context = SSL.Context(method)
+    versions = [version for version in _VERSIONS if version in settings.tls_protocols]
+    context.set_min_proto_version(_VERSIONS[versions[0]][0])
+    context.set_max_proto_version(_VERSIONS[versions[-1]][0])
+    for version, (_, option) in _VERSIONS.items():
+        if version not in settings.tls_protocols:
+            context.set_options(option)
+    context.set_options(SSL.OP_NO_COMPRESSION)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    ciphers = cipher_list(settings)
+    _try(f"TLS_Ciphers {ciphers!r}", lambda: context.set_cipher_list(ciphers.encode()))
+    suites = settings.tlsv13_ciphersuites
+    if suites:
+        _try(f"TLSv13_Ciphersuites {suites!r}", lambda: context.set_tls13_ciphersuites(suites.encode()))
+    groups = settings.tls_ec_curve_names
+    if groups and not openssl_extra.set_groups(context, groups):
+        raise ContextError(f"TLS_EC_Curve_Names {groups!r}: a group is unknown to OpenSSL")
+    if settings.tls_enable_dhe_ciphers:
+        path = settings.tls_dhparams_file or str(resources.files(__package__).joinpath("ffdhe2048.pem"))
+        _try(f"TLS_DHParams_File {path}", lambda: context.load_tmp_dh(path))
+    return context
+
+
+def cipher_list(settings: InboundTls | OutboundTls) -> str:
+    """The OpenSSL cipher list: what was written, without DHE if so configured.
+
+    TLS 1.0 and 1.1, which have to be asked for by name, sign with SHA-1, which security level 0 alone allows.
+    """
+    text = settings.tls_ciphers or "DEFAULT"
+    if text.upper().startswith("NORMAL"):
+        text = "DEFAULT"  # GnuTLS's word for it, warned about at load
+    if not settings.tls_enable_dhe_ciphers:
+        text += ":!DHE:!kDHE"
+    if {"TLSv1.0", "TLSv1.1"} & settings.tls_protocols and "@SECLEVEL" not in text:
+        text += ":@SECLEVEL=0"
+    return text
+
+
+def _load_pair(context: SSL.Context, certificate: str, key: str) -> None:
+    _try(f"TLS_Certificate {certificate}", lambda: context.use_certificate_chain_file(certificate))
+    source = key or certificate
+    _try(f"TLS_Key {source}", lambda: context.use_privatekey(_private_key(source)))
+    _try(f"TLS_Key {source} and TLS_Certificate {certificate}", context.check_privatekey)
+
+
+def _private_key(path: str) -> crypto.PKey:
+    # an empty passphrase: an encrypted key fails at once and does not ask on the terminal
+    return crypto.load_privatekey(crypto.FILETYPE_PEM, Path(path).read_bytes(), b"")
+
+
+def _try(what: str, do: Callable[[], object]) -> None:
+    try:
+        do()
+    except OSError as error:
+        raise ContextError(f"{what}: {error.strerror or error}") from None
+    except (SSL.Error, crypto.Error, ValueError) as error:
+        reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
+        detail = "; ".join(str(entry[2]) for entry in reasons if entry[2]) or str(error) or type(error).__name__
+        raise ContextError(f"{what}: {detail}") from None
