@@ -13,8 +13,9 @@ from quillon.config.settings import NodeSettings
 from quillon.config.syntax import Position
 from quillon.net.clock import Clock, SystemClock
 from quillon.net.resolver import Resolver
-from quillon.policy.hook import NO_POLICY, Policy, PolicyError
+from quillon.policy.hook import NO_POLICY, Module, Policy, PolicyError
 from quillon.policy.lua import load_scripts
+from quillon.policy.python import load_module
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError
 
@@ -24,15 +25,24 @@ class ComposeError(Exception):
 
 
 def policy(config: Config, clock: Clock, report: Callable[[str], None]) -> Policy:
-    """The policy of the scriptlet stanza. Raises ComposeError."""
+    """The scripts of the scriptlet stanza, then the Python policies. Raises ComposeError."""
+    modules: list[Module] = []
     settings = config.scripts()
-    if settings is None:
-        return NO_POLICY
-    folders = [Path(config.folder), *dict.fromkeys(Path(file).parent for file in config.files)]
-    try:
-        return Policy(load_scripts(settings, list(dict.fromkeys(folders)), clock.now, report), report)
-    except PolicyError as error:
-        raise ComposeError(f"{_script_position(config, error.script)}: {error}") from None
+    if settings is not None:
+        folders = [Path(config.folder), *dict.fromkeys(Path(file).parent for file in config.files)]
+        try:
+            modules += load_scripts(settings, list(dict.fromkeys(folders)), clock.now, report)
+        except PolicyError as error:
+            raise ComposeError(f"{_script_position(config, error.script)}: {error}") from None
+    for stanza in config.policies():
+        try:
+            loaded = load_module(stanza.name, Path(stanza.module))
+        except PolicyError as error:
+            node = config.root.get("policy", stanza.name)
+            raise ComposeError(f"{node.settings['module'].position if node else ''}: {error}") from None
+        if stanza.enabled:
+            modules.append(loaded)
+    return Policy(modules, report) if modules else NO_POLICY
 
 
 def _script_position(config: Config, script: str) -> Position:

@@ -37,6 +37,7 @@ from quillon.mail.event import Event, Notice, Panic
 from quillon.mail.message import IdSource, Message
 from quillon.net.clock import Deadlines, SystemClock
 from quillon.policy.hook import Policy
+from quillon.policy.tls import TlsHooks
 from quillon.reception.door import Door, Residents
 from quillon.spool.store import SpoolError, Store
 from quillon.tls.context import Contexts
@@ -99,6 +100,7 @@ class Worker:
         self._deadlines = Deadlines(self._clock)
         self._contexts = Contexts(self._clock.now)
         self._policy = compose.policy(config, self._clock, self._report)
+        self._hooks = TlsHooks(self._policy, config.folder)
         self._hostname = compose.hostname(node)
         self._ids = IdSource(os.getpid())
         self._residents = Residents(share(node.max_resident_messages, self._count))
@@ -122,7 +124,7 @@ class Worker:
             residents=self._residents,
             finder=self._finder,
             bouncer=self._bouncer,
-            around=Surroundings(self._clock, self._deadlines, self._contexts),
+            around=Surroundings(self._clock, self._deadlines, self._contexts, self._hooks),
             hostname=self._hostname,
             share=Share(self._count),
             log=self.log,
@@ -134,6 +136,7 @@ class Worker:
             config=config,
             contexts=self._contexts,
             policy=policy,
+            hooks=self._hooks,
             door=self._door,
             ids=self._ids,
             clock=self._clock,
@@ -224,12 +227,13 @@ class Worker:
         old_loggers.close()
         self._config, self._policy = config, policy
         self._contexts = Contexts(self._clock.now)
+        self._hooks = TlsHooks(policy, config.folder)
         self._hostname = compose.hostname(node)
         self._residents.limit = share(node.max_resident_messages, self._count)
         self._finder.reconfigure(resolver, node)
         self._bouncer.config = config
         self._door.reconfigure(config, policy)
-        self._dispatcher.reconfigure(config, self._contexts)
+        self._dispatcher.reconfigure(config, self._contexts, self._hooks)
         self._desk = self._new_desk(config, policy)
         for session in self._sessions:
             session.retire()

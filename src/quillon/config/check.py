@@ -145,6 +145,9 @@ def _warn_weaker(domain: Node, name: str, rivals: list[Node], strength: dict[str
 
 
 def _check_scripts(config: Config, faults: list[Fault]) -> None:
+    for node in config.root.of("policy"):
+        if "module" not in node.settings:
+            faults.append(Fault(node.position, f'policy "{node.label}" has no module'))
     for node in config.root.of("scriptlet"):
         for script in node.of("script"):
             if "source" not in script.settings:

@@ -74,6 +74,11 @@ def load(path: str | Path, search_path: str | None = None) -> Loaded:
     return Loaded(None if any(not f.warning for f in faults) else config, faults)
 
 
+def empty() -> Config:
+    """A configuration that sets nothing."""
+    return Config(Node("global", "", Position("default", 0, 0)), table(), os.getcwd(), ())
+
+
 def _search_path(text: str | None) -> tuple[str, ...]:
     return tuple(part for part in text.split(":") if part) if text else DEFAULT_SEARCH_PATH
 

@@ -31,6 +31,7 @@ from quillon.config.settings import (
     LoggerSettings,
     NodeSettings,
     OutboundTls,
+    PolicySettings,
     ReceptionSettings,
     ScriptSettings,
     SecuritySettings,
@@ -97,6 +98,15 @@ class Config:
             values = {n: resolve(options[n], [node], self.folder).value for n in ("gc_pause", "gc_stepmul", "enabled")}
             return ScriptSettings(scripts, **values)
         return None
+
+    def policies(self) -> list[PolicySettings]:
+        """The policy stanzas in the order of the file."""
+        options = self.table.modules["policy"].options
+        found = []
+        for node in self.root.of("policy"):
+            values = {n: resolve(options[n], [node], self.folder).value for n in ("module", "enabled")}
+            found.append(PolicySettings(node.label, **values))
+        return found
 
     def group_members(self, group: str) -> list[str]:
         """Bindings of a group, in the order of the file."""

@@ -224,6 +224,15 @@ class ScriptSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """A policy stanza: a module in Python. `module` is an absolute path."""
+
+    name: str
+    module: str
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ListenSettings:
     """One socket: `host` is "" for any IPv4 address, `path` is set for a Unix socket."""
 

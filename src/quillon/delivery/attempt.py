@@ -59,7 +59,7 @@ class Attempt:
 
     def tls_failed(self, step: TryHost, reply: Reply, stage: Stage, cause: str) -> None:
         """STARTTLS was refused, or the handshake failed."""
-        if tls_policy.falls_back(self._tls):
+        if cause != "bad_local_settings" and tls_policy.falls_back(self._tls):
             self._todo.appendleft(TryHost(step.host, in_clear=True))
         else:
             self._over = TransientFailure(reply, stage, step.host.ip, cause)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cryptography import x509
+
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.delivery import tls_policy
 from quillon.delivery.attempt import Attempt, TryHost
@@ -23,15 +25,18 @@ from quillon.mail.outcome import Delivered, Outcome, Stage, failure
 from quillon.mail.reply import Reply
 from quillon.net.clock import Clock, Deadlines
 from quillon.net.stream import Stream
+from quillon.policy.context import Context
+from quillon.policy.hook import Call, Hook, Session
+from quillon.policy.tls import Remote, TlsHooks
 from quillon.smtp import client as smtp
 from quillon.smtp.client import ClientSession, Transaction
 from quillon.smtp.wire import DotStuffer
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError, Engine
-from quillon.tls.verdict import HandshakeFailure
+from quillon.tls.verdict import HandshakeFailure, Verdict
 
 _CHUNK = 262144
-HANDSHAKE_TIMEOUT = 60
+HANDSHAKE_TIMEOUT = 60.0  # seconds
 LINGER = 10.0  # seconds that a close may take
 
 Settle = Callable[[Message, Outcome], None]
@@ -44,6 +49,8 @@ class Surroundings:
     clock: Clock
     deadlines: Deadlines
     contexts: Contexts
+    hooks: TlsHooks
+    handshake_timeout: float = HANDSHAKE_TIMEOUT
 
 
 class Connection:
@@ -55,6 +62,7 @@ class Connection:
         settings: DeliverySettings,
         tls: OutboundTls,
         names: tuple[str, ...],
+        domain: str,
         ehlo_name: str,
         *,
         gone: Callable[[Connection], None],
@@ -62,6 +70,8 @@ class Connection:
         self.settings = settings
         self.tls = tls
         self.facts: TlsFacts | None = None
+        self.verdict: Verdict | None = None
+        self.offered = False
         self.delivered = 0
         self.deadline = 0.0
         self.is_open = False
@@ -71,6 +81,7 @@ class Connection:
         self._peer = ""
         self._around = around
         self._names = names
+        self._domain = domain
         self._ehlo_name = ehlo_name
         self._gone = gone
         self._stream = Stream(self)
@@ -130,6 +141,7 @@ class Connection:
         assert self._attempt is not None
         assert self._step is not None
         if not self._session.in_tls:
+            self.offered = offered
             turn = tls_policy.after_ehlo(self.tls, offered, in_clear=self._step.in_clear)
             if turn is Turn.REFUSE:
                 self._attempt.not_offered(self._step)
@@ -153,14 +165,18 @@ class Connection:
             self._tls_failed(replies.TLS_FAILED, Stage.HANDSHAKING_TLS, "bad_local_settings", str(error))
             return
         self._engine = engine
-        self._wait(HANDSHAKE_TIMEOUT)
+        self._wait(self._around.handshake_timeout)
         self._stream.start_tls(engine)
 
     def secured(self) -> None:
         assert self._engine is not None
         assert self._attempt is not None
         assert self._step is not None
-        verdict = self._engine.verdict()
+        verdict = self.verdict = self._engine.verdict()
+        hooks = self._around.hooks
+        if hooks.asks(Hook.OUTBOUND_VERIFY):
+            call = Call(Hook.OUTBOUND_VERIFY, Session(self.remote_ip, "", ""), Context())
+            verdict = hooks.outbound_verdict(call, verdict, Remote(self.host_name, self.remote_ip, self._domain))
         judgement: Judgement = tls_policy.judge(self.tls, verdict, self._names)
         self.facts = verdict.facts(verified=judgement.verified, cause=judgement.cause, detail=judgement.detail)
         if judgement.reply is not None:
@@ -192,6 +208,10 @@ class Connection:
     def usable(self) -> bool:
         """Whether it can take messages."""
         return self.is_open and not self._session.closed
+
+    def chain(self) -> list[x509.Certificate]:
+        """The certificates that the host sent, its own first."""
+        return self._engine.chain() if self._engine is not None else []
 
     @property
     def exhausted(self) -> bool:

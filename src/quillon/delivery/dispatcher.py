@@ -24,6 +24,9 @@ from quillon.mail import reply as replies
 from quillon.mail.event import Attempted, Event, Panic, TlsFacts
 from quillon.mail.message import Message
 from quillon.mail.outcome import Outcome, PermanentFailure, Stage, TransientFailure
+from quillon.policy.context import Context
+from quillon.policy.hook import Call, Hook, MessageView, Session
+from quillon.policy.tls import HookFailed, TlsHooks
 from quillon.queue.backlog import Key, key_of
 from quillon.queue.scheduler import Delay, Fail, Limits, Scheduler
 from quillon.queue.throttle import Bucket
@@ -89,15 +92,44 @@ class Dispatcher:
         asyncio.get_running_loop().call_soon(self._tick)
 
     def _reroute(self, message: Message) -> None:
-        """Whether the recipient's own stanza rules TLS behind a gateway is for the running configuration to say."""
+        """Whose stanza rules TLS behind a gateway, and what policy makes of it, is for what runs now to say."""
         routing = self.config.routing(message.binding_group, message.binding, message.recipient.domain)
         if routing.domain == message.routing_domain:
             message.via = routing.via
+        message.ruling = None
+        if self.around.hooks.asks(Hook.OUTBOUND_PARAMETERS):
+            message.ruling = self._ask_policy(message)
 
-    def reconfigure(self, config: Config, contexts: Contexts) -> None:
+    def _ask_policy(self, message: Message) -> OutboundTls | str | None:
+        """What policy changes about the TLS of one message; words if it fails, with which the message waits."""
+        _, tls = self._settings(key_of(message))
+        batch = message.batch
+        view = MessageView(
+            str(message.id),
+            str(batch.id),
+            str(batch.origin.connection_id),
+            str(batch.sender),
+            str(message.recipient),
+            b"",
+            batch.size,
+            message.binding_group,
+            message.binding,
+            message.routing_domain,
+        )
+        context = Context(dict(batch.connection_context), dict(batch.message_context))
+        session = Session(batch.origin.source_ip, "", str(batch.origin.connection_id), batch.origin.protocol)
+        try:
+            found = self.around.hooks.outbound_parameters(
+                Call(Hook.OUTBOUND_PARAMETERS, session, context, "", view), tls
+            )
+        except HookFailed as error:
+            return str(error)
+        return found if found != tls else None
+
+    def reconfigure(self, config: Config, contexts: Contexts, hooks: TlsHooks) -> None:
         """Other settings for what begins from now on; idle connections under other TLS settings are closed."""
         self.config = config
-        self.around = Surroundings(self.around.clock, self.around.deadlines, contexts)
+        self.around = Surroundings(self.around.clock, self.around.deadlines, contexts, hooks)
         self._default_suspended = config.node().default_binding == "suspended"
         self._buckets.clear()
         self._resting.clear()
@@ -173,7 +205,8 @@ class Dispatcher:
     # settings -------------------------------------------------------------------------------------------------
 
     def _settings(self, key: Key) -> tuple[DeliverySettings, OutboundTls]:
-        return self.config.delivery(key.binding_group, key.binding, key.domain, key.via)
+        settings, tls = self.config.delivery(key.binding_group, key.binding, key.domain, key.via)
+        return settings, key.ruling if isinstance(key.ruling, OutboundTls) else tls
 
     def _limits(self, key: Key) -> Limits:
         settings, _ = self._settings(key)
@@ -217,6 +250,10 @@ class Dispatcher:
     async def _connect(self, key: Key) -> Connection | None:
         settings, tls = self._settings(key)
         now = self.around.clock.now()
+        if isinstance(key.ruling, str):
+            outcome = TransientFailure(replies.POLICY_FAILED, Stage.NOT_CONNECTED, cause="policy_failed")
+            self._site_failed(key, outcome, tls, None, "")
+            return None
         bucket = self._bucket(key, "outbound_throttle_connections", settings.outbound_throttle_connections)
         if bucket is not None and not bucket.take(now):
             self.scheduler.hold(key, bucket.ready_at(now))
@@ -233,7 +270,13 @@ class Dispatcher:
         host = ""
         while isinstance(step := attempt.next_step(), TryHost):
             connection = Connection(
-                self.around, settings, tls, _names(key, step), self._ehlo_name(key, settings), gone=self._gone
+                self.around,
+                settings,
+                tls,
+                _names(key, step),
+                lookup_name(key.domain),
+                self._ehlo_name(key, settings),
+                gone=self._gone,
             )
             if not self._has_room(step.host):
                 attempt.unreachable(step, replies.NO_VALID_HOSTS.because("Host limit reached"))

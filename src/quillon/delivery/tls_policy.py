@@ -6,8 +6,8 @@
                                           fallback false: 451 4.7.5, later
     required       451 4.7.6, later       451 4.7.5, try again later                   451 4.7.5, try again later
 
-A failed verification never leads to clear text: what failed it is not better served by less. `optional` checks like
-`host` and delivers whatever it finds.
+Settings of our own that cannot be loaded never lead to clear text, nor does a failed verification: what failed it is
+not better served by less. `optional` checks like `host` and delivers whatever it finds.
 """
 
 from __future__ import annotations
@@ -53,6 +53,47 @@ class Judgement:
     cause: str = ""
     reply: Reply | None = None
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a host does with TLS: whether STARTTLS is offered, the cause why the negotiation failed, or the verdict."""
+
+    offered: bool
+    cause: str = ""
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What a delivery would do: `way` is clear, tls or held; `verified` None where nothing is checked."""
+
+    way: str
+    verified: bool | None = None
+    cause: str = ""
+
+    def __str__(self) -> str:
+        if self.way == "held":
+            return f"held: {self.cause}"
+        if self.way == "clear":
+            return f"in clear ({self.cause})" if self.cause else "in clear"
+        known = {True: "TLS, verified", False: f"TLS, unverified ({self.cause})", None: "TLS, not checked"}
+        return known[self.verified]
+
+
+def foresee(tls: OutboundTls, observed: Observed, names: Iterable[str]) -> Foreseen:
+    """What a delivery under these settings would do with a host that behaves as observed."""
+    turn = after_ehlo(tls, observed.offered, in_clear=False)
+    if turn is Turn.REFUSE:
+        return Foreseen("held", cause="no_starttls")
+    if turn is Turn.CLEAR:
+        return Foreseen("clear")
+    if observed.verdict is None:
+        return Foreseen("clear" if falls_back(tls) else "held", cause=observed.cause)
+    judgement = judge(tls, observed.verdict, names)
+    if judgement.reply is not None:
+        return Foreseen("held", False, judgement.cause)
+    return Foreseen("tls", judgement.verified, judgement.cause)
 
 
 _REPLIES = {

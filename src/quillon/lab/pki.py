@@ -10,11 +10,13 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 DAY = datetime.timedelta(days=1)
+_RSA_SHA256 = bytes.fromhex("06092a864886f70d01010b")
+_RSA_SHA1 = bytes.fromhex("06092a864886f70d010105")
 SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 
 
@@ -36,14 +38,22 @@ def new_key(kind: str = "ec") -> Key:
 class Authority:
     """A CA whose files go to `folder`. `parent` makes it an intermediate."""
 
-    def __init__(self, folder: Path, name: str = "Quillon lab CA", parent: Authority | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str = "Quillon lab CA",
+        parent: Authority | None = None,
+        *,
+        kind: str = "ec",
+        may_sign: bool = True,
+    ) -> None:
         self.folder = folder
-        self.key = new_key()
+        self.key = new_key(kind)
         self._name = _name(name)
         self._parent = parent
         signer, issuer = (parent.key, parent._name) if parent else (self.key, self._name)
         builder = _builder(self._name, issuer, self.key, -DAY, 3650 * DAY)
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        builder = builder.add_extension(x509.BasicConstraints(ca=may_sign, path_length=None), critical=True)
         self.certificate = builder.sign(signer, hashes.SHA256())
 
     @property
@@ -70,8 +80,12 @@ class Authority:
         kind: str = "ec",
         self_signed: bool = False,
         with_chain: bool = True,
+        sha1: bool = False,
     ) -> Issued:
-        """Write `file`.pem and `file`.key for these names and addresses; the validity begins `start` from now."""
+        """Write `file`.pem and `file`.key for these names and addresses; the validity begins `start` from now.
+
+        `sha1` signs with RSA and SHA-1, which takes an Authority of kind rsa2048.
+        """
         key = new_key(kind)
         subject = _name(common_name if common_name is not None else (names[0] if names else "nobody"))
         issuer, signer = (subject, key) if self_signed else (self._name, self.key)
@@ -82,6 +96,8 @@ class Authority:
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName([_san(n) for n in names]), critical=False)
         certificate = builder.sign(signer, hashes.SHA256())
+        if sha1:
+            certificate = _with_sha1(certificate, signer)
         self.folder.mkdir(parents=True, exist_ok=True)
         paths = Issued(self.folder / f"{file}.pem", self.folder / f"{file}.key")
         chain = self.chain if with_chain and not self_signed else b""
@@ -93,6 +109,25 @@ class Authority:
             )
         )
         return paths
+
+
+def _with_sha1(certificate: x509.Certificate, signer: Key) -> x509.Certificate:
+    """The same certificate under sha1WithRSAEncryption, which the library itself does not sign with any more."""
+    assert isinstance(signer, rsa.RSAPrivateKey)
+    body = certificate.tbs_certificate_bytes.replace(_RSA_SHA256, _RSA_SHA1)
+    signature = signer.sign(body, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - to be found out is its purpose
+    algorithm = b"\x30\x0d" + _RSA_SHA1 + b"\x05\x00"
+    bits = b"\x03" + _length(len(signature) + 1) + b"\x00" + signature
+    content = body + algorithm + bits
+    return x509.load_der_x509_certificate(b"\x30" + _length(len(content)) + content)
+
+
+def _length(size: int) -> bytes:
+    """DER length octets (X.690 8.1.3)."""
+    if size < 128:
+        return bytes([size])
+    octets = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes([0x80 | len(octets)]) + octets
 
 
 def _builder(

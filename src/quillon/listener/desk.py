@@ -14,6 +14,7 @@ from quillon.mail.message import IdSource
 from quillon.mail.reply import Reply
 from quillon.net.clock import Clock, Deadlines
 from quillon.policy.hook import Policy
+from quillon.policy.tls import TlsHooks
 from quillon.reception.door import Door
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError
@@ -52,6 +53,7 @@ class Desk:
     config: Config
     contexts: Contexts
     policy: Policy
+    hooks: TlsHooks
     door: Door
     ids: IdSource
     clock: Clock
@@ -80,7 +82,7 @@ class Desk:
                 known = True
             except ContextError as error:
                 known = False
-                if settings.tls_certificate:
+                if settings.tls_certificate or settings.tls_identities:
                     self.log(Panic(self.clock.now(), f"tls: {error}"))
             self._tls_usable[settings] = known
         return known

@@ -14,13 +14,14 @@ from typing import Any
 from quillon import __version__
 from quillon.config.scope import IPAddress, glob_matches
 from quillon.listener.desk import Desk
+from quillon.listener.security import Security
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
-from quillon.mail.event import Handshaken, Panic, Rejected, TlsFacts
+from quillon.mail.event import Rejected
 from quillon.mail.message import MessageId, Origin
 from quillon.mail.reply import Reply
 from quillon.net.stream import Stream
-from quillon.policy.context import Context, tls_variables
+from quillon.policy.context import Context
 from quillon.policy.hook import Call, MessageView, Phase, Session
 from quillon.reception import content
 from quillon.reception.content import Trace
@@ -29,7 +30,6 @@ from quillon.reception.intake import Intake
 from quillon.smtp import server as smtp
 from quillon.smtp.server import ServerSession
 from quillon.smtp.tables import State
-from quillon.tls.engine import ContextError, Engine
 from quillon.tls.verdict import HandshakeFailure
 
 HANDSHAKE_TIMEOUT = 60.0  # seconds
@@ -48,8 +48,7 @@ class EsmtpSession:
         self._listen = listen
         self._context = Context()
         self._session: ServerSession | None = None
-        self._engine: Engine | None = None
-        self._facts: TlsFacts | None = None
+        self._security: Security
         self._recipients: list[Mailbox] = []
         self._sender: Mailbox | None = None
         self._intake: Intake | None = None
@@ -72,8 +71,9 @@ class EsmtpSession:
         self._ip: IPAddress = _address(remote[0])
         now = desk.clock.now()
         self._id = desk.ids.next(now)
-        self._settings, self._tls = desk.config.reception(self._listen, self._ip)
+        self._settings, tls = desk.config.reception(self._listen, self._ip)
         self._info = Session(_endpoint(remote), _endpoint(local), str(self._id))
+        self._security = Security(desk, tls, self._info, self._id, self._context)
         desk.sessions.add(self)
         desk.deadlines.add(self)
         self._ends_at = now + self._settings.session_time if self._settings.session_time else 0.0
@@ -82,7 +82,11 @@ class EsmtpSession:
         self._context.connection.update(self._settings.context or {})
         self._context.connection["pathway"] = self._settings.pathway
         if self._settings.use_ssl:
-            self._begin_tls()
+            if self._security.prepare():
+                self._begin_tls()
+            else:
+                self._over = True
+                self.stream.abort()
         else:
             self._begin_smtp(in_tls=False)
 
@@ -106,32 +110,32 @@ class EsmtpSession:
         self._run()
 
     def secured(self) -> None:
-        assert self._engine is not None
-        verdict = self._engine.verdict()
-        self._facts = verdict.facts(
-            verified=verdict.chain_verified if verdict.certificate and verdict.checked else None,
-            cause=verdict.cause if verdict.certificate else "",
-        )
-        self._context.connection.update(tls_variables(verdict))
-        self._log_handshake(self._facts, ok=True)
+        self._security.secured()
         self._touch()
-        if self._session is None:
-            self._begin_smtp(in_tls=True)
-        else:
+        implicit = self._session is None
+        if self._session is not None:
             self._context.forget_clear_text()
             self._session.tls_started()
+        refusal = self._policy(Phase.TLS_POST_ACCEPT)
+        if refusal is not None:
+            self._refuse_tls(refusal)
+        elif implicit:
+            self._begin_smtp(in_tls=True)
+        else:
             self._run()
+
+    def _refuse_tls(self, refusal: Reply) -> None:
+        """Policy does not want this handshake (manual, inbound_smtp_tls_post_accept): say so and hang up."""
+        if self._session is None:
+            hostname = self._settings.banner_hostname or self._desk.hostname
+            self._session = ServerSession(self._settings, hostname, self._remote[0], can_starttls=False, in_tls=True)
+        self.end(Reply(421, refusal.enhanced or "4.7.0", refusal.text or "TLS Negotiation failed."))
 
     def unsecured(self, failure: Any) -> None:
         assert isinstance(failure, HandshakeFailure)
-        if self._facts is None or not self._facts.protocol:
-            self._log_handshake(failure.facts(), ok=False)
+        self._security.unsecured(failure)
         self._over = True
         self.stream.close()
-
-    def _log_handshake(self, facts: TlsFacts, *, ok: bool) -> None:
-        desk = self._desk
-        desk.log(Handshaken(desk.clock.now(), self._info.remote, self._info.local, self._id, facts, ok))
 
     def closed(self) -> None:
         self._over = True
@@ -157,9 +161,9 @@ class EsmtpSession:
         if self._over or self.stream.blocked:
             self._over = True
             self.stream.abort()  # it reads nothing: a last reply would only be kept for it
-        elif self._session is None or (self._engine is not None and not self._engine.established):
-            if self._engine is not None:
-                self._log_handshake(HandshakeFailure("handshake_timeout").facts(), ok=False)
+        elif self._session is None or self._security.handshaking:
+            if self._security.handshaking:
+                self._security.unsecured(HandshakeFailure("handshake_timeout"))
             self._over = True
             self.stream.abort()
         else:
@@ -208,7 +212,7 @@ class EsmtpSession:
         reading = self._session is not None and self._session.state is State.READING_BODY
         if reading and not self._data_ends_at and self._settings.data_time:
             self._data_ends_at = now + self._settings.data_time
-        handshaking = self._engine is not None and not self._engine.established
+        handshaking = self._security.handshaking
         ends = now + (HANDSHAKE_TIMEOUT if handshaking else idle) if idle or handshaking else 0.0
         whole = self._data_ends_at if reading else self._ends_at
         self.deadline = min(ends, whole) if ends and whole else ends or whole
@@ -216,15 +220,8 @@ class EsmtpSession:
     # TLS ------------------------------------------------------------------------------------------------------
 
     def _begin_tls(self) -> None:
-        try:
-            self._engine = self._desk.contexts.server(self._tls)
-        except ContextError as error:
-            self._desk.log(Panic(self._desk.clock.now(), f"tls: {error}"))
-            self._over = True
-            self.stream.abort()
-            return
         self._touch()
-        self.stream.start_tls(self._engine)
+        self._security.begin(self.stream)
 
     def _begin_smtp(self, *, in_tls: bool) -> None:
         too_many = self._too_many()
@@ -232,7 +229,9 @@ class EsmtpSession:
         self._follow_pathway()
         desk, settings = self._desk, self._settings
         hostname = settings.banner_hostname or desk.hostname
-        usable = not settings.use_ssl and "STARTTLS" in settings.smtp_extensions and desk.tls_usable(self._tls)
+        usable = (
+            not settings.use_ssl and "STARTTLS" in settings.smtp_extensions and desk.tls_usable(self._security.settings)
+        )
         self._session = ServerSession(settings, hostname, self._remote[0], can_starttls=usable, in_tls=in_tls)
         if too_many:
             self._session.state = State.CONCURRENCY
@@ -252,7 +251,9 @@ class EsmtpSession:
         pathway = self._context.connection.setdefault("pathway", self._settings.pathway)
         if pathway != self._settings.pathway:
             use_ssl = self._settings.use_ssl
-            self._settings, self._tls = self._desk.config.reception_by_pathway(self._listen, self._ip, pathway)
+            self._settings, self._security.settings = self._desk.config.reception_by_pathway(
+                self._listen, self._ip, pathway
+            )
             self._settings = dataclasses.replace(self._settings, pathway=pathway, use_ssl=use_ssl)
             limit = self._settings.session_time
             self._ends_at = self._desk.clock.now() + limit if limit else 0.0
@@ -301,9 +302,11 @@ class EsmtpSession:
         elif isinstance(event, smtp.Hello):
             self._on_hello(session, event)
         elif isinstance(event, smtp.StartTls):
-            session.respond(None)
+            ready = self._security.prepare()
+            session.respond(None if ready else replies.TLS_NOT_AVAILABLE)
             self._flush()
-            self._begin_tls()
+            if ready:
+                self._begin_tls()
 
     def _on_hello(self, session: ServerSession, event: smtp.Hello) -> None:
         context = self._context
@@ -393,7 +396,7 @@ class EsmtpSession:
             self._settings.pathway,
             self._desk.config.pathway_group(self._settings.pathway),
         )
-        envelope = Envelope(self._batch_id, self._sender, self._recipients, origin, self._info, self._facts)
+        envelope = Envelope(self._batch_id, self._sender, self._recipients, origin, self._info, self._security.facts)
         self._intake = None  # the door has it from here on
         self._committing = True
         self.deadline = 0.0  # the client has done its part: no time limit of ours may cut off the answer
@@ -413,9 +416,10 @@ class EsmtpSession:
     def _trace(self) -> Trace:
         connection = self._context.connection
         tls = ""
-        if self._facts is not None and self._facts.protocol:
-            shown = {True: "yes", False: "no", None: "none"}[self._facts.verified]
-            facts = f"{self._facts.protocol} {self._facts.cipher} bits={self._facts.bits}"
+        found = self._security.facts
+        if found is not None and found.protocol:
+            shown = {True: "yes", False: "no", None: "none"}[found.verified]
+            facts = f"{found.protocol} {found.cipher} bits={found.bits}"
             tls = f"{facts} client-certificate-verified={shown}"
         verb = connection.get("ehlo_string", "")[:4].upper()
         protocol = "SMTP" if verb == "HELO" else "ESMTPS" if tls else "ESMTP"
@@ -483,7 +487,7 @@ class EsmtpSession:
                     module=self._context.module or "core",
                     connection_context=dict(self._context.connection),
                     message_context=dict(self._context.message),
-                    tls=self._facts,
+                    tls=self._security.facts,
                 )
             )
 

@@ -6,7 +6,7 @@ a `Message` of its own with its own id, tried and logged by itself; the mail dat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -101,7 +101,8 @@ class Message:
     """One recipient of a batch. `tries` counts finished attempts; `next_at` is the time of the next one.
 
     `routing_domain` is where the message goes: the recipient's domain, or a gateway as host or host:port. `via` is the
-    recipient's domain where its own Domain stanza rules TLS although a gateway takes the mail.
+    recipient's domain where its own Domain stanza rules TLS although a gateway takes the mail. `ruling` is what a
+    policy decided on TLS for this message alone: settings of delivery's own type, or the words of why it could not.
     """
 
     id: MessageId
@@ -114,3 +115,4 @@ class Message:
     tries: int = 0
     next_at: float = 0.0
     last_reply: str = ""
+    ruling: Hashable = None

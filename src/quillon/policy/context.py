@@ -51,6 +51,7 @@ def tls_variables(verdict: Verdict) -> dict[str, str]:
             "tls_client_cert_subject_cn": certificate.subject_cn,
             "tls_client_cert_issuer": certificate.issuer,
             "tls_client_cert_issuer_cn": certificate.issuer_cn,
+            "tls_client_cert_san": ",".join(certificate.alternative_names),
             "tls_client_cert_sha256": certificate.sha256,
             "tls_client_cert_spki_sha256": certificate.spki_sha256,
         }

@@ -7,26 +7,39 @@ answer 451: mail is neither let through nor lost because a script is broken.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from quillon.mail import reply as replies
 from quillon.mail.reply import Reply
 from quillon.policy.context import Context
+
+_LINE_END = re.compile(r"[\r\n]+")
 
 
 class Phase(Enum):
     """The SMTP phases of the manual, in order; the value is the name of the callout."""
 
     CONNECT = "validate_connect"
+    TLS_POST_ACCEPT = "inbound_smtp_tls_post_accept"
     EHLO = "validate_ehlo"
     MAILFROM = "validate_mailfrom"
     RCPTTO = "validate_rcptto"
     DATA = "validate_data"
     DATA_SPOOL = "validate_data_spool"
     SET_BINDING = "validate_set_binding"
+
+
+class Hook(Enum):
+    """Questions about TLS that a module may answer, by the names of the manual's C hooks."""
+
+    INBOUND_PARAMETERS = "get_inbound_tls_parameters"
+    INBOUND_VERIFY = "inbound_smtp_tls_verify_callback"
+    OUTBOUND_PARAMETERS = "get_outbound_tls_parameters"
+    OUTBOUND_VERIFY = "outbound_smtp_tls_verify_callback"
 
 
 class Verdict(Enum):
@@ -66,16 +79,29 @@ class MessageView:
     binding: str = ""
     routing_domain: str = ""
 
+    def header(self, name: str) -> list[str]:
+        """Unfolded values of a header field."""
+        head = self.head.decode("latin-1")
+        pattern = re.compile(rf"^{re.escape(name)}[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)", re.I | re.M)
+        return [re.sub(r"\r\n[ \t]+", " ", match[1]).strip() for match in pattern.finditer(head)]
+
 
 @dataclass(slots=True)
 class Call:
     """The arguments of one callout. `text` is the command line where the phase has one."""
 
-    phase: Phase
+    phase: Phase | Hook
     session: Session
     context: Context
     text: str = ""
     message: MessageView | None = None
+
+    @property
+    def view(self) -> MessageView:
+        """The message. Raises ValueError in a phase without one."""
+        if self.message is None:
+            raise ValueError("there is no message in this phase")
+        return self.message
 
 
 class Module(Protocol):
@@ -83,6 +109,9 @@ class Module(Protocol):
 
     def callout(self, phase: Phase) -> Callable[[Call], Verdict] | None:
         """The module's function for a phase, if it has one."""
+
+    def hook(self, hook: Hook) -> Callable[..., Any] | None:
+        """The module's function for a question about TLS, if it has one; arguments as `quillon.policy.tls` gives."""
 
     def close(self) -> None:
         """The policy is replaced."""
@@ -95,12 +124,21 @@ class Policy:
     modules: Sequence[Module] = ()
     report: Callable[[str], None] = print
     _callouts: dict[Phase, list[tuple[str, Callable[[Call], Verdict]]]] = field(default_factory=dict)
+    _hooks: dict[Hook, list[tuple[str, Callable[..., Any]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for phase in Phase:
             found = [(module.name, callout) for module in self.modules if (callout := module.callout(phase))]
             if found:
                 self._callouts[phase] = found
+        for hook in Hook:
+            answers = [(module.name, answer) for module in self.modules if (answer := module.hook(hook))]
+            if answers:
+                self._hooks[hook] = answers
+
+    def hooks(self, hook: Hook) -> Sequence[tuple[str, Callable[..., Any]]]:
+        """Name and function of each module that answers a question."""
+        return self._hooks.get(hook, ())
 
     def has(self, phase: Phase) -> bool:
         """Whether anybody listens: a session without policy does not even build the arguments."""
@@ -110,13 +148,14 @@ class Policy:
         """The refusal that policy decided on, or None. `call.context.disconnect` tells to close behind it."""
         context = call.context
         context.reply, context.disconnect = None, False
+        assert isinstance(call.phase, Phase)
         for name, callout in self._callouts.get(call.phase, ()):
             context.module = name
             try:
                 verdict = callout(call)
             except Exception as error:
                 # whatever a script does wrong is its own fault; the session is told 451 and goes on
-                self.report(f"scriptlet: {call.phase.value} error in {name}: {_words(error)}")
+                self.report(f"scriptlet: {call.phase.value} error in {name}: {words_of(error)}")
                 return replies.POLICY_FAILED
             reply = context.reply
             if reply is not None and context.disconnect and reply.code < 400:
@@ -133,7 +172,17 @@ class Policy:
             module.close()
 
 
-def _words(error: BaseException) -> str:
+def set_reply(context: Context, code: int, text: str, *, disconnect: bool) -> None:
+    """What a callout says to the client; an enhanced status code may lead the text. Raises ValueError."""
+    if not 200 <= code <= 599:
+        raise ValueError(f"{code} is no SMTP reply code")
+    words = _LINE_END.sub(" ", text).strip()
+    match = re.match(r"([245]\.[0-9]{1,3}\.[0-9]{1,3}) (.*)", words)
+    context.reply = Reply(code, match[1], match[2]) if match else Reply(code, "", words or "no text")
+    context.disconnect = disconnect
+
+
+def words_of(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text or type(error).__name__
 

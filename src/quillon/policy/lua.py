@@ -7,7 +7,6 @@ foreign functions, no look into Python.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ from typing import Any
 import lupa.luajit21 as lupa
 
 from quillon.config.settings import ScriptSettings
-from quillon.mail.reply import Reply
-from quillon.policy.context import Context
-from quillon.policy.hook import Call, MessageView, Phase, PolicyError, Verdict
+from quillon.policy.hook import Call, Hook, Phase, PolicyError, Verdict, set_reply
 from quillon.policy.msys.core import PRELUDE
 
 _REMOVED = (
@@ -34,7 +31,6 @@ _REMOVED = (
     "module",
     "python",
 )
-_LONE_TEXT = re.compile(r"[\r\n]+")
 _VERDICTS = {0: Verdict.CONT, 1: Verdict.DONE}
 
 
@@ -82,6 +78,12 @@ class LuaModule:
             return _VERDICTS[result]
 
         return run
+
+    def hook(self, hook: Hook) -> Callable[..., Any] | None:
+        if self._table[hook.value] is None:
+            return None
+        enter, table = self._calls[hook.value], self._table
+        return lambda call, *arguments: enter(table, call, *(_argument(value) for value in arguments))
 
     def init(self) -> None:
         """Call the module's own `init`, which has to return true. Raises PolicyError."""
@@ -155,7 +157,7 @@ class _Runtime:
             raise PolicyError(f"scriptlet: {error}") from None
 
     def _register(self, name: str, table: Any) -> None:
-        callouts = {phase.value for phase in Phase} | {"init", "deinit"}
+        callouts = {phase.value for phase in Phase} | {hook.value for hook in Hook} | {"init", "deinit"}
         if not any(table[key] is not None for key in callouts):
             raise PolicyError(f"no usable methods found for module {name} in registerModule call")
         self.modules.append(LuaModule(str(name), table, self._calls))
@@ -210,6 +212,10 @@ def _from_lua(text: str) -> str:
     return text.encode("latin-1").decode("utf-8", "replace")
 
 
+def _argument(value: object) -> object:
+    return _to_lua(value) if isinstance(value, str) else value
+
+
 def _text(value: object) -> str:
     if value is None:
         return ""
@@ -217,14 +223,7 @@ def _text(value: object) -> str:
 
 
 def _set_code(call: Call, code: object, text: object, disconnect: bool) -> None:
-    number = int(str(_text(code)))
-    if not 200 <= number <= 599:
-        raise ValueError(f"{number} is no SMTP reply code")
-    words = _LONE_TEXT.sub(" ", _text(text)).strip()
-    match = re.match(r"([245]\.[0-9]{1,3}\.[0-9]{1,3}) (.*)", words)
-    reply = Reply(number, match[1], match[2]) if match else Reply(number, "", words or "no text")
-    context: Context = call.context
-    context.reply, context.disconnect = reply, disconnect
+    set_reply(call.context, int(str(_text(code))), _text(text), disconnect=disconnect)
 
 
 def _session(call: Call, name: str) -> str:
@@ -233,30 +232,22 @@ def _session(call: Call, name: str) -> str:
     return _to_lua(str(getattr(call.session, name)))
 
 
-def _view(call: Call) -> MessageView:
-    if call.message is None:
-        raise ValueError("there is no message in this phase")
-    return call.message
-
-
 def _message(call: Call, name: str) -> object:
     if name not in ("sender", "recipient", "size", "message_id", "batch_id", "connection_id"):
         raise ValueError(name)
-    value = getattr(_view(call), name)
+    value = getattr(call.view, name)
     return _to_lua(value) if isinstance(value, str) else value
 
 
 def _values(call: Call, name: object) -> list[str]:
     """Unfolded values of a header field."""
-    head = _view(call).head.decode("latin-1")
-    pattern = re.compile(rf"^{re.escape(str(name))}[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)", re.I | re.M)
-    return [re.sub(r"\r\n[ \t]+", " ", match[1]).strip() for match in pattern.finditer(head)]
+    return call.view.header(str(name))
 
 
 def _binding(call: Call, field: str, name: object) -> str | None:
     if field not in ("binding", "binding_group", "routing_domain"):
         raise ValueError(field)
-    view = _view(call)
+    view = call.view
     if name is not None:
         value = _text(name)
         setattr(view, field, value.lower() if field == "routing_domain" else value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,17 +11,19 @@ from quillon.mail.message import Message
 
 
 class Key(NamedTuple):
-    """What a queue belongs to. `via` is set where the recipient's own stanza rules TLS behind a gateway."""
+    """What a queue belongs to. `via` is set where the recipient's own stanza rules TLS behind a gateway, `ruling` where
+    a policy has changed the TLS of its messages."""
 
     binding_group: str
     binding: str
     domain: str
     via: str = ""
+    ruling: Hashable = None
 
 
 def key_of(message: Message) -> Key:
     domain = message.routing_domain or message.recipient.domain
-    return Key(message.binding_group, message.binding, domain, message.via)
+    return Key(message.binding_group, message.binding, domain, message.via, message.ruling)
 
 
 @dataclass

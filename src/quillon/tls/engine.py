@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from cryptography import x509
+
 from quillon.tls.verdict import HandshakeFailure, Verdict
 
 SYSTEM_TRUST = "system"
@@ -54,3 +56,6 @@ class Engine(Protocol):
         """Say close_notify."""
 
     def verdict(self) -> Verdict: ...
+
+    def chain(self) -> list[x509.Certificate]:
+        """The certificates that the peer sent, its own first; those that can be read."""

@@ -22,7 +22,7 @@ from OpenSSL import SSL, crypto
 from quillon.tls import openssl_extra
 from quillon.tls.verdict import Certificate, HandshakeFailure, Verdict, alert_cause, chain_cause
 
-_ALERT = re.compile(r"(?:ssl/tls |(?:ssl|tls)v\d+ )alert (.*)")
+_ALERT = re.compile(r"\balert (.+)")
 _READ = 65536
 _MAX_ERRORS = 16
 # words of the library to cause codes, first match wins

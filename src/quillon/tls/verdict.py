@@ -90,6 +90,14 @@ CAUSES: dict[str, tuple[str, str]] = {
         "The host presented no certificate.",
         "Anonymous suites cannot be verified; use others.",
     ),
+    "rejected_by_policy": (
+        "A policy module said that the certificate is not good.",
+        "See the module's own log lines; its name stands in the detail.",
+    ),
+    "policy_failed": (
+        "A policy module failed when it was asked for the parameters of TLS.",
+        "See the paniclog: module, hook, line and error.",
+    ),
     "bad_local_settings": ("Our own certificate, key or CA file cannot be loaded.", "Run quillon check."),
 }
 
@@ -105,6 +113,9 @@ _CHAIN_CAUSES = {
     7: "bad_signature",
     23: "revoked",
     24: "invalid_ca",
+    25: "invalid_ca",
+    47: "invalid_ca",
+    48: "invalid_ca",
     79: "invalid_ca",
     26: "wrong_purpose",
     28: "wrong_purpose",
@@ -113,7 +124,7 @@ _CHAIN_CAUSES = {
     68: "weak_signature",
 }
 # which of several errors of one chain is told: the first that is present
-_ORDER = ("revoked", "self_signed", "unknown_issuer", "bad_signature", "expired", "not_yet_valid")
+_ORDER = ("rejected_by_policy", "revoked", "self_signed", "unknown_issuer", "bad_signature", "expired", "not_yet_valid")
 
 
 def alert_cause(name: str) -> str:

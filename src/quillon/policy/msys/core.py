@@ -106,6 +106,14 @@ end
 
 local new_vctx, new_ac, new_msg = hidden(vctx), hidden({}, ac_fields), hidden(msg, msg_fields)
 
+local function parameters(use_tls, tls_verify, certfile, keyfile, ca, cipherlist)
+  return {use_tls = use_tls, tls_verify = tls_verify, certfile = certfile, keyfile = keyfile, ca = ca,
+          cipherlist = cipherlist}
+end
+local function certificate(subject, issuer, sha256, spki_sha256, san, cause, ...)
+  return {subject = subject, issuer = issuer, sha256 = sha256, spki_sha256 = spki_sha256, san = san, cause = cause}, ...
+end
+
 -- each takes a registered table, the name of its callout and the opaque call, and gives the callout's result
 return {
   validate_connect = function(t, c) return t.validate_connect(t, new_ac(c), new_vctx(c)) end,
@@ -115,5 +123,27 @@ return {
   validate_data = function(t, c) return t.validate_data(t, new_msg(c), new_ac(c), new_vctx(c)) end,
   validate_data_spool = function(t, c) return t.validate_data_spool(t, new_msg(c), new_ac(c), new_vctx(c)) end,
   validate_set_binding = function(t, c) return t.validate_set_binding(t, new_msg(c)) end,
+  inbound_smtp_tls_post_accept = function(t, c)
+    return t.inbound_smtp_tls_post_accept(t, new_ac(c), new_vctx(c)) or core.VALIDATE_CONT
+  end,
+  get_inbound_tls_parameters = function(t, c, ...)
+    local p = parameters(...)
+    t.get_inbound_tls_parameters(t, new_ac(c), new_vctx(c), p)
+    return p.use_tls, p.tls_verify, p.certfile, p.keyfile, p.ca, p.cipherlist
+  end,
+  get_outbound_tls_parameters = function(t, c, ...)
+    local p = parameters(...)
+    t.get_outbound_tls_parameters(t, new_msg(c), p)
+    return p.use_tls, p.tls_verify, p.certfile, p.keyfile, p.ca, p.cipherlist
+  end,
+  inbound_smtp_tls_verify_callback = function(t, c, ok, ...)
+    local cert = certificate(...)
+    return t.inbound_smtp_tls_verify_callback(t, new_ac(c), new_vctx(c), ok, cert.subject, cert.issuer, cert)
+  end,
+  outbound_smtp_tls_verify_callback = function(t, c, ok, ...)
+    local cert, host, ip, domain = certificate(...)
+    local to = {host = host, ip = ip, domain = domain}
+    return t.outbound_smtp_tls_verify_callback(t, to, ok, cert.subject, cert.issuer, cert)
+  end,
 }
 """

@@ -1,0 +1,71 @@
+"""What a host does with TLS, found out by connecting as a delivery would, without sending anything. Shell.
+
+The handshake is judged by the strictest rules whatever is configured, so that each value of TLS and TLS_Verify can be
+foreseen from one connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cryptography import x509
+
+from quillon.config.settings import DeliverySettings, OutboundTls
+from quillon.delivery.attempt import Attempt, TryHost
+from quillon.delivery.connection import Connection, Surroundings
+from quillon.delivery.route import Host
+from quillon.delivery.tls_policy import Foreseen, Judgement, Observed, foresee, judge
+from quillon.mail.event import TlsFacts
+from quillon.tls.engine import SYSTEM_TRUST
+
+VALUES = tuple((tls, verify) for tls in ("ifavailable", "required") for verify in ("no", "optional", "ca", "host"))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One host. `problem` says why it could not be talked to at all; `judgement` is that of TLS_Verify = host."""
+
+    host: Host
+    names: tuple[str, ...]
+    ca: str
+    problem: str
+    observed: Observed
+    facts: TlsFacts | None
+    judgement: Judgement | None
+    chain: tuple[x509.Certificate, ...]
+
+    def foresee(self, tls: OutboundTls) -> Foreseen:
+        """What a delivery under these settings would do."""
+        return foresee(tls, self.observed, self.names)
+
+
+async def probe(
+    host: Host, names: Sequence[str], settings: DeliverySettings, tls: OutboundTls, around: Surroundings, ehlo: str
+) -> Report:
+    """Connect to a host up to the point where it would take a message."""
+    strict = replace(tls, tls="required", tls_verify="optional", tls_ca=tls.tls_ca or SYSTEM_TRUST)
+    attempt = Attempt(strict, [host])
+    step = attempt.next_step()
+    assert isinstance(step, TryHost)
+    connection = Connection(around, settings, strict, tuple(names), names[-1], ehlo, gone=lambda _: None)
+    ready = await connection.open(attempt, step)
+    chain = tuple(connection.chain())
+    if ready:
+        connection.quit()
+        verdict, cause, problem = connection.verdict, "", ""
+    else:
+        # whatever the handshake showed is worth nothing once the host has taken it back
+        end = attempt.next_step()
+        assert not isinstance(end, TryHost)
+        verdict, cause, problem = None, end.cause, "" if end.cause else str(end.reply)
+    return Report(
+        host=host,
+        names=tuple(names),
+        ca=strict.tls_ca or "",
+        problem=problem,
+        observed=Observed(connection.offered, "" if cause == "no_starttls" else cause, verdict),
+        facts=connection.facts,
+        judgement=judge(replace(strict, tls_verify="host"), verdict, names) if verdict is not None else None,
+        chain=chain,
+    )

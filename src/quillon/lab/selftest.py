@@ -1,0 +1,55 @@
+"""A configuration against the fault farm: which broken peers would get mail, and how.
+
+What is tested are the decisions that a domain's settings lead to. The farm's own authority stands in for TLS_CA, and
+the peers for the domain's hosts; everything else is as configured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+
+from quillon.config.settings import DeliverySettings, OutboundTls
+from quillon.delivery.connection import Surroundings
+from quillon.lab import trial
+from quillon.lab.farm import Farm
+from quillon.lab.faults import Fault
+from quillon.lab.trial import PATIENCE, Result
+from quillon.net.clock import Deadlines, SystemClock
+from quillon.policy.hook import NO_POLICY
+from quillon.policy.tls import TlsHooks
+from quillon.tls.context import Contexts
+
+_AT_ONCE = 16
+
+
+async def run(folder: Path, settings: DeliverySettings, columns: list[OutboundTls]) -> list[list[tuple[Fault, Result]]]:
+    """One list of results per TLS setting. `folder` is for the farm's certificates."""
+    farm = Farm(folder)
+    await farm.start()
+    clock = SystemClock()
+    deadlines = Deadlines(clock, 0.05)
+    deadlines.start()
+    around = Surroundings(clock, deadlines, Contexts(clock.now), TlsHooks(NO_POLICY, "/"), PATIENCE)
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(fault: Fault, tls: OutboundTls) -> tuple[Fault, Result]:
+        async with gate:
+            return fault, await trial.deliver(farm, fault, trial.patient(settings), tls, around)
+
+    try:
+        return [list(await asyncio.gather(*(one(f, trusting(tls, farm)) for f in farm.faults))) for tls in columns]
+    finally:
+        deadlines.stop()
+        farm.stop()
+
+
+def trusting(tls: OutboundTls, farm: Farm) -> OutboundTls:
+    """The same settings with the farm's authority where there was one."""
+    return dataclasses.replace(tls, tls_ca=str(farm.ca)) if tls.tls_ca else tls
+
+
+def lets_through(fault: Fault, result: Result) -> bool:
+    """Whether mail went to a peer whose TLS is broken: in clear, or to a certificate that does not verify."""
+    return bool(fault.cause) and result.seen.way != "held"

@@ -1,0 +1,78 @@
+"""The TLS of one session: its settings, its engine, and what the handshake leaves for policy and log. Shell."""
+
+from __future__ import annotations
+
+from quillon.config.settings import InboundTls
+from quillon.listener.desk import Desk
+from quillon.mail.event import Handshaken, Panic, TlsFacts
+from quillon.mail.message import MessageId
+from quillon.net.stream import Stream
+from quillon.policy.context import Context, tls_variables
+from quillon.policy.hook import Call, Hook, Session
+from quillon.policy.tls import HookFailed
+from quillon.tls.engine import ContextError, Engine
+from quillon.tls.verdict import HandshakeFailure
+
+
+class Security:
+    """`settings` may change until the handshake begins; `facts` are those of the last handshake."""
+
+    def __init__(self, desk: Desk, settings: InboundTls, info: Session, number: MessageId, context: Context) -> None:
+        self.settings = settings
+        self.facts: TlsFacts | None = None
+        self._desk = desk
+        self._info = info
+        self._number = number
+        self._context = context
+        self._engine: Engine | None = None
+
+    @property
+    def handshaking(self) -> bool:
+        return self._engine is not None and not self._engine.established
+
+    def prepare(self) -> bool:
+        """Have policy change the parameters, and make the engine. False if there is to be no TLS."""
+        desk = self._desk
+        try:
+            if desk.hooks.asks(Hook.INBOUND_PARAMETERS):
+                call = Call(Hook.INBOUND_PARAMETERS, self._info, self._context)
+                changed = desk.hooks.inbound_parameters(call, self.settings)
+                if changed is None:
+                    return False
+                self.settings = changed
+            self._engine = desk.contexts.server(self.settings)
+        except HookFailed:
+            return False
+        except ContextError as error:
+            desk.log(Panic(desk.clock.now(), f"tls: {error}"))
+            return False
+        return True
+
+    def begin(self, stream: Stream) -> None:
+        """Start the handshake, after `prepare`."""
+        assert self._engine is not None
+        stream.start_tls(self._engine)
+
+    def secured(self) -> None:
+        """The handshake ended well: tell policy and log."""
+        assert self._engine is not None
+        verdict = self._engine.verdict()
+        if self._desk.hooks.asks(Hook.INBOUND_VERIFY):
+            call = Call(Hook.INBOUND_VERIFY, self._info, self._context)
+            verdict = self._desk.hooks.inbound_verdict(call, verdict)
+        presented = verdict.certificate is not None
+        self.facts = verdict.facts(
+            verified=verdict.chain_verified if presented and verdict.checked else None,
+            cause=verdict.cause if presented else "",
+        )
+        self._context.connection.update(tls_variables(verdict))
+        self._log(self.facts, ok=True)
+
+    def unsecured(self, failure: HandshakeFailure) -> None:
+        """The handshake failed."""
+        if self.facts is None or not self.facts.protocol:
+            self._log(failure.facts(), ok=False)
+
+    def _log(self, facts: TlsFacts, *, ok: bool) -> None:
+        desk = self._desk
+        desk.log(Handshaken(desk.clock.now(), self._info.remote, self._info.local, self._number, facts, ok))
