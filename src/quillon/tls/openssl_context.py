@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL, crypto
 
 from quillon.config.settings import InboundTls, OutboundTls
@@ -164,9 +167,11 @@ def _load_pair(context: SSL.Context, certificate: str, key: str) -> None:
     _try(f"TLS_Key {source} and TLS_Certificate {certificate}", context.check_privatekey)
 
 
-def _private_key(path: str) -> crypto.PKey:
-    # an empty passphrase: an encrypted key fails at once and does not ask on the terminal
-    return crypto.load_privatekey(crypto.FILETYPE_PEM, Path(path).read_bytes(), b"")
+def _private_key(path: str) -> Any:
+    try:
+        return serialization.load_pem_private_key(Path(path).read_bytes(), None)
+    except (TypeError, UnsupportedAlgorithm) as error:  # encrypted, or of a kind that TLS does not know
+        raise ValueError(str(error)) from None
 
 
 def _try(what: str, do: Callable[[], object]) -> None:

@@ -1,0 +1,142 @@
+"""The fault farm: every peer against every value of TLS and TLS_Verify, by both engines, octet for octet."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from quillon.config.options import table
+from quillon.config.scope import resolve
+from quillon.config.settings import DeliverySettings, OutboundTls, build
+from quillon.delivery.connection import Surroundings
+from quillon.delivery.probe import VALUES, probe
+from quillon.delivery.route import Host
+from quillon.lab import trial
+from quillon.lab.farm import Farm
+from quillon.lab.faults import DOMAIN, FAULTS, Fault
+from quillon.lab.trial import Result
+from quillon.net.clock import Deadlines, SystemClock
+from quillon.policy.hook import NO_POLICY
+from quillon.policy.tls import TlsHooks
+from quillon.tls.context import Contexts
+
+# what a client may say in clear to a host from which it wants TLS
+BEFORE_TLS = re.compile(rb"\A(EHLO trial\.test\r\n(STARTTLS\r\n)?)?(QUIT\r\n)?\Z")
+COLUMNS = [("no", "no"), *VALUES]
+
+
+def outbound(**changes: object) -> OutboundTls:
+    options = table().options
+    settings = build(OutboundTls, lambda name: resolve(options[name], [], "/").value)
+    return dataclasses.replace(settings, **changes)  # type: ignore[arg-type]
+
+
+def delivery() -> DeliverySettings:
+    options = table().options
+    return trial.patient(build(DeliverySettings, lambda name: resolve(options[name], [], "/").value))
+
+
+class Field:
+    """A farm, and the results of all trials by column and peer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.results: dict[tuple[str, str], dict[str, Result]] = {}
+        self.clear: dict[tuple[str, str], dict[str, list[bytes]]] = {}
+        self.foreseen: dict[tuple[str, str], dict[str, str]] = {}
+
+    async def run(self, engine: str) -> None:
+        clock = SystemClock()
+        deadlines = Deadlines(clock, 0.05)
+        deadlines.start()
+        around = Surroundings(clock, deadlines, Contexts(clock.now), TlsHooks(NO_POLICY, "/"), 1.0)
+        settings = delivery()
+        for value, verify in COLUMNS:
+            farm = Farm(self.folder)
+            await farm.start()
+            tls = outbound(tls=value, tls_verify=verify, tls_ca=str(farm.ca), tls_engine=engine)
+            found = await asyncio.gather(*(trial.deliver(farm, fault, settings, tls, around) for fault in FAULTS))
+            self.results[value, verify] = {fault.name: result for fault, result in zip(FAULTS, found, strict=True)}
+            self.clear[value, verify] = {
+                name: [bytes(record.clear) for record in records] for name, records in farm.records.items()
+            }
+            farm.stop()
+        await self._probe(around, settings, engine)
+        deadlines.stop()
+
+    async def _probe(self, around: Surroundings, settings: DeliverySettings, engine: str) -> None:
+        farm = Farm(self.folder)
+        await farm.start()
+        tls = outbound(tls_ca=str(farm.ca), tls_engine=engine)
+        hosts = [Host(fault.host, "127.0.0.1", farm.ports[fault.name]) for fault in FAULTS]
+        reports = await asyncio.gather(
+            *(probe(host, (host.name, DOMAIN), settings, tls, around, "trial.test") for host in hosts)
+        )
+        for value, verify in COLUMNS:
+            changed = dataclasses.replace(tls, tls=value, tls_verify=verify)
+            self.foreseen[value, verify] = {
+                fault.name: report.problem or str(report.foresee(changed))
+                for fault, report in zip(FAULTS, reports, strict=True)
+            }
+        farm.stop()
+
+
+@pytest.fixture(scope="module", params=["openssl", "gnutls"])
+def field(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Field:
+    found = Field(tmp_path_factory.mktemp("farm"))
+    asyncio.run(found.run(request.param))
+    return found
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_each_cause_is_found(field: Field, fault: Fault) -> None:
+    result = field.results["required", "host"][fault.name]
+    assert result.seen.cause == fault.cause
+    if not fault.cause and not fault.reply[0] and fault.name != "close-after-handshake":
+        assert result.delivered
+        assert result.seen.verified is True
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("verify", ["no", "optional", "ca", "host"])
+def test_nothing_leaves_in_clear_under_required(field: Field, fault: Fault, verify: str) -> None:
+    assert field.results["required", verify][fault.name].seen.way != "clear"
+    said = field.clear["required", verify][fault.name]
+    assert said
+    for octets in said:
+        assert BEFORE_TLS.match(octets), octets
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_failed_verification_never_leads_to_clear_text(field: Field, fault: Fault) -> None:
+    for verify in ("ca", "host"):
+        result = field.results["ifavailable", verify][fault.name]
+        if result.seen.verified is False:
+            assert result.seen.way == "held"
+            assert all(BEFORE_TLS.match(octets) for octets in field.clear["ifavailable", verify][fault.name])
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_the_fallback_comes_over_a_fresh_connection(field: Field, fault: Fault) -> None:
+    result = field.results["ifavailable", "no"][fault.name]
+    if result.seen.way == "clear" and result.seen.cause:
+        first, second = field.clear["ifavailable", "no"][fault.name]
+        assert BEFORE_TLS.match(first)
+        assert second.startswith(b"EHLO trial.test\r\nMAIL FROM:")
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=" ".join)
+def test_a_probe_foresees_what_a_delivery_does(field: Field, column: tuple[str, str]) -> None:
+    for fault in FAULTS:
+        foreseen, result = field.foreseen[column][fault.name], field.results[column][fault.name]
+        if fault.name == "close-after-handshake":
+            continue  # says nothing after the handshake: there is no EHLO to tell what would happen
+        assert foreseen == str(result.seen), fault.name
+
+
+def test_without_tls_everything_is_in_clear(field: Field) -> None:
+    assert {result.seen.way for result in field.results["no", "no"].values()} == {"clear"}
