@@ -11,6 +11,7 @@ from pathlib import Path
 from quillon.config.model import Config
 from quillon.config.settings import NodeSettings
 from quillon.config.syntax import Position
+from quillon.log.macros import compile_format
 from quillon.net.clock import Clock, SystemClock
 from quillon.net.resolver import Resolver
 from quillon.policy.hook import NO_POLICY, Module, Policy, PolicyError
@@ -88,7 +89,22 @@ def try_out(config: Config, clock: Clock) -> list[str]:
         except (ComposeError, PolicyError) as error:
             problems.append(str(error))
     problems += _try_tls(config)
+    problems += _try_formats(config)
     return problems
+
+
+def _try_formats(config: Config) -> list[str]:
+    problems = []
+    for node in config.root.of("custom_logger"):
+        for stanza in config.custom_loggers():
+            for log in stanza.logs:
+                entry = node.settings.get(f"{log.stage}_format")
+                if entry is not None and entry.value == log.format:
+                    try:
+                        compile_format(log.format, stanza.namespaces, stanza.sanitize)
+                    except ValueError as error:
+                        problems.append(f"{entry.position}: {log.stage}_format: {error}")
+    return list(dict.fromkeys(problems))
 
 
 def _try_tls(config: Config) -> list[str]:

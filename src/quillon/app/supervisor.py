@@ -18,9 +18,11 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quillon.app import compose, worker
 from quillon.app.channel import Channel
+from quillon.app.console import Console
 from quillon.app.notify import notify, reloading
 from quillon.app.privileges import Identity, PrivilegeError, become, identity, make_folder
 from quillon.config.load import load
@@ -66,6 +68,11 @@ class Supervisor:
         self._status = 0
         self._signals: list[int] = []
         self._announced = False
+        self._console = Console(
+            self._selector,
+            self._ask_workers,
+            {"reopen logs": self._console_reopen, "config reload": self._console_reload},
+        )
 
     # start ----------------------------------------------------------------------------------------------------
 
@@ -74,6 +81,7 @@ class Supervisor:
         try:
             who = identity(self._config.security())
             self._bind(self._config.listens(), fresh=True)
+            self._bind_console(self._config)
             self._write_pidfile(who)
             self._make_folders(who)
             become(who)
@@ -123,6 +131,26 @@ class Supervisor:
             self._keep(made)
         return made
 
+    def _bind_console(self, config: Config) -> None:
+        """Bind the control sockets that are not bound yet. Raises BindError."""
+        wanted = {listen.name: listen for listen in config.control_sockets()}
+        new = {name: bind(listen) for name, listen in wanted.items() if name not in self._console.names}
+        self._console.listen(new, set(wanted))
+
+    def _ask_workers(self, request: dict[str, Any]) -> set[int]:
+        """Put a question to every worker that is ready; gives their process ids."""
+        return {child.pid for child in self._children.values() if child.ready and child.channel.send(request)}
+
+    def _console_reopen(self) -> str:
+        for child in self._children.values():
+            child.channel.send({"do": "reopen"})
+        self._reopen_logs()
+        return "logs reopened"
+
+    def _console_reload(self) -> str:
+        self._signals.append(signal.SIGHUP)
+        return "reload requested; the paniclog tells if it is refused"
+
     def _keep(self, made: dict[str, list[socket.socket]]) -> None:
         for name, sockets in made.items():
             for number, sock in enumerate(sockets):
@@ -145,6 +173,9 @@ class Supervisor:
         base = Path(self._config.node().spoolbase)
         try:
             make_folder(base, who)
+            for custom in self._config.custom_loggers():
+                for log in custom.logs:
+                    make_folder(Path(log.path).parent, who, 0o755)
             for logger in self._config.loggers():
                 for path in (logger.mainlog, logger.rejectlog, logger.paniclog, logger.jsonlog):
                     if path:
@@ -189,6 +220,7 @@ class Supervisor:
             signal.signal(caught, signal.SIG_DFL)
         self._selector.close()
         ours.close()
+        self._console.close_inherited()
         for child in self._children.values():
             child.channel.close()
         for sock in self._wake:
@@ -207,12 +239,10 @@ class Supervisor:
         waits = [at - time.monotonic() for at in self._due.values()]
         if self._stopping:
             waits.append(self._stopping - time.monotonic())
-        ready = self._selector.select(max(min(waits, default=60.0), 0.0))
-        for key, _ in ready:
-            if key.data is None:
-                self._wake[1].recv(4096)
-            elif key.data in self._children:
-                self._heard(self._children[key.data])
+        if self._console.deadline:
+            waits.append(self._console.deadline - time.monotonic())
+        self._hear(self._selector.select(max(min(waits, default=60.0), 0.0)))
+        self._console.expire()
         caught, self._signals = self._signals, []
         self._reap()
         if signal.SIGHUP in caught and not self._stopping:
@@ -227,6 +257,15 @@ class Supervisor:
             if at <= time.monotonic():
                 del self._due[number]
                 self._fork(number)
+
+    def _hear(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+        for key, _ in ready:
+            if key.data is None:
+                self._wake[1].recv(4096)
+            elif callable(key.data):
+                key.data(key.fileobj)
+            elif key.data in self._children:
+                self._heard(self._children[key.data])
 
     def _heard(self, child: _Child) -> None:
         got = child.channel.receive()
@@ -245,6 +284,8 @@ class Supervisor:
                 names = ", ".join(sorted(self._sockets[0])) or "no address"
                 self._say(f"ready: {self._count} workers on {names}")
                 notify("READY=1", f"STATUS={self._count} workers")
+        elif message["event"] == "answer":
+            self._console.answered(child.pid, message)
         elif message["event"] == "refused":
             self._say(f"worker {child.number}: reload refused: {message['text']}")
         elif message["event"] == "failed":
@@ -265,6 +306,7 @@ class Supervisor:
             if child.channel in self._selector.get_map():
                 self._heard_last(child)
             child.channel.close()
+            self._console.gone(pid)
             if self._stopping:
                 continue
             code = os.waitstatus_to_exitcode(raw)
@@ -293,7 +335,9 @@ class Supervisor:
         if loaded.config is not None:
             problems = compose.try_out(loaded.config, self._clock)
             try:
-                made = self._bind(loaded.config.listens(), fresh=False) if not problems else {}
+                if not problems:
+                    made = self._bind(loaded.config.listens(), fresh=False)
+                    self._bind_console(loaded.config)
             except BindError as error:
                 problems.append(str(error))
         if loaded.config is not None:
@@ -334,6 +378,7 @@ class Supervisor:
             return
         notify("STOPPING=1")
         self._say("draining")
+        self._console.close()
         self._due.clear()
         self._stopping = time.monotonic() + self._config.node().drain_timeout + GRACE
         for sockets in self._sockets:

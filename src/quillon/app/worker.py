@@ -24,13 +24,14 @@ from quillon.app.channel import Channel
 from quillon.app.compose import ComposeError
 from quillon.config.load import load
 from quillon.config.model import Config
-from quillon.config.settings import share
+from quillon.config.settings import InboundTls, share
 from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import Surroundings
 from quillon.delivery.dispatcher import Dispatcher, Share
 from quillon.delivery.hosts import HostFinder
 from quillon.listener.desk import Counts, Desk, Sitter
 from quillon.listener.esmtp import EsmtpSession
+from quillon.log.metrics import Metrics
 from quillon.log.sink import Loggers
 from quillon.mail import reply as replies
 from quillon.mail.event import Event, Notice, Panic
@@ -40,9 +41,11 @@ from quillon.policy.hook import Policy
 from quillon.policy.tls import TlsHooks
 from quillon.reception.door import Door, Residents
 from quillon.spool.store import SpoolError, Store
-from quillon.tls.context import Contexts
+from quillon.tls.context import Contexts, Row
 
 FAULTY = 3  # exit status: starting anew will not help
+REFRESH = 5.0  # seconds between looks at the files of TLS contexts
+ROWS_AT_ONCE = 40  # of an answer to the console, so that it fits into a datagram
 
 
 class Worker:
@@ -59,6 +62,7 @@ class Worker:
         self._clock = SystemClock()
         self._servers: dict[str, asyncio.AbstractServer] = {}
         self._draining = asyncio.Event()
+        self._metrics = Metrics()
 
     async def run(self) -> None:
         """Until drained. Raises SpoolError, ComposeError and OSError for what keeps it from starting."""
@@ -66,7 +70,7 @@ class Worker:
         loop.set_exception_handler(self._unexpected)
         loop.add_signal_handler(signal.SIGTERM, self._draining.set)
         loop.add_reader(self._channel.fileno(), self._told)
-        self._loggers = Loggers(self._config.loggers(), loop.call_soon)
+        self._loggers = Loggers(self._config.loggers(), loop.call_soon, self._config.custom_loggers())
         self._loggers.open()
         messages = self._open_spool()
         self._build(self._config)
@@ -76,6 +80,7 @@ class Worker:
             await self._listen(name, sock)
         self._dispatcher.start(messages)
         self._start_heartbeat()
+        self._refreshing = self._loop.call_later(REFRESH, self._refresh)
         gc.collect()
         gc.freeze()
         gc.set_threshold(20000, 50, 50)
@@ -163,6 +168,7 @@ class Worker:
     # log ------------------------------------------------------------------------------------------------------
 
     def log(self, event: Event) -> None:
+        self._metrics.count(event)
         self._loggers.log(event)
 
     def _report(self, text: str) -> None:
@@ -200,6 +206,35 @@ class Worker:
             self._reloading = asyncio.get_running_loop().create_task(self._reload(sockets))
         elif message["do"] == "drain":
             self._draining.set()
+        elif message["do"] == "console":
+            self._answer(message["id"], message["command"])
+        elif message["do"] == "reopen":
+            self._reopen()
+
+    def _answer(self, number: int, command: str) -> None:
+        """What the console wants to know of this worker, in parts that fit into a datagram."""
+        rows: list[Any] = []
+        if command == "metrics":
+            rows = [list(item) for item in self._metrics.counts.items()]
+        elif command == "tls show cache":
+            rows = [_cache_row(row) for row in self._contexts.rows()]
+        else:
+            self._contexts.flush()
+        parts = [rows[n : n + ROWS_AT_ONCE] for n in range(0, len(rows), ROWS_AT_ONCE)] or [[]]
+        for n, part in enumerate(parts, 1):
+            self._channel.send({"event": "answer", "id": number, "rows": part, "last": n == len(parts)})
+
+    def _reopen(self) -> None:
+        try:
+            self._loggers.open()
+        except OSError as error:
+            self._report(f"cannot open log {error.filename}: {error.strerror}")
+
+    def _refresh(self) -> None:
+        """Certificates and keys that have changed on disk."""
+        for text in self._contexts.refresh():
+            self._report(f"tls: {text}") if "cannot" in text else self.log(Notice(self._clock.now(), f"tls: {text}"))
+        self._refreshing = self._loop.call_later(REFRESH, self._refresh)
 
     async def _reload(self, new: dict[str, socket.socket]) -> None:
         """Read the configuration again and use it, or keep the running one and say why."""
@@ -220,7 +255,7 @@ class Worker:
         policy = compose.policy(config, self._clock, self._report)
         node = config.node()
         resolver = compose.resolver(node, self._clock)
-        loggers = Loggers(config.loggers(), asyncio.get_running_loop().call_soon)
+        loggers = Loggers(config.loggers(), asyncio.get_running_loop().call_soon, config.custom_loggers())
         loggers.open()
         # nothing below fails: from here on the new configuration is the running one
         old_loggers, self._loggers = self._loggers, loggers
@@ -248,6 +283,7 @@ class Worker:
 
     async def _drain(self) -> None:
         """Take no more, let what is under way end, close the spool."""
+        self._refreshing.cancel()
         for server in self._servers.values():
             server.close()
         seconds = float(self._config.node().drain_timeout)
@@ -272,6 +308,20 @@ class Worker:
         self._policy.close()
         self.log(Notice(self._clock.now(), "drained"))
         self._loggers.close()
+
+
+def _cache_row(row: Row) -> dict[str, Any]:
+    """A TLS context for the console, by the labels of the manual."""
+    tls = row.settings
+    shown = {
+        "engine": tls.tls_engine,
+        "certificate": tls.tls_certificate or "none",
+        "ca list": (tls.tls_client_ca if isinstance(tls, InboundTls) else tls.tls_ca) or "none",
+        "ciphers": tls.tls_ciphers or "default",
+        "protocols": ", ".join(sorted(tls.tls_protocols)),
+    }
+    shown["verify"] = (tls.tls_verify_mode or "unset") if isinstance(tls, InboundTls) else tls.tls_verify
+    return {"kind": row.kind, "settings": shown, "age": row.age, "in_use": row.in_use}
 
 
 def main(config: Config, number: int, count: int, sockets: dict[str, socket.socket], channel: Channel) -> int:

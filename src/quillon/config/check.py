@@ -6,12 +6,13 @@ import grp
 import pwd
 
 from quillon.config.check_files import ancestors, check_files
-from quillon.config.model import Config, lookup_name, parse_endpoint
+from quillon.config.model import CUSTOM_STAGES, Config, log_switch, lookup_name, parse_endpoint
 from quillon.config.scope import Node, resolve
 from quillon.config.syntax import Fault
 
 _STRENGTH_TLS = {"no": 0, "ifavailable": 1, "required": 2}
 _STRENGTH_VERIFY = {"no": 0, "optional": 0, "ca": 1, "host": 2}
+CUSTOM_SWITCHES = {log_switch(stage): stage for stage in CUSTOM_STAGES}
 _LISTEN_OPTIONS = {"use_ssl", "smtp_extensions", "tls_certificate", "tls_verify_mode", "tls_client_ca"}
 
 
@@ -35,6 +36,8 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
     _check_loops(config, list(endpoints), faults)
     _check_delivery(config, faults)
     _check_scripts(config, faults)
+    _check_loggers(config, faults)
+    _check_control(config, faults)
     return faults
 
 
@@ -142,6 +145,29 @@ def _warn_weaker(domain: Node, name: str, rivals: list[Node], strength: dict[str
                 f" of {domain.path} ({wanted.position})"
             )
             faults.append(Fault(entry.position, text, warning=True))
+
+
+def _check_loggers(config: Config, faults: list[Fault]) -> None:
+    """A switch of a custom_logger without its format, and the macros of a stanza that is not there."""
+    macros = [node for node in config.root.of("tls_macros") if config.enabled(node)]
+    for node in config.root.of("custom_logger"):
+        for name, entry in node.settings.items():
+            if name.startswith("log_") and entry.value is True and name in CUSTOM_SWITCHES:
+                stage = CUSTOM_SWITCHES[name]
+                if f"{stage}_format" not in node.settings:
+                    faults.append(Fault(entry.position, f"{name} needs {stage}_format"))
+        namespace = node.settings.get("namespace")
+        if namespace is not None and "outbound_tls" in namespace.value and not macros:
+            text = "namespace outbound_tls needs a tls_macros stanza: tls_macros { }"
+            faults.append(Fault(namespace.position, text))
+
+
+def _check_control(config: Config, faults: list[Fault]) -> None:
+    listener = config.root.get("control_listener")
+    for node in listener.of("listen") if listener is not None else ():
+        if not node.label.startswith("/"):
+            text = 'the console of this version listens on Unix sockets only: write a path, such as "/tmp/2025"'
+            faults.append(Fault(node.position, text))
 
 
 def _check_scripts(config: Config, faults: list[Fault]) -> None:

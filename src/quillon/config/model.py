@@ -25,6 +25,8 @@ from quillon.config.scope import (
     resolve,
 )
 from quillon.config.settings import (
+    CustomLog,
+    CustomLoggerSettings,
     DeliverySettings,
     InboundTls,
     ListenSettings,
@@ -41,6 +43,7 @@ from quillon.config.settings import (
 
 T = TypeVar("T")
 _CACHE_SIZE = 16384
+CUSTOM_STAGES = ("reception", "delivery", "transient_failure", "permanent_failure", "rejection")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,43 @@ class Config:
             for node in self.root.of("ec_logger")
         ]
         return [logger for logger in found if logger.enabled]
+
+    def enabled(self, node: Node) -> bool:
+        """Whether a module stanza is switched on."""
+        return bool(resolve(self.table.modules[node.kind].options["enabled"], [node], self.folder).value)
+
+    def custom_loggers(self) -> list[CustomLoggerSettings]:
+        """One per enabled custom_logger stanza; a stage is logged if it has a format and is not switched off."""
+        options = self.table.modules["custom_logger"].options
+        found = []
+        for node in self.root.of("custom_logger"):
+            value = {name: resolve(option, [node], self.folder).value for name, option in options.items()}
+            logs = tuple(
+                CustomLog(
+                    stage,
+                    value[f"{stage}_format"],
+                    value[f"{stage}_logfile"] or value["mainlog"],
+                    value[f"{stage}_log_mode"],
+                )
+                for stage in CUSTOM_STAGES
+                if value[f"{stage}_format"] and value.get(log_switch(stage)) is not False
+            )
+            words = tuple(word.strip() for word in value["namespace"].split(","))
+            sanitize = tuple(word.strip() for word in (value["sanitize"] or "").split(",") if word.strip())
+            if value["enabled"] and logs:
+                found.append(CustomLoggerSettings(logs, words, sanitize))
+        return found
+
+    def control_sockets(self) -> list[ListenSettings]:
+        """The sockets of Control_Listener, which the console talks to."""
+        listener = self.root.get("control_listener")
+        found = []
+        for node in listener.of("listen") if listener is not None else ():
+            mode = resolve(
+                self.table.options["file_mode"], [node, *([listener] if listener else [])], self.folder
+            ).value
+            found.append(ListenSettings(node.label, *parse_endpoint(node.label), 16, mode))
+        return found
 
     def scripts(self) -> ScriptSettings | None:
         """The scriptlet stanza, if there is one."""
@@ -292,6 +332,12 @@ def _identities(chain: Iterable[Node]) -> tuple[TlsIdentity, ...]:
             pairs = tuple(zip_longest(certificates, keys[: len(certificates)], fillvalue=""))
             found.setdefault(stanza.label, TlsIdentity(stanza.label, pairs))
     return tuple(found.values())
+
+
+def log_switch(stage: str) -> str:
+    """`log_deliveries` for the stage delivery."""
+    plural = {"delivery": "deliveries", "xfer": "xfers"}
+    return f"log_{plural.get(stage, stage + 's')}"
 
 
 def _is_tls(option: str) -> bool:

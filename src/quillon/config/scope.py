@@ -34,12 +34,14 @@ CHILDREN: dict[str, tuple[str, ...]] = {
         "pathway_group",
         "pathway",
         "security",
+        "control_listener",
     ),
     "binding_group": ("binding", "domain", "host"),
     "binding": ("domain", "host"),
     "esmtp_listener": ("listen", "peer", "tls_identity"),
     "listen": ("peer", "tls_identity"),
     "pathway_group": ("pathway",),
+    "control_listener": ("listen",),
 }
 NAMED = frozenset(
     {"binding_group", "binding", "domain", "host", "listen", "peer", "pathway_group", "pathway", "tls_identity"}

@@ -214,6 +214,25 @@ class LoggerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CustomLog:
+    """One stage of a custom_logger: its format, and the file that it goes to."""
+
+    stage: str
+    format: str
+    path: str
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class CustomLoggerSettings:
+    """One custom_logger stanza: namespaces whose macros may be used, and the words of its sanitize option."""
+
+    logs: tuple[CustomLog, ...]
+    namespaces: tuple[str, ...]
+    sanitize: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ScriptSettings:
     """The scriptlet stanza. `scripts` are pairs of stanza name and source, in the order of the file."""
 

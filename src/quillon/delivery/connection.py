@@ -78,6 +78,7 @@ class Connection:
         self.unreachable = False
         self.host_name = ""
         self.remote_ip = ""
+        self.local_ip = ""
         self._peer = ""
         self._around = around
         self._names = names
@@ -128,6 +129,7 @@ class Connection:
         return False
 
     def connected(self) -> None:
+        self.local_ip = self._stream.addresses()[1][0]
         self._around.deadlines.add(self)
         self._wait(self.settings.ehlo_timeout)
 

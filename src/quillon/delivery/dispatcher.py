@@ -421,7 +421,7 @@ class Dispatcher:
             return
 
         def settle(message: Message, outcome: Outcome) -> None:
-            self._settle(message, outcome, connection.tls, connection.facts, connection.host_name)
+            self._settle(message, outcome, connection.tls, connection.facts, connection.host_name, connection.local_ip)
 
         connection.deliver(messages, body, settle, self._free)
 
@@ -430,14 +430,22 @@ class Dispatcher:
         if key is not None:
             self._feed(connection, key)
 
-    def _settle(self, message: Message, outcome: Outcome, tls: OutboundTls, facts: TlsFacts | None, host: str) -> None:
+    def _settle(
+        self,
+        message: Message,
+        outcome: Outcome,
+        tls: OutboundTls,
+        facts: TlsFacts | None,
+        host: str,
+        local_ip: str = "",
+    ) -> None:
         """What becomes of a message: the one place where that is logged and the spool told."""
         now = self.around.clock.now()
         self._reroute(message)  # should it wait, then under the rules that hold now
         settled = self.scheduler.settle(message, outcome, now)
         if isinstance(settled, Fail):
             outcome = settled.outcome
-        self.log(Attempted(now, message, outcome, tls.tls, facts, host))
+        self.log(Attempted(now, message, outcome, tls.tls, facts, host, local_ip))
         if isinstance(settled, Delay):
             self._kept(message)
         elif isinstance(settled, Fail):

@@ -205,4 +205,5 @@ def tls_row(tls: TlsFacts | None) -> dict[str, Any] | None:
         "subject": tls.subject,
         "issuer": tls.issuer,
         "sha256": tls.fingerprint,
+        "resumed": tls.resumed,
     }

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from quillon.config.settings import LoggerSettings
+from quillon.config.settings import CustomLoggerSettings, LoggerSettings
 from quillon.log import lines
+from quillon.log.macros import Template, compile_format, stage_of
 from quillon.mail.event import Attempted, Event, Panic, Received, Rejected
 from quillon.mail.outcome import Delivered, TransientFailure
 
@@ -69,9 +70,17 @@ class LogFile:
 
 
 class Loggers:
-    """All ec_logger stanzas. `schedule` runs a function at the end of the current round of the event loop."""
+    """All ec_logger and custom_logger stanzas, whose formats have been tried.
 
-    def __init__(self, settings: Sequence[LoggerSettings], schedule: Callable[[Callable[[], None]], object]) -> None:
+    `schedule` runs a function at the end of the current round of the event loop.
+    """
+
+    def __init__(
+        self,
+        settings: Sequence[LoggerSettings],
+        schedule: Callable[[Callable[[], None]], object],
+        custom: Sequence[CustomLoggerSettings] = (),
+    ) -> None:
         self._settings = tuple(settings)
         self._schedule = schedule
         self._scheduled = False
@@ -86,6 +95,11 @@ class Loggers:
             }
             files = {kind: self._file(path, mode) for kind, (path, mode) in kinds.items() if path}
             self._by_kind.append((logger, files))
+        self._custom: dict[str, list[tuple[Template, LogFile]]] = {}
+        for stanza in custom:
+            for log in stanza.logs:
+                template = compile_format(log.format, stanza.namespaces, stanza.sanitize)
+                self._custom.setdefault(log.stage, []).append((template, self._file(log.path, log.mode)))
 
     def _file(self, path: str, mode: int) -> LogFile:
         return self._files.setdefault(path, LogFile(path, mode))
@@ -122,6 +136,9 @@ class Loggers:
             if kind in files:
                 text = text or _render(event)
                 files[kind].add(text)
+        if self._custom and isinstance(event, Received | Attempted | Rejected):
+            for template, file in self._custom.get(stage_of(event), ()):
+                file.add(template.line(event))
         if isinstance(event, Panic):
             _complain(event.text)
         self._soon()

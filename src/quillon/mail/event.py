@@ -28,6 +28,10 @@ class TlsFacts:
     subject: str = ""
     issuer: str = ""
     fingerprint: str = ""
+    algorithm_bits: int = 0
+    subject_cn: str = ""
+    issuer_cn: str = ""
+    resumed: bool = False
 
 
 class Received(NamedTuple):
@@ -47,6 +51,7 @@ class Attempted(NamedTuple):
     tls_wanted: str
     tls: TlsFacts | None
     host: str = ""
+    local_ip: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -284,6 +284,10 @@ class Verdict:
             subject=certificate.subject if certificate else "",
             issuer=certificate.issuer if certificate else "",
             fingerprint=certificate.sha256 if certificate else "",
+            algorithm_bits=self.algorithm_bits,
+            subject_cn=certificate.subject_cn if certificate else "",
+            issuer_cn=certificate.issuer_cn if certificate else "",
+            resumed=self.resumed,
         )
 
 

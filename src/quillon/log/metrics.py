@@ -1,0 +1,70 @@
+"""Counters of what happened, in the text format that Prometheus reads.
+
+A worker counts; the supervisor adds up. Label values come from closed sets: outcomes, versions, cause codes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from quillon.mail.event import Attempted, Event, Handshaken, Received, Rejected, TlsFacts
+from quillon.mail.outcome import Delivered, TransientFailure
+
+HELP = {
+    "quillon_receptions_total": "Messages accepted, by TLS version and whether a client certificate verified.",
+    "quillon_attempts_total": "Attempts to deliver that ended, by outcome, TLS version and verification.",
+    "quillon_rejections_total": "Commands refused, by reply code.",
+    "quillon_handshakes_total": "Inbound handshakes, by result and TLS version.",
+    "quillon_tls_failures_total": "TLS failures by direction and cause code.",
+}
+
+
+class Metrics:
+    """Counts by series, which is the name with its labels as it is printed."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def count(self, event: Event) -> None:
+        if isinstance(event, Received):
+            self.counts[_series("quillon_receptions_total", **_tls(event.tls))] += 1
+        elif isinstance(event, Attempted):
+            self._attempt(event)
+        elif isinstance(event, Rejected):
+            self.counts[_series("quillon_rejections_total", code=str(event.reply.code))] += 1
+        elif isinstance(event, Handshaken):
+            result = "ok" if event.ok else "failed"
+            self.counts[_series("quillon_handshakes_total", result=result, version=event.tls.protocol or "none")] += 1
+            if event.tls.cause:
+                self.counts[_series("quillon_tls_failures_total", direction="inbound", cause=event.tls.cause)] += 1
+
+    def _attempt(self, event: Attempted) -> None:
+        outcome = event.outcome
+        kind = "delivered" if isinstance(outcome, Delivered) else "permanent_failure"
+        kind = "transient_failure" if isinstance(outcome, TransientFailure) else kind
+        self.counts[_series("quillon_attempts_total", outcome=kind, **_tls(event.tls))] += 1
+        cause = "" if isinstance(outcome, Delivered) else outcome.cause
+        cause = cause or (event.tls.cause if event.tls is not None else "")
+        if cause:
+            self.counts[_series("quillon_tls_failures_total", direction="outbound", cause=cause)] += 1
+
+
+def _tls(facts: TlsFacts | None) -> dict[str, str]:
+    if facts is None or not facts.protocol:
+        return {"version": "none", "verified": "none"}
+    return {"version": facts.protocol, "verified": {True: "yes", False: "no", None: "none"}[facts.verified]}
+
+
+def _series(name: str, **labels: str) -> str:
+    inner = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    return f"{name}{{{inner}}}"
+
+
+def render(counts: Mapping[str, int]) -> str:
+    """The exposition text of added-up counts."""
+    lines: list[str] = []
+    for name, words in HELP.items():
+        lines += [f"# HELP {name} {words}", f"# TYPE {name} counter"]
+        lines += [f"{series} {counts[series]}" for series in sorted(counts) if series.startswith(name + "{")]
+    return "\n".join(lines) + "\n"
