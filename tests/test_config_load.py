@@ -53,7 +53,6 @@ def test_every_option_has_a_known_type_status_and_default() -> None:
         ("Use_IPv6 = perhaps", "no boolean"),
         ("TLS_Protocols = +ALL:-TLSv9", "no protocol"),
         ("TLS_Protocols = -ALL", "leaves no protocol"),
-        ("TLS_Engine = gnutls", "openssl engine only"),
         ("XCLIENT = required", "cannot be honoured"),
         ("Delivery_Method = LMTP", "ESMTP and SMTP only"),
         ("ESMTP_Listener { Listen :25 { TLS_Verify_Mode = requrie } }", "it is one of none, require; leave it out"),

@@ -29,8 +29,10 @@ def _name(kind: str, tls: str, verify: str) -> str:
     return f"{kind}.{tls}.{verify.lower()}.test"
 
 
-@pytest.fixture(scope="module")
-def events(tmp_path_factory: pytest.TempPathFactory, pki: Path) -> Iterator[dict[str, dict[str, Any]]]:
+@pytest.fixture(scope="module", params=["openssl", "gnutls"])
+def events(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pki: Path
+) -> Iterator[dict[str, dict[str, Any]]]:
     """The first attempt for each combination, by domain."""
     folder = tmp_path_factory.mktemp("delivery")
     postfix = Postfix(folder, pki)
@@ -50,7 +52,8 @@ def events(tmp_path_factory: pytest.TempPathFactory, pki: Path) -> Iterator[dict
         f'Domain tls13.test {{ Gateway = "127.0.0.1:{postfix.ports["tls12"]}" TLS = required TLS_Protocols = "+TLSv1.3" }}',
         f'Binding_Group g {{ TLS = required Binding b1 {{ }} }}\nDomain bound.test {{ Gateway = "127.0.0.1:{postfix.ports["plain"]}" }}',
     ]
-    config = f"""ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}
+    config = f"""TLS_Engine = {request.param}
+    ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}
     scriptlet "scriptlet" {{ script "bind" {{ source = bind }} }}
     """
     server = Server(folder / "q", config + "\n".join(domains))

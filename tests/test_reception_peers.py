@@ -36,10 +36,13 @@ def _config(pki: Path, ports: dict[str, int], more: str = "") -> str:
     """
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, pki: Path) -> Iterator[tuple[Server, dict[str, int]]]:
+@pytest.fixture(scope="module", params=["openssl", "gnutls"])
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pki: Path
+) -> Iterator[tuple[Server, dict[str, int]]]:
     ports = {name: free_port() for name in ("starttls", "implicit", "require", "none", "rsa")}
-    server = Server(tmp_path_factory.mktemp("reception"), _config(pki, ports)).start()
+    config = _config(pki, ports, f"TLS_Engine = {request.param}")
+    server = Server(tmp_path_factory.mktemp("reception"), config).start()
     yield server, ports
     server.stop()
 
@@ -62,7 +65,10 @@ def test_clients(running: tuple[Server, dict[str, int]], pki: Path, client: str,
 CERTIFICATES = {
     "": None,
     "client": "",
+    "client-chained": "",
     "client-expired": "expired",
+    "client-not-yet": "not_yet_valid",
+    "client-no-chain": "unknown_issuer",
     "client-self-signed": "self_signed",
     "client-wrong-ca": "unknown_issuer",
     "client-wrong-purpose": "wrong_purpose",
