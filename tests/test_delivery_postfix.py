@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.clients import MESSAGE
 from tests.support.postfix import KINDS, Postfix
-from tests.support.server import Server, free_port
+from tests.support.server import Server, free_port, until
 
 pytestmark = pytest.mark.peer
 TLS = ("no", "ifavailable", "required")
@@ -50,6 +50,9 @@ def events(
         f"Domain fallback.test {{ {gateway.replace('required', 'ifavailable')} }}",
         f"Domain no-fallback.test {{ {gateway.replace('required', 'ifavailable')} TLS_Ifavailable_Fallback = false }}",
         f'Domain tls13.test {{ Gateway = "127.0.0.1:{postfix.ports["tls12"]}" TLS = required TLS_Protocols = "+TLSv1.3" }}',
+        f'Domain again.test {{ Gateway = "127.0.0.1:{postfix.ports["good"]}" TLS = required TLS_Verify = host'
+        f' TLS_CA = {pki}/ca.pem TLS_Session_Resumption = true }}',
+        'Domain "127.0.0.1" { Max_Deliveries_Per_Connection = 1 }',
         f'Binding_Group g {{ TLS = required Binding b1 {{ }} }}\nDomain bound.test {{ Gateway = "127.0.0.1:{postfix.ports["plain"]}" }}',
     ]
     config = f"""TLS_Engine = {request.param}
@@ -82,10 +85,24 @@ def events(
     for event in server.wait_events("attempt", len(names), 90):
         found.setdefault(event["recipient"].partition("@")[2], event)
     assert set(found) == set(names)
+    found["again"] = {"events": _one_by_one(server, port, "again.test", 3)}
     found["log"] = {"postfix": postfix.log(), "mainlog": server.log("mainlog.ec")}
     yield found
     server.stop()
     postfix.stop()
+
+
+def _one_by_one(server: Server, port: int, domain: str, count: int) -> list[dict[str, Any]]:
+    """Messages that are each delivered before the next one is sent."""
+    for number in range(count):
+        with smtplib.SMTP("127.0.0.1", port, timeout=60) as client:
+            client.sendmail("alice@example.test", [f"x@{domain}"], MESSAGE)
+        until(lambda n=number: len(_to(server, domain)) > n, f"delivery to {domain}")  # type: ignore[misc]
+    return _to(server, domain)
+
+
+def _to(server: Server, domain: str) -> list[dict[str, Any]]:
+    return [event for event in server.events("attempt") if event["recipient"].endswith(f"@{domain}")]
 
 
 def _expected(kind: str, tls: str, verify: str) -> tuple[str, bool | None, str, bool]:
@@ -146,3 +163,10 @@ def test_a_binding_group_of_a_policy_enforces_tls(events: dict[str, dict[str, An
     event = events["bound.test"]
     assert (event["binding_group"], event["binding"]) == ("g", "b1")
     assert event["cause"] == "no_starttls"
+
+
+def test_sessions_are_resumed_with_their_verdict(events: dict[str, dict[str, Any]]) -> None:
+    found = events["again"]["events"]
+    assert [event["outcome"] for event in found] == ["delivered"] * 3
+    assert [event["tls"]["verified"] for event in found] == [True] * 3
+    assert [event["tls"]["resumed"] for event in found] == [False, True, True]

@@ -11,6 +11,8 @@ from tests.support.peers import require, require_root
 from tests.support.server import answers, free_port, until
 
 CONFIGURATION = """
+exim_path = {exim}
+keep_environment =
 spool_directory = {folder}/spool
 log_file_path = {folder}/%slog
 primary_hostname = mx.exim.test
@@ -76,7 +78,7 @@ class Exim:
         for key in pki.glob("*.key"):
             key.chmod(0o644)  # keys of a test CA: Exim reads them as its own user
         self._file = folder / "exim.conf"
-        self._file.write_text(CONFIGURATION.format(folder=folder, pki=pki, port=self.port, target=target))
+        self._file.write_text(CONFIGURATION.format(exim=self._exim, folder=folder, pki=pki, port=self.port, target=target))
         self._daemon: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Exim:

@@ -261,7 +261,10 @@ class GnuTLSEngine:
         return found
 
     def session_data(self) -> bytes:
-        """The session as the library packs it, to be resumed; empty if it cannot be."""
+        """The session as the library packs it, to be resumed; empty if it cannot be, or brought no ticket of its own."""
+        ticket = self._lib.gnutls_session_get_flags(self._session) & g.SFLAGS_SESSION_TICKET
+        if self._lib.gnutls_session_is_resumed(self._session) and not ticket:
+            return b""
         datum = self._ffi.new("datum_t *")
         if self._lib.gnutls_session_get_data2(self._session, datum) < 0 or not datum.size:
             return b""

@@ -19,6 +19,7 @@ CRD_CERTIFICATE = 1
 PEM = 1
 REQUEST_IGNORE, REQUEST, REQUEST_REQUIRE = 0, 1, 2
 SHUT_WR = 1
+SFLAGS_SESSION_TICKET = 1 << 7
 NAME_DNS = 1
 DT_KEY_PURPOSE_OID = 2
 SEC_PARAM_MEDIUM = 3
@@ -91,6 +92,7 @@ const char *gnutls_cipher_get_name(int);
 int gnutls_group_get(session_t);
 const char *gnutls_group_get_name(int);
 int gnutls_session_is_resumed(session_t);
+unsigned gnutls_session_get_flags(session_t);
 int gnutls_session_ticket_key_generate(datum_t *);
 int gnutls_session_ticket_enable_server(session_t, const datum_t *);
 void gnutls_db_set_cache_expiration(session_t, int);
