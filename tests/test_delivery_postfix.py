@@ -50,8 +50,10 @@ def events(
         f"Domain fallback.test {{ {gateway.replace('required', 'ifavailable')} }}",
         f"Domain no-fallback.test {{ {gateway.replace('required', 'ifavailable')} TLS_Ifavailable_Fallback = false }}",
         f'Domain tls13.test {{ Gateway = "127.0.0.1:{postfix.ports["tls12"]}" TLS = required TLS_Protocols = "+TLSv1.3" }}',
-        f'Domain again.test {{ Gateway = "127.0.0.1:{postfix.ports["good"]}" TLS = required TLS_Verify = host'
-        f' TLS_CA = {pki}/ca.pem TLS_Session_Resumption = true }}',
+        (
+            f'Domain again.test {{ Gateway = "127.0.0.1:{postfix.ports["good"]}" TLS = required TLS_Verify = host'
+            f" TLS_CA = {pki}/ca.pem TLS_Session_Resumption = true }}"
+        ),
         'Domain "127.0.0.1" { Max_Deliveries_Per_Connection = 1 }',
         f'Binding_Group g {{ TLS = required Binding b1 {{ }} }}\nDomain bound.test {{ Gateway = "127.0.0.1:{postfix.ports["plain"]}" }}',
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import smtplib
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,11 @@ class Rig:
         self.ports = {name: free_port() for name in names}
         ports = self.ports
         self.exim = Exim(folder / "exim", pki, ports["starttls"]).start()
-        dhe = "TLS_Ciphers = DHE-RSA-AES256-GCM-SHA384" if engine == "openssl" else "TLS_Ciphers = \"NORMAL:-KX-ALL:+DHE-RSA\""
+        dhe = (
+            "TLS_Ciphers = DHE-RSA-AES256-GCM-SHA384"
+            if engine == "openssl"
+            else 'TLS_Ciphers = "NORMAL:-KX-ALL:+DHE-RSA"'
+        )
         self.server = Server(
             folder / "q",
             f"""
@@ -111,25 +116,19 @@ def _resume(rig: Rig, version: str, certificate: str) -> list[dict[str, object]]
     tls = context(rig.pki, version, certificate)
     session = None
     for _ in range(2):
-        with smtplib.SMTP_SSL("127.0.0.1", rig.ports["resume"], context=_Resuming(tls, session), timeout=30) as client:  # type: ignore[arg-type]
-            client.ehlo()
-            session = client.sock.session  # type: ignore[union-attr]
+        with socket.create_connection(("127.0.0.1", rig.ports["resume"]), 30) as sock:
+            secured = tls.wrap_socket(sock, server_hostname="127.0.0.1", session=session)
+            assert secured.recv(1000).startswith(b"220 ")
+            session = secured.session
+            secured.close()
     return [event["tls"] for event in rig.server.wait_events("handshake", before + 2)[before:]]
-
-
-class _Resuming:
-    """A context of Python's ssl that offers a session."""
-
-    def __init__(self, tls: object, session: object) -> None:
-        self._tls, self._session = tls, session
-
-    def wrap_socket(self, sock: object, server_hostname: str) -> object:
-        return self._tls.wrap_socket(sock, server_hostname=server_hostname, session=self._session)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
 @pytest.mark.parametrize(("certificate", "cause"), [("client", ""), ("client-expired", "expired")])
-def test_a_resumed_session_keeps_the_verdict_on_the_client(rig: Rig, version: str, certificate: str, cause: str) -> None:
+def test_a_resumed_session_keeps_the_verdict_on_the_client(
+    rig: Rig, version: str, certificate: str, cause: str
+) -> None:
     first, second = _resume(rig, version, certificate)
     assert (first["resumed"], second["resumed"]) == (False, True)
     for facts in (first, second):
@@ -193,7 +192,8 @@ def test_renegotiation_is_refused_unless_it_is_allowed(rig: Rig) -> None:
 
 def test_dhe_has_two_thousand_bits_at_least(rig: Rig) -> None:
     said = _output(
-        [require("openssl"), "s_client", "-connect", f"127.0.0.1:{rig.ports['dhe']}", "-tls1_2", "-cipher", "DHE"], "QUIT\n"
+        [require("openssl"), "s_client", "-connect", f"127.0.0.1:{rig.ports['dhe']}", "-tls1_2", "-cipher", "DHE"],
+        "QUIT\n",
     )
     found = re.search(r"(?:Server|Peer) Temp Key: DH, (\d+) bits", said)
     assert found, said

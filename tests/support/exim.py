@@ -78,7 +78,9 @@ class Exim:
         for key in pki.glob("*.key"):
             key.chmod(0o644)  # keys of a test CA: Exim reads them as its own user
         self._file = folder / "exim.conf"
-        self._file.write_text(CONFIGURATION.format(exim=self._exim, folder=folder, pki=pki, port=self.port, target=target))
+        self._file.write_text(
+            CONFIGURATION.format(exim=self._exim, folder=folder, pki=pki, port=self.port, target=target)
+        )
         self._daemon: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Exim:

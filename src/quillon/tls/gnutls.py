@@ -126,12 +126,16 @@ class GnuTLSEngine:
             cause = alert_cause(name.removeprefix("GNUTLS_A_"))
             self.failure = HandshakeFailure(cause, f"{detail} ({name})")
             return
-        if not self._pipe.ended:
-            self._lib.gnutls_alert_send_appropriate(self._session, code)
         if code in _NO_CERTIFICATE and self._server:
             cause = "no_client_certificate"
+            # RFC 8446 4.4.2.4 and RFC 5246 7.4.6; the library's own choice for 1.2 is decode_error
+            modern = self._lib.gnutls_protocol_get_version(self._session) >= g.TLS1_3
+            alert = g.ALERT_CERTIFICATE_REQUIRED if modern else g.ALERT_HANDSHAKE_FAILURE
+            self._lib.gnutls_alert_send(self._session, g.ALERT_FATAL, alert)
         else:
             cause = _CAUSES.get(code, "handshake_failed")
+            if not self._pipe.ended:
+                self._lib.gnutls_alert_send_appropriate(self._session, code)
         self.failure = HandshakeFailure(cause, detail)
 
     def _read(self, out: list[bytes]) -> None:

@@ -1,0 +1,394 @@
+"""Both engines in memory: verdicts, resumption, groups, and that no input from a peer raises out of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quillon.config.options import table
+from quillon.config.scope import resolve
+from quillon.config.settings import InboundTls, OutboundTls, TlsIdentity, build
+from quillon.lab.pki import CLIENT, DAY, Authority
+from quillon.lab.sink import inbound_tls
+from quillon.tls.context import Contexts
+from quillon.tls.engine import ContextError, Engine
+from quillon.tls.gnutls_context import priority_string
+from quillon.tls.verdict import CAUSES
+
+ENGINES = ("openssl", "gnutls")
+NOW = 1_800_000_000.0
+
+
+def outbound(**changes: Any) -> OutboundTls:
+    options = table().options
+    made = build(OutboundTls, lambda name: resolve(options[name], [], "/").value)
+    return dataclasses.replace(made, **changes)
+
+
+class Pair:
+    """Contexts with a clock that can be turned, and settings of both sides."""
+
+    def __init__(self, pki: Path, server: str, client: str, **changes: Any) -> None:
+        self.now = [NOW]
+        self.contexts = Contexts(lambda: self.now[0])
+        certificate = changes.pop("certificate", "client")
+        version = changes.pop("version", "TLSv1.3")
+        self.inbound: InboundTls = inbound_tls(
+            str(pki / "server.pem"), str(pki / "server.key"),
+            **{"tls_engine": server, "tls_verify_mode": None, "tls_client_ca": str(pki / "ca.pem"), **changes},
+        )  # fmt: skip
+        self.outbound = outbound(
+            tls="required", tls_verify="host", tls_ca=str(pki / "ca.pem"), tls_engine=client,
+            tls_protocols=frozenset({version}),
+            tls_certificate=str(pki / f"{certificate}.pem") if certificate else None,
+            tls_key=str(pki / f"{certificate}.key") if certificate else None,
+            tls_session_resumption=changes.get("tls_session_resumption", False),
+        )  # fmt: skip
+
+    def connect(self, name: str = "mx.partner.test") -> tuple[Engine, Engine]:
+        """A handshake, and a word each way behind it."""
+        server = self.contexts.server(self.inbound)
+        client = self.contexts.client(self.outbound, name, "192.0.2.1 25")
+        shake(server, client)
+        if server.established and client.established:
+            server.send(b"250 hello\r\n")
+            assert client.receive(server.data_to_send()) == b"250 hello\r\n"
+            client.send(b"x" * 40000)
+            assert server.receive(client.data_to_send()) == b"x" * 40000
+        return server, client
+
+
+def shake(server: Engine, client: Engine, meddle: Callable[[bytes], bytes] = lambda data: data) -> None:
+    """Pass octets between two engines until neither has more to say."""
+    client.start()
+    for _ in range(12):
+        if data := client.data_to_send():
+            server.receive(meddle(data))
+        if data := server.data_to_send():
+            client.receive(data)
+
+
+BOTH = list(itertools.product(ENGINES, ENGINES))
+VERSIONS = ("TLSv1.2", "TLSv1.3")
+CERTIFICATES = {
+    "client": "",
+    "client-chained": "",
+    "client-expired": "expired",
+    "client-not-yet": "not_yet_valid",
+    "client-self-signed": "self_signed",
+    "client-wrong-ca": "unknown_issuer",
+    "client-wrong-purpose": "wrong_purpose",
+    "client-no-chain": "unknown_issuer",
+    "": "no_certificate",
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("server", "client"), BOTH)
+@pytest.mark.parametrize("certificate", CERTIFICATES)
+def test_verdicts_are_the_same(pki: Path, certificate: str, server: str, client: str, version: str) -> None:
+    pair = Pair(pki, server, client, certificate=certificate, version=version)
+    ours, theirs = pair.connect()
+    assert ours.established, ours.failure
+    verdict, other = ours.verdict(), theirs.verdict()
+    shown = certificate
+    if client == "gnutls" and certificate in ("client-self-signed", "client-wrong-ca", "client-no-chain"):
+        shown = ""  # GnuTLS does not present a certificate of an issuer that the server did not name (RFC 5246 7.4.6)
+    assert verdict.cause == CERTIFICATES[shown]
+    assert (verdict.protocol, other.protocol) == (version, version)
+    assert verdict.sni == "mx.partner.test"
+    assert (other.chain_verified, other.cause) == (True, "")
+    if shown:
+        assert verdict.certificate is not None
+        assert verdict.certificate.alternative_names == ("DNS:client.bank.fi",)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_mode_none_asks_for_nothing(pki: Path, engine: str, version: str) -> None:
+    server, _ = Pair(pki, engine, "openssl", version=version, tls_verify_mode="none").connect()
+    verdict = server.verdict()
+    assert (verdict.certificate, verdict.checked, verdict.cause) == (None, False, "")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("server", "client"), BOTH)
+def test_the_mode_require_ends_the_handshake_without_a_certificate(
+    pki: Path, server: str, client: str, version: str
+) -> None:
+    pair = Pair(pki, server, client, version=version, certificate="", tls_verify_mode="require")
+    ours, theirs = pair.connect()
+    assert ours.failure is not None
+    assert ours.failure.cause == "no_client_certificate"
+    assert theirs.failure is not None
+    assert theirs.failure.cause in ("alert_certificate_required", "alert_handshake_failure", "alert_bad_certificate")
+
+
+# resumption -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("server", "client"), BOTH)
+@pytest.mark.parametrize("certificate", ["client", "client-expired", ""])
+def test_resumption_keeps_the_verdict(pki: Path, certificate: str, server: str, client: str, version: str) -> None:
+    pair = Pair(pki, server, client, version=version, certificate=certificate, tls_session_resumption=True)
+    found = [tuple(engine.verdict() for engine in pair.connect()) for _ in range(3)]
+    assert [(ours.resumed, theirs.resumed) for ours, theirs in found] == [(False, False), (True, True), (True, True)]
+    assert {ours.cause for ours, _ in found} == {CERTIFICATES[certificate]}
+    assert {theirs.chain_verified for _, theirs in found} == {True}
+    assert len({ours.certificate.sha256 if ours.certificate else "" for ours, _ in found}) == 1
+
+
+@pytest.mark.parametrize(("server", "client"), BOTH)
+def test_without_the_option_nothing_is_resumed(pki: Path, server: str, client: str) -> None:
+    pair = Pair(pki, server, client)
+    assert not any(engine.verdict().resumed for _ in range(2) for engine in pair.connect())
+
+
+def test_a_certificate_that_expires_meanwhile_is_found_on_resumption(pki: Path) -> None:
+    pair = Pair(pki, "openssl", "openssl", tls_session_resumption=True)
+    assert pair.connect()[0].verdict().cause == ""
+    pair.now[0] += 400 * 86400.0
+    ours, theirs = pair.connect()
+    assert not theirs.verdict().resumed, "a session past its certificate is not offered"
+    del ours
+
+
+def test_a_server_finds_a_resumed_certificate_expired(pki: Path) -> None:
+    """The client still offers the session: its clock stands still."""
+    pair = Pair(pki, "openssl", "openssl", tls_session_resumption=True)
+    frozen = Contexts(lambda: NOW)
+
+    def connect() -> Engine:
+        server = pair.contexts.server(pair.inbound)
+        client = frozen.client(pair.outbound, "mx.partner.test", "192.0.2.1 25")
+        shake(server, client)
+        server.send(b"250 hello\r\n")
+        client.receive(server.data_to_send())
+        return server
+
+    assert connect().verdict().cause == ""
+    pair.now[0] += 400 * 86400.0
+    verdict = connect().verdict()
+    assert (verdict.resumed, verdict.cause) == (True, "expired")
+
+
+def test_a_session_is_offered_to_the_same_host_only(pki: Path) -> None:
+    pair = Pair(pki, "openssl", "openssl", tls_session_resumption=True)
+    pair.connect()
+    server = pair.contexts.server(pair.inbound)
+    client = pair.contexts.client(pair.outbound, "mx.partner.test", "192.0.2.2 25")
+    shake(server, client)
+    assert not client.verdict().resumed
+    changed = dataclasses.replace(pair.outbound, tls_verify="ca")
+    client = pair.contexts.client(changed, "mx.partner.test", "192.0.2.1 25")
+    shake(pair.contexts.server(pair.inbound), client)
+    assert not client.verdict().resumed
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_flush_ends_resumption(pki: Path, engine: str) -> None:
+    pair = Pair(pki, engine, engine, tls_session_resumption=True)
+    pair.connect()
+    assert pair.connect()[0].verdict().resumed
+    assert pair.contexts.flush() == 2
+    assert not pair.connect()[0].verdict().resumed
+
+
+# settings -------------------------------------------------------------------------------------------------------
+
+
+def test_groups_are_offered_in_their_order(pki: Path) -> None:
+    pair = Pair(pki, "openssl", "openssl", tls_ec_curve_names="secp384r1:prime256v1")
+    assert pair.connect()[1].verdict().group == "secp384r1"
+    pair = Pair(pki, "openssl", "openssl", tls_ec_curve_names="X25519MLKEM768")
+    assert pair.connect()[1].verdict().group == "X25519MLKEM768"
+    with pytest.raises(ContextError, match="TLS_EC_Curve_Names 'P-999': a group is unknown to OpenSSL"):
+        Pair(pki, "openssl", "openssl", tls_ec_curve_names="P-999").connect()
+
+
+def test_suites_of_tls_1_3(pki: Path) -> None:
+    pair = Pair(pki, "openssl", "openssl", tlsv13_ciphersuites="TLS_CHACHA20_POLY1305_SHA256")
+    assert pair.connect()[1].verdict().cipher == "TLS_CHACHA20_POLY1305_SHA256"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_identities(pki: Path, engine: str) -> None:
+    found = {}
+    identities = (
+        TlsIdentity("mx.one.test", ((str(pki / "one.pem"), str(pki / "one.key")),)),
+        TlsIdentity("*.two.test", ((str(pki / "two.pem"), str(pki / "two.key")),)),
+    )
+    pair = Pair(pki, engine, "openssl", tls_identities=identities)
+    for name in ("mx.one.test", "MX.One.Test", "a.two.test", "a.b.two.test", "elsewhere.test", ""):
+        certificate = pair.connect(name)[1].verdict().certificate
+        assert certificate is not None
+        found[name] = certificate.subject_cn
+    assert found == {
+        "mx.one.test": "mx.one.test",
+        "MX.One.Test": "mx.one.test",
+        "a.two.test": "*.two.test",
+        "a.b.two.test": "mx.partner.test",
+        "elsewhere.test": "mx.partner.test",
+        "": "mx.partner.test",
+    }
+
+
+def test_priority_strings() -> None:
+    base = ":-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2:%PROFILE_MEDIUM"
+    assert priority_string(outbound()) == "NORMAL" + base
+    assert priority_string(outbound(tls_ciphers="DEFAULT")) == "NORMAL" + base
+    assert priority_string(outbound(tls_ciphers="NORMAL:-VERS-SSL3.0")) == "NORMAL:-VERS-SSL3.0:%PROFILE_MEDIUM"
+    assert priority_string(outbound(tls_ciphers="SECURE256:%PROFILE_HIGH")).startswith(
+        "SECURE256:%PROFILE_HIGH:-VERS-ALL"
+    )
+    assert "-DHE-RSA" in priority_string(outbound(tls_enable_dhe_ciphers=False))
+
+
+def test_what_gnutls_cannot_read_is_said(pki: Path) -> None:
+    contexts = Contexts(lambda: NOW)
+    with pytest.raises(ContextError, match="is no GnuTLS priority string"):
+        contexts.load_client(outbound(tls_engine="gnutls", tls_ciphers="DEFAULT:!LOW:!EXP"))
+    with pytest.raises(ContextError, match=r"nowhere\.pem: No such file"):
+        contexts.load_client(outbound(tls_engine="gnutls", tls_verify="ca", tls_ca="/nowhere.pem"))
+    with pytest.raises(ContextError, match="TLS_Certificate is not set"):
+        contexts.load(inbound_tls("", "", tls_engine="gnutls"))
+    with pytest.raises(ContextError, match="key"):
+        contexts.load(inbound_tls(str(pki / "server.pem"), str(pki / "client.key"), tls_engine="gnutls"))
+
+
+# files that change ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_changed_file_is_loaded_again_and_a_broken_one_is_not(tmp_path: Path, engine: str) -> None:
+    authority = Authority(tmp_path)
+    authority.write()
+    issued = authority.issue("mx", ["mx.partner.test"])
+    contexts = Contexts(lambda: NOW)
+    inbound = inbound_tls(str(issued.certificate), str(issued.key), tls_engine=engine)
+
+    def shown() -> str:
+        client = contexts.client(outbound(tls_verify="no"), "mx.partner.test")
+        shake(contexts.server(inbound), client)
+        certificate = client.verdict().certificate
+        assert certificate is not None
+        return certificate.sha256
+
+    first = shown()
+    assert contexts.refresh() == []
+    authority.issue("mx", ["mx.partner.test"])
+    (said,) = contexts.refresh()
+    assert said.startswith("loaded again: ")
+    assert "mx.pem" in said
+    second = shown()
+    assert second != first
+    issued.certificate.write_text("-----BEGIN CERTIFICATE-----\nnothing\n")
+    (said,) = contexts.refresh()
+    assert "cannot be loaded, the old one stays in use" in said
+    assert contexts.refresh() == [], "said once for each state of the file"
+    assert shown() == second
+    issued.key.unlink()
+    assert len(contexts.refresh()) == 1
+    assert shown() == second
+
+
+# hostile peers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("role", ["server", "client"])
+@settings(max_examples=150, deadline=None)
+@given(
+    parts=st.lists(st.binary(max_size=400), max_size=5),
+    header=st.sampled_from([b"", b"\x16\x03\x01", b"\x15\x03\x03", b"\x17\x03\x03"]),
+)
+def test_no_octets_raise(pki: Path, engine: str, role: str, parts: list[bytes], header: bytes) -> None:
+    pair = Pair(pki, engine, engine)
+    hostile = pair.contexts.server(pair.inbound) if role == "server" else pair.contexts.client(pair.outbound, "x.test")
+    hostile.start()
+    for part in parts:
+        data = header + len(part).to_bytes(2, "big") + part if header else part
+        assert hostile.receive(data) == b""
+        hostile.data_to_send()
+    hostile.eof()
+    assert not hostile.established
+    assert hostile.failure is not None
+    hostile.close()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("engine", ENGINES)
+@settings(max_examples=60, deadline=None)
+@given(
+    turn=st.integers(0, 3),
+    kind=st.sampled_from(["flip", "cut", "double", "insert"]),
+    permille=st.integers(0, 999),
+    mask=st.integers(1, 255),
+    extra=st.binary(max_size=20),
+)
+def test_no_mutation_of_a_handshake_raises(
+    pki: Path, engine: str, version: str, turn: int, kind: str, permille: int, mask: int, extra: bytes
+) -> None:
+    """A flight with octets changed, left out or doubled ends in a failure with a cause, or in a good session."""
+    pair = Pair(pki, engine, engine, version=version)
+    flights = itertools.count()
+
+    def meddle(octets: bytes) -> bytes:
+        if next(flights) != turn:
+            return octets
+        at = len(octets) * permille // 1000
+        if kind == "flip":
+            return octets[:at] + bytes([octets[at] ^ mask]) + octets[at + 1 :]
+        if kind == "cut":
+            return octets[:at]
+        return octets[:at] + (octets[at:] if kind == "double" else extra) + octets[at:]
+
+    server, client = pair.contexts.server(pair.inbound), pair.contexts.client(pair.outbound, "mx.partner.test")
+    shake(server, client, meddle)
+    for one in (server, client):
+        one.eof()
+        assert one.established or one.failure is not None
+        if one.failure is not None:
+            assert one.failure.cause in CAUSES or one.failure.cause.startswith("alert_")
+        one.send(b"x")
+        one.data_to_send()
+        one.close()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@settings(max_examples=60, deadline=None)
+@given(rest=st.binary(min_size=1, max_size=300))
+def test_no_octets_behind_a_handshake_raise(pki: Path, engine: str, rest: bytes) -> None:
+    pair = Pair(pki, engine, engine)
+    server, _ = pair.connect()
+    assert server.receive(rest) == b""
+    server.send(b"250 still there\r\n")
+    server.data_to_send()
+    server.eof()
+    server.close()
+
+
+def test_sixteen_errors_of_a_chain_are_enough(tmp_path: Path) -> None:
+    """A long chain of expired certificates does not fill memory."""
+    authority = Authority(tmp_path)
+    authority.write()
+    parent = authority
+    for n in range(20):
+        parent = Authority(tmp_path, f"middle {n}", parent)
+    issued = parent.issue("long", ["client.test"], usage=[CLIENT], start=-30 * DAY, life=10 * DAY)
+    server_pair = authority.issue("server", ["mx.partner.test"])
+    contexts = Contexts(lambda: NOW)
+    inbound = inbound_tls(
+        str(server_pair.certificate), str(server_pair.key), tls_verify_mode=None, tls_client_ca=str(tmp_path / "ca.pem")
+    )
+    server = contexts.server(inbound)
+    shake(server, contexts.client(outbound(tls_certificate=str(issued.certificate), tls_key=str(issued.key)), "x.test"))
+    assert 0 < len(server.verdict().errors) <= 16
