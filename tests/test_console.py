@@ -1,0 +1,162 @@
+"""The console of a running server, its logs in formats of one's own, and TLS files that change under it."""
+
+from __future__ import annotations
+
+import os
+import smtplib
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quillon.lab.pki import Authority
+from tests.support.clients import MESSAGE, context
+from tests.support.server import Server, free_port, until
+
+
+class Running:
+    def __init__(self, folder: Path, make: Callable[..., Server]) -> None:
+        self.port = free_port()
+        self.pki = folder / "pki"
+        self.authority = Authority(self.pki)
+        self.authority.write()
+        self.authority.issue("mx", ["127.0.0.1"])
+        self.socket = folder / "console"
+        self.server = make(self.text(), workers=2).start()
+
+    def text(self, more: str = "") -> str:
+        return f"""
+        Suspend_Delivery = true
+        Control_Listener {{ Listen "{self.socket}" {{ File_Mode = 0600 }} }}
+        ESMTP_Listener {{
+          Relay_Hosts = ( 127.0.0.0/8 )
+          TLS_Certificate = {self.pki}/mx.pem TLS_Key = {self.pki}/mx.key
+          SMTP_Extensions = ( "STARTTLS" )
+          Listen "127.0.0.1:{self.port}" {{ }}
+        }}
+        tls_macros {{ }}
+        custom_logger "partner" {{
+          mainlog = log/custom.cl
+          namespace = "custom_logger,sieve,outbound_tls"
+          reception_format = "%t@%i@R@%r@%R@%vctx_conn{{tls_protocol}}"
+          rejection_format = "%H@%n"
+          rejection_logfile = log/refused.cl
+        }}
+        {more}"""
+
+    def ask(self, command: str) -> str:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(20)
+            sock.connect(str(self.socket))
+            sock.sendall(command.encode() + b"\n")
+            said = b""
+            while data := sock.recv(65536):
+                said += data
+        return said.decode()
+
+    def send(self) -> str:
+        """One message over TLS; gives the serial number of the certificate shown."""
+        with smtplib.SMTP("127.0.0.1", self.port, timeout=30) as client:
+            client.starttls(context=context(self.pki, "1.3", ""))
+            shown = client.sock.getpeercert()["serialNumber"]  # type: ignore[union-attr]
+            client.sendmail("a@example.test", ["b@partner.test"], MESSAGE)
+        return str(shown)
+
+
+@pytest.fixture
+def running(tmp_path: Path, server: Callable[..., Server]) -> Running:
+    return Running(tmp_path, server)
+
+
+def test_commands(running: Running) -> None:
+    for _ in range(8):
+        running.send()
+    assert stat.S_IMODE(os.stat(running.socket).st_mode) == 0o600
+    assert running.ask("pid") == f"{running.server.process.pid}\n"
+    assert running.ask("  VERSION ").startswith("quillon ")
+    assert "tls show cache" in running.ask("help") == running.ask("")
+    assert running.ask("shutdown everything") == "shutdown everything: unknown command; help lists what there is\n"
+    cache = running.ask("tls show cache")
+    assert cache.startswith("   1) server context\n")
+    assert f"       certificate: {running.pki}/mx.pem\n" in cache
+    assert running.ask("tls flush cache") == "Cache flush request submitted.\n"
+    assert running.ask("tls show cache") == "no context is cached\n"
+    assert running.ask("tls rekey") == "Rekey request submitted.\n"
+    metrics = running.ask("metrics").splitlines()
+    assert 'quillon_receptions_total{version="TLSv1.3",verified="none"} 8' in metrics
+    assert 'quillon_handshakes_total{result="ok",version="TLSv1.3"} 8' in metrics
+    running.send()
+    for name in ("events.json", "custom.cl"):
+        log = running.server.folder / "log" / name
+        log.rename(log.with_suffix(".1"))
+    assert running.ask("reopen logs") == "logs reopened\n"
+    running.send()
+    until(lambda: len(running.server.log("custom.cl")) == 1, "a line in the new file")
+    line = running.server.log("custom.cl")[0].split("@")
+    assert line[2:] == ["R", "b", "partner.test", "TLSv1.3"]
+    said = subprocess.run(
+        [sys.executable, "-m", "quillon", "console", "-c", str(running.server.file), "tls", "show", "cache"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "server context" in said.stdout
+
+
+def test_clients_that_misbehave_hold_up_nobody(running: Running) -> None:
+    silent = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+    for sock in silent:
+        sock.connect(str(running.socket))
+    time.sleep(0.2)
+    running.send()
+    for sock in silent:
+        sock.close()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(running.socket))
+        sock.sendall(b"x" * 10000)
+        assert b"too long" in sock.recv(1000)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(running.socket))
+        sock.sendall(b"\xff\x00 tls\n")
+        assert b"unknown command" in sock.recv(1000)
+    until(lambda: running.ask("pid") == f"{running.server.process.pid}\n", "the console answers")
+
+
+def test_a_worker_that_dies_is_not_waited_for(running: Running) -> None:
+    os.kill(running.server.workers()[0], 9)
+    assert "# HELP" in running.ask("metrics")
+    until(lambda: len(running.server.workers()) == 2, "a new worker")
+
+
+def test_the_socket_follows_the_configuration(running: Running) -> None:
+    other = running.socket.with_name("other")
+    running.server.configure(running.text().replace(str(running.socket), str(other)), workers=2)
+    assert "reload requested" in running.ask("config reload")
+    until(other.exists, "the new socket")
+    until(lambda: not running.socket.exists(), "the old one goes")
+    running.socket = other
+    assert running.ask("pid")
+    running.server.stop()
+    assert not other.exists()
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart(running: Running) -> None:
+    first = running.send()
+    running.authority.issue("mx", ["127.0.0.1"])
+    second = until(lambda: shown if (shown := running.send()) != first else "", "the new certificate")
+    assert second
+    (running.pki / "mx.pem").write_text("broken")
+    until(lambda: any("the old one stays in use" in line for line in running.server.log("paniclog.ec")), "a panic line")
+    assert running.send() == second
+    running.server.reload()
+    until(lambda: any("reload refused" in line for line in running.server.log("paniclog.ec")), "a refused reload")
+    assert running.send() == second
+
+
+def test_refusals_go_to_their_own_file(running: Running) -> None:
+    with smtplib.SMTP("127.0.0.1", running.port, timeout=30) as client:
+        client.docmd("WHAT")
+    until(lambda: running.server.log("refused.cl") == ["127.0.0.1@500 5.5.2 unrecognized command"], "the line")
