@@ -34,6 +34,7 @@ HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("PREFIX", Path.home() / ".cache/quillon-bench"))
 PAGE = HERE.parent / "docs/performance.md"
 SECONDS = 6.0
+CLIENT = ("-C", str(CACHE / "certs/client.crt"), "-K", str(CACHE / "certs/client.key"))
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Test:
     told: dict[str, str]
     load: tuple[str, ...]
     relay: bool = False
+    only: tuple[str, ...] = ()
 
 
 TESTS = {
@@ -62,8 +64,34 @@ TESTS = {
         ("-m", "1", "-T", "-c", "60"),
         relay=True,
     ),
+    "relayouttls": Test(
+        "relay, a TLS connection per message outbound, ECDSA P-256",
+        {"MODE": "relay", "TLS": "out"},
+        ("-m", "20"),
+        relay=True,
+    ),
     "handshake": Test("STARTTLS handshake and QUIT, ECDSA P-256", {"MODE": "hold", "TLS": "1"}, ("-H", "-c", "60")),
+    "handshakersa": Test(
+        "STARTTLS handshake and QUIT, RSA 2048", {"MODE": "hold", "TLS": "1", "CERT": "rsa"}, ("-H", "-c", "60")
+    ),
+    "handshakeclient": Test(
+        "STARTTLS handshake and QUIT, ECDSA P-256, with a client certificate",
+        {"MODE": "hold", "TLS": "1", "CLIENTCERT": "1"},
+        ("-H", "-c", "60", *CLIENT),
+    ),
+    "handshakersaclient": Test(
+        "STARTTLS handshake and QUIT, RSA 2048, with a client certificate",
+        {"MODE": "hold", "TLS": "1", "CERT": "rsa", "CLIENTCERT": "1"},
+        ("-H", "-c", "60", *CLIENT),
+    ),
+    "handshakegnutls": Test(
+        "STARTTLS handshake and QUIT, ECDSA P-256, TLS_Engine = gnutls",
+        {"MODE": "hold", "TLS": "1", "ENGINE": "gnutls"},
+        ("-H", "-c", "60"),
+        only=("quillon",),
+    ),
 }
+IDLE = 400  # connections for the figure of memory
 
 
 def free_port() -> int:
@@ -217,7 +245,7 @@ def load(port: int, options: tuple[str, ...], count: int) -> int:
 def measure(name: str, test: Test) -> dict[str, float]:
     """CPU microseconds per message and messages per second."""
     server = Server(name, test.told)
-    sink = Sink(server.outbound, test.told.get("TLS") == "1") if test.relay and name != "floor" else None
+    sink = Sink(server.outbound, test.told.get("TLS") in ("1", "out")) if test.relay and name != "floor" else None
     with server.running() as root:
         try:
 
@@ -239,6 +267,35 @@ def measure(name: str, test: Test) -> dict[str, float]:
                 sink.close()
 
 
+def per_idle_connection(name: str) -> float:
+    """KiB of memory that a connection takes which has done STARTTLS and says nothing."""
+    server = Server(name, {"MODE": "hold", "TLS": "1", "CONNS": str(IDLE)})
+    with server.running() as root:
+        load(server.inbound, ("-H",), 200)  # what is allocated once
+        before = sum(resident_mib(root))
+        command = [str(CACHE / "bin/smtpload"), "-I", "60", "-T", "-n", str(IDLE), f"127.0.0.1:{server.inbound}"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout is not None
+            said = holder.stdout.readline()
+            if '"failed":0' not in said:
+                raise RuntimeError(f"{name}: {said}")
+            time.sleep(1)
+            after = sum(resident_mib(root))
+            holder.kill()
+    return (after - before) * 1024 / IDLE
+
+
+def sign_us() -> dict[str, float]:
+    """Microseconds of one signature by the kind of key, as `openssl speed` finds them."""
+    found = {}
+    for kind, words in (("ECDSA P-256", "ecdsap256"), ("RSA 2048", "rsa2048")):
+        command = ["openssl", "speed", "-seconds", "2", "-mr", words]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        line = next(line for line in said.splitlines() if line.startswith(("+F2", "+F4")))
+        found[kind] = 1e6 / float(line.split(":")[3])
+    return found
+
+
 def at_rest() -> list[float]:
     """Memory of each process of a Quillon that does nothing, in MiB."""
     with Server("quillon", {"MODE": "relay"}).running() as root:
@@ -257,21 +314,25 @@ def main() -> int:
     rows: dict[str, dict[str, dict[str, float]]] = {}
     for test in given.tests.split(","):
         for name in [*servers, "floor"]:
-            if name == "floor" and TESTS[test].relay:
+            if (name == "floor" and TESTS[test].relay) or name not in (TESTS[test].only or (name,)):
                 continue
             runs = [measure(name, TESTS[test]) for _ in range(given.repeat)]
             rows.setdefault(test, {})[name] = {
                 key: statistics.median(run[key] for run in runs) for key in ("cpu_us", "rate")
             }
             print(test, name, {key: round(value) for key, value in rows[test][name].items()}, flush=True)
-    text = report(rows, servers, at_rest())
+    idle = {name: per_idle_connection(name) for name in servers}
+    print("idle", idle, flush=True)
+    text = report(rows, servers, at_rest(), idle, sign_us())
     print(text)
     if not given.no_write:
         PAGE.write_text(text)
     return 0
 
 
-def report(rows: dict[str, Any], servers: list[str], memory: list[float]) -> str:
+def report(
+    rows: dict[str, Any], servers: list[str], memory: list[float], idle: dict[str, float], signs: dict[str, float]
+) -> str:
     """The page, in Markdown."""
     today = datetime.date.today().isoformat()
     columns = [*servers, "floor"]
@@ -282,8 +343,9 @@ def report(rows: dict[str, Any], servers: list[str], memory: list[float]) -> str
         cells = [TESTS[test].title]
         cells += [f"{found[name]['cpu_us']:.0f}" if name in found else "" for name in columns]
         for name in ratios:
-            cells.append(f"{found['quillon']['cpu_us'] / found[name]['cpu_us']:.2f}")
-        cells.append(", ".join(f"{name} {found[name]['rate']:.0f}" for name in servers))
+            both = name in found and "quillon" in found
+            cells.append(f"{found['quillon']['cpu_us'] / found[name]['cpu_us']:.2f}" if both else "")
+        cells.append(", ".join(f"{name} {found[name]['rate']:.0f}" for name in servers if name in found))
         lines.append("| " + " | ".join(cells) + " |")
     return f"""# Performance
 
@@ -297,6 +359,10 @@ absolute figures are of that machine at that hour.
 
 `floor` is a sink in C that takes the octets and does nothing with them. Quillon commits every message to disk before
 it acknowledges it, as Postfix does. It ran with two workers.
+
+One signature takes {" and ".join(f"{us:.0f} us ({kind})" for kind, us in signs.items())} by `openssl speed` in the
+same run, with the OpenSSL of the system. A TLS connection that says nothing takes
+{" and ".join(f"{size:.0f} KiB ({name})" for name, size in idle.items())}, over {IDLE} connections.
 
 Memory at rest, proportional set size in MiB, supervisor first: {", ".join(f"{size:.0f}" for size in memory)}.
 """

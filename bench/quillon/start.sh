@@ -5,6 +5,7 @@ set -eu
 . "$(dirname "$0")/../env.sh"
 quillon=${QUILLON:-$(dirname "$0")/../../.venv/bin/quillon}
 tls_in= tls_out= suspend=
+if [ "$TLS" = out ]; then tls_out="TLS = required Max_Deliveries_Per_Connection = 1"; fi
 if [ "$TLS" = 1 ]; then
     tls_in="TLS_Certificate = \"$crt\" TLS_Key = \"$key\" SMTP_Extensions = ( \"ENHANCEDSTATUSCODES\" \"STARTTLS\" )"
     if [ "$CLIENTCERT" = 1 ]; then tls_in="$tls_in TLS_Client_CA = \"$ca\" TLS_Verify_Mode = require"
@@ -14,6 +15,7 @@ fi
 if [ "$MODE" = hold ]; then suspend="Suspend_Delivery = true"; fi
 workers=${WORKERS:-2}
 cat >"$RUN/ecelerity.conf" <<X
+TLS_Engine = ${ENGINE:-openssl}
 Hostname = mx.bench.example
 Workers = $workers
 PidFile = quillon.pid
