@@ -1,12 +1,22 @@
-"""Write docs/reference from the tables of the code: every option with its status, and every TLS cause."""
+"""Write docs/reference: options and TLS causes from the tables of the code, and what broken hosts lead to by trying."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from quillon.config.options import INBOUND, OUTBOUND, Option, table
-from quillon.tls.verdict import CAUSES
+from quillon.config.scope import resolve
+from quillon.config.settings import DeliverySettings, OutboundTls, build
+from quillon.delivery.probe import VALUES
+from quillon.lab import selftest
+from quillon.lab.faults import FAULTS
+from quillon.lab.trial import Result
+from quillon.tls.causes import CAUSES
 
 FOLDER = Path(__file__).parent / "reference"
 CHAPTERS = {
@@ -41,11 +51,6 @@ def row(option: Option) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-ALERT = (
-    "| `alert_<name>` | The other side ended the handshake with this TLS alert (RFC 8446 6)."
-    " | See its log;"
-    " `alert_unknown_ca` and `alert_certificate_required` speak of our certificate. |"
-)
 HEAD = "| Option | Values | Default | Scopes | Status | |\n| --- | --- | --- | --- | --- | --- |"
 
 
@@ -74,17 +79,64 @@ def options_page() -> str:
 
 def causes_page() -> str:
     out = [
-        "# When TLS fails: cause codes",
+        "# Cause codes",
         "",
-        "One code for each failure, the same in mainlog, JSON log, notifications and context variables.",
+        "One code for each failure of TLS: the same in mainlog's text, the JSON log, notifications, context",
+        "variables, metrics and `quillon tls-probe`. [When TLS fails](../when-tls-fails.md) tells how to use them.",
+        "In the commands, HOST, PORT, CA.pem and NAME stand for the host, its port, the file of `TLS_CA` and the",
+        "name wanted.",
+    ]
+    for name, cause in CAUSES.items():
+        out += ["", f"## `{name}`", "", f"{cause.meaning} {cause.remedy}", "", "```", cause.command, "```"]
+        if cause.says:
+            out += ["", f"Among what it then says: `{cause.says}`."]
+    out += [
         "",
-        "| Cause | What happened | What to do |",
-        "| --- | --- | --- |",
-        *(f"| `{name}` | {what} | {todo} |" for name, (what, todo) in CAUSES.items()),
-        ALERT,
+        "## `alert_<name>`",
+        "",
+        "The other side ended the handshake with this TLS alert (RFC 8446 6). See its log. `alert_unknown_ca`,",
+        "`alert_bad_certificate` and `alert_certificate_required` speak of our certificate, `alert_protocol_version`",
+        "of `TLS_Protocols`, `alert_handshake_failure` of anything: ciphers, or over TLS 1.2 a client certificate.",
+        "",
+        "```",
+        "openssl s_client -starttls smtp -connect HOST:PORT -cert CERT.pem -key KEY.pem -msg",
+        "```",
         "",
     ]
     return "\n".join(out)
+
+
+def farm_page(found: Mapping[tuple[str, str], Mapping[str, Result]]) -> str:
+    """What happens with each peer of the fault farm, from the results of trials by (TLS, TLS_Verify) and peer."""
+    verifies = ("no", "optional", "ca", "host")
+    out = [
+        "# What happens with broken hosts",
+        "",
+        "`quillon fault-farm` runs these peers, each broken in one way. The tables were made by delivering a message",
+        "to each of them under each setting, with `TLS_Ifavailable_Fallback = true` and no client certificate;",
+        "`quillon selftest` does the same under yours. With `TLS = no` all of them get the message in clear.",
+        "*held* is a message that stays in the queue to be tried again, with its [cause](causes.md).",
+    ]
+    for tls in ("required", "ifavailable"):
+        out += ["", f"## TLS = {tls}", "", "| Peer | | " + " | ".join(f"`{v}`" for v in verifies) + " |"]
+        out.append("|" + " --- |" * (len(verifies) + 2))
+        for fault in FAULTS:
+            cells = [str(found[tls, verify][fault.name]) for verify in verifies]
+            out.append(f"| `{fault.name}` | {fault.about} | " + " | ".join(cells) + " |")
+    return "\n".join([*out, ""])
+
+
+def try_farm() -> dict[tuple[str, str], dict[str, Result]]:
+    """Deliver to every peer under every setting."""
+    options = table().options
+    tls = build(OutboundTls, lambda name: resolve(options[name], [], "/").value)
+    settings = build(DeliverySettings, lambda name: resolve(options[name], [], "/").value)
+    columns = [replace(tls, tls=value, tls_verify=verify, tls_ca="the farm's") for value, verify in VALUES]
+    with tempfile.TemporaryDirectory() as folder:
+        results = asyncio.run(selftest.run(Path(folder), settings, columns))
+    return {
+        column: {fault.name: result for fault, result in rows} for column, rows in zip(VALUES, results, strict=True)
+    }
 
 
 PAGES = {"options.md": options_page, "causes.md": causes_page}
@@ -94,6 +146,7 @@ def main() -> int:
     FOLDER.mkdir(exist_ok=True)
     for name, page in PAGES.items():
         (FOLDER / name).write_text(page())
+    (FOLDER / "farm.md").write_text(farm_page(try_farm()))
     return 0
 
 

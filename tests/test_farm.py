@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib.util
 import re
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from quillon.tls.context import Contexts
 
 # what a client may say in clear to a host from which it wants TLS
 BEFORE_TLS = re.compile(rb"\A(EHLO trial\.test\r\n(STARTTLS\r\n)?)?(QUIT\r\n)?\Z")
+ROOT = Path(__file__).parent.parent
 COLUMNS = [("no", "no"), *VALUES]
 
 
@@ -140,3 +142,13 @@ def test_a_probe_foresees_what_a_delivery_does(field: Field, column: tuple[str, 
 
 def test_without_tls_everything_is_in_clear(field: Field) -> None:
     assert {result.seen.way for result in field.results["no", "no"].values()} == {"clear"}
+
+
+def test_the_page_about_broken_hosts_is_what_was_found(field: Field) -> None:
+    """Both engines lead to the same table."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert (ROOT / "docs/reference/farm.md").read_text() == generate.farm_page(field.results), "run docs/generate.py"

@@ -17,10 +17,10 @@ from quillon.config.scope import resolve
 from quillon.config.settings import InboundTls, OutboundTls, TlsIdentity, build
 from quillon.lab.pki import CLIENT, DAY, Authority
 from quillon.lab.sink import inbound_tls
+from quillon.tls.causes import CAUSES
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError, Engine
 from quillon.tls.gnutls_context import priority_string
-from quillon.tls.verdict import CAUSES
 
 ENGINES = ("openssl", "gnutls")
 NOW = 1_800_000_000.0

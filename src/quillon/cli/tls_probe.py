@@ -20,8 +20,8 @@ from quillon.delivery.hosts import HostFinder
 from quillon.delivery.probe import VALUES, Report, probe
 from quillon.net.clock import Deadlines, SystemClock
 from quillon.policy.tls import TlsHooks
+from quillon.tls.causes import CAUSES
 from quillon.tls.context import Contexts
-from quillon.tls.verdict import CAUSES
 
 
 def add(commands: Any) -> None:
@@ -144,8 +144,9 @@ def _print(report: Report, row: dict[str, Any], *, config: bool) -> None:
     if row["verified"]:
         print("  verdict    verified: the chain is trusted and names the host")
     elif row["cause"]:
-        meaning, remedy = CAUSES.get(row["cause"], ("The other side ended the handshake with this alert.", ""))
-        print(f"  verdict    {row['cause']}: {meaning} {remedy}".rstrip())
+        cause = CAUSES.get(row["cause"])
+        words = f"{cause.meaning} {cause.remedy}" if cause else "The other side ended the handshake with this alert."
+        print(f"  verdict    {row['cause']}: {words}")
         if row["detail"]:
             print(f"             {row['detail']}")
     if config:

@@ -265,7 +265,7 @@ class GnuTLSEngine:
         return found
 
     def session_data(self) -> bytes:
-        """The session as the library packs it, to be resumed; empty if it cannot be, or brought no ticket of its own."""
+        """The session as the library packs it; empty if it cannot be resumed, or brought no ticket of its own."""
         ticket = self._lib.gnutls_session_get_flags(self._session) & g.SFLAGS_SESSION_TICKET
         if self._lib.gnutls_session_is_resumed(self._session) and not ticket:
             return b""

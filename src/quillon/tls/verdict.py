@@ -1,7 +1,6 @@
 """The frozen result of a handshake, and the one cause code that each failure has.
 
-A cause code is a word for logs, replies, notifications and scripts. `CAUSES` lists all of them with what they mean and
-what to do; the documentation is generated from it. `alert_<name>` stands for an alert that the other side sent.
+The codes stand in `quillon.tls.causes`.
 """
 
 from __future__ import annotations
@@ -17,89 +16,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
 from quillon.mail.event import TlsFacts
-
-CAUSES: dict[str, tuple[str, str]] = {
-    "no_starttls": (
-        "The host did not offer STARTTLS.",
-        "Ask the partner to offer it, or check for a device that strips it.",
-    ),
-    "starttls_refused": (
-        "The host offered STARTTLS and then refused it.",
-        "See the reply in the log; often a missing key there.",
-    ),
-    "starttls_injection": (
-        "Octets in clear stood behind the 220 to STARTTLS.",
-        "Somebody may be tampering with the connection.",
-    ),
-    "handshake_eof": (
-        "The connection was closed during the handshake.",
-        "Look for protocol or cipher mismatches in the peer's log.",
-    ),
-    "handshake_timeout": ("The handshake did not end in time.", "Look for a firewall or an overloaded peer."),
-    "not_tls": (
-        "What came instead of a handshake was not TLS.",
-        "Check the port: STARTTLS against TLS from the first octet.",
-    ),
-    "protocol_mismatch": (
-        "The sides share no protocol version.",
-        "Compare TLS_Protocols with what the peer speaks.",
-    ),
-    "no_shared_cipher": (
-        "The sides share no cipher suite.",
-        "Compare TLS_Ciphers, and the kind of the certificate's key.",
-    ),
-    "no_client_certificate": (
-        "The client presented no certificate although one is required.",
-        "Let it configure one.",
-    ),
-    "handshake_failed": (
-        "The handshake failed in another way; the detail says how.",
-        "See the detail in the JSON log.",
-    ),
-    "expired": ("A certificate of the chain has expired.", "Renew it."),
-    "not_yet_valid": ("A certificate of the chain is not valid yet.", "Check both clocks."),
-    "unknown_issuer": (
-        "The chain does not end at a trusted authority.",
-        "Add the issuer to the CA file, or the intermediate to the chain.",
-    ),
-    "self_signed": (
-        "The certificate is signed by itself and not trusted.",
-        "Add it to the CA file, or get one from an authority.",
-    ),
-    "name_mismatch": (
-        "The certificate does not name the host or the domain.",
-        "See the detail in the JSON log: the names wanted, and those of the certificate.",
-    ),
-    "revoked": ("The certificate is revoked.", "Get a new one."),
-    "wrong_purpose": (
-        "The certificate may not be used for this purpose.",
-        "Issue one with the extended key usage of its role.",
-    ),
-    "invalid_ca": (
-        "An issuer in the chain is not allowed to issue.",
-        "Check the basic constraints of the intermediates.",
-    ),
-    "weak_key": ("A key of the chain is too short.", "Use 2048 bits RSA or P-256 at least."),
-    "weak_signature": ("A signature of the chain uses a weak digest.", "Reissue with SHA-256 or better."),
-    "bad_signature": ("A signature of the chain does not verify.", "The chain is broken; reissue it."),
-    "certificate_rejected": (
-        "The chain failed verification in another way.",
-        "See the detail in the JSON log.",
-    ),
-    "no_certificate": (
-        "The host presented no certificate.",
-        "Anonymous suites cannot be verified; use others.",
-    ),
-    "rejected_by_policy": (
-        "A policy module said that the certificate is not good.",
-        "See the module's own log lines; its name stands in the detail.",
-    ),
-    "policy_failed": (
-        "A policy module failed when it was asked for the parameters of TLS.",
-        "See the paniclog: module, hook, line and error.",
-    ),
-    "bad_local_settings": ("Our own certificate, key or CA file cannot be loaded.", "Run quillon check."),
-}
 
 # X509_V_ERR_* of x509_vfy.h
 _CHAIN_CAUSES = {

@@ -1,0 +1,182 @@
+"""The cause codes: one word for each way in which TLS fails, for logs, replies, notifications and scripts.
+
+`alert_<name>` stands for an alert that the other side sent (RFC 8446 6) and is not listed. The commands reproduce a
+failure by hand; HOST, PORT, CA.pem and NAME stand for the host, its port, the file of TLS_CA and the name wanted.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Cause(NamedTuple):
+    """What happened, what to do, and a command that shows it, with words of what it then says."""
+
+    meaning: str
+    remedy: str
+    command: str
+    says: str
+
+
+_SHOW = "openssl s_client -starttls smtp -connect HOST:PORT"
+_VERIFY = f"{_SHOW} -CAfile CA.pem -no-CApath -no-CAstore -verify_return_error"
+_DETAIL = "The JSON log has the library's own words (`detail`)."
+
+CAUSES: dict[str, Cause] = {
+    "no_starttls": Cause(
+        "The host did not offer STARTTLS.",
+        "Ask the partner to offer it, or look for a device in between that strips it.",
+        _SHOW,
+        "Didn't find STARTTLS in server response",
+    ),
+    "starttls_refused": Cause(
+        "The host offered STARTTLS and then refused it, or gave no answer.",
+        "The reply stands in the log; often the host has lost its key.",
+        _SHOW,
+        "",
+    ),
+    "starttls_injection": Cause(
+        "Octets in clear stood behind the 220 to STARTTLS.",
+        "Somebody may be tampering with the connection: compare from another network.",
+        _SHOW,
+        "",
+    ),
+    "handshake_eof": Cause(
+        "The connection was closed during the handshake.",
+        "See the other side's log; often protocols or ciphers that do not fit.",
+        _SHOW,
+        "no peer certificate available",
+    ),
+    "handshake_timeout": Cause(
+        "The handshake did not end in time.",
+        "Look for a firewall that drops large packets, or an overloaded host.",
+        _SHOW,
+        "",
+    ),
+    "not_tls": Cause(
+        "What came instead of a handshake was not TLS.",
+        "Compare the port: STARTTLS (25, 587) against TLS from the first octet (465).",
+        _SHOW,
+        "wrong version number",
+    ),
+    "protocol_mismatch": Cause(
+        "The sides share no protocol version.",
+        "Compare TLS_Protocols with what the other side speaks.",
+        f"{_SHOW} -tls1_2",
+        "",
+    ),
+    "no_shared_cipher": Cause(
+        "The sides share no cipher suite, group or signature algorithm.",
+        "Compare TLS_Ciphers, TLSv13_Ciphersuites, TLS_EC_Curve_Names, and the kind of the certificate's key.",
+        f"{_SHOW} -cipher ALL:@SECLEVEL=0",
+        "",
+    ),
+    "no_client_certificate": Cause(
+        "The client presented no certificate although TLS_Verify_Mode = require.",
+        "Let the client configure one.",
+        _SHOW,
+        "",
+    ),
+    "handshake_failed": Cause(
+        "The handshake failed in another way.",
+        _DETAIL,
+        f"{_SHOW} -state",
+        "",
+    ),
+    "expired": Cause(
+        "A certificate of the chain has expired.",
+        "Have it renewed.",
+        _VERIFY,
+        "certificate has expired",
+    ),
+    "not_yet_valid": Cause(
+        "A certificate of the chain is not valid yet.",
+        "Compare both clocks.",
+        _VERIFY,
+        "certificate is not yet valid",
+    ),
+    "unknown_issuer": Cause(
+        "The chain does not lead to a trusted authority.",
+        "Add the issuer to the CA file, or have the host send the intermediate certificate too.",
+        f"{_VERIFY} -showcerts",
+        "unable to get local issuer certificate",
+    ),
+    "self_signed": Cause(
+        "The certificate is signed by itself, and not trusted.",
+        "Add it to the CA file, or have one issued by an authority.",
+        _VERIFY,
+        "self-signed certificate",
+    ),
+    "name_mismatch": Cause(
+        "The certificate names neither the MX host nor the domain.",
+        "The detail in the JSON log has the names wanted and those of the certificate.",
+        f"{_VERIFY} -verify_hostname NAME",
+        "mismatch",
+    ),
+    "revoked": Cause(
+        "The certificate is revoked. (This version reads no revocation lists: policy alone can find it.)",
+        "Have a new one issued.",
+        f"{_VERIFY} -crl_check",
+        "",
+    ),
+    "wrong_purpose": Cause(
+        "The certificate may not be used for this purpose (extended key usage).",
+        "Have it issued for its role: serverAuth for hosts, clientAuth for clients.",
+        f"{_VERIFY} -purpose sslserver",
+        "unsuitable certificate purpose",
+    ),
+    "invalid_ca": Cause(
+        "An issuer in the chain may not issue this certificate (basic constraints, path length, name constraints).",
+        "Have the chain reissued.",
+        _VERIFY,
+        "invalid CA certificate",
+    ),
+    "weak_key": Cause(
+        "A key of the chain or of the key exchange is too short.",
+        "RSA with 2048 bits or P-256 at least.",
+        f"{_VERIFY} -auth_level 2",
+        "key too weak",
+    ),
+    "weak_signature": Cause(
+        "A signature of the chain uses a weak digest.",
+        "Have it reissued with SHA-256 or better.",
+        f"{_VERIFY} -auth_level 2",
+        "digest algorithm too weak",
+    ),
+    "bad_signature": Cause(
+        "A signature of the chain does not verify.",
+        "The chain is put together wrongly, or was tampered with: have it reissued.",
+        _VERIFY,
+        "",
+    ),
+    "certificate_rejected": Cause(
+        "The chain failed verification in another way.",
+        _DETAIL,
+        _VERIFY,
+        "",
+    ),
+    "no_certificate": Cause(
+        "The other side presented no certificate.",
+        "A client: let it configure one. A host: anonymous suites cannot be verified, use others.",
+        _SHOW,
+        "",
+    ),
+    "rejected_by_policy": Cause(
+        "A policy module said that the certificate is not good.",
+        "See the module's own lines in the paniclog; its name stands in the detail.",
+        _VERIFY,
+        "",
+    ),
+    "policy_failed": Cause(
+        "A policy module failed when it was asked for the parameters of TLS.",
+        "See the paniclog: module, hook, line and error.",
+        "quillon check -c ecelerity.conf",
+        "",
+    ),
+    "bad_local_settings": Cause(
+        "Our own certificate, key or CA file cannot be loaded.",
+        "See the paniclog, and correct the file.",
+        "quillon check -c ecelerity.conf",
+        "",
+    ),
+}
