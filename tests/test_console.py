@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import smtplib
 import socket
 import stat
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from quillon.app.channel import Channel
+from quillon.app.console import cache_text
 from quillon.lab.pki import Authority
 from tests.support.clients import MESSAGE, context
 from tests.support.server import Server, free_port, until
@@ -141,6 +144,46 @@ def test_the_socket_follows_the_configuration(running: Running) -> None:
     assert running.ask("pid")
     running.server.stop()
     assert not other.exists()
+
+
+def test_a_refused_reload_leaves_the_console_where_it_is(running: Running) -> None:
+    other = running.socket.with_name("other")
+    running.server.configure(running.text("SpoolBase = elsewhere").replace(str(running.socket), str(other)), workers=2)
+    running.server.reload()
+    until(lambda: any("reload refused" in line for line in running.server.log("paniclog.ec")), "a refused reload")
+    assert running.ask("pid")
+    assert not other.exists()
+
+
+def test_a_worker_that_does_not_read_holds_up_nobody(running: Running) -> None:
+    worker = running.server.workers()[0]
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        assert "1 workers did not answer" in running.ask("metrics")
+        assert running.ask("pid")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+def test_a_full_channel_is_no_wait() -> None:
+    ours, theirs = Channel.pair()
+    sent = 0
+    while ours.send({"do": "console", "id": sent}, wait=False):
+        sent += 1
+    assert sent > 10
+    assert theirs.receive() == ({"do": "console", "id": 0}, [])
+    theirs.sock.send(b"{ this is cut o")
+    while (got := ours.receive()) is not None and got[0].get("event") != "unreadable":
+        pass
+    ours.close()
+    theirs.close()
+
+
+def test_many_contexts_come_in_several_parts() -> None:
+    rows = [{"kind": "server", "settings": {"certificate": f"/{n}.pem"}, "age": n, "in_use": 1} for n in range(100)]
+    text = cache_text(rows + rows)
+    assert text.count("server context") == 100
+    assert "         in use by: 2 sessions\n" in text
 
 
 def test_a_renewed_certificate_is_shown_without_a_restart(running: Running) -> None:

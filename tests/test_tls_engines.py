@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import itertools
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import x25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,10 +21,12 @@ from quillon.config.scope import resolve
 from quillon.config.settings import InboundTls, OutboundTls, TlsIdentity, build
 from quillon.lab.pki import CLIENT, DAY, Authority
 from quillon.lab.sink import inbound_tls
+from quillon.tls import identity
 from quillon.tls.causes import CAUSES
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError, Engine
 from quillon.tls.gnutls_context import priority_string
+from quillon.tls.verdict import Certificate, Verdict
 
 ENGINES = ("openssl", "gnutls")
 NOW = 1_800_000_000.0
@@ -59,6 +65,7 @@ class Pair:
         shake(server, client)
         if server.established and client.established:
             server.send(b"250 hello\r\n")
+            assert client.verdict() is not None  # as a stream's owner does, before anything is read
             assert client.receive(server.data_to_send()) == b"250 hello\r\n"
             client.send(b"x" * 40000)
             assert server.receive(client.data_to_send()) == b"x" * 40000
@@ -170,6 +177,7 @@ def test_a_server_finds_a_resumed_certificate_expired(pki: Path) -> None:
         server = pair.contexts.server(pair.inbound)
         client = frozen.client(pair.outbound, "mx.partner.test", "192.0.2.1 25")
         shake(server, client)
+        client.verdict()
         server.send(b"250 hello\r\n")
         client.receive(server.data_to_send())
         return server
@@ -191,6 +199,74 @@ def test_a_session_is_offered_to_the_same_host_only(pki: Path) -> None:
     client = pair.contexts.client(changed, "mx.partner.test", "192.0.2.1 25")
     shake(pair.contexts.server(pair.inbound), client)
     assert not client.verdict().resumed
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("server", "client"), BOTH)
+def test_an_untrusted_host_stays_untrusted_on_resumption(pki: Path, server: str, client: str, version: str) -> None:
+    """Also where its first data comes together with the end of the handshake."""
+    pair = Pair(pki, server, client, version=version, tls_session_resumption=True)
+    changed = dataclasses.replace(pair.outbound, tls_ca=str(pki / "other-ca.pem"))
+    for _ in range(4):
+        ours = pair.contexts.server(pair.inbound)
+        theirs = pair.contexts.client(changed, "mx.partner.test", "192.0.2.1 25")
+        theirs.start()
+        for _ in range(6):
+            if data := theirs.data_to_send():
+                ours.receive(data)
+            if ours.established:
+                ours.send(b"250 at once\r\n")
+            if data := ours.data_to_send():
+                theirs.receive(data)
+        assert theirs.verdict().cause == "unknown_issuer"
+        ours.send(b"250 and more\r\n")
+        theirs.receive(ours.data_to_send())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("server", ENGINES)
+def test_an_authority_that_expires_ends_resumption(tmp_path: Path, server: str, version: str) -> None:
+    """The anchor is not sent, and counts all the same."""
+    begin = datetime.datetime.now(datetime.UTC).timestamp()
+    authority = Authority(tmp_path, life=datetime.timedelta(hours=30))  # begun a day ago
+    authority.write()
+    for name in ("server", "client"):
+        authority.issue(name, ["mx.partner.test"])
+    pair = Pair(tmp_path, server, "openssl", version=version, tls_session_resumption=True)
+    pair.now[0] = begin
+    assert [engine.verdict().resumed for _ in range(2) for engine in pair.connect()] == [False, False, True, True]
+    pair.now[0] = begin + 7 * 3600
+    assert not pair.connect()[1].verdict().resumed
+
+
+def test_a_server_finds_a_resumed_authority_expired(tmp_path: Path) -> None:
+    begin = datetime.datetime.now(datetime.UTC).timestamp()
+    authority = Authority(tmp_path, life=datetime.timedelta(hours=30))
+    authority.write()
+    for name in ("server", "client"):
+        authority.issue(name, ["mx.partner.test"])
+    pair = Pair(tmp_path, "openssl", "openssl", tls_session_resumption=True)
+    frozen = Contexts(lambda: begin)
+    causes = []
+    for now in (begin, begin + 7 * 3600):
+        pair.now[0] = now
+        server = pair.contexts.server(pair.inbound)
+        client = frozen.client(pair.outbound, "mx.partner.test", "192.0.2.1 25")
+        shake(server, client)
+        client.verdict()
+        server.send(b"250 hello\r\n")
+        client.receive(server.data_to_send())
+        causes.append((server.verdict().resumed, server.verdict().cause))
+    assert causes == [(False, ""), (True, "expired")]
+
+
+def test_a_session_is_not_offered_for_ever(pki: Path) -> None:
+    pair = Pair(pki, "openssl", "openssl", tls_session_resumption=True)
+    found = []
+    for _ in range(5):
+        pair.now[0] += 100.0
+        found.append(pair.connect()[1].verdict().resumed)
+    assert found == [False, True, True, False, True]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -300,6 +376,16 @@ def test_a_changed_file_is_loaded_again_and_a_broken_one_is_not(tmp_path: Path, 
     assert shown() == second
 
 
+def test_a_key_of_a_kind_that_tls_does_not_use_is_said(tmp_path: Path) -> None:
+    issued = Authority(tmp_path).issue("mx", ["mx.partner.test"])
+    odd = x25519.X25519PrivateKey.generate()
+    issued.key.write_bytes(
+        odd.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    with pytest.raises(ContextError, match="TLS_Key"):
+        Contexts(lambda: NOW).load(inbound_tls(str(issued.certificate), str(issued.key)))
+
+
 # hostile peers --------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +460,58 @@ def test_no_octets_behind_a_handshake_raise(pki: Path, engine: str, rest: bytes)
     server.data_to_send()
     server.eof()
     server.close()
+
+
+MALFORMED = {
+    "version 4": (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x03"),
+    "an extension twice": (b"\x06\x03\x55\x1d\x25", b"\x06\x03\x55\x1d\x13"),
+    "a name that is no UTF-8": (b"\x0c\x0fmx.partner.test", b"\x0c\x0f\xff\xfe.partner.test"),
+    "a date that is none": (b"\x17\x0d", b"\x17\x0d9"),
+    "a name of an odd kind": (b"\x82\x0fmx.partner.test", b"\xa3\x0fmx.partner.test"),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_malformed_certificate_is_no_exception(pki: Path, kind: str) -> None:
+    der = ssl.PEM_cert_to_DER_cert((pki / "good.pem").read_text())
+    old, new = MALFORMED[kind]
+    assert old in der
+    at = der.index(old)
+    certificate = Certificate(der[:at] + new + der[at + len(new) :])
+    assert certificate.sha256
+    for value in (certificate.subject, certificate.issuer, certificate.subject_cn, certificate.spki_sha256):
+        assert isinstance(value, str)
+    assert isinstance(certificate.alternative_names, tuple)
+    assert not identity.matches(certificate, ["mx.elsewhere.test"])
+    verdict = Verdict("TLSv1.3", "X", 256, 256, "", certificate, True, (("self_signed", 0, ""),))
+    assert verdict.facts(verified=False, cause="self_signed").cause == "self_signed"
+
+
+@pytest.mark.parametrize("client", ENGINES)
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_host_with_a_malformed_certificate_is_judged(pki: Path, kind: str, client: str, tmp_path: Path) -> None:
+    """Where its own library loads it at all."""
+    old, new = MALFORMED[kind]
+    der = ssl.PEM_cert_to_DER_cert((pki / "self-signed.pem").read_text())
+    at = der.index(old)
+    file = tmp_path / "mx.pem"
+    file.write_text(ssl.DER_cert_to_PEM_cert(der[:at] + new + der[at + len(new) :]))
+    contexts = Contexts(lambda: NOW)
+    try:
+        server = contexts.server(inbound_tls(str(file), str(pki / "self-signed.key")))
+    except ContextError:
+        assert kind == "a date that is none", "OpenSSL loads the others"
+        return
+    wanted = outbound(tls="required", tls_verify="host", tls_engine=client, tls_session_resumption=True)
+    other = contexts.client(wanted, "mx.partner.test", "192.0.2.1 25")
+    shake(server, other)
+    if other.established:
+        assert other.verdict().cause
+        assert other.chain() is not None
+        server.send(b"250 hello\r\n")
+        other.receive(server.data_to_send())
+    else:
+        assert other.failure is not None
 
 
 def test_sixteen_errors_of_a_chain_are_enough(tmp_path: Path) -> None:

@@ -145,9 +145,11 @@ def test_inbound(server: Callable[..., Server], pki: Path, policy: str, ports: d
         client.ehlo()
         assert client.docmd("STARTTLS") == (454, b"4.7.0 TLS not available")
         assert client.noop()[0] == 250
-    with smtplib.SMTP("127.0.0.1", ports["broken"], timeout=30) as client:
-        client.ehlo()
-        assert client.docmd("STARTTLS") == (454, b"4.7.0 TLS not available")
+    client = smtplib.SMTP("127.0.0.1", ports["broken"], timeout=30)
+    client.ehlo()
+    assert client.docmd("STARTTLS") == (421, b"4.7.0 TLS cannot be set up, please try later")
+    with pytest.raises(smtplib.SMTPServerDisconnected):
+        client.noop()
     with pytest.raises(OSError), connect("", "strict") as client:
         client.noop()
     assert running.wait_events("handshake", 5)[-1]["tls"]["cause"] == "no_client_certificate"
@@ -242,6 +244,7 @@ def test_parameters_are_checked_and_paths_made_whole(tmp_path: Path) -> None:
     [
         ("def validate_connect(session)\n    pass\n", r"p\.py:1: SyntaxError"),
         ("import nothing_of_the_kind\n", r"p\.py:1: ModuleNotFoundError"),
+        ("import sys\nsys.exit(0)\n", r"p\.py:2: SystemExit"),
         ("x = 1\n", "has no function named as a phase or hook"),
         ("async def validate_connect(session): pass\n", "is async"),
         ("def validate_connect(session): pass\ndef init(): 1 / 0\n", "init: ZeroDivisionError"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import json
 import socket
 from collections.abc import Sequence
@@ -25,10 +26,14 @@ class Channel:
     def fileno(self) -> int:
         return self.sock.fileno()
 
-    def send(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> bool:
-        """False if the other end is gone."""
+    def send(self, message: dict[str, Any], descriptors: Sequence[int] = (), *, wait: bool = True) -> bool:
+        """False if the other end is gone; without `wait` also if it does not read what stands already."""
+        flags = 0 if wait else socket.MSG_DONTWAIT
         try:
-            socket.send_fds(self.sock, [json.dumps(message).encode()], list(descriptors)[:_MAX_DESCRIPTORS])
+            rights = array.array("i", list(descriptors)[:_MAX_DESCRIPTORS])
+            beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else []
+            # not socket.send_fds, which leaves its flags unused
+            self.sock.sendmsg([json.dumps(message).encode()], beside, flags)
         except OSError:
             return False
         return True
@@ -39,7 +44,12 @@ class Channel:
             data, descriptors, _, _ = socket.recv_fds(self.sock, _LIMIT, _MAX_DESCRIPTORS)
         except ConnectionError:
             return None
-        return (json.loads(data), list(descriptors)) if data else None
+        if not data:
+            return None
+        try:
+            return json.loads(data), list(descriptors)
+        except ValueError:
+            return {"event": "unreadable", "do": "nothing"}, list(descriptors)
 
     def close(self) -> None:
         self.sock.close()

@@ -96,6 +96,12 @@ def try_out(config: Config, clock: Clock) -> list[str]:
 def _try_formats(config: Config) -> list[str]:
     problems = []
     for node in config.root.of("custom_logger"):
+        words = node.settings.get("sanitize")
+        try:
+            compile_format("", (), tuple(w.strip() for w in words.value.split(",") if w.strip()) if words else ())
+        except ValueError as error:
+            problems.append(f"{words.position if words else node.position}: {error}")
+            continue
         for stanza in config.custom_loggers():
             for log in stanza.logs:
                 entry = node.settings.get(f"{log.stage}_format")
@@ -118,7 +124,7 @@ def _try_tls(config: Config) -> list[str]:
             except ContextError as error:
                 problems.setdefault(str(error), f"{node.position}: {node.path}: {error}")
     for node, outbound in config.outbound_stanzas():
-        if outbound.tls != "no":
+        if outbound.tls != "no" or node.kind == "global":
             try:
                 contexts.load_client(outbound)
             except ContextError as error:

@@ -121,7 +121,9 @@ class Console:
         self._selector.register(sock, selectors.EVENT_READ, lambda _: self._read(number))
 
     def _read(self, number: int) -> None:
-        client = self._clients[number]
+        client = self._clients.get(number)
+        if client is None:
+            return  # ended in this very turn
         try:
             data = client.sock.recv(MAX_LINE)
         except BlockingIOError:

@@ -134,16 +134,27 @@ class Supervisor:
     def _bind_console(self, config: Config) -> None:
         """Bind the control sockets that are not bound yet. Raises BindError."""
         wanted = {listen.name: listen for listen in config.control_sockets()}
-        new = {name: bind(listen) for name, listen in wanted.items() if name not in self._console.names}
+        new: dict[str, socket.socket] = {}
+        try:
+            for name in wanted.keys() - self._console.names:
+                new[name] = bind(wanted[name])
+        except BindError:
+            for name, sock in new.items():
+                sock.close()
+                os.unlink(name)
+            raise
         self._console.listen(new, set(wanted))
 
     def _ask_workers(self, request: dict[str, Any]) -> set[int]:
-        """Put a question to every worker that is ready; gives their process ids."""
-        return {child.pid for child in self._children.values() if child.ready and child.channel.send(request)}
+        """Put a question to every worker that is ready; gives the process ids of those that owe an answer."""
+        ready = [child for child in self._children.values() if child.ready]
+        for child in ready:
+            child.channel.send(request, wait=False)  # one that does not read will not answer, which is then told
+        return {child.pid for child in ready}
 
     def _console_reopen(self) -> str:
         for child in self._children.values():
-            child.channel.send({"do": "reopen"})
+            child.channel.send({"do": "reopen"}, wait=False)
         self._reopen_logs()
         return "logs reopened"
 
@@ -319,7 +330,9 @@ class Supervisor:
             self._due[child.number] = time.monotonic() + (RESTART_DELAY if young else 0.0)
 
     def _heard_last(self, child: _Child) -> None:
-        self._selector.unregister(child.channel)
+        """What it said before it ended."""
+        while child.channel in self._selector.get_map():
+            self._heard(child)
 
     # reload and end -------------------------------------------------------------------------------------------
 
@@ -334,15 +347,14 @@ class Supervisor:
         made: dict[str, list[socket.socket]] = {}
         if loaded.config is not None:
             problems = compose.try_out(loaded.config, self._clock)
+            changed = _needs_restart(self._config, loaded.config)
+            problems += [f"{name} has changed, which needs a restart" for name in changed]
             try:
                 if not problems:
                     made = self._bind(loaded.config.listens(), fresh=False)
                     self._bind_console(loaded.config)
             except BindError as error:
                 problems.append(str(error))
-        if loaded.config is not None:
-            changed = _needs_restart(self._config, loaded.config)
-            problems += [f"{name} has changed, which needs a restart" for name in changed]
         if loaded.config is None or problems:
             for unused in made.values():
                 for sock in unused:
@@ -358,7 +370,9 @@ class Supervisor:
                 sockets.pop(name).close()
         for child in self._children.values():
             new = {name: self._sockets[child.number][name] for name in made}
-            child.channel.send({"do": "reload", "new": list(new)}, [sock.fileno() for sock in new.values()])
+            told = {"do": "reload", "new": list(new)}
+            if not child.channel.send(told, [sock.fileno() for sock in new.values()], wait=False):
+                self._panic(f"worker {child.number} (pid {child.pid}) takes no reload: it does not read its channel")
         self._reopen_logs()
         self._say("configuration reloaded")
         notify("READY=1")
@@ -386,7 +400,7 @@ class Supervisor:
                 sock.close()
             sockets.clear()
         for child in self._children.values():
-            child.channel.send({"do": "drain"})
+            child.channel.send({"do": "drain"}, wait=False)
 
     def _remove_pidfile(self) -> None:
         try:

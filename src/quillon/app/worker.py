@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import signal
 import socket
@@ -45,7 +46,8 @@ from quillon.tls.context import Contexts, Row
 
 FAULTY = 3  # exit status: starting anew will not help
 REFRESH = 5.0  # seconds between looks at the files of TLS contexts
-ROWS_AT_ONCE = 40  # of an answer to the console, so that it fits into a datagram
+SHOWN = 1000  # characters of a setting in an answer
+ANSWER = 16384  # octets of an answer to the console, after which a new datagram begins
 
 
 class Worker:
@@ -220,7 +222,14 @@ class Worker:
             rows = [_cache_row(row) for row in self._contexts.rows()]
         else:
             self._contexts.flush()
-        parts = [rows[n : n + ROWS_AT_ONCE] for n in range(0, len(rows), ROWS_AT_ONCE)] or [[]]
+        parts: list[list[Any]] = [[]]
+        size = 0
+        for row in rows:
+            size += len(json.dumps(row))
+            if size > ANSWER:
+                parts.append([])
+                size = 0
+            parts[-1].append(row)
         for n, part in enumerate(parts, 1):
             self._channel.send({"event": "answer", "id": number, "rows": part, "last": n == len(parts)})
 
@@ -232,9 +241,9 @@ class Worker:
 
     def _refresh(self) -> None:
         """Certificates and keys that have changed on disk."""
+        self._refreshing = self._loop.call_later(REFRESH, self._refresh)
         for text in self._contexts.refresh():
             self._report(f"tls: {text}") if "cannot" in text else self.log(Notice(self._clock.now(), f"tls: {text}"))
-        self._refreshing = self._loop.call_later(REFRESH, self._refresh)
 
     async def _reload(self, new: dict[str, socket.socket]) -> None:
         """Read the configuration again and use it, or keep the running one and say why."""
@@ -321,7 +330,8 @@ def _cache_row(row: Row) -> dict[str, Any]:
         "protocols": ", ".join(sorted(tls.tls_protocols)),
     }
     shown["verify"] = (tls.tls_verify_mode or "unset") if isinstance(tls, InboundTls) else tls.tls_verify
-    return {"kind": row.kind, "settings": shown, "age": row.age, "in_use": row.in_use}
+    short = {name: value[:SHOWN] for name, value in shown.items()}
+    return {"kind": row.kind, "settings": short, "age": row.age, "in_use": row.in_use}
 
 
 def main(config: Config, number: int, count: int, sockets: dict[str, socket.socket], channel: Channel) -> int:

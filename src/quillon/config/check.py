@@ -164,7 +164,10 @@ def _check_loggers(config: Config, faults: list[Fault]) -> None:
 
 def _check_control(config: Config, faults: list[Fault]) -> None:
     listener = config.root.get("control_listener")
+    others = {node.label for node in config.listen_nodes()}
     for node in listener.of("listen") if listener is not None else ():
+        if node.label in others:
+            faults.append(Fault(node.position, f'Listen "{node.label}" is an ESMTP listener\'s address too'))
         if not node.label.startswith("/"):
             text = 'the console of this version listens on Unix sockets only: write a path, such as "/tmp/2025"'
             faults.append(Fault(node.position, text))

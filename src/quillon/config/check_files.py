@@ -136,7 +136,7 @@ def _certificates(entry: Entry, faults: list[Fault]) -> list[x509.Certificate]:
         return []
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         faults.append(Fault(entry.position, f"{entry.value} holds no certificate in PEM, or a broken one"))
         return []
 
@@ -160,12 +160,16 @@ def _check_ciphers(node: Node, engine: str, faults: list[Fault]) -> None:
             text = f"TLS_Ciphers = {entry.value!r} names no usable cipher; see `openssl ciphers`"
             faults.append(Fault(entry.position, text))
     entry = node.settings.get("tlsv13_ciphersuites")
-    if entry is not None:
+    for suite in str(entry.value).split(":") if entry is not None else ():
         try:
-            SSL.Context(SSL.TLS_METHOD).set_tls13_ciphersuites(str(entry.value).encode())
+            # one by one, for of several OpenSSL leaves out the unknown ones without a word
+            SSL.Context(SSL.TLS_METHOD).set_tls13_ciphersuites(suite.encode() or b"-")
         except (SSL.Error, ValueError):
-            text = f"TLSv13_Ciphersuites = {entry.value!r}: one is unknown; see `openssl ciphers -s -tls1_3`"
-            faults.append(Fault(entry.position, text))
+            text = f"TLSv13_Ciphersuites: {suite!r} is unknown; see `openssl ciphers -s -tls1_3`"
+            faults.append(Fault(entry.position, text))  # type: ignore[union-attr]
+    entry = node.settings.get("tls_ec_curve_names")
+    if entry is not None and not all(entry.value.split(":")):
+        faults.append(Fault(entry.position, "TLS_EC_Curve_Names: a name is missing between the colons"))
 
 
 def _check_identity(node: Node, faults: list[Fault]) -> None:

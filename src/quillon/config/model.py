@@ -43,6 +43,7 @@ from quillon.config.settings import (
 
 T = TypeVar("T")
 _CACHE_SIZE = 16384
+MAX_SOCKET_PATH = 107  # octets, by sun_path of unix(7)
 CUSTOM_STAGES = ("reception", "delivery", "transient_failure", "permanent_failure", "rejection")
 
 
@@ -360,6 +361,8 @@ def parse_endpoint(text: str) -> tuple[str, int, str]:
     The host is "0.0.0.0" for any IPv4 address. Raises ValueError.
     """
     if text.startswith("/"):
+        if len(text.encode()) > MAX_SOCKET_PATH:
+            raise ValueError(f"{text!r} is too long for a Unix socket: {MAX_SOCKET_PATH} octets at most")
         return "", 0, text
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:

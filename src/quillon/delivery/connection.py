@@ -174,13 +174,13 @@ class Connection:
         assert self._engine is not None
         assert self._attempt is not None
         assert self._step is not None
-        verdict = self.verdict = self._engine.verdict()
-        hooks = self._around.hooks
-        if hooks.asks(Hook.OUTBOUND_VERIFY):
-            call = Call(Hook.OUTBOUND_VERIFY, Session(self.remote_ip, "", ""), Context())
-            verdict = hooks.outbound_verdict(call, verdict, Remote(self.host_name, self.remote_ip, self._domain))
-        judgement: Judgement = tls_policy.judge(self.tls, verdict, self._names)
-        self.facts = verdict.facts(verified=judgement.verified, cause=judgement.cause, detail=judgement.detail)
+        try:
+            judgement = self._judge(self._engine)
+        except Exception as defect:
+            # whatever a peer's certificate has made of us: it has not been found good
+            asyncio.get_running_loop().call_exception_handler({"message": "verdict", "exception": defect})
+            judgement = Judgement(False, "certificate_rejected", replies.CERT_WRONG_CA, "see the paniclog")
+            self.facts = HandshakeFailure(judgement.cause, judgement.detail).facts()
         if judgement.reply is not None:
             self._attempt.rejected(self._step, judgement)
             self._refused()
@@ -188,6 +188,17 @@ class Connection:
         self._session.tls_started()
         self._write()
         self._wait(self.settings.ehlo_timeout)
+
+    def _judge(self, engine: Engine) -> Judgement:
+        """What the handshake is worth: by policy, by TLS_Verify."""
+        verdict = self.verdict = engine.verdict()
+        hooks = self._around.hooks
+        if hooks.asks(Hook.OUTBOUND_VERIFY):
+            call = Call(Hook.OUTBOUND_VERIFY, Session(self.remote_ip, "", ""), Context())
+            verdict = hooks.outbound_verdict(call, verdict, Remote(self.host_name, self.remote_ip, self._domain))
+        judgement = tls_policy.judge(self.tls, verdict, self._names)
+        self.facts = verdict.facts(verified=judgement.verified, cause=judgement.cause, detail=judgement.detail)
+        return judgement
 
     def unsecured(self, failure: Any) -> None:
         assert isinstance(failure, HandshakeFailure)

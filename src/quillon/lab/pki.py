@@ -46,13 +46,14 @@ class Authority:
         *,
         kind: str = "ec",
         may_sign: bool = True,
+        life: datetime.timedelta = 3650 * DAY,
     ) -> None:
         self.folder = folder
         self.key = new_key(kind)
         self._name = _name(name)
         self._parent = parent
         signer, issuer = (parent.key, parent._name) if parent else (self.key, self._name)
-        builder = _builder(self._name, issuer, self.key, -DAY, 3650 * DAY)
+        builder = _builder(self._name, issuer, self.key, -DAY, life)
         builder = builder.add_extension(x509.BasicConstraints(ca=may_sign, path_length=None), critical=True)
         self.certificate = builder.sign(signer, hashes.SHA256())
 

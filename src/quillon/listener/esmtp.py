@@ -82,7 +82,7 @@ class EsmtpSession:
         self._context.connection.update(self._settings.context or {})
         self._context.connection["pathway"] = self._settings.pathway
         if self._settings.use_ssl:
-            if self._security.prepare():
+            if self._security.prepare() is None:
                 self._begin_tls()
             else:
                 self._over = True
@@ -302,10 +302,10 @@ class EsmtpSession:
         elif isinstance(event, smtp.Hello):
             self._on_hello(session, event)
         elif isinstance(event, smtp.StartTls):
-            ready = self._security.prepare()
-            session.respond(None if ready else replies.TLS_NOT_AVAILABLE)
+            refusal = self._security.prepare()
+            session.respond(refusal)
             self._flush()
-            if ready:
+            if refusal is None:
                 self._begin_tls()
 
     def _on_hello(self, session: ServerSession, event: smtp.Hello) -> None:

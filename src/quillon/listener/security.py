@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from quillon.config.settings import InboundTls
 from quillon.listener.desk import Desk
+from quillon.mail import reply as replies
 from quillon.mail.event import Handshaken, Panic, TlsFacts
 from quillon.mail.message import MessageId
+from quillon.mail.reply import Reply
 from quillon.net.stream import Stream
 from quillon.policy.context import Context, tls_variables
 from quillon.policy.hook import Call, Hook, Session
@@ -30,23 +32,26 @@ class Security:
     def handshaking(self) -> bool:
         return self._engine is not None and not self._engine.established
 
-    def prepare(self) -> bool:
-        """Have policy change the parameters, and make the engine. False if there is to be no TLS."""
+    def prepare(self) -> Reply | None:
+        """Have policy change the parameters, and make the engine; the refusal if that is not to be.
+
+        454 where policy wants no TLS. What fails ends the session: a client told 454 would go on in clear.
+        """
         desk = self._desk
         try:
             if desk.hooks.asks(Hook.INBOUND_PARAMETERS):
                 call = Call(Hook.INBOUND_PARAMETERS, self._info, self._context)
                 changed = desk.hooks.inbound_parameters(call, self.settings)
                 if changed is None:
-                    return False
+                    return replies.TLS_NOT_AVAILABLE
                 self.settings = changed
             self._engine = desk.contexts.server(self.settings)
         except HookFailed:
-            return False
+            return replies.TLS_POLICY_FAILED
         except ContextError as error:
             desk.log(Panic(desk.clock.now(), f"tls: {error}"))
-            return False
-        return True
+            return replies.TLS_POLICY_FAILED
+        return None
 
     def begin(self, stream: Stream) -> None:
         """Start the handshake, after `prepare`."""

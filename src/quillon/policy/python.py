@@ -143,7 +143,7 @@ def load_module(name: str, path: Path) -> PythonModule:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PolicyError(f"policy {name}: {_where(error, path)}: {type(error).__name__}: {error}") from None
     found = PythonModule(name, module)
     found.check(path)
@@ -151,7 +151,7 @@ def load_module(name: str, path: Path) -> PythonModule:
     return found
 
 
-def _where(error: Exception, path: Path) -> str:
+def _where(error: BaseException, path: Path) -> str:
     """File and line of an error, the innermost that stands in the policy file."""
     line = error.lineno if isinstance(error, SyntaxError) else None
     trace = error.__traceback__

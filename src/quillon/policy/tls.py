@@ -111,6 +111,8 @@ class TlsHooks:
         return _USE_TLS[use_tls.lower()], mode.lower(), paths[0], paths[1], paths[2], ciphers
 
     def _path(self, text: str) -> str:
+        if "\0" in text or not text.isprintable():
+            raise ValueError(f"{text!r} is no path")
         return text if text in ("", SYSTEM_TRUST) or text.startswith("/") else f"{self._folder}/{text}"
 
     def inbound_verdict(self, call: Call, verdict: Verdict) -> Verdict:

@@ -287,7 +287,7 @@ def _shaped(cause: str, chain: list[bytes], status: int) -> tuple[str, int, str]
     text = f"GnuTLS verification status {status:#x}"
     parsed = [Certificate(der) for der in chain]
     leaf = parsed[0].parsed
-    if cause == "unknown_issuer" and leaf is not None and leaf.issuer == leaf.subject:
+    if cause == "unknown_issuer" and parsed[0].subject and parsed[0].subject == parsed[0].issuer:
         return "self_signed", 0, text
     if cause == "unknown_issuer":
         return cause, len(chain) - 1, text

@@ -22,9 +22,13 @@ from OpenSSL import SSL, crypto
 from quillon.tls import openssl_extra
 from quillon.tls.verdict import Certificate, HandshakeFailure, Verdict, alert_cause, chain_cause
 
+ChainError = tuple[str, int, str]
+
 _ALERT = re.compile(r"\balert (.+)")
 _READ = 65536
 _MAX_ERRORS = 16
+SESSION_LIFE = 300.0  # seconds that a session may be resumed
+_UNKNOWN: ChainError = ("certificate_rejected", 0, "the session's own handshake is not remembered any more")
 # words of the library to cause codes, first match wins
 _REASONS = (
     ("no shared cipher", "no_shared_cipher"),
@@ -46,8 +50,6 @@ _REASONS = (
     ("dh key too small", "weak_key"),
     ("ee key too small", "weak_key"),
 )
-
-ChainError = tuple[str, int, str]
 
 
 def failure_of(error: SSL.Error) -> HandshakeFailure:
@@ -75,9 +77,10 @@ def note_error(connection: SSL.Connection, certificate: crypto.X509, error: int,
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What a full handshake found out about a chain, and the time until which its certificates are valid."""
+    """What a full handshake found out about a chain, when, and until when all of its certificates are valid."""
 
     errors: tuple[ChainError, ...]
+    made: float
     until: float
     session: Any = None
 
@@ -135,6 +138,7 @@ class OpenSSLEngine:
         self._memory = memory
         self._memory_key = memory_key
         self._to_keep = False
+        self._resumed = False
         self._recalled: Remembered | None = None
         self._connection = SSL.Connection(context, None)
         self._connection.set_app_data(self)
@@ -151,7 +155,7 @@ class OpenSSLEngine:
         if self._memory is None:
             return
         kept = self._memory.get(self._memory_key)
-        if kept is not None and self._memory.clock() < kept.until:
+        if kept is not None and self._memory.clock() < min(kept.until, kept.made + SESSION_LIFE):
             self._recalled = kept
             self._connection.set_session(kept.session)
 
@@ -187,7 +191,29 @@ class OpenSSLEngine:
                 self._memory.drop(self._memory_key)  # whatever was wrong, the next one begins anew
         else:
             self.established = True
-            self._to_keep = self._memory is not None and not self._server
+            self._settle_errors()
+
+    def _settle_errors(self) -> None:
+        """On a resumed session no chain is verified: what is wrong with it was found by the handshake that made it."""
+        memory = self._memory
+        if memory is None:
+            return
+        self._resumed = openssl_extra.resumed(self._connection)
+        if not self._checked:
+            return
+        if self._server:
+            der = self._peer()
+            if der is None:
+                return
+            digest = hashlib.sha256(der).digest()
+            if self._resumed:
+                kept = memory.get(digest)
+                self.errors = list(kept.now(memory.clock())) if kept is not None else [_UNKNOWN]
+            else:
+                memory.put(digest, Remembered(tuple(self.errors), memory.clock(), self._valid_until()))
+        elif self._resumed:
+            kept = self._recalled
+            self.errors = list(kept.now(memory.clock())) if kept is not None else [_UNKNOWN]
 
     def _read(self, out: list[bytes]) -> None:
         try:
@@ -208,16 +234,23 @@ class OpenSSLEngine:
         assert self._memory is not None
         self._to_keep = False
         session = self._connection.get_session()
-        if session is not None:
-            self._memory.put(self._memory_key, Remembered(tuple(self.errors), self._valid_until(), session))
+        if session is None:
+            return
+        if self._resumed and self._recalled is not None:
+            made, until = self._recalled.made, self._recalled.until  # a renewed ticket proves nothing anew
+        else:
+            made, until = self._memory.clock(), self._valid_until()
+        self._memory.put(self._memory_key, Remembered((), made, until, session))
 
     def _valid_until(self) -> float:
-        """When the first certificate of the peer's chain expires."""
-        if self._recalled is not None and openssl_extra.resumed(self._connection):
-            return self._recalled.until
-        chain = self._connection.get_peer_cert_chain(as_cryptography=True) or []
-        own = self._connection.get_peer_certificate(as_cryptography=True)
-        return min((c.not_valid_after_utc.timestamp() for c in [*chain, *([own] if own else [])]), default=2.0**40)
+        """When the first certificate of the verified chain, its anchor included, expires; 0 if that cannot be read."""
+        connection = self._connection
+        try:
+            chain = [*(connection.get_verified_chain(as_cryptography=True) or [])]
+            chain += connection.get_peer_cert_chain(as_cryptography=True) or []
+            return min((c.not_valid_after_utc.timestamp() for c in chain), default=0.0)
+        except Exception:
+            return 0.0  # certificates of a peer: whatever is wrong with them, nothing is concluded from it
 
     def send(self, plaintext: bytes) -> None:
         if not plaintext or self.failure is not None:
@@ -254,12 +287,10 @@ class OpenSSLEngine:
         connection = self._connection
         cipher = connection.get_cipher_name() or ""
         bits = connection.get_cipher_bits() or 0
-        peer: Any = connection.get_peer_certificate(as_cryptography=False)
-        der = crypto.dump_certificate(crypto.FILETYPE_ASN1, peer) if peer is not None else None
+        der = self._peer()
         sni = connection.get_servername() if self._server else None
-        resumed = self._memory is not None and openssl_extra.resumed(connection)
-        if der is not None and self._memory is not None and self._checked:
-            self._settle_errors(self._memory, der, resumed)
+        # only a session whose chain is in order is kept, and not before somebody has looked at it
+        self._to_keep = self._memory is not None and not self._server and not self.errors
         return Verdict(
             protocol=connection.get_protocol_version_name(),
             cipher=cipher,
@@ -270,23 +301,17 @@ class OpenSSLEngine:
             checked=self._checked,
             errors=tuple(self.errors),
             sni=sni.decode("ascii", "replace") if sni else "",
-            resumed=resumed,
+            resumed=self._resumed,
         )
 
-    def _settle_errors(self, memory: Memory, der: bytes, resumed: bool) -> None:
-        """What is wrong with the chain: found in this handshake, or in the one that made the session."""
-        digest = hashlib.sha256(der).digest()
-        if not resumed:
-            if self._server:
-                memory.put(digest, Remembered(tuple(self.errors), self._valid_until()))
-            return
-        kept = memory.get(digest) if self._server else self._recalled
-        unknown = ("certificate_rejected", 0, "the session's own handshake is not remembered any more")
-        self.errors = list(kept.now(memory.clock())) if kept is not None else [unknown]
+    def _peer(self) -> bytes | None:
+        """The peer's certificate in DER."""
+        peer: Any = self._connection.get_peer_certificate(as_cryptography=False)
+        return crypto.dump_certificate(crypto.FILETYPE_ASN1, peer) if peer is not None else None
 
     def chain(self) -> list[x509.Certificate]:
         """The certificates that the peer sent, its own first."""
         try:
             return list(self._connection.get_peer_cert_chain(as_cryptography=True) or [])
-        except ValueError:
-            return []
+        except Exception:
+            return []  # one that cannot be read

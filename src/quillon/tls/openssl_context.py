@@ -15,9 +15,8 @@ from quillon.config.settings import InboundTls, OutboundTls
 from quillon.tls import openssl_extra
 from quillon.tls.engine import SYSTEM_TRUST, ContextError
 from quillon.tls.identity import match_identity
-from quillon.tls.openssl import Memory, OpenSSLEngine, note_error
+from quillon.tls.openssl import SESSION_LIFE, Memory, OpenSSLEngine, note_error
 
-SESSION_LIFE = 300  # seconds that a session may be resumed
 _OP_ALLOW_CLIENT_RENEGOTIATION = 1 << 8  # SSL_OP_ALLOW_CLIENT_RENEGOTIATION, ssl.h
 _VERSIONS = {
     "TLSv1.0": (SSL.TLS1_VERSION, SSL.OP_NO_TLSv1),
@@ -82,7 +81,7 @@ def _server_context(settings: InboundTls, pairs: tuple[tuple[str, str], ...]) ->
     if settings.tls_session_resumption:
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # tickets only: no state that fills up
         context.set_session_id(b"quillon")
-        context.set_timeout(SESSION_LIFE)
+        context.set_timeout(int(SESSION_LIFE))
     else:
         context.set_options(SSL.OP_NO_TICKET)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
@@ -179,7 +178,7 @@ def _try(what: str, do: Callable[[], object]) -> None:
         do()
     except OSError as error:
         raise ContextError(f"{what}: {error.strerror or error}") from None
-    except (SSL.Error, crypto.Error, ValueError) as error:
+    except (SSL.Error, crypto.Error, ValueError, TypeError) as error:
         reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
         detail = "; ".join(str(entry[2]) for entry in reasons if entry[2]) or str(error) or type(error).__name__
         raise ContextError(f"{what}: {detail}") from None

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
@@ -72,8 +71,8 @@ class Certificate:
         """The certificate, or None where it is too malformed to read."""
         try:
             return x509.load_der_x509_certificate(self.der)
-        except ValueError:
-            return None
+        except Exception:
+            return None  # a peer's octets: the library has an exception for each way to be wrong
 
     @cached_property
     def subject(self) -> str:
@@ -99,8 +98,8 @@ class Certificate:
             return ()
         try:
             names = self.parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except (x509.ExtensionNotFound, ValueError, TypeError):
-            return ()
+        except Exception:
+            return ()  # none, or none that can be read
         return tuple(
             f"{_SAN_KINDS[type(name)]}:{_clean(str(name.value))}" for name in names if type(name) in _SAN_KINDS
         )
@@ -119,7 +118,7 @@ class Certificate:
             key = self.parsed.public_key().public_bytes(
                 serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
             )
-        except (ValueError, UnsupportedAlgorithm):
+        except Exception:
             return ""
         return hashlib.sha256(key).hexdigest()
 
@@ -129,7 +128,7 @@ def _rdn_name(certificate: x509.Certificate | None, issuer: bool) -> x509.Name |
         return None
     try:
         return certificate.issuer if issuer else certificate.subject
-    except (ValueError, TypeError):
+    except Exception:
         return None
 
 
