@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from quillon.config.model import Config, lookup_name
 from quillon.config.settings import DeliverySettings, OutboundTls, share
 from quillon.config.values import Throttle
+from quillon.delivery import ruling
 from quillon.delivery.attempt import Attempt, TryHost
 from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import Connection, Surroundings
@@ -24,9 +25,8 @@ from quillon.mail import reply as replies
 from quillon.mail.event import Attempted, Event, Panic, TlsFacts
 from quillon.mail.message import Message
 from quillon.mail.outcome import Outcome, PermanentFailure, Stage, TransientFailure
-from quillon.policy.context import Context
-from quillon.policy.hook import Call, Hook, MessageView, Session
-from quillon.policy.tls import HookFailed, TlsHooks
+from quillon.policy.hook import Hook
+from quillon.policy.tls import TlsHooks
 from quillon.queue.backlog import Key, key_of
 from quillon.queue.scheduler import Delay, Fail, Limits, Scheduler
 from quillon.queue.throttle import Bucket
@@ -98,33 +98,8 @@ class Dispatcher:
             message.via = routing.via
         message.ruling = None
         if self.around.hooks.asks(Hook.OUTBOUND_PARAMETERS):
-            message.ruling = self._ask_policy(message)
-
-    def _ask_policy(self, message: Message) -> OutboundTls | str | None:
-        """What policy changes about the TLS of one message; words if it fails, with which the message waits."""
-        _, tls = self._settings(key_of(message))
-        batch = message.batch
-        view = MessageView(
-            str(message.id),
-            str(batch.id),
-            str(batch.origin.connection_id),
-            str(batch.sender),
-            str(message.recipient),
-            b"",
-            batch.size,
-            message.binding_group,
-            message.binding,
-            message.routing_domain,
-        )
-        context = Context(dict(batch.connection_context), dict(batch.message_context))
-        session = Session(batch.origin.source_ip, "", str(batch.origin.connection_id), batch.origin.protocol)
-        try:
-            found = self.around.hooks.outbound_parameters(
-                Call(Hook.OUTBOUND_PARAMETERS, session, context, "", view), tls
-            )
-        except HookFailed as error:
-            return str(error)
-        return found if found != tls else None
+            _, tls = self._settings(key_of(message))
+            message.ruling = ruling.of(message, tls, self.around.hooks)
 
     def reconfigure(self, config: Config, contexts: Contexts, hooks: TlsHooks) -> None:
         """Other settings for what begins from now on; idle connections under other TLS settings are closed."""

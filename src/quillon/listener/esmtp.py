@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from quillon import __version__
-from quillon.config.scope import IPAddress, glob_matches
+from quillon.config.scope import IPAddress
+from quillon.listener import relay
 from quillon.listener.desk import Desk
 from quillon.listener.security import Security
 from quillon.mail import reply as replies
@@ -343,37 +344,14 @@ class EsmtpSession:
         context.message["rcptto_string"] = event.line
         context.message["rcptto_localpart"] = event.mailbox.local
         context.message["rcptto_domain"] = event.mailbox.domain
-        relay = self._may_relay()
-        refusal = self._recipient_refusal(event.mailbox, relay)
+        client = relay.client_may(self._settings, self._ip, context.connection)
+        refusal = relay.refusal(self._desk.config, self._settings, client, self._sender, event.mailbox)
         if refusal is None and self._desk.policy.has(Phase.RCPTTO):
             refusal = self._policy(Phase.RCPTTO, event.line, self._view(event.mailbox))
         session.respond(refusal)
         if refusal is None:
             self._recipients.append(event.mailbox)
         self._close_if_told(session)
-
-    def _may_relay(self) -> bool:
-        """Whether this client and sender may send anywhere; sets can_relay where the client may."""
-        settings, connection = self._settings, self._context.connection
-        client = settings.open_relay or any(
-            self._ip.version == block.version and self._ip in block for block in settings.relay_hosts
-        )
-        if settings.tls_verified_peer_can_relay and connection.get("tls_client_verified") == "yes":
-            client = True
-        if client:
-            connection["can_relay"] = "true"
-            return True
-        senders = settings.relay_for_sending_domains
-        domain = self._sender.domain if self._sender else ""
-        return senders is not None and bool(domain) and (not senders or glob_matches(senders, domain))
-
-    def _recipient_refusal(self, mailbox: Mailbox, relay: bool) -> Reply | None:
-        settings = self._settings
-        if not relay and not glob_matches(settings.relay_domains + settings.bounce_domains, mailbox.domain):
-            return replies.RELAYING_DENIED
-        if self._desk.config.delivery("default", "default", mailbox.domain)[0].blackhole in ("true", "inline"):
-            return replies.BLACKHOLED_INLINE
-        return None
 
     def _on_data(self, session: ServerSession, event: smtp.Data) -> None:
         intake = self._intake

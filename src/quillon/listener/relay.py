@@ -1,0 +1,44 @@
+"""Who may send where: relaying by client, by sender, by recipient. Nobody may unless the configuration says so. Pure."""
+
+from __future__ import annotations
+
+from quillon.config.model import Config
+from quillon.config.scope import IPAddress, glob_matches
+from quillon.config.settings import ReceptionSettings
+from quillon.mail import reply as replies
+from quillon.mail.address import Mailbox
+from quillon.mail.reply import Reply
+
+
+def client_may(settings: ReceptionSettings, client: IPAddress, connection: dict[str, str]) -> bool:
+    """Whether this client may send anywhere; sets `can_relay` in its connection context if so."""
+    may = settings.open_relay or any(
+        client.version == block.version and client in block for block in settings.relay_hosts
+    )
+    if settings.tls_verified_peer_can_relay and connection.get("tls_client_verified") == "yes":
+        may = True
+    if may:
+        connection["can_relay"] = "true"
+    return may
+
+
+def refusal(
+    config: Config, settings: ReceptionSettings, client: bool, sender: Mailbox | None, recipient: Mailbox
+) -> Reply | None:
+    """The refusal of a recipient, or None. `client` is the answer of `client_may`."""
+    if (
+        not client
+        and not _sender_may(settings, sender)
+        and not glob_matches(settings.relay_domains + settings.bounce_domains, recipient.domain)
+    ):
+        return replies.RELAYING_DENIED
+    if config.delivery("default", "default", recipient.domain)[0].blackhole in ("true", "inline"):
+        return replies.BLACKHOLED_INLINE
+    return None
+
+
+def _sender_may(settings: ReceptionSettings, sender: Mailbox | None) -> bool:
+    """relay_for_sending_domains; an empty list stands for all."""
+    senders = settings.relay_for_sending_domains
+    domain = sender.domain if sender else ""
+    return senders is not None and bool(domain) and (not senders or glob_matches(senders, domain))
