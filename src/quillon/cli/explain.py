@@ -76,6 +76,9 @@ def _rows(config: Config, given: argparse.Namespace) -> tuple[dict[str, str], li
         raise ValueError(f"there is no Listen {given.listen!r}; there are {known}")
     client = ipaddress.ip_address(given.peer)
     title = {"direction": "inbound", "listen": node.label, "peer": str(client)}
+    identities = config.identity_nodes(node, client)
+    if identities:
+        title["tls_identities"] = "; ".join(f'"{stanza.label}" {stanza.position}' for stanza in identities)
     return title, config.explain_inbound(node, client)
 
 

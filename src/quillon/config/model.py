@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import TypeVar
 
-from quillon.config.options import Table
+from quillon.config.options import Option, Table
 from quillon.config.routes import split_gateway
 from quillon.config.scope import (
     IPAddress,
@@ -212,6 +212,14 @@ class Config:
         chain += [*pathway_nodes(self.root, pathway), self.root]
         return self._build(ReceptionSettings, chain), self._inbound_tls(chain)
 
+    def identity_nodes(self, listen: Node, client: IPAddress) -> list[Node]:
+        """The TLS_Identity stanzas of a Listen, of each name the one that holds."""
+        found: dict[str, Node] = {}
+        for node in inbound_chain(self.root, self.table, listen, client):
+            for stanza in node.of("tls_identity"):
+                found.setdefault(stanza.label, stanza)
+        return list(found.values())
+
     def inbound_stanzas(self) -> list[tuple[Node, InboundTls]]:
         """Every Listen, and every Peer of one, with its TLS."""
         found = []
@@ -312,14 +320,14 @@ class Config:
         name = lookup_name(routing.domain)
         chain = outbound_chain(self.root, group, binding, name)
         secure = outbound_chain(self.root, group, binding, name, lookup_name(routing.via))
-        rows = [o for o in self.table.options.values() if {"domain", "binding"} & o.scopes]
+        rows = [o for o in self.table.options.values() if {"domain", "binding"} & o.scopes or _for_every_tls(o)]
         chains = {"gateway": first}
         return [resolve(o, secure if _is_tls(o.name) else chains.get(o.name, chain), self.folder) for o in rows]
 
     def explain_inbound(self, listen: Node, client: IPAddress) -> list[Resolution]:
         """Every inbound option with its value and where it came from."""
         chain = inbound_chain(self.root, self.table, listen, client)
-        rows = [o for o in self.table.options.values() if {"listen", "pathway"} & o.scopes]
+        rows = [o for o in self.table.options.values() if {"listen", "pathway"} & o.scopes or _for_every_tls(o)]
         return [resolve(option, chain, self.folder) for option in rows]
 
 
@@ -341,8 +349,13 @@ def log_switch(stage: str) -> str:
     return f"log_{plural.get(stage, stage + 's')}"
 
 
+def _for_every_tls(option: Option) -> bool:
+    """Whether an option of the global scope alone rules TLS, as TLS_Engine does."""
+    return option.chapter == "tls" and option.scopes == {"global"} and option.status == "honoured"
+
+
 def _is_tls(option: str) -> bool:
-    return option == "tls" or option.startswith("tls_")
+    return option.startswith("tls")
 
 
 def _sets_tls(node: Node) -> bool:

@@ -1,4 +1,4 @@
-"""Who may send where: relaying by client, by sender, by recipient. Nobody may unless the configuration says so. Pure."""
+"""Who may send where, by client, sender and recipient. Nobody may unless the configuration says so. Pure."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -70,7 +71,9 @@ class Certificate:
     def parsed(self) -> x509.Certificate | None:
         """The certificate, or None where it is too malformed to read."""
         try:
-            return x509.load_der_x509_certificate(self.der)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what a peer's certificate deserves is not said on our stderr
+                return x509.load_der_x509_certificate(self.der)
         except Exception:
             return None  # a peer's octets: the library has an exception for each way to be wrong
 
