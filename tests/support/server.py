@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,10 +19,12 @@ PATIENCE = 30.0
 
 
 def free_port() -> int:
-    """A port nobody listens on at this moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port nobody listens on at this moment, out of reach of the ports that the system gives to connections."""
+    while True:
+        port = random.randrange(15000, 32000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def until(happened: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:

@@ -42,6 +42,8 @@ _STATUS = (
     (1 << 18, "wrong_purpose"),
     (1 << 8, "weak_signature"),
 )
+_SUPPORTED_VERSIONS = 43  # extension number
+_VERSIONS = {0x0301: "TLSv1.0", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
 _RECORD_TYPES = (20, 21, 22, 23)
 _PURPOSE = {True: b"1.3.6.1.5.5.7.3.2", False: b"1.3.6.1.5.5.7.3.1"}  # what a server and a client want of the peer
 
@@ -73,6 +75,7 @@ class GnuTLSEngine:
         self._checked = checked
         self._renegotiating = False
         self._heard = False
+        self._hello = b""
         self._to_keep = False
 
     def start(self) -> None:
@@ -85,6 +88,8 @@ class GnuTLSEngine:
             self.failure = HandshakeFailure("not_tls", f"the peer sent {ciphertext[:16]!r}")
             return b""
         self._heard = True
+        if self._server and not self.established and len(self._hello) < _CHUNK:
+            self._hello += ciphertext
         self._pipe.incoming += ciphertext
         if not self.established or self._renegotiating:
             self._handshake()
@@ -107,6 +112,7 @@ class GnuTLSEngine:
             if code == 0:
                 self._to_keep = not self.established and not self._server and self._context.keeps
                 self.established, self._renegotiating = True, False
+                self._hello = b""
                 return
             if code in (g.E_AGAIN, g.E_INTERRUPTED):
                 return
@@ -134,9 +140,16 @@ class GnuTLSEngine:
             self._lib.gnutls_alert_send(self._session, g.ALERT_FATAL, alert)
         else:
             cause = _CAUSES.get(code, "handshake_failed")
+            if cause == "no_shared_cipher" and self._server and not self._shares_version():
+                cause = "protocol_mismatch"  # GnuTLS looks for suites of the version that it would have liked
             if not self._pipe.ended:
                 self._lib.gnutls_alert_send_appropriate(self._session, code)
         self.failure = HandshakeFailure(cause, detail)
+
+    def _shares_version(self) -> bool:
+        """Whether the ClientHello offers a version of ours; True where it does not say."""
+        offered = client_versions(self._hello)
+        return not offered or any(_VERSIONS.get(v) in self._context.settings.tls_protocols for v in offered)
 
     def _read(self, out: list[bytes]) -> None:
         ffi = self._ffi
@@ -302,6 +315,26 @@ def _is_weak(certificate: x509.Certificate) -> bool:
     except Exception:
         return False  # a key that cannot be read is no short key; the cause stays the library's
     return isinstance(key, rsa.RSAPublicKey | dsa.DSAPublicKey) and key.key_size < 2048
+
+
+def client_versions(hello: bytes) -> list[int]:
+    """The supported_versions of a ClientHello's first record (RFC 8446 4.2.1); empty if there are none to read."""
+    try:
+        at = 5 + 4 + 2 + 32  # record and handshake headers, legacy version, random
+        at += 1 + hello[at]  # session id
+        at += 2 + int.from_bytes(hello[at : at + 2], "big")  # cipher suites
+        at += 1 + hello[at]  # compression methods
+        end = at + 2 + int.from_bytes(hello[at : at + 2], "big")
+        at += 2
+        while at < end:
+            kind, size = int.from_bytes(hello[at : at + 2], "big"), int.from_bytes(hello[at + 2 : at + 4], "big")
+            if kind == _SUPPORTED_VERSIONS:
+                listed = hello[at + 5 : at + 4 + size]
+                return [int.from_bytes(listed[n : n + 2], "big") for n in range(0, len(listed), 2)]
+            at += 4 + size
+    except IndexError:
+        pass
+    return []
 
 
 def server_name(session: Any) -> str:
