@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from quillon.lab.farm import Farm
 from quillon.lab.pki import CLIENT, DAY, SERVER, Authority
+from tests.support.farm import FarmThread
 from tests.support.server import Server
 
 
@@ -58,3 +60,11 @@ def server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield make
     for one in made:
         one.stop()
+
+
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    """The fault farm: peers that are broken in one way each."""
+    thread = FarmThread(tmp_path_factory.mktemp("farm"))
+    yield thread.farm
+    thread.stop()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import smtplib
 import socket
 import ssl
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,37 +28,6 @@ def example(page: str, name: str) -> str:
     blocks = re.findall(r"```\w*\n(.*?)```", (DOCS / page).read_text(), re.S)
     (found,) = [block for block in blocks if block.startswith(f"# example: {name}\n")]
     return str(found)
-
-
-class FarmThread:
-    """The fault farm on a thread of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.farm = Farm(folder)
-        self._loop = asyncio.new_event_loop()
-        started = threading.Event()
-
-        def run() -> None:
-            self._loop.run_until_complete(self.farm.start())
-            started.set()
-            self._loop.run_forever()
-
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
-        assert started.wait(30)
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self.farm.stop)
-        self._loop.call_soon_threadsafe(self._loop.call_later, 0.05, self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-
-@pytest.fixture(scope="module")
-def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
-    thread = FarmThread(tmp_path_factory.mktemp("farm"))
-    yield thread.farm
-    thread.stop()
 
 
 @pytest.fixture
