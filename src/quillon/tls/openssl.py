@@ -88,6 +88,8 @@ class Remembered:
         """The errors of that chain today."""
         if now < self.until:
             return self.errors
+        if not self.until:
+            return (*self.errors, _UNKNOWN)
         return (*self.errors, ("expired", 0, "the certificate has expired since the session began"))
 
 
