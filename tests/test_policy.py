@@ -158,3 +158,58 @@ def test_keys_without_a_client_certificate_are_absent() -> None:
     found = tls_variables(Verdict("TLSv1.3", "TLS_AES_256_GCM_SHA384", 256, 256, "X25519", None, True))
     assert found["tls"] == "on"
     assert not [key for key in found if key.startswith("tls_client")]
+
+
+def _limited(folder: Path, body: str, *, cpu: int = 100, memory: int = 16) -> tuple[Policy, list[str]]:
+    reports: list[str] = []
+    (folder / "s.lua").write_text(_module(body))
+    settings = ScriptSettings((("s", "s"),), 200, 200, True, cpu, memory)
+    return Policy(load_scripts(settings, [folder], lambda: 12.5, reports.append), reports.append), reports
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "while true do end",
+        "local function again() return again() end again()",
+        "while true do pcall(function() while true do end end) end",
+        "local co = coroutine.wrap(function() while true do end end) co()",
+        "local t = setmetatable({}, {__index = function(t, k) while true do end end}) local _ = t.x",
+        "while true do local _ = ('x'):rep(10) end",
+    ],
+)
+def test_a_script_that_loops_is_stopped(tmp_path: Path, body: str) -> None:
+    policy, reports = _limited(tmp_path, "if str == 'MAIL FROM:<a@bank.fi>' and ac.conn_id then " + body + " end")
+    for _ in range(2):
+        assert _run(policy) == Reply(451, "4.3.0", "policy error, please try later")
+    assert len(reports) == 2
+    assert "s.lua:3: stopped after more than 100 ms of CPU" in reports[0]
+    assert "validate_mailfrom" in reports[0]
+
+
+def test_the_next_callout_has_its_own_time(tmp_path: Path) -> None:
+    policy, reports = _limited(tmp_path, "if vctx:get(msys.core.VCTX_MESS, 'loop') then while true do end end", cpu=50)
+    for _ in range(3):
+        assert _run(policy, context=Context({}, {"loop": "yes"})) is not None
+        for _ in range(100):
+            assert _run(policy, context=Context({}, {})) is None
+    assert len(reports) == 3
+
+
+def test_a_script_that_eats_memory_is_stopped(tmp_path: Path) -> None:
+    policy, reports = _limited(
+        tmp_path,
+        "if vctx:get(msys.core.VCTX_MESS, 'eat') then local t = {} for i = 1, 1e9 do t[i] = ('x'):rep(1000) .. i end end",
+        cpu=0,
+    )
+    for _ in range(3):
+        assert _run(policy, context=Context({}, {"eat": "yes"})) is not None
+        assert _run(policy, context=Context({}, {})) is None
+    assert "the scripts hold more than 16 MiB (Memory_Limit)" in reports[0]
+
+
+def test_a_script_that_loops_when_it_is_loaded_does_not_load(tmp_path: Path) -> None:
+    (tmp_path / "s.lua").write_text("while true do end")
+    settings = ScriptSettings((("s", "s"),), 200, 200, True, 100, 16)
+    with pytest.raises(PolicyError, match=r"s\.lua:1: stopped after more than 100 ms of CPU"):
+        load_scripts(settings, [tmp_path], lambda: 12.5, print)

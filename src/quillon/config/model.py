@@ -136,7 +136,10 @@ class Config:
         options = self.table.modules["scriptlet"].options
         for node in self.root.of("scriptlet"):
             scripts = tuple((s.label, s.settings["source"].value) for s in node.of("script") if "source" in s.settings)
-            values = {n: resolve(options[n], [node], self.folder).value for n in ("gc_pause", "gc_stepmul", "enabled")}
+            values = {
+                n: resolve(options[n], [node], self.folder).value
+                for n in ("gc_pause", "gc_stepmul", "enabled", "cpu_limit", "memory_limit")
+            }
             return ScriptSettings(scripts, **values)
         return None
 

@@ -234,12 +234,17 @@ class CustomLoggerSettings:
 
 @dataclass(frozen=True, slots=True)
 class ScriptSettings:
-    """The scriptlet stanza. `scripts` are pairs of stanza name and source, in the order of the file."""
+    """The scriptlet stanza. `scripts` are pairs of stanza name and source, in the order of the file.
+
+    `cpu_limit` is in milliseconds per callout, `memory_limit` in MiB of all scripts of a worker; 0 is no limit.
+    """
 
     scripts: tuple[tuple[str, str], ...]
     gc_pause: int
     gc_stepmul: int
     enabled: bool
+    cpu_limit: int = 500
+    memory_limit: int = 256
 
 
 @dataclass(frozen=True, slots=True)

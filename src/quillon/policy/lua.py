@@ -38,7 +38,7 @@ def load_scripts(
     settings: ScriptSettings, folders: Sequence[Path], now: Callable[[], float], report: Callable[[str], None]
 ) -> list[LuaModule]:
     """The modules that the scripts register. Raises PolicyError, which names script and line."""
-    runtime = _Runtime(folders, now, report)
+    runtime = _Runtime(folders, now, report, settings)
     runtime.execute(f"collectgarbage('setpause', {settings.gc_pause})")
     runtime.execute(f"collectgarbage('setstepmul', {settings.gc_stepmul})")
     runtime.seal()
@@ -61,10 +61,11 @@ def load_scripts(
 class LuaModule:
     """One table given to msys.registerModule."""
 
-    def __init__(self, name: str, table: Any, calls: Any) -> None:
+    def __init__(self, name: str, table: Any, runtime: _Runtime) -> None:
         self.name = name
         self._table = table
-        self._calls = calls
+        self._runtime = runtime
+        self._calls = runtime.calls
 
     def callout(self, phase: Phase) -> Callable[[Call], Verdict] | None:
         if self._table[phase.value] is None:
@@ -72,7 +73,7 @@ class LuaModule:
         enter, table, key = self._calls[phase.value], self._table, phase.value
 
         def run(call: Call) -> Verdict:
-            result = enter(table, call, call.text)
+            result = self._runtime.limited(enter, table, call, call.text)
             if result not in _VERDICTS:
                 raise PolicyError(f"{key} returned {result!r}, not VALIDATE_CONT or VALIDATE_DONE")
             return _VERDICTS[result]
@@ -83,7 +84,11 @@ class LuaModule:
         if self._table[hook.value] is None:
             return None
         enter, table = self._calls[hook.value], self._table
-        return lambda call, *arguments: enter(table, call, *(_argument(value) for value in arguments))
+
+        def run(call: Call, *arguments: object) -> Any:
+            return self._runtime.limited(enter, table, call, *(_argument(value) for value in arguments))
+
+        return run
 
     def init(self) -> None:
         """Call the module's own `init`, which has to return true. Raises PolicyError."""
@@ -97,15 +102,18 @@ class LuaModule:
         if function is None:
             return
         try:
-            result = function(self._table)
-        except lupa.LuaError as error:
+            result = self._runtime.limited(function, self._table, armed=True)
+        except (lupa.LuaError, PolicyError) as error:
             raise PolicyError(f"scriptlet: {name} of {self.name}: {error}") from None
         if result is not True:
             raise PolicyError(f"scriptlet: {name} of {self.name} did not return true")
 
 
 class _Runtime:
-    def __init__(self, folders: Sequence[Path], now: Callable[[], float], report: Callable[[str], None]) -> None:
+    def __init__(
+        self, folders: Sequence[Path], now: Callable[[], float], report: Callable[[str], None], settings: ScriptSettings
+    ) -> None:
+        self._memory = settings.memory_limit
         self.modules: list[LuaModule] = []
         self._folders = folders
         self._report = report
@@ -115,6 +123,7 @@ class _Runtime:
             register_builtins=False,
             attribute_filter=_refuse_attribute,
             encoding="latin-1",
+            max_memory=settings.memory_limit * 2**20 or None,
         )
         self._loadstring = self._lua.eval("loadstring")
         functions = {
@@ -133,7 +142,8 @@ class _Runtime:
             "loadstring": self._loadstring,
         }
         prelude = self._loadstring(PRELUDE, "=msys")
-        self._calls = prelude(self._lua.table_from(functions))
+        self.calls, self._arm, self._disarm, self._state = prelude(self._lua.table_from(functions), settings.cpu_limit)
+        self._collect = self._lua.eval("collectgarbage")
         self._require = self._lua.globals()["require"]
 
     def execute(self, code: str) -> None:
@@ -152,15 +162,37 @@ class _Runtime:
 
     def require(self, source: str) -> None:
         try:
-            self._require(source)
-        except lupa.LuaError as error:
+            self.limited(self._require, source, armed=True)
+        except (lupa.LuaError, PolicyError) as error:
             raise PolicyError(f"scriptlet: {error}") from None
+
+    def limited(self, function: Any, *arguments: object, armed: bool = False) -> Any:
+        """Call into Lua within the limits; `armed` where the function does not see to its CPU limit itself."""
+        try:
+            if armed:
+                self._arm()
+            result = function(*arguments)
+        except lupa.LuaMemoryError:
+            self._release()
+            self._collect()
+            raise PolicyError(f"the scripts hold more than {self._memory} MiB (Memory_Limit)") from None
+        except BaseException:
+            self._release()
+            raise
+        if armed:
+            self._disarm()
+        return result
+
+    def _release(self) -> None:
+        """Lift the CPU limit; set from outside, for each instruction of Lua would fail once it is over."""
+        self._state["over"] = False
+        self._disarm()
 
     def _register(self, name: str, table: Any) -> None:
         callouts = {phase.value for phase in Phase} | {hook.value for hook in Hook} | {"init", "deinit"}
         if not any(table[key] is not None for key in callouts):
             raise PolicyError(f"no usable methods found for module {name} in registerModule call")
-        self.modules.append(LuaModule(str(name), table, self._calls))
+        self.modules.append(LuaModule(str(name), table, self))
 
     def _source(self, name: str) -> tuple[str | None, str]:
         """The text of a module and its path, or None and why it is not found."""

@@ -7,7 +7,35 @@ handle, and the runtime refuses every attribute access on Python objects.
 from __future__ import annotations
 
 PRELUDE = r"""
-local py = ...
+local py, cpu_limit = ...
+local sethook, clock = debug.sethook, os.clock
+
+-- A callout that takes too long is stopped: every so many instructions the CPU time is looked at. Once it is over,
+-- every single instruction fails, so that no pcall gets around it. Compiled traces would not be looked at: jit.off.
+jit.off()
+local deadline = 0
+local words = "stopped after more than " .. cpu_limit .. " ms of CPU"
+local state = {over = false}
+local function over()
+  if state.over then error(words, 2) end
+end
+local function look()
+  if clock() > deadline then
+    state.over = true
+    sethook(over, "", 1)
+    error(words, 2)
+  end
+end
+local function arm()
+  if cpu_limit > 0 then
+    deadline = clock() + cpu_limit / 1000
+    sethook(look, "", 10000)
+  end
+end
+local function disarm(...)
+  sethook()
+  return ...
+end
 getmetatable(py.now).__metatable = false  -- shared by all Python objects: no script may see or change it
 local opaque = setmetatable({}, {__mode = "k"})
 
@@ -115,7 +143,7 @@ local function certificate(subject, issuer, sha256, spki_sha256, san, cause, ...
 end
 
 -- each takes a registered table, the name of its callout and the opaque call, and gives the callout's result
-return {
+local calls = {
   validate_connect = function(t, c) return t.validate_connect(t, new_ac(c), new_vctx(c)) end,
   validate_ehlo = function(t, c, s) return t.validate_ehlo(t, s, new_ac(c), new_vctx(c)) end,
   validate_mailfrom = function(t, c, s) return t.validate_mailfrom(t, s, new_ac(c), new_vctx(c)) end,
@@ -146,4 +174,12 @@ return {
     return t.outbound_smtp_tls_verify_callback(t, to, ok, cert.subject, cert.issuer, cert)
   end,
 }
+local limited = {}
+for name, call in pairs(calls) do
+  limited[name] = function(...)
+    arm()
+    return disarm(call(...))
+  end
+end
+return limited, arm, disarm, state
 """
