@@ -16,7 +16,7 @@ from quillon.delivery.probe import VALUES
 from quillon.lab import selftest
 from quillon.lab.faults import FAULTS
 from quillon.lab.trial import Result
-from quillon.tls.causes import CAUSES
+from quillon.tls.causes import ALERT, CAUSES
 
 FOLDER = Path(__file__).parent / "reference"
 CHAPTERS = {
@@ -94,9 +94,7 @@ def causes_page() -> str:
         "",
         "## `alert_<name>`",
         "",
-        "The other side ended the handshake with this TLS alert (RFC 8446 6). See its log. `alert_unknown_ca`,",
-        "`alert_bad_certificate` and `alert_certificate_required` speak of our certificate, `alert_protocol_version`",
-        "of `TLS_Protocols`, `alert_handshake_failure` of anything: ciphers, or over TLS 1.2 a client certificate.",
+        ALERT,
         "",
         "```",
         "openssl s_client -starttls smtp -connect HOST:PORT -cert CERT.pem -key KEY.pem -msg",

@@ -83,12 +83,14 @@ def test_commands(running: Running) -> None:
     assert running.ask("pid") == f"{running.server.process.pid}\n"
     assert running.ask("  VERSION ").startswith("quillon ")
     assert "tls show cache" in running.ask("help") == running.ask("")
-    assert running.ask("shutdown everything") == "shutdown everything: unknown command; help lists what there is\n"
+    assert (
+        running.ask("shutdown everything") == "error: shutdown everything: unknown command; help lists what there is\n"
+    )
     cache = running.ask("tls show cache")
     assert cache.startswith("   1) server context\n")
     assert f"       certificate: {running.pki}/mx.pem\n" in cache
     assert running.ask("tls flush cache") == "Cache flush request submitted.\n"
-    assert running.ask("tls show cache") == "no context is cached\n"
+    assert "               age: 0 seconds old\n" in running.ask("tls show cache")
     assert running.ask("tls rekey") == "Rekey request submitted.\n"
     metrics = running.ask("metrics").splitlines()
     assert 'quillon_receptions_total{version="TLSv1.3",verified="none"} 8' in metrics
@@ -107,6 +109,12 @@ def test_commands(running: Running) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "server context" in said.stdout
+    running.server.configure(running.text("TLS = perhaps"), workers=2)
+    command = [sys.executable, "-m", "quillon", "console", "-c", str(running.server.file)]
+    assert subprocess.run([*command, "pid"], capture_output=True, text=True, check=True).stdout.strip().isdigit()
+    refused = subprocess.run([*command, "bogus"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "bogus: unknown command" in refused.stderr
 
 
 def test_clients_that_misbehave_hold_up_nobody(running: Running) -> None:
@@ -197,6 +205,16 @@ def test_a_renewed_certificate_is_shown_without_a_restart(running: Running) -> N
     running.server.reload()
     until(lambda: any("reload refused" in line for line in running.server.log("paniclog.ec")), "a refused reload")
     assert running.send() == second
+
+
+def test_files_that_vanish_are_not_missed(running: Running) -> None:
+    """Nobody has connected yet: what was there at the start serves."""
+    for name in ("mx.pem", "mx.key"):
+        (running.pki / name).unlink()
+    assert running.send()
+    assert running.ask("tls flush cache") == "Cache flush request submitted.\n"
+    assert running.send()
+    until(lambda: any("cannot be loaded anew" in line for line in running.server.log("paniclog.ec")), "a panic line")
 
 
 def test_refusals_go_to_their_own_file(running: Running) -> None:

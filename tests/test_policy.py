@@ -213,3 +213,16 @@ def test_a_script_that_loops_when_it_is_loaded_does_not_load(tmp_path: Path) -> 
     settings = ScriptSettings((("s", "s"),), 200, 200, True, 100, 16)
     with pytest.raises(PolicyError, match=r"s\.lua:1: stopped after more than 100 ms of CPU"):
         load_scripts(settings, [tmp_path], lambda: 12.5, print)
+
+
+def test_a_callout_that_would_never_be_called_is_refused(tmp_path: Path) -> None:
+    good = "function mod:validate_ehlo(str, ac, vctx) return 0 end "
+    for name, words in (
+        ("validate_mailfrm", "did you mean validate_mailfrom?"),
+        ("core_validate_auth_hook", "does not have"),
+    ):
+        text = _module("", name).replace("msys.registerModule", good + "msys.registerModule")
+        with pytest.raises(PolicyError) as error:
+            _policy(tmp_path, text)
+        assert words in str(error.value)
+    _policy(tmp_path, _module("").replace("msys.registerModule", "function mod:helper() end msys.registerModule"))

@@ -58,8 +58,8 @@ class Pair:
             tls_session_resumption=changes.get("tls_session_resumption", False),
         )  # fmt: skip
 
-    def connect(self, name: str = "mx.partner.test") -> tuple[Engine, Engine]:
-        """A handshake, and a word each way behind it."""
+    def connect(self, name: str = "mx.partner.test", *, close: bool = False) -> tuple[Engine, Engine]:
+        """A handshake, and a word each way behind it. A session is good for another one if it was closed."""
         server = self.contexts.server(self.inbound)
         client = self.contexts.client(self.outbound, name, "192.0.2.1 25")
         shake(server, client)
@@ -69,7 +69,17 @@ class Pair:
             assert client.receive(server.data_to_send()) == b"250 hello\r\n"
             client.send(b"x" * 40000)
             assert server.receive(client.data_to_send()) == b"x" * 40000
+        if close:
+            end(client, server)
         return server, client
+
+
+def end(client: Engine, server: Engine) -> None:
+    """close_notify both ways."""
+    client.close()
+    server.receive(client.data_to_send())
+    server.close()
+    client.receive(server.data_to_send())
 
 
 def shake(server: Engine, client: Engine, meddle: Callable[[bytes], bytes] = lambda data: data) -> None:
@@ -146,7 +156,7 @@ def test_the_mode_require_ends_the_handshake_without_a_certificate(
 @pytest.mark.parametrize("certificate", ["client", "client-expired", ""])
 def test_resumption_keeps_the_verdict(pki: Path, certificate: str, server: str, client: str, version: str) -> None:
     pair = Pair(pki, server, client, version=version, certificate=certificate, tls_session_resumption=True)
-    found = [tuple(engine.verdict() for engine in pair.connect()) for _ in range(3)]
+    found = [tuple(engine.verdict() for engine in pair.connect(close=True)) for _ in range(3)]
     assert [(ours.resumed, theirs.resumed) for ours, theirs in found] == [(False, False), (True, True), (True, True)]
     assert {ours.cause for ours, _ in found} == {CERTIFICATES[certificate]}
     assert {theirs.chain_verified for _, theirs in found} == {True}
@@ -156,14 +166,14 @@ def test_resumption_keeps_the_verdict(pki: Path, certificate: str, server: str, 
 @pytest.mark.parametrize(("server", "client"), BOTH)
 def test_without_the_option_nothing_is_resumed(pki: Path, server: str, client: str) -> None:
     pair = Pair(pki, server, client)
-    assert not any(engine.verdict().resumed for _ in range(2) for engine in pair.connect())
+    assert not any(engine.verdict().resumed for _ in range(2) for engine in pair.connect(close=True))
 
 
 def test_a_certificate_that_expires_meanwhile_is_found_on_resumption(pki: Path) -> None:
     pair = Pair(pki, "openssl", "openssl", tls_session_resumption=True)
-    assert pair.connect()[0].verdict().cause == ""
+    assert pair.connect(close=True)[0].verdict().cause == ""
     pair.now[0] += 400 * 86400.0
-    ours, theirs = pair.connect()
+    ours, theirs = pair.connect(close=True)
     assert not theirs.verdict().resumed, "a session past its certificate is not offered"
     del ours
 
@@ -180,6 +190,7 @@ def test_a_server_finds_a_resumed_certificate_expired(pki: Path) -> None:
         client.verdict()
         server.send(b"250 hello\r\n")
         client.receive(server.data_to_send())
+        end(client, server)
         return server
 
     assert connect().verdict().cause == ""
@@ -190,7 +201,7 @@ def test_a_server_finds_a_resumed_certificate_expired(pki: Path) -> None:
 
 def test_a_session_is_offered_to_the_same_host_only(pki: Path) -> None:
     pair = Pair(pki, "openssl", "openssl", tls_session_resumption=True)
-    pair.connect()
+    pair.connect(close=True)
     server = pair.contexts.server(pair.inbound)
     client = pair.contexts.client(pair.outbound, "mx.partner.test", "192.0.2.2 25")
     shake(server, client)
@@ -221,6 +232,7 @@ def test_an_untrusted_host_stays_untrusted_on_resumption(pki: Path, server: str,
         assert theirs.verdict().cause == "unknown_issuer"
         ours.send(b"250 and more\r\n")
         theirs.receive(ours.data_to_send())
+        end(theirs, ours)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -234,9 +246,14 @@ def test_an_authority_that_expires_ends_resumption(tmp_path: Path, server: str, 
         authority.issue(name, ["mx.partner.test"])
     pair = Pair(tmp_path, server, "openssl", version=version, tls_session_resumption=True)
     pair.now[0] = begin
-    assert [engine.verdict().resumed for _ in range(2) for engine in pair.connect()] == [False, False, True, True]
+    assert [engine.verdict().resumed for _ in range(2) for engine in pair.connect(close=True)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
     pair.now[0] = begin + 7 * 3600
-    assert not pair.connect()[1].verdict().resumed
+    assert not pair.connect(close=True)[1].verdict().resumed
 
 
 def test_a_server_finds_a_resumed_authority_expired(tmp_path: Path) -> None:
@@ -256,6 +273,7 @@ def test_a_server_finds_a_resumed_authority_expired(tmp_path: Path) -> None:
         client.verdict()
         server.send(b"250 hello\r\n")
         client.receive(server.data_to_send())
+        end(client, server)
         causes.append((server.verdict().resumed, server.verdict().cause))
     assert causes == [(False, ""), (True, "expired")]
 
@@ -265,17 +283,17 @@ def test_a_session_is_not_offered_for_ever(pki: Path) -> None:
     found = []
     for _ in range(5):
         pair.now[0] += 100.0
-        found.append(pair.connect()[1].verdict().resumed)
+        found.append(pair.connect(close=True)[1].verdict().resumed)
     assert found == [False, True, True, False, True]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_flush_ends_resumption(pki: Path, engine: str) -> None:
+def test_new_contexts_end_resumption(pki: Path, engine: str) -> None:
     pair = Pair(pki, engine, engine, tls_session_resumption=True)
-    pair.connect()
-    assert pair.connect()[0].verdict().resumed
-    assert pair.contexts.flush() == 2
-    assert not pair.connect()[0].verdict().resumed
+    pair.connect(close=True)
+    assert pair.connect(close=True)[0].verdict().resumed
+    assert pair.contexts.renew() == []
+    assert not pair.connect(close=True)[0].verdict().resumed
 
 
 # settings -------------------------------------------------------------------------------------------------------
@@ -384,6 +402,23 @@ def test_a_key_of_a_kind_that_tls_does_not_use_is_said(tmp_path: Path) -> None:
     )
     with pytest.raises(ContextError, match="TLS_Key"):
         Contexts(lambda: NOW).load(inbound_tls(str(issued.certificate), str(issued.key)))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_cache_knows_what_is_in_use(pki: Path, engine: str) -> None:
+    pair = Pair(pki, engine, engine)
+    engines = [pair.connect() for _ in range(3)]
+    assert [(row.kind, row.in_use) for row in pair.contexts.rows()] == [("server", 3), ("client", 3)]
+    engines.pop()
+    assert [row.in_use for row in pair.contexts.rows()] == [2, 2]
+
+
+def test_groups_have_one_name(pki: Path) -> None:
+    found = {
+        server: Pair(pki, server, "openssl", tls_ec_curve_names="X25519").connect()[0].verdict().group
+        for server in ENGINES
+    }
+    assert len(set(found.values())) == 1, found
 
 
 # hostile peers --------------------------------------------------------------------------------------------------

@@ -245,6 +245,8 @@ def test_parameters_are_checked_and_paths_made_whole(tmp_path: Path) -> None:
         ("def validate_connect(session)\n    pass\n", r"p\.py:1: SyntaxError"),
         ("import nothing_of_the_kind\n", r"p\.py:1: ModuleNotFoundError"),
         ("import sys\nsys.exit(0)\n", r"p\.py:2: SystemExit"),
+        ("def validate_mailfrm(session): pass\n", r"validate_mailfrm is no callout; did you mean validate_mailfrom\?"),
+        ("def validate_data_spool_each_rcpt(session): pass\n", "that this version does not have"),
         ("x = 1\n", "has no function named as a phase or hook"),
         ("async def validate_connect(session): pass\n", "is async"),
         ("def validate_connect(session): pass\ndef init(): 1 / 0\n", "init: ZeroDivisionError"),

@@ -8,11 +8,13 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from quillon.config.check_files import ancestors
 from quillon.config.model import Config
+from quillon.config.scope import Node
 from quillon.config.settings import NodeSettings
 from quillon.config.syntax import Position
 from quillon.log.macros import compile_format
-from quillon.net.clock import Clock, SystemClock
+from quillon.net.clock import Clock
 from quillon.net.resolver import Resolver
 from quillon.policy.hook import NO_POLICY, Module, Policy, PolicyError
 from quillon.policy.lua import load_scripts
@@ -88,7 +90,7 @@ def try_out(config: Config, clock: Clock) -> list[str]:
             make()
         except (ComposeError, PolicyError) as error:
             problems.append(str(error))
-    problems += _try_tls(config)
+    problems += _load_tls(config, Contexts(clock.now))
     problems += _try_formats(config)
     return problems
 
@@ -113,20 +115,37 @@ def _try_formats(config: Config) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def _try_tls(config: Config) -> list[str]:
-    """Build the contexts of every stanza that rules TLS, so that what `check` cannot see in a file shows too."""
-    contexts = Contexts(SystemClock().now)
+def contexts(config: Config, clock: Clock) -> Contexts:
+    """The TLS contexts of every stanza, loaded now: what is on disk later is no matter. Raises ComposeError."""
+    made = Contexts(clock.now)
+    problems = _load_tls(config, made)
+    if problems:
+        raise ComposeError("; ".join(problems))
+    return made
+
+
+def _load_tls(config: Config, contexts: Contexts) -> list[str]:
+    """Build the contexts of every stanza that rules TLS; what is wrong, as `check` prints it."""
     problems: dict[str, str] = {}  # by words: many stanzas may inherit one fault
     for node, inbound in config.inbound_stanzas():
         if inbound.tls_certificate or inbound.tls_identities:
             try:
                 contexts.load(inbound)
             except ContextError as error:
-                problems.setdefault(str(error), f"{node.position}: {node.path}: {error}")
+                problems.setdefault(str(error), f"{_option_position(node, error)}: {node.path}: {error}")
     for node, outbound in config.outbound_stanzas():
         if outbound.tls != "no" or node.kind == "global":
             try:
                 contexts.load_client(outbound)
             except ContextError as error:
-                problems.setdefault(str(error), f"{node.position}: {node.path}: {error}")
+                problems.setdefault(str(error), f"{_option_position(node, error)}: {node.path}: {error}")
     return list(problems.values())
+
+
+def _option_position(node: Node, error: ContextError) -> Position:
+    """Where the option stands that a context's error begins with, or the stanza."""
+    name = str(error).split()[0].lower()
+    for stanza in ancestors(node):
+        if name in stanza.settings:
+            return stanza.settings[name].position
+    return node.position

@@ -23,6 +23,7 @@ MAX_LINE = 4096
 MAX_CLIENTS = 32
 PATIENCE = 5.0  # seconds for a client to say its line, and for the workers to answer
 
+ERROR = "error: "  # how an answer begins that is none
 HELP = """help                what can be asked
 version             the version of Quillon
 pid                 process id of the supervisor
@@ -30,7 +31,7 @@ metrics             counters, in the text format of Prometheus
 reopen logs         open the log files anew, as after a rotation
 config reload       read the configuration again, as SIGHUP does
 tls show cache      the TLS contexts of all workers
-tls flush cache     drop them; files are read anew, sessions that stand go on
+tls flush cache     load them anew from their files; sessions that stand go on
 tls rekey           new keys for session tickets; a session made before is not resumed
 """
 _OF_WORKERS = ("metrics", "tls show cache", "tls flush cache", "tls rekey")
@@ -135,7 +136,7 @@ class Console:
         if b"\n" in client.line or not data:
             self._command(number, client)
         elif len(client.line) > MAX_LINE:
-            self._end(number, "the command is too long\n")
+            self._end(number, f"{ERROR}the command is too long\n")
 
     def _command(self, number: int, client: _Client) -> None:
         words = client.line.split(b"\n")[0].decode("utf-8", "replace").split()
@@ -154,9 +155,9 @@ class Console:
             client.ends_at = time.monotonic() + PATIENCE
             client.waiting = self._ask({"do": "console", "id": number, "command": command})
             if not client.waiting:
-                self._end(number, "no worker is running\n")
+                self._end(number, f"{ERROR}no worker is running\n")
         else:
-            self._end(number, f"{command}: unknown command; help lists what there is\n")
+            self._end(number, f"{ERROR}{command}: unknown command; help lists what there is\n")
 
     def answered(self, pid: int, message: Mapping[str, Any]) -> None:
         """A part of a worker's answer; `last` tells that there is no more."""

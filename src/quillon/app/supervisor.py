@@ -134,6 +134,11 @@ class Supervisor:
     def _bind_console(self, config: Config) -> None:
         """Bind the control sockets that are not bound yet. Raises BindError."""
         wanted = {listen.name: listen for listen in config.control_sockets()}
+        for listen in wanted.values():
+            try:
+                make_folder(Path(listen.path).parent, identity(config.security()), 0o755)
+            except OSError as error:
+                raise BindError(f'Listen "{listen.name}": cannot make its folder: {error.strerror}') from None
         new: dict[str, socket.socket] = {}
         try:
             for name in wanted.keys() - self._console.names:

@@ -42,7 +42,7 @@ from quillon.policy.hook import Policy
 from quillon.policy.tls import TlsHooks
 from quillon.reception.door import Door, Residents
 from quillon.spool.store import SpoolError, Store
-from quillon.tls.context import Contexts, Row
+from quillon.tls.context import Row
 
 FAULTY = 3  # exit status: starting anew will not help
 REFRESH = 5.0  # seconds between looks at the files of TLS contexts
@@ -105,7 +105,7 @@ class Worker:
         """Put the parts together. Raises ComposeError."""
         node = config.node()
         self._deadlines = Deadlines(self._clock)
-        self._contexts = Contexts(self._clock.now)
+        self._contexts = compose.contexts(config, self._clock)
         self._policy = compose.policy(config, self._clock, self._report)
         self._hooks = TlsHooks(self._policy, config.folder)
         self._hostname = compose.hostname(node)
@@ -221,7 +221,8 @@ class Worker:
         elif command == "tls show cache":
             rows = [_cache_row(row) for row in self._contexts.rows()]
         else:
-            self._contexts.flush()
+            for text in self._contexts.renew():
+                self._report(f"tls: {text}")
         parts: list[list[Any]] = [[]]
         size = 0
         for row in rows:
@@ -266,11 +267,12 @@ class Worker:
         resolver = compose.resolver(node, self._clock)
         loggers = Loggers(config.loggers(), asyncio.get_running_loop().call_soon, config.custom_loggers())
         loggers.open()
+        contexts = compose.contexts(config, self._clock)
         # nothing below fails: from here on the new configuration is the running one
         old_loggers, self._loggers = self._loggers, loggers
         old_loggers.close()
         self._config, self._policy = config, policy
-        self._contexts = Contexts(self._clock.now)
+        self._contexts = contexts
         self._hooks = TlsHooks(policy, config.folder)
         self._hostname = compose.hostname(node)
         self._residents.limit = share(node.max_resident_messages, self._count)

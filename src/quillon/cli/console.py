@@ -7,6 +7,7 @@ import socket
 import sys
 from typing import Any
 
+from quillon.app.console import ERROR
 from quillon.config.load import load
 
 
@@ -21,14 +22,11 @@ def add(commands: Any) -> None:
 def run(given: argparse.Namespace) -> int:
     path = given.socket
     if path is None:
-        loaded = load(given.config)
-        if loaded.config is None:
-            for fault in loaded.errors:
-                print(fault, file=sys.stderr)
-            return 2
-        sockets = loaded.config.control_sockets()
+        # a server that runs is to be asked even while its file is being edited
+        sockets = load(given.config).tree.control_sockets()
         if not sockets:
-            print('quillon console: there is no Control_Listener { Listen "/path" { } }', file=sys.stderr)
+            text = f'there is no Control_Listener {{ Listen "/path" {{ }} }} in {given.config}'
+            print(f"quillon console: {text}", file=sys.stderr)
             return 1
         path = sockets[0].path
     try:
@@ -36,9 +34,15 @@ def run(given: argparse.Namespace) -> int:
             sock.settimeout(15)
             sock.connect(path)
             sock.sendall((" ".join(given.words) + "\n").encode())
+            said = b""
             while data := sock.recv(65536):
-                sys.stdout.write(data.decode("utf-8", "replace"))
+                said += data
     except OSError as error:
         print(f"quillon console: {path}: {error.strerror or error}", file=sys.stderr)
         return 1
+    text = said.decode("utf-8", "replace")
+    if text.startswith(ERROR):
+        print(f"quillon console: {text.removeprefix(ERROR)}", end="", file=sys.stderr)
+        return 1
+    print(text, end="")
     return 0

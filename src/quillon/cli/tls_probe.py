@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import os
 import sys
 from typing import Any
 
@@ -14,14 +15,19 @@ from quillon.cli import listen_probe
 from quillon.cli.certificates import certificate_row
 from quillon.config.load import empty, load
 from quillon.config.model import Config, lookup_name
-from quillon.config.routes import split_gateway
+from quillon.config.routes import is_ip
+from quillon.config.settings import DeliverySettings
 from quillon.delivery.connection import Surroundings
 from quillon.delivery.hosts import HostFinder
 from quillon.delivery.probe import VALUES, Report, probe
-from quillon.net.clock import Deadlines, SystemClock
+from quillon.delivery.route import Host
+from quillon.net.clock import Clock, Deadlines, SystemClock
 from quillon.policy.tls import TlsHooks
-from quillon.tls.causes import CAUSES
+from quillon.tls.causes import ALERT, CAUSES
 from quillon.tls.context import Contexts
+from quillon.tls.engine import SYSTEM_TRUST
+
+PATIENCE = 15  # seconds
 
 
 def add(commands: Any) -> None:
@@ -31,6 +37,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--binding", default="default", metavar="NAME", help="the binding that sends")
     parser.add_argument("--listen", metavar="ADDRESS", help='instead: a Listen of the configuration, such as ":25"')
     parser.add_argument("-c", "--config", metavar="FILE", help="the configuration file; by default an empty one")
+    parser.add_argument("--ca", metavar="FILE", help='trust this instead of TLS_CA; or "system"')
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -45,6 +52,8 @@ def run(given: argparse.Namespace) -> int:
                 print(fault, file=sys.stderr)
             return 2
         config = loaded.config
+    if given.ca and given.ca != SYSTEM_TRUST:
+        given.ca = os.path.abspath(given.ca)
     try:
         if given.listen:
             return asyncio.run(listen_probe.run(config, given.listen, as_json=given.json))
@@ -60,21 +69,17 @@ async def _run(config: Config, given: argparse.Namespace) -> int:
     bindings = config.bindings()
     if given.binding not in bindings:
         raise ValueError(f"there is no binding {given.binding!r}; there are {', '.join(sorted(bindings))}")
-    group, domain = bindings[given.binding], (given.domain or split_gateway(given.host)[0]).lower()
+    group, domain = bindings[given.binding], (given.domain or _literal(_host_port(given.host)[0])).lower()
     routing = config.routing(group, given.binding, domain)
     settings, tls = config.delivery(group, given.binding, routing.domain, routing.via)
     clock = SystemClock()
     deadlines = Deadlines(clock, 0.05)
     deadlines.start()
-    wanted = settings
-    if given.host:
-        name, port = split_gateway(given.host)
-        route = f"smtp://[{name}]" if ":" in name else f"smtp://{name}"
-        wanted = dataclasses.replace(settings, routes=(f"{route}?port={port or settings.remote_smtp_port}&type=a",))
-    finder = HostFinder(compose.resolver(config.node(), clock), config.node(), clock)
-    found = await finder.find(routing.domain, wanted)
-    if not isinstance(found, list):
-        raise ValueError(f"{given.host or domain}: {found.reply}")
+    if given.ca:
+        tls = dataclasses.replace(tls, tls_ca=given.ca)
+    found = await _hosts(config, given.host, routing.domain, settings, clock)
+    # somebody sits in front of it
+    settings = dataclasses.replace(settings, connect_timeout=PATIENCE, ehlo_timeout=PATIENCE)
     policy = compose.policy(config, clock, lambda text: print(text, file=sys.stderr))
     around = Surroundings(clock, deadlines, Contexts(clock.now), TlsHooks(policy, config.folder))
     ehlo = compose.hostname(config.node())
@@ -89,8 +94,42 @@ async def _run(config: Config, given: argparse.Namespace) -> int:
     else:
         for report, row in zip(reports, rows, strict=True):
             _print(report, row, config=bool(given.config))
+        if given.config and not given.domain:
+            print(f"The settings are those of the domain {domain}; --domain names another.")
     good = any(report.judgement is not None and report.judgement.verified for report in reports)
     return 0 if good else 1
+
+
+async def _hosts(config: Config, host: str | None, domain: str, settings: DeliverySettings, clock: Clock) -> list[Host]:
+    """The host that was named, or those of the domain. Raises ValueError."""
+    finder = HostFinder(compose.resolver(config.node(), clock), config.node(), clock)
+    if host:
+        name, port = _host_port(host)
+        if is_ip(name):
+            return [Host(name, name, port or settings.remote_smtp_port)]
+        route = f"smtp://{name}?port={port or settings.remote_smtp_port}&type=a"
+        settings = dataclasses.replace(settings, routes=(route,))
+    found = await finder.find(domain, settings)
+    if not isinstance(found, list):
+        raise ValueError(f"{host or domain}: {found.reply}")
+    return found
+
+
+def _literal(host: str) -> str:
+    """The domain that stands for a host: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _host_port(text: str) -> tuple[str, int]:
+    """Name and port of HOST, HOST:PORT, an IPv6 address or [IPv6]:PORT; port 0 if none is said. Raises ValueError."""
+    if is_ip(text.strip("[]")):
+        return text.strip("[]"), 0
+    name, colon, port = text.rpartition(":")
+    if not colon:
+        return text, 0
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r}: {port!r} is no port")
+    return name.strip("[]"), int(port)
 
 
 def _as_json(report: Report, tls: Any) -> dict[str, Any]:
@@ -129,6 +168,8 @@ def _print(report: Report, row: dict[str, Any], *, config: bool) -> None:
     print(f"{row['host']} [{row['ip']}]:{row['port']}")
     if report.problem:
         print(f"  problem    {report.problem}")
+        if "no banner" in report.problem or "connection closed" in report.problem:
+            print("             A port with TLS from the first octet (465) does not greet; this probe is for STARTTLS.")
         return
     print(f"  STARTTLS   {'offered' if row['starttls'] else 'not offered'}")
     if row["protocol"]:
@@ -145,7 +186,7 @@ def _print(report: Report, row: dict[str, Any], *, config: bool) -> None:
         print("  verdict    verified: the chain is trusted and names the host")
     elif row["cause"]:
         cause = CAUSES.get(row["cause"])
-        words = f"{cause.meaning} {cause.remedy}" if cause else "The other side ended the handshake with this alert."
+        words = f"{cause.meaning} {cause.remedy}" if cause else ALERT
         print(f"  verdict    {row['cause']}: {words}")
         if row["detail"]:
             print(f"             {row['detail']}")

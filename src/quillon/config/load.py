@@ -44,10 +44,14 @@ DEFAULT_SEARCH_PATH = (
 
 @dataclass
 class Loaded:
-    """`config` is None if there is a fault that is no warning. Faults are sorted by place."""
+    """`config` is None if there is a fault that is no warning. Faults are sorted by place.
+
+    `tree` is what could be read whatever its faults: good for looking up a name, never for running.
+    """
 
     config: Config | None
     faults: list[Fault]
+    tree: Config
 
     @property
     def errors(self) -> list[Fault]:
@@ -71,7 +75,7 @@ def load(path: str | Path, search_path: str | None = None) -> Loaded:
         faults = faults + check(config, files_only=True)
     order = {name: n for n, name in enumerate(builder.files)}
     faults.sort(key=lambda f: (order.get(f.position.file, len(order)), f.position.line, f.position.column))
-    return Loaded(None if any(not f.warning for f in faults) else config, faults)
+    return Loaded(None if any(not f.warning for f in faults) else config, faults, config)
 
 
 def empty() -> Config:

@@ -419,6 +419,7 @@ class Connection:
         if self._opened is not None and not self._opened.done():
             self._opened.set_result(False)
         if was_open:
+            self._engine = None
             self._gone(self)  # unknown to the dispatcher as long as `open` has not returned
 
     # common ---------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from quillon.config.settings import OutboundTls
 from quillon.mail import reply as replies
 from quillon.mail.reply import Reply
 from quillon.tls import identity
-from quillon.tls.verdict import Verdict
+from quillon.tls.verdict import Verdict, printable
 
 
 class Turn(Enum):
@@ -112,7 +112,9 @@ def judge(tls: OutboundTls, verdict: Verdict, names: Iterable[str]) -> Judgement
     if not cause and tls.tls_verify != "ca" and certificate is not None and not identity.matches(certificate, wanted):
         dns, addresses = identity.names(certificate)
         cause = "name_mismatch"
-        detail = f"wanted {' or '.join(wanted)}; the certificate names {', '.join(dns + addresses) or 'nobody'}"
+        detail = (
+            f"wanted {' or '.join(wanted)}; the certificate names {printable(', '.join(dns + addresses)) or 'nobody'}"
+        )
     if not cause:
         return Judgement(True)
     if tls.tls_verify == "optional":

@@ -3,6 +3,7 @@
 `cause` is empty where a message is to be delivered over verified TLS, and for faults that are not TLS's. A row says
 which certificate the peer shows (a name of `quillon.lab.farm_pki`), how its TLS settings differ, and what it does
 otherwise than a good host (`quirk`, carried out by `quillon.lab.farm`). `reply` is a (verb, reply) given inside TLS.
+`wants_client` marks peers that are good hosts for whoever presents a client certificate.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Fault:
     quirk: str = ""
     reply: tuple[str, str] = ("", "")
     tls: Mapping[str, Any] = field(default_factory=dict)
+    wants_client: bool = False
 
     @property
     def host(self) -> str:
@@ -66,12 +68,14 @@ FAULTS: tuple[Fault, ...] = (
         "Demands a client certificate.",
         "alert_certificate_required",
         tls={"tls_verify_mode": "require", "tls_client_ca": "ca.pem"},
+        wants_client=True,
     ),
     Fault(
         "client-certificate-tls12",
         "Demands a client certificate, over TLS 1.2.",
         "alert_handshake_failure",
         tls={**_ONLY_12, "tls_verify_mode": "require", "tls_client_ca": "ca.pem"},
+        wants_client=True,
     ),
     Fault("close-after-handshake", "Closes as soon as the handshake is done.", quirk="close secured"),
     # the chain

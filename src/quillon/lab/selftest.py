@@ -51,5 +51,10 @@ def trusting(tls: OutboundTls, farm: Farm) -> OutboundTls:
 
 
 def lets_through(fault: Fault, result: Result) -> bool:
-    """Whether mail went to a peer whose TLS is broken: in clear, or to a certificate that does not verify."""
+    """Whether mail went to a peer whose TLS is broken: in clear, or to a certificate that is not in order.
+
+    A host that wants a client certificate and got one is in order.
+    """
+    if fault.wants_client and result.seen.way == "tls":
+        return False
     return bool(fault.cause) and result.seen.way != "held"

@@ -144,6 +144,7 @@ class EsmtpSession:
         self._desk.deadlines.discard(self)
         if self._counted:
             self._count(-1)
+        self._security.release()
         if self._intake is not None:
             self._intake.discard()
             self._intake = None

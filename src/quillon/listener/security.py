@@ -73,6 +73,10 @@ class Security:
         self._context.connection.update(tls_variables(verdict))
         self._log(self.facts, ok=True)
 
+    def release(self) -> None:
+        """The connection has ended; nothing holds the engine any more."""
+        self._engine = None
+
     def unsecured(self, failure: HandshakeFailure) -> None:
         """The handshake failed."""
         if self.facts is None or not self.facts.protocol:

@@ -96,6 +96,7 @@ class Stream(asyncio.Protocol):
         self._transport = None
         self._closing = True
         self.owner.closed()
+        self.engine = None
 
     def pause_writing(self) -> None:
         self.blocked = True

@@ -7,8 +7,9 @@ answer 451: mail is neither let through nor lost because a script is broken.
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
@@ -185,6 +186,20 @@ def set_reply(context: Context, code: int, text: str, *, disconnect: bool) -> No
 def words_of(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text or type(error).__name__
+
+
+def unknown_callout(names: Iterable[str]) -> str | None:
+    """What is wrong with a module's names: one that looks like a callout and is none would be left out in silence."""
+    known = [phase.value for phase in Phase] + [hook.value for hook in Hook] + ["init", "deinit"]
+    for name in names:
+        if name in known:
+            continue
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if close:
+            return f"{name} is no callout; did you mean {close[0]}?"
+        if name.startswith(("validate_", "core_")):
+            return f"{name} is a callout that this version does not have; it would never be called"
+    return None
 
 
 NO_POLICY = Policy()

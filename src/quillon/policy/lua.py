@@ -14,7 +14,7 @@ from typing import Any
 import lupa.luajit21 as lupa
 
 from quillon.config.settings import ScriptSettings
-from quillon.policy.hook import Call, Hook, Phase, PolicyError, Verdict, set_reply
+from quillon.policy.hook import Call, Hook, Phase, PolicyError, Verdict, set_reply, unknown_callout
 from quillon.policy.msys.core import PRELUDE
 
 _REMOVED = (
@@ -192,6 +192,9 @@ class _Runtime:
         callouts = {phase.value for phase in Phase} | {hook.value for hook in Hook} | {"init", "deinit"}
         if not any(table[key] is not None for key in callouts):
             raise PolicyError(f"no usable methods found for module {name} in registerModule call")
+        unknown = unknown_callout(str(key) for key in table if callable(table[key]))
+        if unknown is not None:
+            raise PolicyError(f"{name}: {unknown}")
         self.modules.append(LuaModule(str(name), table, self))
 
     def _source(self, name: str) -> tuple[str | None, str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from quillon.policy.hook import Call, Hook, MessageView, Phase, PolicyError, Verdict, set_reply
+from quillon.policy.hook import Call, Hook, MessageView, Phase, PolicyError, Verdict, set_reply, unknown_callout
 
 __all__ = ["Certificate", "Message", "PythonModule", "Remote", "Session", "TlsParameters", "Verdict", "load_module"]
 
@@ -176,6 +176,12 @@ class PythonModule:
         for function in found:
             if function is not None and inspect.iscoroutinefunction(function):
                 raise PolicyError(f"policy {self.name}: {path}: {function.__name__} is async; write a plain function")
+        own = [
+            n for n, f in vars(self._module).items() if inspect.isfunction(f) and f.__module__ == self._module.__name__
+        ]
+        unknown = unknown_callout(name for name in own if not name.startswith("_"))
+        if unknown is not None:
+            raise PolicyError(f"policy {self.name}: {path}: {unknown}")
         if not any(found):
             raise PolicyError(f"policy {self.name}: {path} has no function named as a phase or hook")
 

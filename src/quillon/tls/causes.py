@@ -18,6 +18,11 @@ class Cause(NamedTuple):
     says: str
 
 
+ALERT = (
+    "The other side ended the handshake with this TLS alert (RFC 8446 6); its log says why. alert_unknown_ca,"
+    " alert_bad_certificate and alert_certificate_required speak of our certificate, alert_protocol_version of"
+    " TLS_Protocols, alert_handshake_failure of anything: ciphers, or over TLS 1.2 a client certificate."
+)
 _SHOW = "openssl s_client -starttls smtp -connect HOST:PORT"
 _VERIFY = f"{_SHOW} -CAfile CA.pem -no-CApath -no-CAstore -verify_return_error"
 _DETAIL = "The JSON log has the library's own words (`detail`)."
@@ -109,7 +114,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "name_mismatch": Cause(
         "The certificate names neither the MX host nor the domain.",
-        "The detail in the JSON log has the names wanted and those of the certificate.",
+        "The detail has the names wanted and those of the certificate.",
         f"{_VERIFY} -verify_hostname NAME",
         "mismatch",
     ),

@@ -110,12 +110,20 @@ class Contexts:
                 held.refused = stamps  # said once for this state of the files
                 said.append(f"{changed} changed and cannot be loaded, the old one stays in use: {error}")
 
-    def flush(self) -> int:
-        """Forget every context, and with them tickets and kept sessions; how many there were."""
-        count = len(self._inbound) + len(self._outbound)
-        self._inbound.clear()
-        self._outbound.clear()
-        return count
+    def renew(self) -> list[str]:
+        """Load every context anew, and with it the keys of tickets; a line for each that cannot be, which stays."""
+        said: list[str] = []
+        self._renew(self._inbound, self._new_server, said)
+        self._renew(self._outbound, self._new_client, said)
+        return said
+
+    def _renew(self, cache: dict[S, _Held[C]], make: Callable[[S], C], said: list[str]) -> None:
+        for settings in list(cache):
+            try:
+                stamps = _stamps(settings)
+                cache[settings] = _Held(make(settings), stamps, self._clock())
+            except ContextError as error:
+                said.append(f"cannot be loaded anew, the old one stays in use: {error}")
 
     def rows(self) -> list[Row]:
         """What the cache holds."""

@@ -229,7 +229,7 @@ class GnuTLSEngine:
             cipher=self._suite(cipher),
             bits=bits,
             algorithm_bits=bits,
-            group=g.text(lib.gnutls_group_get_name(group)) if group else "",
+            group=_group(g.text(lib.gnutls_group_get_name(group))) if group else "",
             certificate=Certificate(chain[0]) if chain else None,
             checked=self._checked,
             errors=tuple(self._verify(chain)) if chain and self._checked else (),
@@ -293,6 +293,11 @@ class GnuTLSEngine:
         """The certificates that the peer sent, its own first."""
         found = [Certificate(der).parsed for der in self._peers()]
         return [certificate for certificate in found if certificate is not None]
+
+
+def _group(name: str) -> str:
+    """The group's name as the other engine writes it."""
+    return "X25519MLKEM768" if "MLKEM768" in name.upper() and "25519" in name else name.lower()
 
 
 def _shaped(cause: str, chain: list[bytes], status: int) -> tuple[str, int, str]:

@@ -185,7 +185,7 @@ def _priority(settings: InboundTls | OutboundTls) -> Any:
     made, fault = ffi.new("priority_t *"), ffi.new("const char **")
     source = ffi.new("char[]", text)
     if lib.gnutls_priority_init(made, source, fault) < 0:
-        wrong = g.text(fault[0]) if fault[0] != ffi.NULL else ""
+        wrong = g.text(fault[0]).partition(":-VERS-ALL")[0].partition(":%PROFILE")[0] if fault[0] != ffi.NULL else ""
         raise ContextError(
             f"TLS_Ciphers {settings.tls_ciphers!r} is no GnuTLS priority string"
             + (f": it is wrong from {wrong!r} on" if wrong else "")

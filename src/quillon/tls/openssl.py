@@ -69,9 +69,9 @@ def failure_of(error: SSL.Error) -> HandshakeFailure:
 def note_error(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
     """Verify callback: keep what is wrong with the chain for the verdict, and go on."""
     if error:
-        engine = connection.get_app_data()
-        if len(engine.errors) < _MAX_ERRORS:
-            engine.errors.append((chain_cause(error), depth, f"X509 error {error} at depth {depth}"))
+        errors = connection.get_app_data()
+        if len(errors) < _MAX_ERRORS:
+            errors.append((chain_cause(error), depth, f"{openssl_extra.error_words(error)} (depth {depth})"))
     return True
 
 
@@ -143,7 +143,7 @@ class OpenSSLEngine:
         self._resumed = False
         self._recalled: Remembered | None = None
         self._connection = SSL.Connection(context, None)
-        self._connection.set_app_data(self)
+        self._connection.set_app_data(self.errors)  # not the engine itself, which would be a cycle
         if server:
             self._connection.set_accept_state()
         else:

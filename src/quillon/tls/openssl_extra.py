@@ -17,6 +17,12 @@ def set_groups(context: SSL.Context, names: str) -> bool:
     return bool(_lib.SSL_CTX_set1_curves_list(context._context, names.encode()) == 1)
 
 
+def error_words(number: int) -> str:
+    """OpenSSL's words for an X509_V_ERR number."""
+    found: bytes = Binding.ffi.string(_lib.X509_verify_cert_error_string(number))
+    return found.decode("ascii", "replace")
+
+
 def resumed(connection: SSL.Connection) -> bool:
     """Whether the handshake continued an earlier session (SSL_session_reused)."""
     return bool(_lib.SSL_session_reused(connection._ssl))

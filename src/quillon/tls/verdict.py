@@ -104,7 +104,7 @@ class Certificate:
         except Exception:
             return ()  # none, or none that can be read
         return tuple(
-            f"{_SAN_KINDS[type(name)]}:{_clean(str(name.value))}" for name in names if type(name) in _SAN_KINDS
+            f"{_SAN_KINDS[type(name)]}:{printable(str(name.value))}" for name in names if type(name) in _SAN_KINDS
         )
 
     @cached_property
@@ -140,17 +140,17 @@ def _name(certificate: x509.Certificate | None, issuer: bool) -> str:
     if name is None:
         return ""
     return "".join(
-        f"/{attribute.rfc4514_attribute_name}={_clean(attribute.value)}" for rdn in name.rdns for attribute in rdn
+        f"/{attribute.rfc4514_attribute_name}={printable(attribute.value)}" for rdn in name.rdns for attribute in rdn
     )
 
 
 def _common_name(certificate: x509.Certificate | None, issuer: bool) -> str:
     name = _rdn_name(certificate, issuer)
     found = name.get_attributes_for_oid(NameOID.COMMON_NAME) if name is not None else []
-    return _clean(found[-1].value) if found else ""
+    return printable(found[-1].value) if found else ""
 
 
-def _clean(value: str | bytes) -> str:
+def printable(value: str | bytes) -> str:
     text = value.decode("latin-1") if isinstance(value, bytes) else value
     return "".join(c if c.isprintable() else "?" for c in text)
 
