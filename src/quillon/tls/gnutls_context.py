@@ -10,7 +10,7 @@ from quillon.config.settings import InboundTls, OutboundTls
 from quillon.tls import gnutls_library as g
 from quillon.tls.engine import SYSTEM_TRUST, ContextError
 from quillon.tls.gnutls import GnuTLSEngine, Pipe, pull, server_name
-from quillon.tls.identity import match_identity
+from quillon.tls.identity import default_pairs, match_identity
 
 SESSION_LIFE = 300  # seconds that a session may be resumed
 _MAX_SESSIONS = 1000
@@ -98,12 +98,7 @@ class GnuTLSServer:
         self.buffer = ffi.new("char[]", 16384)
         self._priority = _priority(settings)
         self._identities = [(one.name, _server_credentials(settings, one.pairs)) for one in settings.tls_identities]
-        if settings.tls_certificate:
-            self._default = _server_credentials(settings, ((settings.tls_certificate, settings.tls_key or ""),))
-        elif self._identities:
-            self._default = next((c for name, c in self._identities if name == "*"), self._identities[0][1])
-        else:
-            raise ContextError("TLS_Certificate is not set")
+        self._default = _server_credentials(settings, default_pairs(settings))
         modes = {"none": g.REQUEST_IGNORE, "require": g.REQUEST_REQUIRE}
         self._request = modes.get(settings.tls_verify_mode or "", g.REQUEST)
         self._ticket_key: Any = None

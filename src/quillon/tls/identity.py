@@ -12,6 +12,8 @@ from collections.abc import Iterable
 
 from cryptography import x509
 
+from quillon.config.settings import InboundTls
+from quillon.tls.engine import ContextError
 from quillon.tls.verdict import Certificate
 
 
@@ -58,6 +60,16 @@ def name_matches(presented: str, host: str) -> bool:
     left, _, rest = name.partition(".")
     host_left, _, host_rest = host.partition(".")
     return left == "*" and "*" not in rest and "." in rest and rest == host_rest and bool(host_left)
+
+
+def default_pairs(settings: InboundTls) -> tuple[tuple[str, str], ...]:
+    """The certificates for a client that asks for no name of ours. Raises ContextError if there is none at all."""
+    if settings.tls_certificate:
+        return ((settings.tls_certificate, settings.tls_key or ""),)
+    if not settings.tls_identities:
+        raise ContextError("TLS_Certificate is not set")
+    anybody = [identity for identity in settings.tls_identities if identity.name == "*"]
+    return (anybody or settings.tls_identities)[0].pairs
 
 
 def match_identity(names: list[str], asked: str) -> int | None:

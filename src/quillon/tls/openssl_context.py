@@ -14,7 +14,7 @@ from OpenSSL import SSL, crypto
 from quillon.config.settings import InboundTls, OutboundTls
 from quillon.tls import openssl_extra
 from quillon.tls.engine import SYSTEM_TRUST, ContextError
-from quillon.tls.identity import match_identity
+from quillon.tls.identity import default_pairs, match_identity
 from quillon.tls.openssl import SESSION_LIFE, Memory, OpenSSLEngine, note_error
 
 _OP_ALLOW_CLIENT_RENEGOTIATION = 1 << 8  # SSL_OP_ALLOW_CLIENT_RENEGOTIATION, ssl.h
@@ -33,13 +33,7 @@ class OpenSSLServer:
         self._checked = settings.tls_verify_mode != "none"
         self._memory = Memory(clock) if settings.tls_session_resumption else None
         self._identities = [(one.name, _server_context(settings, one.pairs)) for one in settings.tls_identities]
-        if settings.tls_certificate:
-            pairs: tuple[tuple[str, str], ...] = ((settings.tls_certificate, settings.tls_key or ""),)
-            self._default = _server_context(settings, pairs)
-        elif self._identities:
-            self._default = next((c for name, c in self._identities if name == "*"), self._identities[0][1])
-        else:
-            raise ContextError("TLS_Certificate is not set")
+        self._default = _server_context(settings, default_pairs(settings))
         if self._identities:
             self._default.set_tlsext_servername_callback(self._choose)
 
