@@ -31,6 +31,7 @@ def test_probing_a_host(farm: Farm, tmp_path: Path) -> None:
     status, said = run("tls-probe", place, "-c", str(file), "--domain", "good.farm.test")
     assert status == 0, said
     assert "verified: the chain is trusted and names the host" in said
+    assert "  names      good.farm.test" in said
     assert "now        TLS = required, TLS_Verify = host: TLS, verified" in said
     status, said = run("tls-probe", place, "--ca", str(farm.ca), "--domain", "good.farm.test", "--json")
     (row,) = json.loads(said)
@@ -147,3 +148,28 @@ def test_the_farm_runs_until_it_is_told(tmp_path: Path) -> None:
         running.send_signal(signal.SIGTERM)
         assert running.wait(10) == 0
     assert "no-starttls" in run("fault-farm", "--list")[1]
+
+
+def test_policies_are_listed_with_what_they_are_asked(tmp_path: Path) -> None:
+    (tmp_path / "a.lua").write_text(
+        "local m = {} function m:validate_ehlo(s, ac, vctx) return 0 end function m:init() return true end"
+        " function m:validate_connect(ac, vctx) return 0 end msys.registerModule('first', m)"
+    )
+    (tmp_path / "b.py").write_text(
+        "def validate_mailfrom(session): pass\ndef get_outbound_tls_parameters(message, parameters): pass\n"
+    )
+    file = tmp_path / "ecelerity.conf"
+    file.write_text('scriptlet "scriptlet" { script "a" { source = a } }\npolicy "second" { module = b.py }\n')
+    assert run("policy", "check", "-c", str(file)) == (
+        0,
+        "first: validate_connect, validate_ehlo\nsecond: validate_mailfrom, get_outbound_tls_parameters\n",
+    )
+    status, said = run("policy", "check", "-c", str(file), "--json")
+    assert (status, json.loads(said)[0]["module"]) == (0, "first")
+    (tmp_path / "b.py").write_text("def validate_mailfrm(session): pass\n")
+    status, said = run("policy", "check", "-c", str(file))
+    assert status == 2
+    assert "ecelerity.conf:2:19: policy second:" in said
+    assert "did you mean validate_mailfrom?" in said
+    file.write_text("")
+    assert run("policy", "check", "-c", str(file)) == (0, "no policy is configured\n")

@@ -23,9 +23,11 @@ from quillon.delivery.probe import VALUES, Report, probe
 from quillon.delivery.route import Host
 from quillon.net.clock import Clock, Deadlines, SystemClock
 from quillon.policy.tls import TlsHooks
+from quillon.tls import identity
 from quillon.tls.causes import ALERT, CAUSES
 from quillon.tls.context import Contexts
 from quillon.tls.engine import SYSTEM_TRUST
+from quillon.tls.verdict import printable
 
 PATIENCE = 15  # seconds
 
@@ -150,6 +152,7 @@ def _as_json(report: Report, tls: Any) -> dict[str, Any]:
         "trusted": report.ca,
         "chain": [certificate_row(certificate) for certificate in report.chain],
         "names_wanted": list(report.names),
+        "names": _names(report),
         "verified": judgement.verified if judgement is not None else None,
         "cause": cause,
         "detail": (judgement.detail if judgement is not None else "") or (facts.detail if facts else ""),
@@ -162,6 +165,15 @@ def _as_json(report: Report, tls: Any) -> dict[str, Any]:
             outcomes.setdefault(value, {})[verify] = str(report.foresee(changed))
         row["outcomes"] = outcomes
     return row
+
+
+def _names(report: Report) -> list[str]:
+    """What the host's certificate claims to be: its alternative names, or its common name where it has none."""
+    certificate = report.observed.verdict.certificate if report.observed.verdict is not None else None
+    if certificate is None:
+        return []
+    dns, addresses = identity.names(certificate)
+    return [printable(name) for name in dns + addresses]
 
 
 def _print(report: Report, row: dict[str, Any], *, config: bool) -> None:
@@ -181,6 +193,8 @@ def _print(report: Report, row: dict[str, Any], *, config: bool) -> None:
             f" {certificate['not_before'][:10]} to {certificate['not_after'][:10]}"
         )
     print(f"  trusted    {row['trusted']}{'' if config else ' (no configuration given)'}")
+    if row["names"]:
+        print(f"  names      {', '.join(row['names'])}")
     print(f"  wanted     {' or '.join(row['names_wanted'])}")
     if row["verified"]:
         print("  verdict    verified: the chain is trusted and names the host")

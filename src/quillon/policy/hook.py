@@ -137,6 +137,15 @@ class Policy:
             if answers:
                 self._hooks[hook] = answers
 
+    def called(self) -> list[tuple[str, list[str]]]:
+        """Each module with the callouts and hooks that it has, in the order of the phases."""
+        found = []
+        for module in self.modules:
+            names = [phase.value for phase in Phase if any(n == module.name for n, _ in self._callouts.get(phase, ()))]
+            names += [hook.value for hook in Hook if any(n == module.name for n, _ in self._hooks.get(hook, ()))]
+            found.append((module.name, names))
+        return found
+
     def hooks(self, hook: Hook) -> Sequence[tuple[str, Callable[..., Any]]]:
         """Name and function of each module that answers a question."""
         return self._hooks.get(hook, ())
