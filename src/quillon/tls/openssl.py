@@ -266,13 +266,13 @@ class OpenSSLEngine:
             self.closed = True
 
     def data_to_send(self) -> bytes:
-        out: list[bytes] = []
+        parts: list[bytes] = []
         try:
-            while True:
-                out.append(self._connection.bio_read(_READ))
+            while not parts or len(parts[-1]) == _READ:  # a shorter one was the last; asking on costs an exception
+                parts.append(self._connection.bio_read(_READ))
         except SSL.WantReadError:
             pass
-        return out[0] if len(out) == 1 else b"".join(out)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def eof(self) -> None:
         if not self.established and self.failure is None:
