@@ -45,6 +45,23 @@ class Owner(Protocol):
         """The transport's buffer has drained after `Stream.blocked`."""
 
 
+class _Nobody:
+    """The owner of a stream that has ended: to hold the real one on would be a cycle, left to the garbage collector."""
+
+    def connected(self) -> None: ...
+    def received(self, data: bytes) -> None: ...
+    def secured(self) -> None: ...
+    def unsecured(self, failure: Any) -> None: ...
+    def ended(self) -> bool:
+        return False
+
+    def closed(self) -> None: ...
+    def writable(self) -> None: ...
+
+
+_NOBODY = _Nobody()
+
+
 class Stream(asyncio.Protocol):
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
@@ -95,7 +112,8 @@ class Stream(asyncio.Protocol):
             self.eof_received()
         self._transport = None
         self._closing = True
-        self.owner.closed()
+        owner, self.owner = self.owner, _NOBODY
+        owner.closed()
         self.engine = None
 
     def pause_writing(self) -> None:
