@@ -23,6 +23,9 @@ from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError
 
 
+PRELOADED = 1000  # stanzas; a TLS context takes some 30 KiB and half a millisecond
+
+
 class ComposeError(Exception):
     """A part cannot be made; the message says which and why."""
 
@@ -116,15 +119,18 @@ def _try_formats(config: Config) -> list[str]:
 
 
 def contexts(config: Config, clock: Clock) -> Contexts:
-    """The TLS contexts of every stanza, loaded now: what is on disk later is no matter. Raises ComposeError."""
+    """The TLS contexts of the stanzas, loaded now: what is on disk later is no matter. Raises ComposeError.
+
+    Of very many stanzas that rule delivery, those beyond PRELOADED are loaded when they are first used.
+    """
     made = Contexts(clock.now)
-    problems = _load_tls(config, made)
+    problems = _load_tls(config, made, PRELOADED)
     if problems:
         raise ComposeError("; ".join(problems))
     return made
 
 
-def _load_tls(config: Config, contexts: Contexts) -> list[str]:
+def _load_tls(config: Config, contexts: Contexts, limit: int = 0) -> list[str]:
     """Build the contexts of every stanza that rules TLS; what is wrong, as `check` prints it."""
     problems: dict[str, str] = {}  # by words: many stanzas may inherit one fault
     for node, inbound in config.inbound_stanzas():
@@ -133,7 +139,8 @@ def _load_tls(config: Config, contexts: Contexts) -> list[str]:
                 contexts.load(inbound)
             except ContextError as error:
                 problems.setdefault(str(error), f"{_option_position(node, error)}: {node.path}: {error}")
-    for node, outbound in config.outbound_stanzas():
+    stanzas = config.outbound_stanzas()
+    for node, outbound in stanzas[:limit] if limit else stanzas:
         if outbound.tls != "no" or node.kind == "global":
             try:
                 contexts.load_client(outbound)
