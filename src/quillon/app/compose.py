@@ -22,7 +22,6 @@ from quillon.policy.python import load_module
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError
 
-
 PRELOADED = 1000  # stanzas; a TLS context takes some 30 KiB and half a millisecond
 
 

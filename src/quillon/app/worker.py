@@ -265,9 +265,9 @@ class Worker:
         policy = compose.policy(config, self._clock, self._report)
         node = config.node()
         resolver = compose.resolver(node, self._clock)
+        contexts = compose.contexts(config, self._clock)
         loggers = Loggers(config.loggers(), asyncio.get_running_loop().call_soon, config.custom_loggers())
         loggers.open()
-        contexts = compose.contexts(config, self._clock)
         # nothing below fails: from here on the new configuration is the running one
         old_loggers, self._loggers = self._loggers, loggers
         old_loggers.close()
