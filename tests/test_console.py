@@ -217,6 +217,25 @@ def test_files_that_vanish_are_not_missed(running: Running) -> None:
     until(lambda: any("cannot be loaded anew" in line for line in running.server.log("paniclog.ec")), "a panic line")
 
 
+def test_a_worker_that_is_replaced_while_a_key_is_missing_gets_it_later(running: Running) -> None:
+    key = running.pki / "mx.key"
+    kept = key.read_bytes()
+    key.unlink()
+    for pid in running.server.workers():
+        os.kill(pid, 9)
+    until(lambda: any("No such file" in line for line in running.server.log("paniclog.ec")), "a panic line")
+    until(lambda: len(running.server.workers()) == 2, "two new workers")
+    key.write_bytes(kept)
+
+    def sends() -> bool:
+        try:
+            return bool(running.send())
+        except (OSError, smtplib.SMTPException):
+            return False
+
+    until(lambda: all(sends() for _ in range(6)), "TLS again, from both")
+
+
 def test_refusals_go_to_their_own_file(running: Running) -> None:
     with smtplib.SMTP("127.0.0.1", running.port, timeout=30) as client:
         client.docmd("WHAT")

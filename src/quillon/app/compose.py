@@ -117,15 +117,17 @@ def _try_formats(config: Config) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def contexts(config: Config, clock: Clock) -> Contexts:
-    """The TLS contexts of the stanzas, loaded now: what is on disk later is no matter. Raises ComposeError.
+def contexts(config: Config, clock: Clock, report: Callable[[str], None]) -> Contexts:
+    """The TLS contexts of the stanzas, loaded now: what is on disk later is no matter.
+
+    What cannot be loaded is reported and tried again when it is needed: a worker that takes the place of another must
+    not keep the server down for a file that is being renewed.
 
     Of very many stanzas that rule delivery, those beyond PRELOADED are loaded when they are first used.
     """
     made = Contexts(clock.now)
-    problems = _load_tls(config, made, PRELOADED)
-    if problems:
-        raise ComposeError("; ".join(problems))
+    for problem in _load_tls(config, made, PRELOADED):
+        report(f"tls: {problem}")
     return made
 
 

@@ -105,7 +105,7 @@ class Worker:
         """Put the parts together. Raises ComposeError."""
         node = config.node()
         self._deadlines = Deadlines(self._clock)
-        self._contexts = compose.contexts(config, self._clock)
+        self._contexts = compose.contexts(config, self._clock, self._report)
         self._policy = compose.policy(config, self._clock, self._report)
         self._hooks = TlsHooks(self._policy, config.folder)
         self._hostname = compose.hostname(node)
@@ -265,7 +265,7 @@ class Worker:
         policy = compose.policy(config, self._clock, self._report)
         node = config.node()
         resolver = compose.resolver(node, self._clock)
-        contexts = compose.contexts(config, self._clock)
+        contexts = compose.contexts(config, self._clock, self._report)
         loggers = Loggers(config.loggers(), asyncio.get_running_loop().call_soon, config.custom_loggers())
         loggers.open()
         # nothing below fails: from here on the new configuration is the running one

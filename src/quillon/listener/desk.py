@@ -19,6 +19,8 @@ from quillon.reception.door import Door
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError
 
+TRY_AGAIN = 10.0  # seconds until a certificate that could not be loaded is tried again
+
 
 class Sitter(Protocol):
     """A session, as far as a worker deals with it."""
@@ -64,7 +66,7 @@ class Desk:
     counts: Counts
     sessions: set[Sitter]
     _date: tuple[int, str] = (0, "")
-    _tls_usable: dict[InboundTls, bool] = field(default_factory=dict)
+    _tls_usable: dict[InboundTls, float] = field(default_factory=dict)
 
     def date(self) -> str:
         """Now, as RFC 5322 text; made once a second."""
@@ -74,18 +76,18 @@ class Desk:
         return self._date[1]
 
     def tls_usable(self, settings: InboundTls) -> bool:
-        """Whether a server context can be had; the reason why not goes to the paniclog once."""
-        known = self._tls_usable.get(settings)
-        if known is None:
-            try:
-                self.contexts.load(settings)
-                known = True
-            except ContextError as error:
-                known = False
-                if settings.tls_certificate or settings.tls_identities:
-                    self.log(Panic(self.clock.now(), f"tls: {error}"))
-            self._tls_usable[settings] = known
-        return known
+        """Whether a server context can be had; why not goes to the paniclog, and is asked again after a while."""
+        asked_again = self._tls_usable.get(settings, 0.0)
+        if asked_again > self.clock.now():
+            return False
+        try:
+            self.contexts.load(settings)
+        except ContextError as error:
+            self._tls_usable[settings] = self.clock.now() + TRY_AGAIN
+            if settings.tls_certificate or settings.tls_identities:
+                self.log(Panic(self.clock.now(), f"tls: {error}"))
+            return False
+        return True
 
     def share(self, limit: int) -> int:
         """This worker's part of a limit of the node; 0 stays no limit."""
