@@ -187,6 +187,18 @@ def test_a_full_channel_is_no_wait() -> None:
     theirs.close()
 
 
+def test_a_channel_takes_no_more_than_it_can_carry() -> None:
+    ours, theirs = Channel.pair()
+    assert not ours.send({"do": "x" * 70000})
+    with socket.socket() as sock:
+        assert not ours.send({"do": "reload"}, [sock.fileno()] * 251)
+    assert theirs.receive(wait=False) is None
+    assert ours.send({"do": "reload"})
+    assert theirs.receive(wait=False) == ({"do": "reload"}, [])
+    ours.close()
+    theirs.close()
+
+
 def test_many_contexts_come_in_several_parts() -> None:
     rows = [{"kind": "server", "settings": {"certificate": f"/{n}.pem"}, "age": n, "in_use": 1} for n in range(100)]
     text = cache_text(rows + rows)

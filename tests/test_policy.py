@@ -1,5 +1,6 @@
 """Lua scripts: what they can do, and what they cannot."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,8 @@ def _limited(folder: Path, body: str, *, cpu: int = 100, memory: int = 16) -> tu
         "local co = coroutine.wrap(function() while true do end end) co()",
         "local t = setmetatable({}, {__index = function(t, k) while true do end end}) local _ = t.x",
         "while true do local _ = ('x'):rep(10) end",
+        "xpcall(function() while true do end end, function() while true do end end)",
+        "for _ = 1, 60 do local _ = (('ab '):rep(1000000)):gsub('b', 'c') end",
     ],
 )
 def test_a_script_that_loops_is_stopped(tmp_path: Path, body: str) -> None:
@@ -208,6 +211,37 @@ def test_a_script_that_eats_memory_is_stopped(tmp_path: Path) -> None:
     assert "the scripts hold more than 16 MiB (Memory_Limit)" in reports[0]
 
 
+def test_a_script_that_keeps_what_clients_send_ends_with_451_and_no_worker(tmp_path: Path) -> None:
+    """Memory that stays held: callouts are refused as long as it is, and let go of, go on."""
+    (tmp_path / "s.lua").write_text(
+        """local keep, n = {}, 0
+        local m = {}
+        function m:validate_mailfrom(str, ac, vctx)
+          if vctx:get(msys.core.VCTX_MESS, "grow") then n = n + 1 keep[n] = ("x"):rep(2000) .. n end
+          return msys.core.VALIDATE_CONT
+        end
+        msys.registerModule("m", m)"""
+    )
+    reports: list[str] = []
+    settings = ScriptSettings((("s", "s"),), 200, 200, True, 0, 4)
+    policy = Policy(load_scripts(settings, [tmp_path], time.monotonic, reports.append), reports.append)
+    answers = [_run(policy, context=Context({}, {"grow": "yes"})) for _ in range(6000)]
+    assert answers[0] is None
+    assert answers[-1] == Reply(451, "4.3.0", "policy error, please try later")
+    assert "the scripts hold more than 4 MiB (Memory_Limit)" in reports[-1]
+
+
+def test_a_late_error_of_its_own_does_not_spoil_the_next_callout(tmp_path: Path) -> None:
+    policy, _ = _limited(
+        tmp_path,
+        "if vctx:get(msys.core.VCTX_MESS, 'bad') then for i = 1, 1e5 do local _ = i end error('own') end",
+        cpu=1,
+    )
+    for _ in range(200):
+        assert _run(policy, context=Context({}, {"bad": "yes"})) is not None
+        assert _run(policy, context=Context({}, {})) is None
+
+
 def test_a_script_that_loops_when_it_is_loaded_does_not_load(tmp_path: Path) -> None:
     (tmp_path / "s.lua").write_text("while true do end")
     settings = ScriptSettings((("s", "s"),), 200, 200, True, 100, 16)
@@ -226,3 +260,6 @@ def test_a_callout_that_would_never_be_called_is_refused(tmp_path: Path) -> None
             _policy(tmp_path, text)
         assert words in str(error.value)
     _policy(tmp_path, _module("").replace("msys.registerModule", "function mod:helper() end msys.registerModule"))
+    for name in ("validate_address", "reinit", "get_tls_parameters", "core_helper", "init2"):
+        helper = f"function mod:{name}() end msys.registerModule"
+        _policy(tmp_path, _module("").replace("msys.registerModule", helper))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import array
 import json
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any
 
 _LIMIT = 65536
 _MAX_DESCRIPTORS = 250  # SCM_MAX_FD is 253
+_ROOM = socket.CMSG_LEN(_MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
 class Channel:
@@ -27,29 +29,41 @@ class Channel:
         return self.sock.fileno()
 
     def send(self, message: dict[str, Any], descriptors: Sequence[int] = (), *, wait: bool = True) -> bool:
-        """False if the other end is gone; without `wait` also if it does not read what stands already."""
+        """False if it cannot be sent: the other end is gone, or it is too large; without `wait` also where the other
+        end does not read what stands already."""
+        octets = json.dumps(message).encode()
+        if len(octets) > _LIMIT or len(descriptors) > _MAX_DESCRIPTORS:
+            return False
         flags = 0 if wait else socket.MSG_DONTWAIT
         try:
-            rights = array.array("i", list(descriptors)[:_MAX_DESCRIPTORS])
+            rights = array.array("i", list(descriptors))
             beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else []
             # not socket.send_fds, which leaves its flags unused
-            self.sock.sendmsg([json.dumps(message).encode()], beside, flags)
+            self.sock.sendmsg([octets], beside, flags)
         except OSError:
             return False
         return True
 
-    def receive(self) -> tuple[dict[str, Any], list[int]] | None:
-        """The next message; None if the other end is gone."""
+    def receive(self, *, wait: bool = True) -> tuple[dict[str, Any], list[int]] | None:
+        """The next message; None if the other end is gone, and without `wait` if nothing stands."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(self.sock, _LIMIT, _MAX_DESCRIPTORS)
-        except ConnectionError:
+            flags = 0 if wait else socket.MSG_DONTWAIT
+            # not socket.recv_fds, which leaves its flags unused
+            data, beside, _, _ = self.sock.recvmsg(_LIMIT, _ROOM, flags | socket.MSG_CMSG_CLOEXEC)
+        except (ConnectionError, BlockingIOError):
             return None
+        descriptors = array.array("i")
+        for level, kind, octets in beside:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(octets[: len(octets) - len(octets) % descriptors.itemsize])
         if not data:
             return None
         try:
             return json.loads(data), list(descriptors)
         except ValueError:
-            return {"event": "unreadable", "do": "nothing"}, list(descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return {"event": "unreadable", "do": "nothing"}, []
 
     def close(self) -> None:
         self.sock.close()

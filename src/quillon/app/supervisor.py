@@ -288,7 +288,9 @@ class Supervisor:
         if got is None:
             self._selector.unregister(child.channel)
             return
-        message, _ = got
+        self._take(child, got[0])
+
+    def _take(self, child: _Child, message: dict[str, Any]) -> None:
         if message["event"] == "ready":
             child.ready = True
             if (
@@ -335,9 +337,10 @@ class Supervisor:
             self._due[child.number] = time.monotonic() + (RESTART_DELAY if young else 0.0)
 
     def _heard_last(self, child: _Child) -> None:
-        """What it said before it ended."""
-        while child.channel in self._selector.get_map():
-            self._heard(child)
+        """What it said before it ended. It does not wait: a process that it has left may hold the other end."""
+        while (got := child.channel.receive(wait=False)) is not None:
+            self._take(child, got[0])
+        self._selector.unregister(child.channel)
 
     # reload and end -------------------------------------------------------------------------------------------
 
@@ -377,7 +380,7 @@ class Supervisor:
             new = {name: self._sockets[child.number][name] for name in made}
             told = {"do": "reload", "new": list(new)}
             if not child.channel.send(told, [sock.fileno() for sock in new.values()], wait=False):
-                self._panic(f"worker {child.number} (pid {child.pid}) takes no reload: it does not read its channel")
+                self._panic(f"worker {child.number} (pid {child.pid}) does not take the reload: restart Quillon")
         self._reopen_logs()
         self._say("configuration reloaded")
         notify("READY=1")

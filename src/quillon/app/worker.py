@@ -38,7 +38,7 @@ from quillon.mail import reply as replies
 from quillon.mail.event import Event, Notice, Panic
 from quillon.mail.message import IdSource, Message
 from quillon.net.clock import Deadlines, SystemClock
-from quillon.policy.hook import Policy
+from quillon.policy.hook import Policy, PolicyError
 from quillon.policy.tls import TlsHooks
 from quillon.reception.door import Door, Residents
 from quillon.spool.store import SpoolError, Store
@@ -267,10 +267,16 @@ class Worker:
         resolver = compose.resolver(node, self._clock)
         contexts = compose.contexts(config, self._clock, self._report)
         loggers = Loggers(config.loggers(), asyncio.get_running_loop().call_soon, config.custom_loggers())
-        loggers.open()
+        try:
+            loggers.open()
+        except OSError:
+            loggers.close()
+            policy.close()
+            raise
         # nothing below fails: from here on the new configuration is the running one
         old_loggers, self._loggers = self._loggers, loggers
         old_loggers.close()
+        old_policy = self._policy
         self._config, self._policy = config, policy
         self._contexts = contexts
         self._hooks = TlsHooks(policy, config.folder)
@@ -288,7 +294,15 @@ class Worker:
             self._servers.pop(name).close()
         for name, sock in new.items():
             await self._listen(name, sock)
+        self._close(old_policy)
         self.log(Notice(self._clock.now(), "configuration reloaded"))
+
+    def _close(self, policy: Policy) -> None:
+        """Tell scripts that they are replaced; what they make of it is theirs."""
+        try:
+            policy.close()
+        except PolicyError as error:
+            self._report(str(error))
 
     # the end --------------------------------------------------------------------------------------------------
 
@@ -316,7 +330,7 @@ class Worker:
         for session in list(self._sessions):
             session.end(replies.SHUTTING_DOWN)  # what was committed has been answered by now
         self._deadlines.stop()
-        self._policy.close()
+        self._close(self._policy)
         self.log(Notice(self._clock.now(), "drained"))
         self._loggers.close()
 

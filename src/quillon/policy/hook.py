@@ -197,17 +197,32 @@ def words_of(error: BaseException) -> str:
     return text or type(error).__name__
 
 
+# callouts of the manual that this version does not call
+_NOT_HERE = frozenset(
+    {
+        "validate_rcptto_list",
+        "validate_rcptto_list_final",
+        "validate_data_spool_each_rcpt",
+        "validate_dealloc",
+        "core_final_validation",
+        "core_validate_auth",
+        "core_validate_auth_hook",
+        "core_config_get_message_routing_domain",
+        "pre_esmtp_auth",
+        "outbound_smtp_auth_config",
+    }
+)
+
+
 def unknown_callout(names: Iterable[str]) -> str | None:
     """What is wrong with a module's names: one that looks like a callout and is none would be left out in silence."""
-    known = [phase.value for phase in Phase] + [hook.value for hook in Hook] + ["init", "deinit"]
+    known = [phase.value for phase in Phase] + [hook.value for hook in Hook]
     for name in names:
-        if name in known:
-            continue
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-        if close:
-            return f"{name} is no callout; did you mean {close[0]}?"
-        if name.startswith(("validate_", "core_")):
+        if name in _NOT_HERE:
             return f"{name} is a callout that this version does not have; it would never be called"
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.92)
+        if close and close[0] != name:
+            return f"{name} is no callout; did you mean {close[0]}?"
     return None
 
 

@@ -31,6 +31,7 @@ _REMOVED = (
     "module",
     "python",
 )
+COLLECT_AGAIN = 1.0  # seconds between attempts to make scripts that hold too much let go of some
 _VERDICTS = {0: Verdict.CONT, 1: Verdict.DONE}
 
 
@@ -114,6 +115,9 @@ class _Runtime:
         self, folders: Sequence[Path], now: Callable[[], float], report: Callable[[str], None], settings: ScriptSettings
     ) -> None:
         self._memory = settings.memory_limit
+        self._too_much = f"the scripts hold more than {settings.memory_limit} MiB (Memory_Limit)"
+        self._now = now
+        self._collect_at = 0.0
         self.modules: list[LuaModule] = []
         self._folders = folders
         self._report = report
@@ -123,7 +127,8 @@ class _Runtime:
             register_builtins=False,
             attribute_filter=_refuse_attribute,
             encoding="latin-1",
-            max_memory=settings.memory_limit * 2**20 or None,
+            # far above the limit: what Python hands over must never meet this ceiling, where Lua knows no way back
+            max_memory=settings.memory_limit * 2**20 * 2 or None,
         )
         self._loadstring = self._lua.eval("loadstring")
         functions = {
@@ -168,14 +173,15 @@ class _Runtime:
 
     def limited(self, function: Any, *arguments: object, armed: bool = False) -> Any:
         """Call into Lua within the limits; `armed` where the function does not see to its CPU limit itself."""
+        self._check_memory()
         try:
             if armed:
                 self._arm()
             result = function(*arguments)
         except lupa.LuaMemoryError:
-            self._release()
             self._collect()
-            raise PolicyError(f"the scripts hold more than {self._memory} MiB (Memory_Limit)") from None
+            self._release()
+            raise PolicyError(self._too_much) from None
         except BaseException:
             self._release()
             raise
@@ -183,9 +189,22 @@ class _Runtime:
             self._disarm()
         return result
 
+    def _check_memory(self) -> None:
+        """Raise PolicyError where the scripts hold more than their limit, whatever is collected."""
+        limit = self._memory * 2**20
+        if not limit or self._lua.get_memory_used() <= limit:
+            return
+        now = self._now()
+        if now >= self._collect_at:
+            self._collect()
+            self._collect_at = self._now() + COLLECT_AGAIN
+        if self._lua.get_memory_used() > limit:
+            raise PolicyError(self._too_much)
+
     def _release(self) -> None:
         """Lift the CPU limit; set from outside, for each instruction of Lua would fail once it is over."""
         self._state["over"] = False
+        self._state["deadline"] = float("inf")
         self._disarm()
 
     def _register(self, name: str, table: Any) -> None:

@@ -107,6 +107,8 @@ class TlsHooks:
             raise ValueError(f"use_tls = {use_tls!r}: it is no, ifavailable or required (0, 1, 2)")
         if mode.lower() not in verify:
             raise ValueError(f"tls_verify = {mode!r}: it is one of {', '.join(word or 'nothing' for word in verify)}")
+        if not ciphers.isprintable():
+            raise ValueError(f"cipherlist = {ciphers!r} is not printable")
         paths = [self._path(text) for text in (certificate, key, ca)]
         return _USE_TLS[use_tls.lower()], mode.lower(), paths[0], paths[1], paths[2], ciphers
 

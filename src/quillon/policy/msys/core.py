@@ -8,34 +8,63 @@ from __future__ import annotations
 
 PRELUDE = r"""
 local py, cpu_limit = ...
-local sethook, clock = debug.sethook, os.clock
+local sethook, getinfo, clock = debug.sethook, debug.getinfo, os.clock
 
 -- A callout that takes too long is stopped: every so many instructions the CPU time is looked at. Once it is over,
 -- every single instruction fails, so that no pcall gets around it. Compiled traces would not be looked at: jit.off.
 jit.off()
-local deadline = 0
 local words = "stopped after more than " .. cpu_limit .. " ms of CPU"
-local state = {over = false}
+local state = {over = false, deadline = math.huge}
+-- fails with the place in the script, not in the functions here that it went through
+local function fail()
+  for level = 2, 50 do
+    local info = getinfo(level, "Sl")
+    if not info then break end
+    if info.currentline > 0 and info.short_src ~= "msys" then
+      error(info.short_src .. ":" .. info.currentline .. ": " .. words, 0)
+    end
+  end
+  error(words, 0)
+end
 local function over()
-  if state.over then error(words, 2) end
+  if state.over then fail() end
 end
 local function look()
-  if clock() > deadline then
+  if clock() > state.deadline then
     state.over = true
     sethook(over, "", 1)
-    error(words, 2)
+    fail()
   end
 end
 local function arm()
+  state.over = false
   if cpu_limit > 0 then
-    deadline = clock() + cpu_limit / 1000
+    state.deadline = clock() + cpu_limit / 1000
     sethook(look, "", 10000)
   end
 end
 local function disarm(...)
+  local late = clock() > state.deadline
+  state.deadline = math.huge
   sethook()
+  if late then error(words, 0) end  -- in a library function, which nothing interrupts
   return ...
 end
+local function checked(...)
+  if clock() > state.deadline then fail() end
+  return ...
+end
+for _, name in ipairs({"find", "match", "gsub", "rep"}) do
+  local plain = string[name]
+  string[name] = function(...) return checked(plain(...)) end
+end
+-- the handler of the library's own xpcall runs where no limit is looked at
+local pcall = pcall
+local function handled(handler, ok, ...)
+  if ok then return true, ... end
+  return false, handler(...)
+end
+function xpcall(f, handler, ...) return handled(handler, pcall(f, ...)) end
 getmetatable(py.now).__metatable = false  -- shared by all Python objects: no script may see or change it
 local opaque = setmetatable({}, {__mode = "k"})
 
