@@ -8,9 +8,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from quillon.config.check_files import ancestors
 from quillon.config.model import Config
-from quillon.config.scope import Node
+from quillon.config.scope import Node, ancestors
 from quillon.config.settings import NodeSettings
 from quillon.config.syntax import Position
 from quillon.log.macros import compile_format
@@ -98,23 +97,21 @@ def try_out(config: Config, clock: Clock) -> list[str]:
 
 
 def _try_formats(config: Config) -> list[str]:
+    """What is wrong with the formats of custom_logger stanzas, and with their sanitize options."""
     problems = []
     for node in config.root.of("custom_logger"):
-        words = node.settings.get("sanitize")
-        try:
-            compile_format("", (), tuple(w.strip() for w in words.value.split(",") if w.strip()) if words else ())
-        except ValueError as error:
-            problems.append(f"{words.position if words else node.position}: {error}")
-            continue
-        for stanza in config.custom_loggers():
-            for log in stanza.logs:
-                entry = node.settings.get(f"{log.stage}_format")
-                if entry is not None and entry.value == log.format:
-                    try:
-                        compile_format(log.format, stanza.namespaces, stanza.sanitize)
-                    except ValueError as error:
-                        problems.append(f"{entry.position}: {log.stage}_format: {error}")
-    return list(dict.fromkeys(problems))
+        stanza = config.custom_logger(node)
+        formats = {"sanitize": ""} | {f"{log.stage}_format": log.format for log in stanza.logs}
+        for name, text in formats.items():
+            try:
+                compile_format(text, stanza.namespaces, stanza.sanitize)
+            except ValueError as error:
+                entry = node.settings.get(name)
+                words = str(error) if name == "sanitize" else f"{name}: {error}"
+                problems.append(f"{entry.position if entry else node.position}: {words}")
+                if name == "sanitize":
+                    break  # it would be the same for each format
+    return problems
 
 
 def contexts(config: Config, clock: Clock, report: Callable[[str], None]) -> Contexts:

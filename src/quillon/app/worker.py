@@ -42,7 +42,7 @@ from quillon.policy.hook import Policy, PolicyError
 from quillon.policy.tls import TlsHooks
 from quillon.reception.door import Door, Residents
 from quillon.spool.store import SpoolError, Store
-from quillon.tls.context import Row
+from quillon.tls.context import Reloaded, Row
 
 FAULTY = 3  # exit status: starting anew will not help
 REFRESH = 5.0  # seconds between looks at the files of TLS contexts
@@ -221,8 +221,7 @@ class Worker:
         elif command == "tls show cache":
             rows = [_cache_row(row) for row in self._contexts.rows()]
         else:
-            for text in self._contexts.renew():
-                self._report(f"tls: {text}")
+            self._tell(self._contexts.renew())
         parts: list[list[Any]] = [[]]
         size = 0
         for row in rows:
@@ -243,8 +242,15 @@ class Worker:
     def _refresh(self) -> None:
         """Certificates and keys that have changed on disk."""
         self._refreshing = self._loop.call_later(REFRESH, self._refresh)
-        for text in self._contexts.refresh():
-            self._report(f"tls: {text}") if "cannot" in text else self.log(Notice(self._clock.now(), f"tls: {text}"))
+        self._tell(self._contexts.refresh())
+
+    def _tell(self, reloaded: list[Reloaded]) -> None:
+        """What became of TLS contexts: a notice, or a panic line for one that could not be loaded."""
+        for done, text in reloaded:
+            if done:
+                self.log(Notice(self._clock.now(), f"tls: {text}"))
+            else:
+                self._report(f"tls: {text}")
 
     async def _reload(self, new: dict[str, socket.socket]) -> None:
         """Read the configuration again and use it, or keep the running one and say why."""

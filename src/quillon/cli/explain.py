@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from quillon.config.load import load
+from quillon.cli.configuration import FAULTY, read
 from quillon.config.model import Config
 from quillon.config.scope import Resolution
 
@@ -30,13 +30,11 @@ def add(commands: Any) -> None:
 def run(given: argparse.Namespace) -> int:
     if bool(given.domain) == bool(given.listen):
         return _fail("give either --domain (outbound) or --listen (inbound)")
-    loaded = load(given.config)
-    if loaded.config is None:
-        for fault in loaded.errors:
-            print(fault, file=sys.stderr)
-        return 2
+    config = read(given.config)
+    if config is None:
+        return FAULTY
     try:
-        title, rows = _rows(loaded.config, given)
+        title, rows = _rows(config, given)
     except ValueError as error:
         return _fail(str(error))
     if given.option:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from quillon.app import compose
-from quillon.config.load import load
+from quillon.cli.configuration import FAULTY, read
 from quillon.net.clock import SystemClock
 
 
@@ -23,13 +23,11 @@ def add(commands: Any) -> None:
 
 def run_check(given: argparse.Namespace) -> int:
     """Exit status 2 if the configuration or a policy does not load."""
-    loaded = load(given.config)
-    if loaded.config is None:
-        for fault in loaded.errors:
-            print(fault, file=sys.stderr)
-        return 2
+    config = read(given.config)
+    if config is None:
+        return FAULTY
     try:
-        policy = compose.policy(loaded.config, SystemClock(), lambda text: print(text, file=sys.stderr))
+        policy = compose.policy(config, SystemClock(), lambda text: print(text, file=sys.stderr))
     except compose.ComposeError as error:
         print(error, file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from quillon.config.load import load
+from quillon.cli.configuration import FAULTY, read
 from quillon.config.model import Config
 from quillon.lab import selftest
 from quillon.lab.faults import Fault
@@ -28,18 +28,16 @@ def add(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Exit status 0 if nothing broken gets mail, 3 if something does."""
-    loaded = load(given.config)
-    if loaded.config is None:
-        for fault in loaded.errors:
-            print(fault, file=sys.stderr)
-        return 2
-    bindings = loaded.config.bindings()
+    config = read(given.config)
+    if config is None:
+        return FAULTY
+    bindings = config.bindings()
     if given.binding not in bindings:
         print(f"quillon selftest: there is no binding {given.binding!r}", file=sys.stderr)
         return 1
     found = {}
     for domain in given.domain:
-        found[domain] = _results(loaded.config, bindings[given.binding], given.binding, domain.lower())
+        found[domain] = _results(config, bindings[given.binding], given.binding, domain.lower())
     if given.json:
         print(json.dumps({domain: _as_json(results) for domain, results in found.items()}, indent=2))
     else:

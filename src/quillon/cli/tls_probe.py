@@ -13,7 +13,8 @@ from typing import Any
 from quillon.app import compose
 from quillon.cli import listen_probe
 from quillon.cli.certificates import certificate_row
-from quillon.config.load import empty, load
+from quillon.cli.configuration import FAULTY, read
+from quillon.config.load import empty
 from quillon.config.model import Config, lookup_name
 from quillon.config.routes import is_ip
 from quillon.config.settings import DeliverySettings
@@ -46,14 +47,9 @@ def add(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Exit status 0 if mail would be delivered over TLS that verified, else 1; 2 for a faulty configuration."""
-    config = empty()
-    if given.config:
-        loaded = load(given.config)
-        if loaded.config is None:
-            for fault in loaded.errors:
-                print(fault, file=sys.stderr)
-            return 2
-        config = loaded.config
+    config = read(given.config) if given.config else empty()
+    if config is None:
+        return FAULTY
     if given.ca and given.ca != SYSTEM_TRUST:
         given.ca = os.path.abspath(given.ca)
     try:

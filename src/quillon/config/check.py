@@ -5,9 +5,9 @@ from __future__ import annotations
 import grp
 import pwd
 
-from quillon.config.check_files import ancestors, check_files
+from quillon.config.check_files import check_files
 from quillon.config.model import CUSTOM_STAGES, Config, log_switch, lookup_name, parse_endpoint
-from quillon.config.scope import Node, resolve
+from quillon.config.scope import Node, ancestors, resolve
 from quillon.config.syntax import Fault
 
 _STRENGTH_TLS = {"no": 0, "ifavailable": 1, "required": 2}

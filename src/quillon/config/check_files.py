@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
 
 from quillon.config.model import Config
-from quillon.config.scope import Entry, Node, resolve
+from quillon.config.scope import Entry, Node, ancestors, resolve
 from quillon.config.syntax import Fault
 
 SYSTEM = "system"
@@ -186,11 +186,3 @@ def _check_identity(node: Node, faults: list[Fault]) -> None:
     for n, path in enumerate(certificates.value):
         certificate = replace(certificates, value=path)
         _check_match(certificate, replace(keys, value=keys.value[n]) if keys is not None else None, faults, True)
-
-
-def ancestors(node: Node) -> list[Node]:
-    """A stanza and those that hold it, innermost first."""
-    chain = [node]
-    while chain[-1].parent is not None:
-        chain.append(chain[-1].parent)
-    return chain

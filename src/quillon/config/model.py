@@ -17,6 +17,7 @@ from quillon.config.scope import (
     IPAddress,
     Node,
     Resolution,
+    ancestors,
     domain_pattern_matches,
     inbound_chain,
     matching_peers,
@@ -99,26 +100,25 @@ class Config:
         return bool(resolve(self.table.modules[node.kind].options["enabled"], [node], self.folder).value)
 
     def custom_loggers(self) -> list[CustomLoggerSettings]:
-        """One per enabled custom_logger stanza; a stage is logged if it has a format and is not switched off."""
+        """One per enabled custom_logger stanza that logs something."""
+        found = [self.custom_logger(node) for node in self.root.of("custom_logger") if self.enabled(node)]
+        return [logger for logger in found if logger.logs]
+
+    def custom_logger(self, node: Node) -> CustomLoggerSettings:
+        """A custom_logger stanza; a stage is logged if it has a format and is not switched off."""
         options = self.table.modules["custom_logger"].options
-        found = []
-        for node in self.root.of("custom_logger"):
-            value = {name: resolve(option, [node], self.folder).value for name, option in options.items()}
-            logs = tuple(
-                CustomLog(
-                    stage,
-                    value[f"{stage}_format"],
-                    value[f"{stage}_logfile"] or value["mainlog"],
-                    value[f"{stage}_log_mode"],
-                )
-                for stage in CUSTOM_STAGES
-                if value[f"{stage}_format"] and value.get(log_switch(stage)) is not False
+        value = {name: resolve(option, [node], self.folder).value for name, option in options.items()}
+        logs = tuple(
+            CustomLog(
+                stage,
+                value[f"{stage}_format"],
+                value[f"{stage}_logfile"] or value["mainlog"],
+                value[f"{stage}_log_mode"],
             )
-            words = tuple(word.strip() for word in value["namespace"].split(","))
-            sanitize = tuple(word.strip() for word in (value["sanitize"] or "").split(",") if word.strip())
-            if value["enabled"] and logs:
-                found.append(CustomLoggerSettings(logs, words, sanitize))
-        return found
+            for stage in CUSTOM_STAGES
+            if value[f"{stage}_format"] and value[log_switch(stage)] is not False
+        )
+        return CustomLoggerSettings(logs, _comma_separated(value["namespace"]), _comma_separated(value["sanitize"]))
 
     def control_sockets(self) -> list[ListenSettings]:
         """The sockets of Control_Listener, which the console talks to."""
@@ -240,10 +240,7 @@ class Config:
         found = []
         for node in self.root.walk():
             if node.kind in ("global", "binding", "binding_group", "domain"):
-                chain = [node]
-                while chain[-1].parent is not None:
-                    chain.append(chain[-1].parent)
-                found.append((node, self._build(OutboundTls, chain)))
+                found.append((node, self._build(OutboundTls, ancestors(node))))
         return found
 
     def pathway_group(self, pathway: str) -> str:
@@ -344,6 +341,10 @@ def _identities(chain: Iterable[Node]) -> tuple[TlsIdentity, ...]:
             pairs = tuple(zip_longest(certificates, keys[: len(certificates)], fillvalue=""))
             found.setdefault(stanza.label, TlsIdentity(stanza.label, pairs))
     return tuple(found.values())
+
+
+def _comma_separated(text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
 
 
 def log_switch(stage: str) -> str:

@@ -103,6 +103,14 @@ class Node:
         return " > ".join(reversed(names)) or "global"
 
 
+def ancestors(node: Node) -> list[Node]:
+    """A stanza and those that hold it, innermost first."""
+    chain = [node]
+    while chain[-1].parent is not None:
+        chain.append(chain[-1].parent)
+    return chain
+
+
 def _spelled(kind: str) -> str:
     if kind == "esmtp_listener":
         return "ESMTP_Listener"

@@ -11,7 +11,7 @@ import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from quillon.config.settings import InboundTls, OutboundTls
 from quillon.tls.engine import ClientContext, ContextError, Engine, ServerContext
@@ -40,6 +40,13 @@ class Row:
     settings: InboundTls | OutboundTls
     age: float
     in_use: int
+
+
+class Reloaded(NamedTuple):
+    """What became of a context that was to be loaded again: whether it was, and a line for the log."""
+
+    done: bool
+    text: str
 
 
 class Contexts:
@@ -90,40 +97,35 @@ class Contexts:
 
     # the cache ------------------------------------------------------------------------------------------------
 
-    def refresh(self) -> list[str]:
-        """Load again what has changed on disk; a line for each context that was loaded, or could not be."""
-        said: list[str] = []
-        self._refresh(self._inbound, self._new_server, said)
-        self._refresh(self._outbound, self._new_client, said)
+    def refresh(self) -> list[Reloaded]:
+        """Load again what has changed on disk; one line for each context that was loaded, or could not be."""
+        return self._reload(changed_only=True)
+
+    def renew(self) -> list[Reloaded]:
+        """Load every context anew, and with it the keys of tickets."""
+        return self._reload(changed_only=False)
+
+    def _reload(self, *, changed_only: bool) -> list[Reloaded]:
+        said: list[Reloaded] = []
+        self._reload_cache(self._inbound, self._new_server, changed_only, said)
+        self._reload_cache(self._outbound, self._new_client, changed_only, said)
         return list(dict.fromkeys(said))
 
-    def _refresh(self, cache: dict[S, _Held[C]], make: Callable[[S], C], said: list[str]) -> None:
+    def _reload_cache(
+        self, cache: dict[S, _Held[C]], make: Callable[[S], C], changed_only: bool, said: list[Reloaded]
+    ) -> None:
         for settings, held in list(cache.items()):
             stamps = _stamps(settings)
-            if stamps in (held.stamps, held.refused):
+            if changed_only and stamps in (held.stamps, held.refused):
                 continue
             changed = ", ".join(sorted(path for path in stamps if stamps[path] != held.stamps.get(path)))
             try:
                 cache[settings] = _Held(make(settings), stamps, self._clock())
-                said.append(f"loaded again: {changed}")
+                said.append(Reloaded(True, f"loaded again: {changed or 'on request'}"))
             except ContextError as error:
                 held.refused = stamps  # said once for this state of the files
-                said.append(f"{changed} changed and cannot be loaded, the old one stays in use: {error}")
-
-    def renew(self) -> list[str]:
-        """Load every context anew, and with it the keys of tickets; a line for each that cannot be, which stays."""
-        said: list[str] = []
-        self._renew(self._inbound, self._new_server, said)
-        self._renew(self._outbound, self._new_client, said)
-        return said
-
-    def _renew(self, cache: dict[S, _Held[C]], make: Callable[[S], C], said: list[str]) -> None:
-        for settings in list(cache):
-            try:
-                stamps = _stamps(settings)
-                cache[settings] = _Held(make(settings), stamps, self._clock())
-            except ContextError as error:
-                said.append(f"cannot be loaded anew, the old one stays in use: {error}")
+                failed = f"{changed} changed and cannot be loaded" if changed_only else "cannot be loaded anew"
+                said.append(Reloaded(False, f"{failed}, the old one stays in use: {error}"))
 
     def rows(self) -> list[Row]:
         """What the cache holds."""

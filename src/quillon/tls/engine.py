@@ -14,6 +14,7 @@ from cryptography import x509
 from quillon.tls.verdict import HandshakeFailure, Verdict
 
 SYSTEM_TRUST = "system"
+SESSION_LIFE = 300  # seconds that a session may be resumed
 
 
 class ContextError(Exception):

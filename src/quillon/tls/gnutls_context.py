@@ -8,11 +8,10 @@ from typing import Any
 
 from quillon.config.settings import InboundTls, OutboundTls
 from quillon.tls import gnutls_library as g
-from quillon.tls.engine import SYSTEM_TRUST, ContextError
+from quillon.tls.engine import SESSION_LIFE, SYSTEM_TRUST, ContextError
 from quillon.tls.gnutls import GnuTLSEngine, Pipe, pull, server_name
 from quillon.tls.identity import default_pairs, match_identity
 
-SESSION_LIFE = 300  # seconds that a session may be resumed
 _MAX_SESSIONS = 1000
 _NO_DHE = ":-DHE-RSA:-DHE-DSS:-GROUP-FFDHE2048:-GROUP-FFDHE3072:-GROUP-FFDHE4096:-GROUP-FFDHE6144:-GROUP-FFDHE8192"
 

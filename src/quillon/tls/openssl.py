@@ -20,6 +20,7 @@ from cryptography import x509
 from OpenSSL import SSL, crypto
 
 from quillon.tls import openssl_extra
+from quillon.tls.engine import SESSION_LIFE
 from quillon.tls.verdict import Certificate, HandshakeFailure, Verdict, alert_cause, chain_cause
 
 ChainError = tuple[str, int, str]
@@ -27,7 +28,6 @@ ChainError = tuple[str, int, str]
 _ALERT = re.compile(r"\balert (.+)")
 _READ = 65536
 _MAX_ERRORS = 16
-SESSION_LIFE = 300.0  # seconds that a session may be resumed
 _UNKNOWN: ChainError = ("certificate_rejected", 0, "the session's own handshake is not remembered any more")
 # words of the library to cause codes, first match wins
 _REASONS = (

@@ -13,9 +13,9 @@ from OpenSSL import SSL, crypto
 
 from quillon.config.settings import InboundTls, OutboundTls
 from quillon.tls import openssl_extra
-from quillon.tls.engine import SYSTEM_TRUST, ContextError
+from quillon.tls.engine import SESSION_LIFE, SYSTEM_TRUST, ContextError
 from quillon.tls.identity import default_pairs, match_identity
-from quillon.tls.openssl import SESSION_LIFE, Memory, OpenSSLEngine, note_error
+from quillon.tls.openssl import Memory, OpenSSLEngine, note_error
 
 _OP_ALLOW_CLIENT_RENEGOTIATION = 1 << 8  # SSL_OP_ALLOW_CLIENT_RENEGOTIATION, ssl.h
 _VERSIONS = {
@@ -75,7 +75,7 @@ def _server_context(settings: InboundTls, pairs: tuple[tuple[str, str], ...]) ->
     if settings.tls_session_resumption:
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # tickets only: no state that fills up
         context.set_session_id(b"quillon")
-        context.set_timeout(int(SESSION_LIFE))
+        context.set_timeout(SESSION_LIFE)
     else:
         context.set_options(SSL.OP_NO_TICKET)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
