@@ -7,9 +7,12 @@ import pytest
 
 from quillon.config.settings import ScriptSettings
 from quillon.mail.reply import Reply
+from quillon.net.eager import at_once
 from quillon.policy.context import Context, tls_variables
-from quillon.policy.hook import Call, MessageView, Phase, Policy, PolicyError, Session
+from quillon.policy.hook import Call, Phase, Policy, PolicyError, Session
 from quillon.policy.lua import load_scripts
+from quillon.policy.message import Content, MessageView
+from quillon.policy.world import World
 from quillon.tls.verdict import Verdict
 
 SESSION = Session("192.0.2.1:1234", "127.0.0.1:25", "00/00-00001-00000000")
@@ -22,12 +25,12 @@ def _policy(folder: Path, *scripts: str) -> tuple[Policy, list[str]]:
         (folder / f"s{number}.lua").write_text(text)
         names.append((f"s{number}", f"s{number}"))
     settings = ScriptSettings(tuple(names), 200, 200, True)
-    return Policy(load_scripts(settings, [folder], lambda: 12.5, reports.append), reports.append), reports
+    return Policy(load_scripts(settings, [folder], World(lambda: 12.5, reports.append)), reports.append), reports
 
 
 def _run(policy: Policy, phase: Phase = Phase.MAILFROM, context: Context | None = None, **more: object) -> Reply | None:
     context = context or Context({"tls": "on"}, {"mailfrom_domain": "bank.fi"})
-    return policy.run(Call(phase, SESSION, context, "MAIL FROM:<a@bank.fi>", **more))  # type: ignore[arg-type]
+    return at_once(policy.run(Call(phase, SESSION, context, "MAIL FROM:<a@bank.fi>", **more)))  # type: ignore[arg-type]
 
 
 def _module(body: str, phase: str = "validate_mailfrom", arguments: str = "str, ac, vctx", name: str = "m") -> str:
@@ -86,7 +89,7 @@ def test_message_and_bindings(tmp_path: Path) -> None:
             "msg",
         ),
     )
-    view = MessageView("i", "b", "c", "a@x", "b@y", b"Subject: folded\r\n twice\r\nX: 1\r\nx: 2\r\n\r\n", 10)
+    view = MessageView("i", "b", "c", "a@x", "b@y", Content(b"Subject: folded\r\n twice\r\nX: 1\r\nx: 2\r\n\r\n", 10))
     assert _run(policy, Phase.SET_BINDING, message=view) is None
     assert view.binding == "b1"
 
@@ -165,7 +168,7 @@ def _limited(folder: Path, body: str, *, cpu: int = 100, memory: int = 16) -> tu
     reports: list[str] = []
     (folder / "s.lua").write_text(_module(body))
     settings = ScriptSettings((("s", "s"),), 200, 200, True, cpu, memory)
-    return Policy(load_scripts(settings, [folder], lambda: 12.5, reports.append), reports.append), reports
+    return Policy(load_scripts(settings, [folder], World(lambda: 12.5, reports.append)), reports.append), reports
 
 
 @pytest.mark.parametrize(
@@ -224,7 +227,7 @@ def test_a_script_that_keeps_what_clients_send_ends_with_451_and_no_worker(tmp_p
     )
     reports: list[str] = []
     settings = ScriptSettings((("s", "s"),), 200, 200, True, 0, 4)
-    policy = Policy(load_scripts(settings, [tmp_path], time.monotonic, reports.append), reports.append)
+    policy = Policy(load_scripts(settings, [tmp_path], World(time.monotonic, reports.append)), reports.append)
     answers = [_run(policy, context=Context({}, {"grow": "yes"})) for _ in range(6000)]
     assert answers[0] is None
     assert answers[-1] == Reply(451, "4.3.0", "policy error, please try later")
@@ -246,14 +249,14 @@ def test_a_script_that_loops_when_it_is_loaded_does_not_load(tmp_path: Path) -> 
     (tmp_path / "s.lua").write_text("while true do end")
     settings = ScriptSettings((("s", "s"),), 200, 200, True, 100, 16)
     with pytest.raises(PolicyError, match=r"s\.lua:1: stopped after more than 100 ms of CPU"):
-        load_scripts(settings, [tmp_path], lambda: 12.5, print)
+        load_scripts(settings, [tmp_path], World(lambda: 12.5, print))
 
 
 def test_a_callout_that_would_never_be_called_is_refused(tmp_path: Path) -> None:
     good = "function mod:validate_ehlo(str, ac, vctx) return 0 end "
     for name, words in (
         ("validate_mailfrm", "did you mean validate_mailfrom?"),
-        ("core_validate_auth_hook", "does not have"),
+        ("msg_gen_data_spool", "does not have"),
     ):
         text = _module("", name).replace("msys.registerModule", good + "msys.registerModule")
         with pytest.raises(PolicyError) as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from quillon.mail.reply import Reply
-from quillon.smtp.server import MailFrom, RcptTo
+from quillon.smtp.events import MailFrom, RcptTo
 from tests.support.clients import MESSAGE
 from tests.support.peers import require_root
 from tests.support.server import Server, answers, free_port, until

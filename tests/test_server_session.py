@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from quillon.lab.sink import reception_defaults
 from quillon.mail.reply import Reply
-from quillon.smtp import server as smtp
+from quillon.smtp import events as smtp
 from quillon.smtp.server import ServerSession
 from quillon.smtp.wire import MAX_COMMAND_LINE
 from tests.support.dialog import Dialog

@@ -13,6 +13,7 @@ from quillon.policy.context import Context
 from quillon.policy.hook import Call, Hook, Policy, PolicyError, Session
 from quillon.policy.python import load_module
 from quillon.policy.tls import HookFailed, Remote, TlsHooks
+from quillon.policy.world import World
 from quillon.tls.verdict import Certificate, Verdict
 from tests.support.clients import MESSAGE, context
 from tests.support.server import Server, free_port
@@ -188,7 +189,7 @@ TO = Remote("mx.partner.test", "192.0.2.1", "partner.test")
 def _hooks(folder: Path, text: str) -> tuple[TlsHooks, list[str]]:
     (folder / "p.py").write_text(text)
     said: list[str] = []
-    return TlsHooks(Policy([load_module("p", folder / "p.py")], said.append), str(folder)), said
+    return TlsHooks(Policy([load_module("p", folder / "p.py", World(lambda: 0.0, said.append))], said.append), str(folder)), said
 
 
 def _verdict(pki: Path, *causes: str, checked: bool = True) -> Verdict:
@@ -227,9 +228,9 @@ def test_parameters_are_checked_and_paths_made_whole(tmp_path: Path) -> None:
         "def get_outbound_tls_parameters(message, p):\n"
         "    p.use_tls, p.tls_verify, p.ca, p.certfile, p.cipherlist = 2, 'HOST', 'ca.pem', '/c.pem', 'X'\n",
     )
-    from quillon.policy.hook import MessageView
+    from quillon.policy.message import MessageView
 
-    call = Call(Hook.OUTBOUND_PARAMETERS, CALL.session, Context(), "", MessageView("", "", "", "a@b", "c@d", b"", 0))
+    call = Call(Hook.OUTBOUND_PARAMETERS, CALL.session, Context(), "", MessageView("", "", "", "a@b", "c@d"))
     found = hooks.outbound_parameters(call, outbound())
     assert (found.tls, found.tls_verify, found.tls_ca) == ("required", "host", str(tmp_path / "ca.pem"))
     assert (found.tls_certificate, found.tls_ciphers) == ("/c.pem", "X")
@@ -246,16 +247,16 @@ def test_parameters_are_checked_and_paths_made_whole(tmp_path: Path) -> None:
         ("import nothing_of_the_kind\n", r"p\.py:1: ModuleNotFoundError"),
         ("import sys\nsys.exit(0)\n", r"p\.py:2: SystemExit"),
         ("def validate_mailfrm(session): pass\n", r"validate_mailfrm is no callout; did you mean validate_mailfrom\?"),
-        ("def validate_data_spool_each_rcpt(session): pass\n", "that this version does not have"),
+        ("def msg_gen_data_spool(session): pass\n", "that this version does not have"),
         ("x = 1\n", "has no function named as a phase or hook"),
-        ("async def validate_connect(session): pass\n", "is async"),
-        ("def validate_connect(session): pass\ndef init(): 1 / 0\n", "init: ZeroDivisionError"),
+        ("async def validate_set_binding(message): pass\n", "is async"),
+        ("def validate_connect(session): pass\ndef init(): 1 / 0\n", r"init: .*p\.py:2: ZeroDivisionError"),
     ],
 )
 def test_a_policy_file_that_does_not_load(tmp_path: Path, text: str, error: str) -> None:
     (tmp_path / "p.py").write_text(text)
     with pytest.raises(PolicyError, match=error):
-        load_module("p", tmp_path / "p.py")
+        load_module("p", tmp_path / "p.py", World(lambda: 0.0, print))
 
 
 def test_a_python_policy_decides_and_its_errors_have_a_line(tmp_path: Path, server: Callable[..., Server]) -> None:

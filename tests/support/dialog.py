@@ -13,7 +13,7 @@ from pathlib import Path
 from quillon.lab.sink import reception_defaults
 from quillon.mail import reply as replies
 from quillon.mail.reply import Reply
-from quillon.smtp import server as smtp
+from quillon.smtp import events as smtp
 from quillon.smtp.server import ServerSession
 
 

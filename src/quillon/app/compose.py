@@ -6,8 +6,9 @@ import os
 import re
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
+from quillon.app import policies
+from quillon.app.policies import ComposeError
 from quillon.config.model import Config
 from quillon.config.scope import Node, ancestors
 from quillon.config.settings import NodeSettings
@@ -15,45 +16,11 @@ from quillon.config.syntax import Position
 from quillon.log.macros import compile_format
 from quillon.net.clock import Clock
 from quillon.net.resolver import Resolver
-from quillon.policy.hook import NO_POLICY, Module, Policy, PolicyError
-from quillon.policy.lua import load_scripts
-from quillon.policy.python import load_module
+from quillon.policy.hook import PolicyError
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError
 
 PRELOADED = 1000  # stanzas; a TLS context takes some 30 KiB and half a millisecond
-
-
-class ComposeError(Exception):
-    """A part cannot be made; the message says which and why."""
-
-
-def policy(config: Config, clock: Clock, report: Callable[[str], None]) -> Policy:
-    """The scripts of the scriptlet stanza, then the Python policies. Raises ComposeError."""
-    modules: list[Module] = []
-    settings = config.scripts()
-    if settings is not None:
-        folders = [Path(config.folder), *dict.fromkeys(Path(file).parent for file in config.files)]
-        try:
-            modules += load_scripts(settings, list(dict.fromkeys(folders)), clock.now, report)
-        except PolicyError as error:
-            raise ComposeError(f"{_script_position(config, error.script)}: {error}") from None
-    for stanza in config.policies():
-        try:
-            loaded = load_module(stanza.name, Path(stanza.module))
-        except PolicyError as error:
-            node = config.root.get("policy", stanza.name)
-            raise ComposeError(f"{node.settings['module'].position if node else ''}: {error}") from None
-        if stanza.enabled:
-            modules.append(loaded)
-    return Policy(modules, report) if modules else NO_POLICY
-
-
-def _script_position(config: Config, script: str) -> Position:
-    """Where the source of a script is named, or the scriptlet stanza."""
-    node = next(config.root.of("scriptlet"))
-    stanza = node.get("script", script)
-    return stanza.settings["source"].position if stanza is not None else node.position
 
 
 def resolver(node: NodeSettings, clock: Clock) -> Resolver:
@@ -84,7 +51,7 @@ def try_out(config: Config, clock: Clock) -> list[str]:
     """What goes wrong when the parts of a configuration are made, without using them."""
     problems: list[str] = []
     for make in (
-        lambda: policy(config, clock, lambda _: None).close(),
+        lambda: _try_policies(config, clock),
         lambda: resolver(config.node(), clock),
     ):
         try:
@@ -94,6 +61,15 @@ def try_out(config: Config, clock: Clock) -> list[str]:
     problems += _load_tls(config, Contexts(clock.now))
     problems += _try_formats(config)
     return problems
+
+
+def _try_policies(config: Config, clock: Clock) -> None:
+    """Raises ComposeError, PolicyError."""
+    loaded = policies.load(config, clock, lambda _: None)
+    problems = policies.faults_of_users(config, loaded.world)
+    loaded.policy.close()
+    if problems:
+        raise ComposeError("\n".join(problems))
 
 
 def _try_formats(config: Config) -> list[str]:

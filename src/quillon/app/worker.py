@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ipaddress
 import json
 import os
 import signal
@@ -15,14 +16,16 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from quillon.app import compose
+from quillon.app import compose, policies
 from quillon.app.channel import Channel
-from quillon.app.compose import ComposeError
+from quillon.app.policies import ComposeError, Policies, Services
 from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.settings import InboundTls, share
@@ -30,17 +33,24 @@ from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import Surroundings
 from quillon.delivery.dispatcher import Dispatcher, Share
 from quillon.delivery.hosts import HostFinder
+from quillon.listener.authentication import Authenticator
 from quillon.listener.desk import Counts, Desk, Sitter
 from quillon.listener.esmtp import EsmtpSession
 from quillon.log.metrics import Metrics
 from quillon.log.sink import Loggers
 from quillon.mail import reply as replies
+from quillon.mail.address import Mailbox
 from quillon.mail.event import Event, Notice, Panic
-from quillon.mail.message import IdSource, Message
+from quillon.mail.message import NULL_ID, IdSource, Message, Origin
+from quillon.mail.reply import Reply
 from quillon.net.clock import Deadlines, SystemClock
-from quillon.policy.hook import Policy, PolicyError
+from quillon.policy.context import Context
+from quillon.policy.hook import Policy, PolicyError, Session
+from quillon.policy.msys import audit
 from quillon.policy.tls import TlsHooks
-from quillon.reception.door import Door, Residents
+from quillon.policy.world import Lookup
+from quillon.reception.door import Door, Envelope, Residents
+from quillon.reception.intake import Intake
 from quillon.spool.store import SpoolError, Store
 from quillon.tls.context import Reloaded, Row
 
@@ -106,17 +116,19 @@ class Worker:
         node = config.node()
         self._deadlines = Deadlines(self._clock)
         self._contexts = compose.contexts(config, self._clock, self._report)
-        self._policy = compose.policy(config, self._clock, self._report)
-        self._hooks = TlsHooks(self._policy, config.folder)
         self._hostname = compose.hostname(node)
+        self._resolver = compose.resolver(node, self._clock)
+        self._shared: dict[str, Any] = {}
+        self._policies = policies.load(config, self._clock, self._report, self._services())
+        self._hooks = TlsHooks(self._policies.policy, config.folder)
         self._ids = IdSource(os.getpid())
         self._residents = Residents(share(node.max_resident_messages, self._count))
-        self._finder = HostFinder(compose.resolver(node, self._clock), node, self._clock)
+        self._finder = HostFinder(self._resolver, node, self._clock)
         self._counts = Counts()
         self._sessions: set[Sitter] = set()
         self._door = Door(
             config=config,
-            policy=self._policy,
+            policy=self._policies.policy,
             store=self._store,
             ids=self._ids,
             clock=self._clock,
@@ -136,13 +148,54 @@ class Worker:
             share=Share(self._count),
             log=self.log,
         )
-        self._desk = self._new_desk(config, self._policy)
+        self._desk = self._new_desk(config, self._policies)
 
-    def _new_desk(self, config: Config, policy: Policy) -> Desk:
+    def _services(self) -> Services:
+        """What policies may use of this worker."""
+        return Services(
+            lookup=self._lookup,
+            inject=self._inject,
+            sessions=self._count_sessions,
+            delay_domain=lambda domain, note: _drop(self._dispatcher.delay_domain(domain, note)),
+            hostname=self._hostname,
+            shared=self._shared,
+        )
+
+    async def _lookup(self, name: str, kind: str, server: str) -> Lookup:
+        answer = await self._resolver.lookup(name, kind, server)
+        error = "" if answer.status == "ok" else answer.detail or answer.status
+        return Lookup(answer.records, error, answer.status)
+
+    async def _inject(self, sender: Mailbox, recipients: Sequence[Mailbox], data: bytes) -> None:
+        """A message of a policy's own. Raises PolicyError if it cannot be stored."""
+        answered: asyncio.Future[Reply] = self._loop.create_future()
+        number = self._ids.next(self._clock.now())
+        session = Session("127.0.0.1:0", "127.0.0.1:0", str(NULL_ID), "internal", recipients=list(recipients))
+        envelope = Envelope(number, sender, Origin("127.0.0.1", "internal", NULL_ID), session, None)
+        intake = Intake(self._store, number.number, self._door.node.large_message_threshold, lambda _: b"", 0)
+        intake.add(data)
+        task = self._door.accept(envelope, intake, None, Context(), answered.set_result)
+        if task is not None:
+            await task
+        reply = await answered
+        if not reply.positive:
+            raise PolicyError(f"the message was not taken: {reply}")
+
+    def _count_sessions(self, service: str, block: str) -> int:
+        """Open sessions of an address block. Raises ValueError for a service that is not there."""
+        if service != "SMTP":
+            raise ValueError(f"there are no sessions of {service!r} here")
+        network = ipaddress.ip_network(block, strict=False)
+        return sum(ipaddress.ip_address(session.client) in network for session in self._sessions)
+
+    def _new_desk(self, config: Config, loaded: Policies) -> Desk:
+        world = loaded.world
         return Desk(
             config=config,
             contexts=self._contexts,
-            policy=policy,
+            policy=loaded.policy,
+            authenticator=Authenticator(self._clock, self._report, world.auth),
+            note=partial(audit.note, self._shared) if world.monitors else _unheard,
             hooks=self._hooks,
             door=self._door,
             ids=self._ids,
@@ -268,22 +321,27 @@ class Worker:
         self._channel.send({"event": "reloaded"})
 
     async def _adopt(self, config: Config, new: dict[str, socket.socket]) -> None:
-        policy = compose.policy(config, self._clock, self._report)
         node = config.node()
         resolver = compose.resolver(node, self._clock)
+        loaded = policies.load(config, self._clock, self._report, self._services())
+        faults = policies.faults_of_users(config, loaded.world)
+        if faults:
+            loaded.policy.close()
+            raise ComposeError("; ".join(faults))
         contexts = compose.contexts(config, self._clock, self._report)
         loggers = Loggers(config.loggers(), asyncio.get_running_loop().call_soon, config.custom_loggers())
         try:
             loggers.open()
         except OSError:
             loggers.close()
-            policy.close()
+            loaded.policy.close()
             raise
         # nothing below fails: from here on the new configuration is the running one
         old_loggers, self._loggers = self._loggers, loggers
         old_loggers.close()
-        old_policy = self._policy
-        self._config, self._policy = config, policy
+        old_policy, policy = self._policies.policy, loaded.policy
+        self._config, self._policies = config, loaded
+        self._resolver = resolver
         self._contexts = contexts
         self._hooks = TlsHooks(policy, config.folder)
         self._hostname = compose.hostname(node)
@@ -292,7 +350,7 @@ class Worker:
         self._bouncer.config = config
         self._door.reconfigure(config, policy)
         self._dispatcher.reconfigure(config, self._contexts, self._hooks)
-        self._desk = self._new_desk(config, policy)
+        self._desk = self._new_desk(config, loaded)
         for session in self._sessions:
             session.retire()
         wanted = {listen.name for listen in config.listens()}
@@ -336,9 +394,17 @@ class Worker:
         for session in list(self._sessions):
             session.end(replies.SHUTTING_DOWN)  # what was committed has been answered by now
         self._deadlines.stop()
-        self._close(self._policy)
+        self._close(self._policies.policy)
         self.log(Notice(self._clock.now(), "drained"))
         self._loggers.close()
+
+
+def _drop(_count: int) -> None:
+    """How many messages were delayed, which no script asks."""
+
+
+def _unheard(event: str, ip: str) -> None:
+    """Nobody counts."""
 
 
 def _cache_row(row: Row) -> dict[str, Any]:

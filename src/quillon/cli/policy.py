@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from quillon.app import compose
+from quillon.app import policies
 from quillon.cli.configuration import FAULTY, read
 from quillon.net.clock import SystemClock
 
@@ -27,8 +27,8 @@ def run_check(given: argparse.Namespace) -> int:
     if config is None:
         return FAULTY
     try:
-        policy = compose.policy(config, SystemClock(), lambda text: print(text, file=sys.stderr))
-    except compose.ComposeError as error:
+        policy = policies.load(config, SystemClock(), lambda text: print(text, file=sys.stderr)).policy
+    except policies.ComposeError as error:
         print(error, file=sys.stderr)
         return 2
     called = policy.called()

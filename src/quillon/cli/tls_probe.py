@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from quillon.app import compose
+from quillon.app import compose, policies
 from quillon.cli import listen_probe
 from quillon.cli.certificates import certificate_row
 from quillon.cli.configuration import FAULTY, read
@@ -56,7 +56,7 @@ def run(given: argparse.Namespace) -> int:
         if given.listen:
             return asyncio.run(listen_probe.run(config, given.listen, as_json=given.json))
         return asyncio.run(_run(config, given))
-    except (ValueError, compose.ComposeError) as error:
+    except (ValueError, policies.ComposeError) as error:
         print(f"quillon tls-probe: {error}", file=sys.stderr)
         return 1
 
@@ -78,7 +78,7 @@ async def _run(config: Config, given: argparse.Namespace) -> int:
     found = await _hosts(config, given.host, routing.domain, settings, clock)
     # somebody sits in front of it
     settings = dataclasses.replace(settings, connect_timeout=PATIENCE, ehlo_timeout=PATIENCE)
-    policy = compose.policy(config, clock, lambda text: print(text, file=sys.stderr))
+    policy = policies.load(config, clock, lambda text: print(text, file=sys.stderr)).policy
     around = Surroundings(clock, deadlines, Contexts(clock.now), TlsHooks(policy, config.folder))
     ehlo = compose.hostname(config.node())
     reports = []

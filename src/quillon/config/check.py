@@ -9,6 +9,7 @@ from quillon.config.check_files import check_files
 from quillon.config.model import CUSTOM_STAGES, Config, log_switch, lookup_name, parse_endpoint
 from quillon.config.scope import Node, ancestors, resolve
 from quillon.config.syntax import Fault
+from quillon.config.values import TRUSTED_EXTENSIONS
 
 _STRENGTH_TLS = {"no": 0, "ifavailable": 1, "required": 2}
 _STRENGTH_VERIFY = {"no": 0, "optional": 0, "ca": 1, "host": 2}
@@ -29,13 +30,17 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
         if other is not node:
             faults.append(Fault(node.position, f'Listen "{node.label}" is the same address as "{other.label}"'))
         _check_listen(config, node, ancestors(node), faults)
+        _check_authentication(config, node, ancestors(node), faults)
         for container in (node, node.parent):
             for peer in container.of("peer") if container else ():
                 _check_listen(config, peer, [peer, *ancestors(node)], faults)
+                if peer.settings.keys() & {"smtp_extensions"}:
+                    _check_authentication(config, peer, [peer, *ancestors(node)], faults)
     _check_names(config, faults)
     _check_loops(config, list(endpoints), faults)
     _check_delivery(config, faults)
     _check_scripts(config, faults)
+    _check_modules(config, faults)
     _check_loggers(config, faults)
     _check_control(config, faults)
     return faults
@@ -171,6 +176,59 @@ def _check_control(config: Config, faults: list[Fault]) -> None:
         if not node.label.startswith("/"):
             text = 'the console of this version listens on Unix sockets only: write a path, such as "/tmp/2025"'
             faults.append(Fault(node.position, text))
+
+
+def _check_authentication(config: Config, node: Node, chain: list[Node], faults: list[Fault]) -> None:
+    """A mechanism that is offered needs parameters with a uri."""
+    options = config.table.options
+    listed = resolve(options["smtp_extensions"], chain, config.folder)
+    if listed.entry is None:
+        return
+    mechanisms = {word for name in listed.value if name.startswith("AUTH ") for word in name.split()[1:]}
+    for mechanism in sorted(mechanisms):
+        name = f"auth{mechanism.replace('-', '').lower()}parameters"
+        found = resolve(options[name], chain, config.folder)
+        keys = {key.lower(): value for key, value in (found.value or {}).items()}
+        where = found.entry.position if found.entry is not None else listed.entry.position
+        if not keys.get("uri"):
+            text = f'{node.kind} "{node.label}" offers AUTH {mechanism}, which needs {name} = [ uri = "file://..." ]'
+            faults.append(Fault(where, text))
+            continue
+        scheme, mark, _ = keys["uri"].partition("://")
+        if not mark:
+            faults.append(Fault(where, f'{keys["uri"]!r} is no uri of credentials, such as "file:///etc/users"'))
+        elif mechanism in _NEEDS_FILE and scheme.lower() not in _NEEDS_FILE[mechanism]:
+            text = f"AUTH {mechanism} cannot use {scheme}://; it needs {', '.join(_NEEDS_FILE[mechanism])}"
+            faults.append(Fault(where, text))
+    trusted = resolve(options["trusted_clients"], chain, config.folder)
+    unheard = [name for name in listed.value if name in TRUSTED_EXTENSIONS]
+    if unheard and not trusted.value:
+        text = f"{', '.join(unheard)}: offered to nobody without Trusted_Clients = ( ... )"
+        faults.append(Fault(listed.entry.position, text, warning=True))
+
+
+_NEEDS_FILE = {
+    "CRAM-MD5": ("file",),
+    "DIGEST-MD5": ("digest", "file"),
+    "SCRAM-SHA-256": ("scram", "file"),
+}
+
+
+def _check_modules(config: Config, faults: list[Fault]) -> None:
+    for node in config.root.of("datasource"):
+        uris = node.settings.get("uri")
+        if uris is None or not uris.value:
+            faults.append(Fault(node.position, f'datasource "{node.label}" has no uri'))
+            continue
+        for uri in uris.value:
+            if uri.partition(":")[0] not in ("sqlite", "pgsql", "postgresql"):
+                text = f"{uri!r}: a datasource is sqlite:/path or pgsql:host=...;dbname=..."
+                faults.append(Fault(uris.position, text))
+    try:
+        config.monitors()
+    except ValueError as error:
+        node = next(config.root.of("inbound_audit"))
+        faults.append(Fault(node.settings["monitors"].position, str(error)))
 
 
 def _check_scripts(config: Config, faults: list[Fault]) -> None:

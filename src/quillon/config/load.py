@@ -31,7 +31,7 @@ from quillon.config.syntax import (
     Word,
     parse,
 )
-from quillon.config.values import UNOFFERED_EXTENSIONS, compile_pattern, words
+from quillon.config.values import compile_pattern
 from quillon.mail.address import AddressError, is_domain, parse_domain
 
 DEFAULT_SEARCH_PATH = (
@@ -278,13 +278,6 @@ class _Builder:
                 "Force_Fsync = false changes nothing: every message is synced before it is acknowledged",
                 True,
             )
-        if option.name == "smtp_extensions":
-            self._unoffered(setting.value)
-
-    def _unoffered(self, value: Value) -> None:
-        for word in words(value):
-            if word.text.upper().split()[0] in UNOFFERED_EXTENSIONS:
-                self.fault(word.position, f'"{word.text}" is not offered by this version', warning=True)
 
     def _misplaced(self, node: Node, setting: Setting, option: Option | None, module: Module | None) -> None:
         name = setting.name.text

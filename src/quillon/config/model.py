@@ -28,6 +28,7 @@ from quillon.config.scope import (
 from quillon.config.settings import (
     CustomLog,
     CustomLoggerSettings,
+    DatasourceSettings,
     DeliverySettings,
     InboundTls,
     ListenSettings,
@@ -150,6 +151,27 @@ class Config:
         for node in self.root.of("policy"):
             values = {n: resolve(options[n], [node], self.folder).value for n in ("module", "enabled")}
             found.append(PolicySettings(node.label, **values))
+        return found
+
+    def datasources(self) -> list[DatasourceSettings]:
+        """The datasource stanzas."""
+        options = self.table.modules["datasource"].options
+        names = ("uri", "cache_life", "cache_size", "max_rows", "no_cache")
+        return [
+            DatasourceSettings(node.label, *(resolve(options[n], [node], self.folder).value for n in names))
+            for node in self.root.of("datasource")
+        ]
+
+    def monitors(self) -> list[tuple[int, int]]:
+        """The windows of inbound_audit, as seconds and number. Raises ValueError."""
+        found = []
+        for node in self.root.of("inbound_audit"):
+            entry = node.settings.get("monitors")
+            for text in entry.value if entry is not None and self.enabled(node) else ():
+                seconds, comma, number = text.replace(" ", "").partition(",")
+                if not comma or not seconds.isdigit() or not number.isdigit() or not int(seconds) or not int(number):
+                    raise ValueError(f'{text!r} is no monitor: write "seconds,number of windows"')
+                found.append((int(seconds), int(number)))
         return found
 
     def group_members(self, group: str) -> list[str]:

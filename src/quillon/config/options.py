@@ -131,10 +131,17 @@ def convert(option: Option, value: Value, folder: str) -> Any:
         raise ValueError(f"{option.name}: {error}") from None
 
 
+LISTS = ("list", "routes", "cidr_list", "domain_list", "extensions", "mechanisms", "patterns")
+
+
 def default(option: Option, folder: str) -> Any:
     """The Python value of an option that nobody set; None where it has no default."""
     if option.default is None:
-        return () if option.type in ("list", "routes", "cidr_list", "domain_list", "extensions") else None
+        return (
+            ()
+            if option.type in ("list", "routes", "cidr_list", "domain_list", "extensions", "mechanisms", "patterns")
+            else None
+        )
     return convert(option, Word(option.default, Position("default", 0, 0)), folder)
 
 

@@ -7,6 +7,7 @@ deliveries may use one connection only if their `OutboundTls` are equal.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
@@ -78,6 +79,20 @@ class ReceptionSettings:
     starttls_injection_policy: str
     tls_verified_peer_can_relay: bool
     smtp_extensions: tuple[str, ...]
+    trusted_clients: tuple[Network, ...]
+    enable_authentication: bool
+    always_allow: bool
+    always_deny: bool
+    auth_in_clear: tuple[str, ...]
+    authplainparameters: dict[str, str] | None
+    authloginparameters: dict[str, str] | None
+    authcrammd5parameters: dict[str, str] | None
+    authdigestmd5parameters: dict[str, str] | None
+    authscramsha256parameters: dict[str, str] | None
+    auth_failure_delay: int
+    auth_failure_limit: int
+    auth_failure_window: int
+    policy_time: int
     banner_hostname: str | None
     static_banner: str | None
     received_hostname: str | None
@@ -116,6 +131,7 @@ class ReceptionSettings:
     rfc2822_max_line_length_policy: str
     rfc2822_trace_headers: bool
     reconfig_message: str
+    generate_bounces_for_multi_recipient_policy_rejections: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +172,8 @@ class DeliverySettings:
     mailerdaemon: Mailbox | None
     mdn_failures_notify: Mailbox | None
     drop_body_after_trans_fail: int
+    exclude_vctx_conn: tuple[re.Pattern[str], ...]
+    exclude_vctx_mess: tuple[re.Pattern[str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +216,7 @@ class LoggerSettings:
     mainlog: str | None
     rejectlog: str | None
     paniclog: str | None
+    acctlog: str | None
     jsonlog: str | None
     heartbeat: int
     log_receptions: bool
@@ -209,6 +228,7 @@ class LoggerSettings:
     mainlog_mode: int
     rejectlog_mode: int
     paniclog_mode: int
+    acctlog_log_mode: int
     jsonlog_mode: int
     enabled: bool
 
@@ -254,6 +274,18 @@ class PolicySettings:
     name: str
     module: str
     enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DatasourceSettings:
+    """A datasource stanza. `uris` are driver:connection; times in seconds; max_rows -1 is no limit."""
+
+    name: str
+    uri: tuple[str, ...]
+    cache_life: int
+    cache_size: int
+    max_rows: int
+    no_cache: bool
 
 
 @dataclass(frozen=True, slots=True)

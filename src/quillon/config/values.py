@@ -223,21 +223,40 @@ _EXTENSIONS = {
     "SIZE": "SIZE",
     "HELP": "HELP",
 }
-UNOFFERED_EXTENSIONS = ("AUTH", "XCLIENT", "XREMOTEIP", "XDUMPCONTEXT", "XSETCONTEXT")
+TRUSTED_EXTENSIONS = ("XCLIENT", "XREMOTEIP", "XSETCONTEXT", "XDUMPCONTEXT")
+MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-256")
 
 
 def _extensions(value: Value) -> tuple[str, ...]:
-    """Keywords in upper case; those of the manual that this version does not offer are left out by the session."""
+    """Keywords in upper case; `AUTH` with its mechanisms as one word."""
     names = []
     for name in _list(value):
-        keyword = name.upper().split()[0] if name.strip() else ""
-        if keyword in UNOFFERED_EXTENSIONS:
-            names.append(name.upper())
+        keyword, *rest = name.upper().split() or [""]
+        if keyword in TRUSTED_EXTENSIONS and not rest:
+            names.append(keyword)
+        elif keyword == "AUTH":
+            unknown = [word for word in rest if word not in MECHANISMS]
+            if unknown or not rest:
+                raise ValueError(f"{name!r}: AUTH takes mechanisms, {', '.join(MECHANISMS)}")
+            names.append(" ".join(["AUTH", *rest]))
         elif keyword in _EXTENSIONS:
             names.append(_EXTENSIONS[keyword])
         else:
             raise ValueError(f"{name!r} is no SMTP extension of this server")
     return tuple(names)
+
+
+def _mechanisms(value: Value) -> tuple[str, ...]:
+    """SASL mechanisms that send the password as it is."""
+    found = tuple(name.upper() for name in _list(value))
+    for name in found:
+        if name not in ("PLAIN", "LOGIN"):
+            raise ValueError(f"{name!r}: only PLAIN and LOGIN need to be allowed in clear text")
+    return found
+
+
+def _patterns(value: Value) -> tuple[re.Pattern[str], ...]:
+    return tuple(compile_pattern(text) for text in _list(value))
 
 
 def _dictionary(value: Value) -> dict[str, str]:
@@ -279,4 +298,6 @@ CONTAINERS: dict[str, Callable[[Value], Any]] = {
     "domain_filter": _domain_list,
     "dictionary": _dictionary,
     "extensions": _extensions,
+    "mechanisms": _mechanisms,
+    "patterns": _patterns,
 }

@@ -70,8 +70,8 @@ class Bouncer:
         )
         text = failure_notice(notice, message, outcome, self._original(message, original))
         origin = Origin("127.0.0.1", "internal", NULL_ID)
-        session = Session("", "", str(NULL_ID), "internal")
-        envelope = Envelope(number, NULL_PATH, [recipient], origin, session, None)
+        session = Session("", "", str(NULL_ID), "internal", recipients=[recipient])
+        envelope = Envelope(number, NULL_PATH, origin, session, None)
         intake = Intake(self._store, number.number, len(text), lambda _: b"", 0)
         intake.add(text)
 

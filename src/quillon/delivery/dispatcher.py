@@ -25,6 +25,7 @@ from quillon.mail import reply as replies
 from quillon.mail.event import Attempted, Event, Panic, TlsFacts
 from quillon.mail.message import Message
 from quillon.mail.outcome import Outcome, PermanentFailure, Stage, TransientFailure
+from quillon.mail.reply import parse_reply
 from quillon.policy.hook import Hook
 from quillon.policy.tls import TlsHooks
 from quillon.queue.backlog import Key, key_of
@@ -87,9 +88,17 @@ class Dispatcher:
         """Begin, with the messages of an earlier life."""
         now = self.around.clock.now()
         for message in recovered:
-            self._reroute(message)
-            self.scheduler.enqueue(message, now)
+            self._admit(message, now)
         asyncio.get_running_loop().call_soon(self._tick)
+
+    def _admit(self, message: Message, now: float) -> None:
+        """Put a message into its queue, or settle at once what a policy has refused."""
+        self._reroute(message)
+        if message.refused:
+            _, tls = self._settings(key_of(message))
+            self._settle(message, PermanentFailure(parse_reply(message.refused), Stage.IDLE), tls, None, "")
+        else:
+            self.scheduler.enqueue(message, now)
 
     def _reroute(self, message: Message) -> None:
         """Whose stanza rules TLS behind a gateway, and what policy makes of it, is for what runs now to say."""
@@ -139,9 +148,17 @@ class Dispatcher:
         """New messages, which the spool has."""
         now = self.around.clock.now()
         for message in messages:
-            self._reroute(message)  # a reload may have come while it was committed
-            self.scheduler.enqueue(message, now)
+            self._admit(message, now)  # a reload may have come while it was committed
         self._kick()
+
+    def delay_domain(self, domain: str, note: str) -> int:
+        """Put the waiting messages of a domain off until their next retry (manual, mail_queue_delay_domain)."""
+        settings, _ = self.config.delivery("default", "default", domain)
+        until = self.around.clock.now() + settings.retry_interval
+        delayed = self.scheduler.delay_all(domain, until, note)
+        for message in delayed:
+            self.store.update(message)
+        return len(delayed)
 
     def _return(self, messages: list[Message]) -> None:
         """Put messages that were taken and not tried back into the queues that are theirs now."""

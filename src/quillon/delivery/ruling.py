@@ -5,7 +5,8 @@ from __future__ import annotations
 from quillon.config.settings import OutboundTls
 from quillon.mail.message import Message
 from quillon.policy.context import Context
-from quillon.policy.hook import Call, Hook, MessageView, Session
+from quillon.policy.hook import Call, Hook, Session
+from quillon.policy.message import Content, MessageView
 from quillon.policy.tls import HookFailed, TlsHooks
 
 
@@ -14,23 +15,29 @@ def of(message: Message, tls: OutboundTls, hooks: TlsHooks) -> OutboundTls | str
 
     The message is shown without its header, which may not be resident.
     """
-    batch = message.batch
-    view = MessageView(
-        str(message.id),
-        str(batch.id),
-        str(batch.origin.connection_id),
-        str(batch.sender),
-        str(message.recipient),
-        b"",
-        batch.size,
-        message.binding_group,
-        message.binding,
-        message.routing_domain,
-    )
-    context = Context(dict(batch.connection_context), dict(batch.message_context))
-    session = Session(batch.origin.source_ip, "", str(batch.origin.connection_id), batch.origin.protocol)
     try:
-        found = hooks.outbound_parameters(Call(Hook.OUTBOUND_PARAMETERS, session, context, "", view), tls)
+        found = hooks.outbound_parameters(call_about(message, Hook.OUTBOUND_PARAMETERS), tls)
     except HookFailed as error:
         return str(error)
     return found if found != tls else None
+
+
+def call_about(message: Message, hook: Hook) -> Call:
+    """The arguments of a question about a message that waits or is on its way; its header is not at hand."""
+    batch = message.batch
+    view = MessageView(
+        message_id=str(message.id),
+        batch_id=str(batch.id),
+        connection_id=str(batch.origin.connection_id),
+        sender=str(batch.sender),
+        recipient=str(message.recipient),
+        content=Content(b"", batch.size),
+        binding_group=message.binding_group,
+        binding=message.binding,
+        routing_domain=message.routing_domain,
+    )
+    context = Context(dict(batch.connection_context), message.variables())
+    ip = batch.origin.source_ip
+    remote = f"[{ip}]:0" if ":" in ip else f"{ip}:0"
+    session = Session(remote, "", str(batch.origin.connection_id), batch.origin.protocol)
+    return Call(hook, session, context, "", view)

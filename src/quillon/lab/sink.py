@@ -18,7 +18,7 @@ from quillon.mail.event import TlsFacts
 from quillon.mail.reply import Reply
 from quillon.net.clock import SystemClock
 from quillon.net.stream import Stream
-from quillon.smtp import server as smtp
+from quillon.smtp import events as smtp
 from quillon.smtp.server import ServerSession
 from quillon.tls.context import Contexts
 from quillon.tls.engine import Engine

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from quillon.config.model import Config
 from quillon.config.settings import InboundTls, share
+from quillon.listener.authentication import Authenticator
 from quillon.mail.event import Event, Panic
 from quillon.mail.message import IdSource
 from quillon.mail.reply import Reply
@@ -24,6 +25,10 @@ TRY_AGAIN = 10.0  # seconds until a certificate that could not be loaded is trie
 
 class Sitter(Protocol):
     """A session, as far as a worker deals with it."""
+
+    @property
+    def client(self) -> str:
+        """The client's address."""
 
     @property
     def busy(self) -> bool:
@@ -50,7 +55,7 @@ class Counts:
 
 @dataclass
 class Desk:
-    """What sessions share."""
+    """What sessions share. `note` counts connections, receptions and rejections of an address."""
 
     config: Config
     contexts: Contexts
@@ -65,6 +70,8 @@ class Desk:
     log: Callable[[Event], None]
     counts: Counts
     sessions: set[Sitter]
+    authenticator: Authenticator
+    note: Callable[[str, str], None] = lambda event, ip: None
     _date: tuple[int, str] = (0, "")
     _tls_usable: dict[InboundTls, float] = field(default_factory=dict)
 

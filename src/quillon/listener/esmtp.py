@@ -2,33 +2,34 @@
 
 `Desk` is what all sessions of a worker share; it is replaced whole at reload, and a session keeps the one it began
 with until MAIL FROM or RSET, where it is told 421 and closed (manual, reconfig_message).
+
+A step that has to wait, for a policy or a password, becomes a task; the SMTP machine is paused meanwhile, and what the
+client sends is kept. `Policy_Time` bounds the wait.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import ipaddress
+from collections.abc import Coroutine
 from functools import lru_cache
 from typing import Any
 
 from quillon import __version__
 from quillon.config.scope import IPAddress
-from quillon.listener import relay
+from quillon.listener import authentication, relay, trusted
 from quillon.listener.desk import Desk
 from quillon.listener.security import Security
+from quillon.listener.transaction import Transaction
 from quillon.mail import reply as replies
-from quillon.mail.address import Mailbox
-from quillon.mail.event import Rejected
-from quillon.mail.message import MessageId, Origin
+from quillon.mail.event import Authenticated, Rejected
 from quillon.mail.reply import Reply
+from quillon.net import eager
 from quillon.net.stream import Stream
 from quillon.policy.context import Context
-from quillon.policy.hook import Call, MessageView, Phase, Session
-from quillon.reception import content
-from quillon.reception.content import Trace
-from quillon.reception.door import Envelope
-from quillon.reception.intake import Intake
-from quillon.smtp import server as smtp
+from quillon.policy.hook import AuthInfo, Call, Hook, Phase, Session
+from quillon.smtp import events as smtp
 from quillon.smtp.server import ServerSession
 from quillon.smtp.tables import State
 from quillon.tls.verdict import HandshakeFailure
@@ -36,29 +37,29 @@ from quillon.tls.verdict import HandshakeFailure
 HANDSHAKE_TIMEOUT = 60.0  # seconds
 LINGER = 30.0  # seconds that a last reply may take to leave
 EHLO_KEYS = ("ehlo_string", "ehlo_domain")  # connection context
+AUTH_KEYS = ("auth_name", "auth_user", "auth_status")
 MAX_UNREAD = 65536  # octets pipelined behind a paused command before reading stops
 
 
 class EsmtpSession:
     """One client on one Listen."""
 
-    def __init__(self, desk: Desk, listen: str) -> None:
-        self.stream = Stream(self)
+    def __init__(self, desk: Desk, listen: str, stream: Stream | None = None) -> None:
+        self.stream = stream if stream is not None else Stream(self)
         self.deadline = 0.0
         self._desk = desk
         self._listen = listen
         self._context = Context()
         self._session: ServerSession | None = None
         self._security: Security
-        self._recipients: list[Mailbox] = []
-        self._sender: Mailbox | None = None
-        self._intake: Intake | None = None
-        self._batch_id: MessageId | None = None
+        self._transaction: Transaction
+        self._task: asyncio.Task[None] | None = None
+        self._early = b""
+        self._rcpt_commands = 0  # since MAIL FROM
         self._ends_at = 0.0
         self._data_ends_at = 0.0
         self._counted = False
         self._paused = False
-        self._committing = False
         self._hung_up = False
         self._retired = False
         self._over = False
@@ -70,16 +71,19 @@ class EsmtpSession:
         remote, local = self.stream.addresses()
         self._remote = remote
         self._ip: IPAddress = _address(remote[0])
+        self._own_ip = self._ip
         now = desk.clock.now()
         self._id = desk.ids.next(now)
         self._settings, tls = desk.config.reception(self._listen, self._ip)
         self._info = Session(_endpoint(remote), _endpoint(local), str(self._id))
         self._security = Security(desk, tls, self._info, self._id, self._context)
+        self._transaction = Transaction(desk, self._settings, self._info, self._id, self._context, self._security)
         desk.sessions.add(self)
         desk.deadlines.add(self)
         self._ends_at = now + self._settings.session_time if self._settings.session_time else 0.0
         self._touch()
         self._count(+1)
+        desk.note("connections", remote[0])
         self._context.connection.update(self._settings.context or {})
         self._context.connection["pathway"] = self._settings.pathway
         if self._settings.use_ssl:
@@ -89,7 +93,7 @@ class EsmtpSession:
                 self._over = True
                 self.stream.abort()
         else:
-            self._begin_smtp(in_tls=False)
+            self._start(self._begin_smtp(in_tls=False))
 
     def _count(self, step: int) -> None:
         counts = self._desk.counts
@@ -103,27 +107,42 @@ class EsmtpSession:
         here = counts.by_listen.get(self._listen, 0)
         return bool((listener and here > listener) or (service and counts.total > service))
 
+    @property
+    def client(self) -> str:
+        """The client's address."""
+        return self._remote[0]
+
     def received(self, data: bytes) -> None:
-        if self._session is None or self._over:
+        if self._over:
             return
-        self._touch()
+        if self._session is None:
+            self._early += data  # it speaks before the banner, which waits for a policy
+            if len(self._early) > MAX_UNREAD and not self._paused:
+                self._paused = True
+                self.stream.pause_reading()
+            return
+        if self._task is None:
+            self._touch()
         self._session.receive(data)
         self._run()
 
     def secured(self) -> None:
         self._security.secured()
         self._touch()
-        implicit = self._session is None
         if self._session is not None:
             self._context.forget_clear_text()
-            self._session.tls_started()
-        refusal = self._policy(Phase.TLS_POST_ACCEPT)
+        if self._start(self._after_handshake()) and self._session is not None and not self._over:
+            self._run()
+
+    async def _after_handshake(self) -> None:
+        refusal = await self._policy(Phase.TLS_POST_ACCEPT)
+        session = self._session
+        if session is not None:
+            session.tls_started()
         if refusal is not None:
             self._refuse_tls(refusal)
-        elif implicit:
-            self._begin_smtp(in_tls=True)
-        else:
-            self._run()
+        elif session is None:
+            await self._begin_smtp(in_tls=True)
 
     def _refuse_tls(self, refusal: Reply) -> None:
         """Policy does not want this handshake (manual, inbound_smtp_tls_post_accept): say so and hang up."""
@@ -140,14 +159,18 @@ class EsmtpSession:
 
     def closed(self) -> None:
         self._over = True
+        if self._task is not None:
+            self._task.cancel()
         self._desk.sessions.discard(self)
         self._desk.deadlines.discard(self)
         if self._counted:
             self._count(-1)
+        self._log_timed_out_auth()
         self._security.release()
-        if self._intake is not None:
-            self._intake.discard()
-            self._intake = None
+        self._transaction.abandon()
+        self._info.over = True
+        if self._desk.policy.has(Phase.DEALLOC):
+            eager.at_once(self._desk.policy.run(Call(Phase.DEALLOC, self._info, self._context)))
 
     def writable(self) -> None:
         """The client reads its replies again: go on with what it has sent meanwhile."""
@@ -157,10 +180,12 @@ class EsmtpSession:
     def ended(self) -> bool:
         """The client will send no more. A message that waits for its commit is still answered."""
         self._hung_up = True
-        return self._committing
+        return self._transaction.committing or self._task is not None
 
     def expired(self) -> None:
-        if self._over or self.stream.blocked:
+        if self._task is not None and not self._over:
+            self._waited_too_long(self._task)
+        elif self._over or self.stream.blocked:
             self._over = True
             self.stream.abort()  # it reads nothing: a last reply would only be kept for it
         elif self._session is None or self._security.handshaking:
@@ -198,16 +223,16 @@ class EsmtpSession:
     @property
     def committing(self) -> bool:
         """Whether a message waits for its commit: the session owes an answer."""
-        return self._committing
+        return self._transaction.committing
 
     @property
     def busy(self) -> bool:
         """Whether a message is under way: mail data is coming in, or waits for its commit."""
-        return self._intake is not None or self._committing
+        return self._transaction.busy
 
     def _touch(self) -> None:
         """The idle time begins anew, within the bounds of the session's and the data's whole time."""
-        if self._committing:
+        if self._transaction.committing:
             return
         now = self._desk.clock.now()
         idle = self._settings.idle_time
@@ -219,28 +244,89 @@ class EsmtpSession:
         whole = self._data_ends_at if reading else self._ends_at
         self.deadline = min(ends, whole) if ends and whole else ends or whole
 
+    # steps that may have to wait ------------------------------------------------------------------------------
+
+    def _start(self, step: Coroutine[Any, Any, None]) -> bool:
+        """Take a step; whether it is done. One that has to wait goes on by itself, and the session with it."""
+        task = eager.start(step)
+        if task is None:
+            return True
+        self._task = task
+        limit = self._settings.policy_time
+        self.deadline = self._desk.clock.now() + limit if limit else 0.0
+        task.add_done_callback(self._went_on)
+        return False
+
+    def _went_on(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            context = {"message": "session", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+            self.end(replies.INTERNAL_ERROR)
+        if not self._over:
+            self._touch()
+            self._run()
+
+    def _waited_too_long(self, task: asyncio.Task[None]) -> None:
+        """A policy did not come to an end: the command is answered 451, and the session goes on."""
+        session = self._session
+        where = self._context.module or "core"
+        self._desk.policy.report(f"scriptlet: {where} waited longer than {self._settings.policy_time} s (Policy_Time)")
+        task.remove_done_callback(self._went_on)
+        task.cancel()
+        self._task = None
+        if session is None or session.waiting is None or self._security.handshaking:
+            self._over = True
+            self.stream.abort()
+            return
+        data = isinstance(session.waiting, smtp.Data)
+        session.respond(replies.POLICY_FAILED)
+        if data:
+            self._transaction.forget()
+        self._touch()
+        self._run()
+
     # TLS ------------------------------------------------------------------------------------------------------
 
     def _begin_tls(self) -> None:
         self._touch()
         self._security.begin(self.stream)
 
-    def _begin_smtp(self, *, in_tls: bool) -> None:
+    async def _begin_smtp(self, *, in_tls: bool) -> None:
         too_many = self._too_many()
-        refusal = replies.CONCURRENCY_LIMIT if too_many else self._policy(Phase.CONNECT)
+        refusal = replies.CONCURRENCY_LIMIT if too_many else await self._policy(Phase.CONNECT)
+        if self._over:
+            return
         self._follow_pathway()
         desk, settings = self._desk, self._settings
         hostname = settings.banner_hostname or desk.hostname
         usable = (
             not settings.use_ssl and "STARTTLS" in settings.smtp_extensions and desk.tls_usable(self._security.settings)
         )
-        self._session = ServerSession(settings, hostname, self._remote[0], can_starttls=usable, in_tls=in_tls)
+        session = ServerSession(
+            settings,
+            hostname,
+            self._remote[0],
+            can_starttls=usable,
+            in_tls=in_tls,
+            mechanisms=authentication.mechanisms(settings),
+            trusted=_within(self._own_ip, settings.trusted_clients),
+            capabilities=self._info.capabilities,
+        )
+        self._session = session
+        if settings.enable_authentication:
+            session.must_authenticate = not relay.needs_no_authentication(settings, self._ip)
         if too_many:
-            self._session.state = State.CONCURRENCY
+            session.state = State.CONCURRENCY
         if self._retired:
             self.retire()
-        self._session.greet(refusal or self._banner(hostname))
-        self._run()
+        session.greet(refusal or self._banner(hostname))
+        if self._early:
+            session.receive(self._early)
+            self._early = b""
+        if self._task is None:
+            self._run()  # else the end of the task does it
 
     def _banner(self, hostname: str) -> Reply:
         static = self._settings.static_banner
@@ -257,6 +343,7 @@ class EsmtpSession:
                 self._listen, self._ip, pathway
             )
             self._settings = dataclasses.replace(self._settings, pathway=pathway, use_ssl=use_ssl)
+            self._transaction.settings = self._settings
             limit = self._settings.session_time
             self._ends_at = self._desk.clock.now() + limit if limit else 0.0
             for key, value in (self._settings.context or {}).items():
@@ -267,16 +354,20 @@ class EsmtpSession:
     def _run(self) -> None:
         session = self._session
         assert session is not None
-        while not self._over and not self.stream.blocked:
+        while not self._over and not self.stream.blocked and self._task is None:
             event = session.next_event()
             if event is smtp.NEED_DATA or event is smtp.PAUSED:
                 break
-            self._on(session, event)
+            if isinstance(event, smtp.Data) and not event.last:
+                self._transaction.add(event.data)
+            elif not self._start(self._on(session, event)):
+                break
         if session.refusals:
             self._log_refusals(session)
         self._flush()
         self._throttle_reading(session)
-        if not self._over and (session.closing or (self._hung_up and not self._committing)):
+        waiting = self._transaction.committing or self._task is not None
+        if not self._over and ((session.closing and self._task is None) or (self._hung_up and not waiting)):
             self._leave()
 
     def _flush(self) -> None:
@@ -294,15 +385,26 @@ class EsmtpSession:
             self._paused = False
             self.stream.resume_reading()
 
-    def _on(self, session: ServerSession, event: Any) -> None:
+    async def _on(self, session: ServerSession, event: Any) -> None:
+        if self._info.delay:
+            await asyncio.sleep(self._info.delay)
         if isinstance(event, smtp.Data):
-            self._on_data(session, event)
+            await self._on_data(event)
         elif isinstance(event, smtp.RcptTo):
-            self._on_rcpt(session, event)
+            await self._on_rcpt(session, event)
         elif isinstance(event, smtp.MailFrom):
-            self._on_mail(session, event)
+            await self._on_mail(session, event)
+        elif isinstance(event, smtp.BeginData):
+            session.respond(await self._transaction.list_complete())
+            self._close_if_told(session)
         elif isinstance(event, smtp.Hello):
-            self._on_hello(session, event)
+            await self._on_hello(session, event)
+        elif isinstance(event, smtp.BeginAuth):
+            await self._on_begin_auth(session, event)
+        elif isinstance(event, smtp.Authenticate):
+            await self._on_authenticate(session, event)
+        elif isinstance(event, smtp.Extension):
+            await self._on_extension(session, event)
         elif isinstance(event, smtp.StartTls):
             refusal = self._security.prepare()
             session.respond(refusal)
@@ -310,14 +412,14 @@ class EsmtpSession:
             if refusal is None:
                 self._begin_tls()
 
-    def _on_hello(self, session: ServerSession, event: smtp.Hello) -> None:
+    async def _on_hello(self, session: ServerSession, event: smtp.Hello) -> None:
         context = self._context
         before = {key: value for key in EHLO_KEYS if (value := context.connection.get(key)) is not None}
         message = context.message
         context.connection["ehlo_string"] = event.line
         context.connection["ehlo_domain"] = event.domain
         context.new_message()
-        refusal = self._policy(Phase.EHLO, event.line + "\r\n")
+        refusal = await self._policy(Phase.EHLO, event.line + "\r\n")
         if refusal is not None:
             # a refused EHLO leaves a transaction as it is, and so what policy has noted of it
             context.message = message
@@ -327,123 +429,176 @@ class EsmtpSession:
         session.respond(refusal)
         self._close_if_told(session)
 
-    def _on_mail(self, session: ServerSession, event: smtp.MailFrom) -> None:
+    async def _on_mail(self, session: ServerSession, event: smtp.MailFrom) -> None:
         context = self._context
         context.new_message()
         context.message["mailfrom_string"] = event.line
         context.message["mailfrom_localpart"] = event.mailbox.local
         context.message["mailfrom_domain"] = event.mailbox.domain
-        refusal = self._policy(Phase.MAILFROM, event.line)
+        refusal = await self._policy(Phase.MAILFROM, event.line)
         session.respond(refusal)
         if refusal is None:
-            self._sender, self._recipients = event.mailbox, []
-            self._batch_id = self._desk.ids.next(self._desk.clock.now())
+            self._transaction.begin(event.mailbox)
+            self._rcpt_commands = 0
         self._close_if_told(session)
 
-    def _on_rcpt(self, session: ServerSession, event: smtp.RcptTo) -> None:
+    async def _on_rcpt(self, session: ServerSession, event: smtp.RcptTo) -> None:
         context = self._context
         context.message["rcptto_string"] = event.line
         context.message["rcptto_localpart"] = event.mailbox.local
         context.message["rcptto_domain"] = event.mailbox.domain
-        client = relay.client_may(self._settings, self._ip, context.connection)
-        refusal = relay.refusal(self._desk.config, self._settings, client, self._sender, event.mailbox)
-        if refusal is None and self._desk.policy.has(Phase.RCPTTO):
-            refusal = self._policy(Phase.RCPTTO, event.line, self._view(event.mailbox))
-        session.respond(refusal)
-        if refusal is None:
-            self._recipients.append(event.mailbox)
+        self._rcpt_commands += 1
+        context.connection["connection_rcpt_count"] = str(session.recipients)
+        context.connection["message_rcpt_count"] = str(self._rcpt_commands)
+        session.respond(await self._transaction.recipient(event, self._ip))
         self._close_if_told(session)
 
-    def _on_data(self, session: ServerSession, event: smtp.Data) -> None:
-        intake = self._intake
-        if intake is None:
-            intake = self._intake = self._new_intake()
-        intake.add(event.data)
-        if not event.last:
-            return
-        if event.fault is not None:
-            self._end_of_message()
-            intake.discard()
-            session.respond(event.fault)
-            return
-        assert self._sender is not None
-        assert self._batch_id is not None
-        origin = Origin(
-            self._remote[0],
-            "esmtp",
-            self._id,
-            self._settings.pathway,
-            self._desk.config.pathway_group(self._settings.pathway),
-        )
-        envelope = Envelope(self._batch_id, self._sender, self._recipients, origin, self._info, self._security.facts)
-        self._intake = None  # the door has it from here on
-        self._committing = True
+    async def _on_data(self, event: smtp.Data) -> None:
         self.deadline = 0.0  # the client has done its part: no time limit of ours may cut off the answer
-        self._desk.door.accept(envelope, intake, self._settings, self._context, self._answered)
-
-    def _new_intake(self) -> Intake:
-        desk = self._desk
-        assert self._batch_id is not None
-        limit = content.line_limit(self._settings)
-        return Intake(
-            desk.door.store, self._batch_id.number, desk.door.node.large_message_threshold, self._prefix, limit
-        )
-
-    def _prefix(self, head: bytes) -> bytes:
-        return content.fields_to_add(head, self._settings, self._trace())
-
-    def _trace(self) -> Trace:
-        connection = self._context.connection
-        tls = ""
-        found = self._security.facts
-        if found is not None and found.protocol:
-            shown = {True: "yes", False: "no", None: "none"}[found.verified]
-            facts = f"{found.protocol} {found.cipher} bits={found.bits}"
-            tls = f"{facts} client-certificate-verified={shown}"
-        verb = connection.get("ehlo_string", "")[:4].upper()
-        protocol = "SMTP" if verb == "HELO" else "ESMTPS" if tls else "ESMTP"
-        return Trace(
-            client_ip=self._remote[0],
-            client_port=self._remote[1],
-            helo=connection.get("ehlo_domain", ""),
-            hostname=self._settings.received_hostname or self._desk.hostname,
-            sender=str(self._sender or ""),
-            protocol=protocol,
-            tls=tls,
-            message_id=str(self._batch_id),
-            date=self._desk.date(),
-        )
+        await self._transaction.complete(event, self._remote, self._answered)
 
     def _answered(self, reply: Reply) -> None:
         """The door's answer: at once for a refusal, after the commit for a 250."""
-        self._committing = False
-        self._end_of_message()
+        self._data_ends_at = 0.0
         session = self._session
         if session is None or self._over:
             return
+        if reply.positive:
+            self._desk.note("receptions", self._remote[0])
+            self._context.connection["connection_message_count"] = str(session.messages + 1)
         session.respond(reply)
         self._close_if_told(session)
-        self._touch()
-        self._run()
+        if self._task is None:
+            self._touch()
+            self._run()
 
-    def _end_of_message(self) -> None:
-        self._intake = None
-        self._data_ends_at = 0.0
-        self._recipients = []
-        self._sender = None
+    # AUTH -----------------------------------------------------------------------------------------------------
+
+    async def _on_begin_auth(self, session: ServerSession, event: smtp.BeginAuth) -> None:
+        if self._desk.authenticator.blocked(self._settings, self._remote[0]):
+            session.respond(replies.AUTH_TOO_MANY)
+            return
+        hostname = self._settings.banner_hostname or self._desk.hostname
+        session.auth(self._desk.authenticator.begin(self._settings, event.mechanism, hostname), event.initial)
+
+    async def _on_authenticate(self, session: ServerSession, event: smtp.Authenticate) -> None:
+        """An exchange is over: check, have policy look at it, log, and let a failure wait."""
+        attempt, context = event.attempt, self._context
+        said = None
+        if self._desk.policy.hooks(Hook.PRE_AUTH):
+            call = Call(Hook.PRE_AUTH, self._info, context)
+            said = self._desk.policy.answers(Hook.PRE_AUTH, call, event.mechanism, attempt.user)
+        if said in (authentication.OK, authentication.FAIL):
+            status = "pass" if said == authentication.OK else "fail"
+        else:
+            status = await self._desk.authenticator.decide(self._settings, event.mechanism, attempt)
+        for key, value in zip(AUTH_KEYS, (event.mechanism, attempt.user, status), strict=True):
+            context.connection[key] = value
+        if not attempt.user:
+            del context.connection["auth_user"]
+        refusal = None
+        if self._desk.policy.has(Phase.AUTH):
+            info = AuthInfo(event.mechanism, attempt.user, status)
+            refusal = await self._desk.policy.run(Call(Phase.AUTH, self._info, context, auth=info))
+        good = status == "pass" and refusal is None
+        if status == "pass" and not good:
+            context.connection["auth_status"] = "fail"  # policy has the last word
+        self._log_auth(event.mechanism, attempt.user, ok=good)
+        if good:
+            context.connection["can_relay"] = "true"
+            session.respond(None)
+        else:
+            await self._refuse_auth(session, refusal, status)
+        self._close_if_told(session)
+
+    async def _refuse_auth(self, session: ServerSession, refusal: Reply | None, status: str) -> None:
+        reply = refusal or (replies.AUTH_ERROR if status == "error" else replies.AUTH_FAILED)
+        if status == "fail":
+            authenticator = self._desk.authenticator
+            delay = authenticator.failed(self._settings, self._remote[0])
+            if authenticator.blocked(self._settings, self._remote[0]):
+                reply = replies.AUTH_TOO_MANY
+            if delay:
+                await asyncio.sleep(delay)
+        session.respond(reply)
+
+    def _log_auth(self, mechanism: str, user: str, *, ok: bool, timed_out: bool = False) -> None:
+        given = authentication.parameters(self._settings, mechanism) or {}
+        if given.get("log_authentication", "false").lower() in ("true", "1", "yes", "on"):
+            desk, info = self._desk, self._info
+            now = desk.clock.now()
+            desk.log(Authenticated(now, info.local, info.remote, user, ok, mechanism, self._id, timed_out))
+
+    def _log_timed_out_auth(self) -> None:
+        if self._session is not None and self._session.authenticating:
+            self._log_auth(self._session.authenticating, "", ok=False, timed_out=True)
+
+    # trusted clients ------------------------------------------------------------------------------------------
+
+    async def _on_extension(self, session: ServerSession, event: smtp.Extension) -> None:
+        context = self._context
+        if event.verb == "XDUMPCONTEXT":
+            session.respond(trusted.dump(context.connection, context.message))
+        elif event.verb == "XSETCONTEXT":
+            pairs = trusted.parse_context(event.argument)
+            if isinstance(pairs, dict):
+                context.connection.update(pairs)
+            session.respond(None if isinstance(pairs, dict) else pairs)
+        elif event.verb == "XREMOTEIP":
+            ip = trusted.parse_ip(event.argument.strip())
+            if ip is not None:
+                self._become(session, ip, self._remote[1])
+            session.respond(None if ip is not None else replies.XREMOTEIP_SYNTAX)
+        else:
+            await self._on_xclient(session, trusted.parse_xclient(event.argument))
+
+    async def _on_xclient(self, session: ServerSession, client: trusted.Client | Reply) -> None:
+        """The session is as after the banner, for somebody else (postfix.org/XCLIENT_README)."""
+        if isinstance(client, Reply):
+            session.respond(client)
+            return
+        connection = self._context.connection
+        self._become(session, client.ip or self._remote[0], client.port or self._remote[1])
+        for key in (*EHLO_KEYS, *AUTH_KEYS):
+            connection.pop(key, None)
+        if client.helo:
+            connection["ehlo_domain"] = client.helo
+        if client.login:
+            connection |= {
+                "auth_user": client.login,
+                "auth_status": "pass",
+                "auth_name": "XCLIENT",
+                "can_relay": "true",
+            }
+        session.authenticated = bool(client.login)
+        session.begin_anew()
+        refusal = await self._policy(Phase.CONNECT)
+        session.respond(refusal or self._banner(self._settings.banner_hostname or self._desk.hostname))
+        session.closing = session.closing or refusal is not None
+
+    def _become(self, session: ServerSession, ip: str, port: int) -> None:
+        """The client speaks for another one, whose settings hold from here on; those of TLS stay."""
+        self._remote, self._ip = (ip, port), _address(ip)
+        use_ssl = self._settings.use_ssl
+        settings, _ = self._desk.config.reception(self._listen, self._ip)
+        self._settings = dataclasses.replace(settings, use_ssl=use_ssl, smtp_extensions=self._settings.smtp_extensions)
+        self._info.remote = _endpoint(self._remote)
+        self._transaction.abandon()
+        self._transaction.settings = self._settings
+        self._context.connection.pop("can_relay", None)
+        self._context.new_message()
+        session.client_is(ip, self._settings)
+        if self._settings.enable_authentication:
+            session.must_authenticate = not relay.needs_no_authentication(self._settings, self._ip)
 
     # policy and log -------------------------------------------------------------------------------------------
 
-    def _policy(self, phase: Phase, text: str = "", view: MessageView | None = None) -> Reply | None:
+    async def _policy(self, phase: Phase, text: str = "") -> Reply | None:
         policy = self._desk.policy
         if not policy.has(phase):
             self._context.disconnect = False
             return None
-        return policy.run(Call(phase, self._info, self._context, text, view))
-
-    def _view(self, mailbox: Mailbox) -> MessageView:
-        sender = str(self._sender or "")
-        return MessageView("", str(self._batch_id), str(self._id), sender, str(mailbox), b"", 0)
+        return await policy.run(Call(phase, self._info, self._context, text))
 
     def _close_if_told(self, session: ServerSession) -> None:
         if self._context.disconnect:
@@ -452,6 +607,7 @@ class EsmtpSession:
     def _log_refusals(self, session: ServerSession) -> None:
         refusals, session.refusals = session.refusals, []
         pathway = self._context.connection.get("pathway", self._settings.pathway)
+        self._desk.note("rejections", self._remote[0])
         for state, reply in refusals:
             self._desk.log(
                 Rejected(
@@ -469,6 +625,10 @@ class EsmtpSession:
                     tls=self._security.facts,
                 )
             )
+
+
+def _within(ip: IPAddress, blocks: tuple[Any, ...]) -> bool:
+    return any(ip.version == block.version and ip in block for block in blocks)
 
 
 @lru_cache(maxsize=65536)

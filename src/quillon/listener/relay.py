@@ -11,15 +11,21 @@ from quillon.mail.reply import Reply
 
 
 def client_may(settings: ReceptionSettings, client: IPAddress, connection: dict[str, str]) -> bool:
-    """Whether this client may send anywhere; sets `can_relay` in its connection context if so."""
-    may = settings.open_relay or any(
-        client.version == block.version and client in block for block in settings.relay_hosts
-    )
+    """Whether this client may send anywhere: by AUTH or policy, which have set `can_relay` in its connection context,
+    by its address, or by its certificate; sets `can_relay` if so."""
+    may = connection.get("can_relay") == "true" or needs_no_authentication(settings, client)
     if settings.tls_verified_peer_can_relay and connection.get("tls_client_verified") == "yes":
         may = True
     if may:
         connection["can_relay"] = "true"
     return may
+
+
+def needs_no_authentication(settings: ReceptionSettings, client: IPAddress) -> bool:
+    """Whether a client may relay by its address (manual, relay_hosts and open_relay)."""
+    return settings.open_relay or any(
+        client.version == block.version and client in block for block in settings.relay_hosts
+    )
 
 
 def refusal(

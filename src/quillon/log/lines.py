@@ -11,7 +11,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from quillon.mail.event import Attempted, Event, Handshaken, Notice, Panic, Received, Rejected, TlsFacts
+from quillon.mail.event import (
+    Attempted,
+    Authenticated,
+    Discarded,
+    Event,
+    Handshaken,
+    Notice,
+    Panic,
+    Received,
+    Rejected,
+    TlsFacts,
+)
 from quillon.mail.message import Message
 from quillon.mail.outcome import Delivered, PermanentFailure, TransientFailure
 
@@ -107,7 +118,30 @@ def rejection(event: Rejected) -> str:
     )
 
 
-def _without_code(event: Rejected) -> str:
+def discard(event: Discarded) -> str:
+    """A line of the rejectlog for mail that was answered 250 and dropped (manual, msg:discard)."""
+    origin = event.origin
+    return (
+        f'{int(event.time)}: R="{event.remote}" L="{event.local}" C="{origin.connection_id}"'
+        f' PATH="{origin.pathway}" PATH_GRP="{origin.pathway_group}" P="sending body response" E={event.reply.code}'
+        f" M={event.module} CTXCONN=[{_context(event.connection_context)}]"
+        f" CTXMESS=[{_context(event.message_context)}] {_one_line(_without_code(event))}"
+    )
+
+
+def authentication(event: Authenticated) -> str:
+    """A line of the acctlog: N, or T where the client did not go on."""
+    letter = "T" if event.timed_out else "N"
+    fields = (event.local, event.remote, event.user, "1" if event.ok else "0")
+    return "@".join((str(int(event.time)), letter, *map(_escaped, fields)))
+
+
+def _escaped(text: str) -> str:
+    """The acctlog escapes its separator, the backslash, and control characters."""
+    return re.sub(r"[@\\\x00-\x1f\x7f]", lambda match: "\\" + (match[0] if match[0] in "@\\" else "?"), text)
+
+
+def _without_code(event: Rejected | Discarded) -> str:
     reply = event.reply
     text = reply.text.replace("\n", " ")
     return f"{reply.enhanced} {text}" if reply.enhanced else text
@@ -142,6 +176,13 @@ def as_json(event: Event) -> str:
         row |= {"pathway": event.pathway, "state": event.state, "reply": str(event.reply), "module": event.module}
         row |= {"connection_context": dict(event.connection_context), "message_context": dict(event.message_context)}
         row["tls"] = tls_row(event.tls)
+    elif isinstance(event, Discarded):
+        row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.origin.connection_id)}
+        row |= {"reply": str(event.reply), "module": event.module}
+        row |= {"connection_context": dict(event.connection_context), "message_context": dict(event.message_context)}
+    elif isinstance(event, Authenticated):
+        row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.connection_id)}
+        row |= {"mechanism": event.mechanism, "user": event.user, "ok": event.ok, "timed_out": event.timed_out}
     elif isinstance(event, Handshaken):
         row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.connection_id)}
         row |= {"ok": event.ok, "tls": tls_row(event.tls)}
@@ -154,6 +195,8 @@ _NAMES: dict[type, str] = {
     Received: "reception",
     Attempted: "attempt",
     Rejected: "rejection",
+    Discarded: "discard",
+    Authenticated: "authentication",
     Handshaken: "handshake",
     Panic: "panic",
     Notice: "notice",

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from quillon.mail.event import Attempted, Event, Handshaken, Received, Rejected, TlsFacts
+from quillon.mail.event import Attempted, Authenticated, Discarded, Event, Handshaken, Received, Rejected, TlsFacts
 from quillon.mail.outcome import Delivered, TransientFailure
 
 HELP = {
     "quillon_receptions_total": "Messages accepted, by TLS version and whether a client certificate verified.",
     "quillon_attempts_total": "Attempts to deliver that ended, by outcome, TLS version and verification.",
     "quillon_rejections_total": "Commands refused, by reply code.",
+    "quillon_discards_total": "Messages accepted and dropped by policy.",
+    "quillon_authentications_total": "Attempts to authenticate that are accounted, by mechanism and result.",
     "quillon_handshakes_total": "Inbound handshakes, by result and TLS version.",
     "quillon_tls_failures_total": "TLS failures by direction and cause code.",
 }
@@ -33,6 +35,11 @@ class Metrics:
             self._attempt(event)
         elif isinstance(event, Rejected):
             self.counts[_series("quillon_rejections_total", code=str(event.reply.code))] += 1
+        elif isinstance(event, Discarded):
+            self.counts[_series("quillon_discards_total", code=str(event.reply.code))] += 1
+        elif isinstance(event, Authenticated):
+            result = "pass" if event.ok else "fail"
+            self.counts[_series("quillon_authentications_total", mechanism=event.mechanism, result=result)] += 1
         elif isinstance(event, Handshaken):
             result = "ok" if event.ok else "failed"
             self.counts[_series("quillon_handshakes_total", result=result, version=event.tls.protocol or "none")] += 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from quillon.config.settings import CustomLoggerSettings, LoggerSettings
 from quillon.log import lines
 from quillon.log.macros import Template, compile_format, stage_of
-from quillon.mail.event import Attempted, Event, Panic, Received, Rejected
+from quillon.mail.event import Attempted, Authenticated, Discarded, Event, Panic, Received, Rejected
 from quillon.mail.outcome import Delivered, TransientFailure
 
 
@@ -91,6 +91,7 @@ class Loggers:
                 "main": (logger.mainlog, logger.mainlog_mode),
                 "reject": (logger.rejectlog, logger.rejectlog_mode),
                 "panic": (logger.paniclog, logger.paniclog_mode),
+                "acct": (logger.acctlog, logger.acctlog_log_mode),
                 "json": (logger.jsonlog, logger.jsonlog_mode),
             }
             files = {kind: self._file(path, mode) for kind, (path, mode) in kinds.items() if path}
@@ -164,8 +165,10 @@ def _wanted(logger: LoggerSettings, event: Event) -> str:
         transient = isinstance(event.outcome, TransientFailure)
         wanted = logger.log_transient_failures if transient else logger.log_permanent_failures
         return "main" if wanted else ""
-    if isinstance(event, Rejected):
+    if isinstance(event, Rejected | Discarded):
         return "reject" if logger.log_rejections else ""
+    if isinstance(event, Authenticated):
+        return "acct"
     if isinstance(event, Panic):
         return "panic" if logger.log_errors else ""
     return ""
@@ -178,5 +181,9 @@ def _render(event: Event) -> str:
         return lines.attempt(event)
     if isinstance(event, Rejected):
         return lines.rejection(event)
+    if isinstance(event, Discarded):
+        return lines.discard(event)
+    if isinstance(event, Authenticated):
+        return lines.authentication(event)
     assert isinstance(event, Panic)
     return lines.panic(event)

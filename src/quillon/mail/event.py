@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from quillon.mail.message import Message, MessageId
+from quillon.mail.message import Message, MessageId, Origin
 from quillon.mail.outcome import Delivered, PermanentFailure, TransientFailure
 from quillon.mail.reply import Reply
 
@@ -73,6 +73,32 @@ class Rejected:
     tls: TlsFacts | None = None
 
 
+class Discarded(NamedTuple):
+    """A message, or one recipient of it, was accepted and dropped because policy said so: a line of the rejectlog."""
+
+    time: float
+    remote: str
+    local: str
+    origin: Origin
+    reply: Reply
+    module: str
+    connection_context: Mapping[str, str]
+    message_context: Mapping[str, str]
+
+
+class Authenticated(NamedTuple):
+    """An attempt to authenticate ended: a line of the acctlog. `timed_out` where the client did not go on."""
+
+    time: float
+    local: str
+    remote: str
+    user: str
+    ok: bool
+    mechanism: str
+    connection_id: MessageId
+    timed_out: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Handshaken:
     """An inbound handshake ended, well or not."""
@@ -101,4 +127,4 @@ class Notice:
     text: str
 
 
-Event = Received | Attempted | Rejected | Handshaken | Panic | Notice
+Event = Received | Attempted | Rejected | Discarded | Authenticated | Handshaken | Panic | Notice

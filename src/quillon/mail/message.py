@@ -103,6 +103,9 @@ class Message:
     `routing_domain` is where the message goes: the recipient's domain, or a gateway as host or host:port. `via` is the
     recipient's domain where its own Domain stanza rules TLS although a gateway takes the mail. `ruling` is what a
     policy decided on TLS for this message alone: settings of delivery's own type, or the words of why it could not.
+    `priority` 1 goes before others of its queue; `context` is what the message context of this message has beyond the
+    batch's. `refused` is the reply with which a policy refused this recipient while others were accepted: it is owed a
+    notification and no attempt.
     """
 
     id: MessageId
@@ -116,3 +119,10 @@ class Message:
     next_at: float = 0.0
     last_reply: str = ""
     ruling: Hashable = None
+    priority: int = 0
+    context: Mapping[str, str] = field(default_factory=dict)
+    refused: str = ""
+
+    def variables(self) -> dict[str, str]:
+        """The message context of this message."""
+        return {**self.batch.message_context, **self.context}

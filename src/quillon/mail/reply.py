@@ -73,7 +73,7 @@ RECIPIENT_OK = _r("250 2.1.5 Recipient Ok")
 START_MAIL_INPUT = Reply(354, "", "End data with <CR><LF>.<CR><LF>")
 READY_FOR_TLS = _r("220 2.0.0 Ready to start TLS")
 CLOSING = _r("221 2.0.0 Closing connection")
-HELP = _r("214 2.0.0 See RFC 5321; commands: EHLO HELO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP STARTTLS")
+HELP = _r("214 2.0.0 See RFC 5321; commands: EHLO HELO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP STARTTLS AUTH")
 CANNOT_VERIFY = _r("252 2.5.2 Cannot VRFY user, but will accept message and attempt delivery")
 
 # Reception: limits and resources
@@ -89,6 +89,7 @@ LINE_TOO_LONG = _r("500 5.5.2 line too long")
 SPOOL_FAILED = _r("451 4.3.0 transaction failed")
 NO_BINDING = _r("451 4.3.5 configuration error, please try later")
 POLICY_FAILED = _r("451 4.3.0 policy error, please try later")
+INTERNAL_ERROR = _r("421 4.3.0 internal error, closing connection")
 
 # Reception: syntax and sequence
 UNRECOGNIZED = _r("500 5.5.2 unrecognized command")
@@ -112,9 +113,28 @@ NULL_SENDER_REFUSED = _r("550 5.1.7 null envelope sender not allowed")
 LITERAL_REFUSED = _r("550 5.1.3 address literals are not allowed")
 UNQUALIFIED = _r("501 5.1.3 a domain is needed in the address")
 
+# Reception: AUTH (RFC 4954 6)
+AUTHENTICATED = _r("235 2.7.0 Authentication successful")
+AUTH_FAILED = _r("535 5.7.8 Sorry")
+AUTH_ERROR = _r("550 5.7.8 Unexpected auth error")
+AUTH_CANCELLED = _r("501 5.7.0 authentication cancelled")
+AUTH_NO_BASE64 = _r("501 5.5.2 cannot decode base64")
+AUTH_LINE_TOO_LONG = _r("500 5.5.6 authentication exchange line is too long")
+AUTH_MALFORMED = _r("535 5.7.8 malformed authentication response")
+AUTH_MECHANISM_UNKNOWN = _r("504 5.5.4 unrecognized authentication type")
+AUTH_NEEDS_TLS = _r("538 5.7.11 encryption required for requested authentication mechanism")
+AUTH_TOO_MANY = _r("421 4.7.0 too many failed authentications, try again later")
+AUTHENTICATION_REQUIRED = _r("530 5.7.0 authentication required")
+
+# Reception: trusted clients
+XCLIENT_SYNTAX = _r("501 5.5.4 bad XCLIENT attribute")
+XREMOTEIP_SYNTAX = _r("501 5.5.4 XREMOTEIP needs an IP address")
+XSETCONTEXT_SYNTAX = _r("501 5.5.4 XSETCONTEXT needs name=value, and no name that begins with tls")
+
 # Reception: content
 LONE_LF_IN_HEADERS = _r("550 5.6.0 Lone CR or LF in headers (see RFC2822 section 2.2)")
 LONE_LF_IN_BODY = _r("550 5.6.0 Lone CR or LF in body (see RFC2822 section 2.3)")
+NO_VALID_RECIPIENTS = _r("554 5.5.1 no valid recipients")
 HEADERS_MISSING = _r("550 5.6.0 Required headers not found (see RFC2822 section 3.6)")
 HEADERS_TOO_LARGE = _r("552 5.3.4 header section too large")
 DATE_MISSING = _r("550 5.6.0 Missing required RFC2822 Date field (see RFC2822 section 3.6)")

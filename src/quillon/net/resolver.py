@@ -1,4 +1,4 @@
-"""MX, A and AAAA lookup by dnspython, with a cache of our own that keeps to the TTL within the configured bounds.
+"""DNS lookup by dnspython, with a cache of our own that keeps to the TTL within the configured bounds.
 
 Answers are values; an expected failure is one too. `secure` repeats the AD bit, which counts only where the resolver
 is one that we trust: one on a loopback address.
@@ -50,8 +50,8 @@ class Resolver:
     ) -> None:
         self._clock = clock
         self._bounds = (min_ttl, max_ttl)
-        self._running: dict[tuple[str, str], asyncio.Task[Answer]] = {}
-        self._cache: dict[tuple[str, str], tuple[float, Answer]] = {}
+        self._running: dict[tuple[str, str, str], asyncio.Task[Answer]] = {}
+        self._cache: dict[tuple[str, str, str], tuple[float, Answer]] = {}
         self._resolver = dns.asyncresolver.Resolver(configure=False)
         if servers:
             self._resolver.nameservers = [ip for ip, _ in servers]
@@ -65,12 +65,18 @@ class Resolver:
         self._resolver.lifetime = 10.0
         self._resolver.use_edns(0, dns.flags.DO, 1232)
         self._resolver.flags = dns.flags.RD | dns.flags.AD
+        self._others: dict[str, dns.asyncresolver.Resolver] = {}
         self._servers = ", ".join(str(server) for server in self._resolver.nameservers)
         self._trusted = all(_loopback(str(server)) for server in self._resolver.nameservers)
 
-    async def lookup(self, name: str, kind: str) -> Answer:
-        """`kind` is MX, A or AAAA; MX targets come in lower case without a trailing dot, "" for a null MX."""
-        key = (name, kind)
+    async def lookup(self, name: str, kind: str, server: str = "") -> Answer:
+        """`kind` is MX, A, AAAA, TXT, NS or PTR, for which `name` may be an address; `server` asks another resolver.
+
+        Names come in lower case without a trailing dot, "" for a null MX. Raises ValueError for a server that is none.
+        """
+        if kind == "PTR":
+            name = _reverse(name)
+        key = (name, kind, server)
         now = self._clock.now()
         known = self._cache.get(key)
         if known is not None and known[0] > now:
@@ -78,7 +84,7 @@ class Resolver:
         task = self._running.get(key)
         if task is None:
             # many messages for one domain ask one question
-            task = self._running[key] = asyncio.ensure_future(self._ask(name, kind))
+            task = self._running[key] = asyncio.ensure_future(self._ask(name, kind, self._resolver_of(server)))
             task.add_done_callback(lambda _: self._running.pop(key, None))
         answer = await asyncio.shield(task)
         if len(self._cache) >= _CACHE_SIZE:
@@ -88,9 +94,19 @@ class Resolver:
         self._cache[key] = (now + ttl, answer)
         return answer
 
-    async def _ask(self, name: str, kind: str) -> Answer:
+    def _resolver_of(self, server: str) -> dns.asyncresolver.Resolver:
+        if not server:
+            return self._resolver
+        found = self._others.get(server)
+        if found is None:
+            ipaddress.ip_address(server)
+            found = self._others[server] = dns.asyncresolver.Resolver(configure=False)
+            found.nameservers, found.search, found.lifetime = [server], [], self._resolver.lifetime
+        return found
+
+    async def _ask(self, name: str, kind: str, resolver: dns.asyncresolver.Resolver) -> Answer:
         try:
-            found = await self._resolver.resolve(name, kind, raise_on_no_answer=False)
+            found = await resolver.resolve(name, kind, raise_on_no_answer=False)
         except dns.resolver.NXDOMAIN:
             return Answer("nxdomain")
         except dns.exception.Timeout:
@@ -99,14 +115,26 @@ class Resolver:
             return Answer("failed", detail=f"{type(error).__name__} of {self._servers}")
         if found.rrset is None:
             return Answer("nodata")
-        secure = self._trusted and bool(found.response.flags & dns.flags.AD)
+        secure = self._trusted and resolver is self._resolver and bool(found.response.flags & dns.flags.AD)
         records = []
         for item in found.rrset:
             if kind == "MX":
                 records.append((int(item.preference), str(item.exchange).rstrip(".").lower()))
+            elif kind == "TXT":
+                records.append((0, b"".join(item.strings).decode("utf-8", "replace")))
+            elif kind in ("NS", "PTR"):
+                records.append((0, str(item.target).rstrip(".").lower()))
             else:
                 records.append((0, str(item.address)))
         return Answer("ok", tuple(sorted(records)), int(found.rrset.ttl), secure)
+
+
+def _reverse(name: str) -> str:
+    """The name to ask PTR for: that of an address, or the name itself."""
+    try:
+        return ipaddress.ip_address(name).reverse_pointer
+    except ValueError:
+        return name
 
 
 def _loopback(server: str) -> bool:

@@ -14,21 +14,26 @@ from quillon.tls.verdict import Verdict
 
 @dataclass(slots=True)
 class Context:
-    """What one session hands to policy. `reply` is what a script said with set_code or disconnect."""
+    """What one session hands to policy. `reply` is what a script said with set_code or disconnect.
+
+    `results` are those of mail authentication, for the Authentication-Results field (RFC 8601).
+    """
 
     connection: dict[str, str] = field(default_factory=dict)
     message: dict[str, str] = field(default_factory=dict)
     reply: Reply | None = None
     disconnect: bool = False
     module: str = ""
+    results: list[str] = field(default_factory=list)
 
     def new_message(self) -> None:
         """Empty the message context."""
         self.message = {}
+        self.results = []
 
     def forget_clear_text(self) -> None:
         """STARTTLS: what the client said in clear no longer counts (RFC 3207 4.2); `Context = [ ]` keys stay."""
-        for key in ("ehlo_string", "ehlo_domain", "auth_name", "auth_status", "auth_user"):
+        for key in ("ehlo_string", "ehlo_domain", "auth_name", "auth_status", "auth_user", "can_relay"):
             self.connection.pop(key, None)
         self.new_message()
 

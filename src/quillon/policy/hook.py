@@ -3,22 +3,27 @@
 A policy is a list of modules; each may have a callout for a phase. They run in order until one says DONE, or has set a
 reply of 400 or more, which ends the phase whatever the callout returned. A module that fails makes the session's
 answer 451: mail is neither let through nor lost because a script is broken.
+
+A callout may wait (for DNS, a database, time): then the phase waits, and with it its own session only.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from quillon.mail import reply as replies
+from quillon.mail.address import Mailbox
 from quillon.mail.reply import Reply
 from quillon.policy.context import Context
+from quillon.policy.message import MessageView
 
 _LINE_END = re.compile(r"[\r\n]+")
+CALL_AGAIN = 0.1  # seconds until a callout that returned AGAIN is called once more
 
 
 class Phase(Enum):
@@ -27,27 +32,58 @@ class Phase(Enum):
     CONNECT = "validate_connect"
     TLS_POST_ACCEPT = "inbound_smtp_tls_post_accept"
     EHLO = "validate_ehlo"
+    AUTH = "core_validate_auth_hook"
     MAILFROM = "validate_mailfrom"
     RCPTTO = "validate_rcptto"
+    RCPTTO_LIST = "validate_rcptto_list"
+    RCPTTO_LIST_FINAL = "validate_rcptto_list_final"
     DATA = "validate_data"
     DATA_SPOOL = "validate_data_spool"
+    EACH_RCPT = "validate_data_spool_each_rcpt"
     SET_BINDING = "validate_set_binding"
+    FINAL_VALIDATION = "core_final_validation"
+    DEALLOC = "validate_dealloc"
 
 
 class Hook(Enum):
-    """Questions about TLS that a module may answer, by the names of the manual's C hooks."""
+    """Questions that a module may answer, by the names of the manual's C hooks."""
 
     INBOUND_PARAMETERS = "get_inbound_tls_parameters"
     INBOUND_VERIFY = "inbound_smtp_tls_verify_callback"
     OUTBOUND_PARAMETERS = "get_outbound_tls_parameters"
     OUTBOUND_VERIFY = "outbound_smtp_tls_verify_callback"
+    PRE_AUTH = "pre_esmtp_auth"
+    AC_AUTH = "ac_auth_perform_auth"
+    AC_AUTH_FAILED = "ac_auth_log_auth_failure"
+    ROUTING_DOMAIN = "core_config_get_message_routing_domain"
+    CHOOSE_BINDING = "binding_group_choose_binding"
+    RECEIVED_TEXT = "get_received_header_text"
+    NEXT_ATTEMPT = "ec_message_set_next_attempt"
+    EXPIRATION = "get_msg_expiration_params"
+    GENERATE_BOUNCES = "generate_bounces"
+    BOUNCE_TEXT = "generate_rfc3464_message_preamble"
+    OUTBOUND_AUTH = "outbound_smtp_auth_config"
+
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    Phase.AUTH.value: ("core_validate_auth", "validate_auth"),
+    Phase.FINAL_VALIDATION.value: ("final_validation",),
+    Hook.ROUTING_DOMAIN.value: ("config_get_message_routing_domain",),
+} | {hook.value: (f"core_{hook.value}",) for hook in Hook if not hook.value.startswith("core_")}
+"""Other names of callouts: the manual registers a C hook as `<scope>_<hook>`."""
+
+
+def names_of(callout: Phase | Hook) -> tuple[str, ...]:
+    """The names under which a module may have a callout, the usual one first."""
+    return (callout.value, *ALIASES.get(callout.value, ()))
 
 
 class Verdict(Enum):
-    """What a callout returns: go on, or leave out the remaining modules of this phase."""
+    """What a callout returns: go on, leave out the remaining modules of this phase, or call me once more."""
 
     CONT = 0
     DONE = 1
+    AGAIN = 2
 
 
 class PolicyError(Exception):
@@ -56,35 +92,43 @@ class PolicyError(Exception):
     script = ""
 
 
-class Session(NamedTuple):
-    """What a callout may know of the session: `remote` and `local` are ip:port."""
+@dataclass(slots=True)
+class Session:
+    """What a callout may know of the session: `remote` and `local` are ip:port.
+
+    `capabilities` are EHLO keywords that policy has added (True) or taken away (False), `delay` seconds by which it
+    slows the session down, `recipients` those of the transaction. `stores` keep what modules remember of the session,
+    which has ended once it is `over`.
+    """
 
     remote: str
     local: str
     connection_id: str
     protocol: str = "esmtp"
+    capabilities: dict[str, bool] = field(default_factory=dict)
+    delay: float = 0.0
+    recipients: list[Mailbox] = field(default_factory=list)
+    stores: dict[int, Any] = field(default_factory=dict)
+    over: bool = False
+
+    def capability_add(self, keyword: str) -> None:
+        """Offer one more keyword at EHLO. Raises ValueError for what is none (RFC 5321 4.1.1.1)."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*(?: [!-~]+)*", keyword):
+            raise ValueError(f"{keyword!r} is no EHLO keyword")
+        self.capabilities[keyword] = True
+
+    def capability_remove(self, keyword: str) -> None:
+        """Offer a keyword no more, and do not take its command."""
+        self.capabilities[keyword.upper()] = False
 
 
 @dataclass(slots=True)
-class MessageView:
-    """A message in the hands of policy. `head` is its header block; bindings chosen are written back here."""
+class AuthInfo:
+    """An attempt to authenticate: SASL mechanism, user, and how it went (`pass`, `fail`, `error`)."""
 
-    message_id: str
-    batch_id: str
-    connection_id: str
-    sender: str
-    recipient: str
-    head: bytes
-    size: int
-    binding_group: str = ""
-    binding: str = ""
-    routing_domain: str = ""
-
-    def header(self, name: str) -> list[str]:
-        """Unfolded values of a header field."""
-        head = self.head.decode("latin-1")
-        pattern = re.compile(rf"^{re.escape(name)}[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)", re.I | re.M)
-        return [re.sub(r"\r\n[ \t]+", " ", match[1]).strip() for match in pattern.finditer(head)]
+    mechanism: str
+    user: str
+    status: str
 
 
 @dataclass(slots=True)
@@ -96,6 +140,12 @@ class Call:
     context: Context
     text: str = ""
     message: MessageView | None = None
+    auth: AuthInfo | None = None
+
+    @property
+    def call(self) -> Call:
+        """Itself: what objects of scripts hold is a call, or stands for the one that runs in a session."""
+        return self
 
     @property
     def view(self) -> MessageView:
@@ -104,27 +154,40 @@ class Call:
             raise ValueError("there is no message in this phase")
         return self.message
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether the callout may wait for something."""
+        return isinstance(self.phase, Phase) and self.phase not in (Phase.SET_BINDING, Phase.DEALLOC)
+
+
+Callout = Callable[[Call], Verdict | Awaitable[Verdict]]
+
 
 class Module(Protocol):
     name: str
 
-    def callout(self, phase: Phase) -> Callable[[Call], Verdict] | None:
+    def callout(self, phase: Phase) -> Callout | None:
         """The module's function for a phase, if it has one."""
 
     def hook(self, hook: Hook) -> Callable[..., Any] | None:
-        """The module's function for a question about TLS, if it has one; arguments as `quillon.policy.tls` gives."""
+        """The module's function for a question, if it has one; arguments as its asker gives."""
 
     def close(self) -> None:
         """The policy is replaced."""
 
 
+async def _no_sleep(seconds: float) -> None:
+    raise PolicyError("VALIDATE_AGAIN: nothing here can wait")
+
+
 @dataclass
 class Policy:
-    """`report` gets one line for each callout that failed."""
+    """`report` gets one line for each callout that failed; `sleep` lets time pass."""
 
     modules: Sequence[Module] = ()
     report: Callable[[str], None] = print
-    _callouts: dict[Phase, list[tuple[str, Callable[[Call], Verdict]]]] = field(default_factory=dict)
+    sleep: Callable[[float], Awaitable[None]] = _no_sleep
+    _callouts: dict[Phase, list[tuple[str, Callout]]] = field(default_factory=dict)
     _hooks: dict[Hook, list[tuple[str, Callable[..., Any]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -154,15 +217,21 @@ class Policy:
         """Whether anybody listens: a session without policy does not even build the arguments."""
         return phase in self._callouts
 
-    def run(self, call: Call) -> Reply | None:
+    async def run(self, call: Call) -> Reply | None:
         """The refusal that policy decided on, or None. `call.context.disconnect` tells to close behind it."""
         context = call.context
         context.reply, context.disconnect = None, False
         assert isinstance(call.phase, Phase)
         for name, callout in self._callouts.get(call.phase, ()):
+            if f"__bypass_{name}" in context.connection:
+                continue
             context.module = name
             try:
                 verdict = callout(call)
+                if not isinstance(verdict, Verdict):
+                    verdict = await verdict
+                while verdict is Verdict.AGAIN:
+                    verdict = await self._again(call, callout)
             except Exception as error:
                 # whatever a script does wrong is its own fault; the session is told 451 and goes on
                 self.report(f"scriptlet: {call.phase.value} error in {name}: {words_of(error)}")
@@ -172,9 +241,36 @@ class Policy:
                 return Reply(421, "", reply.text)  # to hang up is a refusal: no 250 may stand for mail that is not kept
             if reply is not None and reply.code >= 400:
                 return reply
+            view = call.message
+            if view is not None and view.reply is not None and view.reply.code >= 400:
+                return view.reply
             if verdict is Verdict.DONE:
                 break
         context.module = ""  # whoever refuses now, it was none of them
+        return None
+
+    async def _again(self, call: Call, callout: Callout) -> Verdict:
+        if not call.may_wait:
+            raise PolicyError(f"VALIDATE_AGAIN: {call.phase.value} cannot be called again")
+        await self.sleep(CALL_AGAIN)
+        verdict = callout(call)
+        return verdict if isinstance(verdict, Verdict) else await verdict
+
+    def answers(self, hook: Hook, call: Call, *arguments: object) -> Any:
+        """What the first module that has something to say answers to a question; None if none has.
+
+        A module that fails is reported and has said nothing.
+        """
+        for name, answer in self._hooks.get(hook, ()):
+            call.context.module = name
+            try:
+                said = answer(call, *arguments)
+            except Exception as error:
+                # as for a phase: the script's fault, told to the operator
+                self.report(f"scriptlet: {hook.value} error in {name}: {words_of(error)}")
+                continue
+            if said is not None:
+                return said
         return None
 
     def close(self) -> None:
@@ -184,12 +280,17 @@ class Policy:
 
 def set_reply(context: Context, code: int, text: str, *, disconnect: bool) -> None:
     """What a callout says to the client; an enhanced status code may lead the text. Raises ValueError."""
+    context.reply = reply_of(code, text)
+    context.disconnect = disconnect
+
+
+def reply_of(code: int, text: str) -> Reply:
+    """A reply out of what a policy wrote. Raises ValueError."""
     if not 200 <= code <= 599:
         raise ValueError(f"{code} is no SMTP reply code")
     words = _LINE_END.sub(" ", text).strip()
     match = re.match(r"([245]\.[0-9]{1,3}\.[0-9]{1,3}) (.*)", words)
-    context.reply = Reply(code, match[1], match[2]) if match else Reply(code, "", words or "no text")
-    context.disconnect = disconnect
+    return Reply(code, match[1], match[2]) if match else Reply(code, "", words or "no text")
 
 
 def words_of(error: BaseException) -> str:
@@ -197,33 +298,36 @@ def words_of(error: BaseException) -> str:
     return text or type(error).__name__
 
 
-# callouts of the manual that this version does not call
-_NOT_HERE = frozenset(
-    {
-        "validate_rcptto_list",
-        "validate_rcptto_list_final",
-        "validate_data_spool_each_rcpt",
-        "validate_dealloc",
-        "core_final_validation",
-        "core_validate_auth",
-        "core_validate_auth_hook",
-        "core_config_get_message_routing_domain",
-        "pre_esmtp_auth",
-        "outbound_smtp_auth_config",
-    }
-)
-
-
 def unknown_callout(names: Iterable[str]) -> str | None:
     """What is wrong with a module's names: one that looks like a callout and is none would be left out in silence."""
-    known = [phase.value for phase in Phase] + [hook.value for hook in Hook]
+    known = [name for callout in (*Phase, *Hook) for name in names_of(callout)]
     for name in names:
-        if name in _NOT_HERE:
-            return f"{name} is a callout that this version does not have; it would never be called"
+        if name in known:
+            continue
+        if name in NOT_HERE:
+            return f"{name} is a callout that this version does not have ({NOT_HERE[name]}); it would never be called"
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.92)
-        if close and close[0] != name:
+        if close:
             return f"{name} is no callout; did you mean {close[0]}?"
     return None
 
+
+NOT_HERE = {
+    "msg_gen_data_spool": "there is no message generation over HTTP",
+    "http_request_eval": "there is no HTTP listener",
+    "rsrc_setup": "there is no HTTP listener",
+    "generic_delivery": "delivery is by SMTP",
+    "outbound_tls_ca": "use get_outbound_tls_parameters",
+    "outbound_tls_cert": "use get_outbound_tls_parameters",
+    "outbound_tls_key": "use get_outbound_tls_parameters",
+    "outbound_tls_ciphers": "use get_outbound_tls_parameters",
+    "outbound_tls_verify": "use get_outbound_tls_parameters",
+    "use_outbound_tls": "use get_outbound_tls_parameters",
+    "generate_rfc3464_message": "use generate_rfc3464_message_preamble",
+    "post_validate_set_binding": "use validate_set_binding",
+    "pre_ec_can_relay_to": "set can_relay in the connection context in validate_rcptto or before",
+    "config_get_domain_relay": "set can_relay in the connection context before RCPT TO",
+}
+"""Callouts of the manual that are never called here, and what to use."""
 
 NO_POLICY = Policy()

@@ -1,21 +1,41 @@
-"""Lua policy scripts: LuaJIT 2.1 (the 5.1 dialect) through lupa, one runtime per worker.
+"""Lua policy scripts: LuaJIT 2.1 (the 5.1 dialect and the manual's operators) through lupa, one runtime per worker.
 
 `load_scripts` reads the scripts of the scriptlet stanza in the order of the file; each registers its callouts with
-`msys.registerModule`. A script reaches what the manual's API gives it and nothing else: no files, no processes, no
-foreign functions, no look into Python.
+`msys.registerModule`. A script reaches what the manual's API gives it and nothing else: no files but through the
+documented functions, no processes, no foreign functions, no look into Python.
+
+A callout runs in a coroutine. Where it has to wait, the coroutine yields to Python, which awaits what it asks for and
+resumes it; other sessions go on meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import importlib.resources
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lupa.luajit21 as lupa
 
 from quillon.config.settings import ScriptSettings
-from quillon.policy.hook import Call, Hook, Phase, PolicyError, Verdict, set_reply, unknown_callout
-from quillon.policy.msys.core import PRELUDE
+from quillon.policy import dialect
+from quillon.policy.hook import (
+    Call,
+    Callout,
+    Hook,
+    Phase,
+    PolicyError,
+    Session,
+    Verdict,
+    names_of,
+    unknown_callout,
+    words_of,
+)
+from quillon.policy.msys import LIBRARIES
+from quillon.policy.msys.api import Api, from_octets, to_octets
+from quillon.policy.msys.json import NULL
+from quillon.policy.world import World
 
 _REMOVED = (
     "os",
@@ -31,25 +51,21 @@ _REMOVED = (
     "module",
     "python",
 )
+WITH_MESSAGE = frozenset((Phase.RCPTTO, Phase.DATA, Phase.DATA_SPOOL, Phase.EACH_RCPT, Phase.FINAL_VALIDATION))
 COLLECT_AGAIN = 1.0  # seconds between attempts to make scripts that hold too much let go of some
-_VERDICTS = {0: Verdict.CONT, 1: Verdict.DONE}
+_VERDICTS = {0: Verdict.CONT, 1: Verdict.DONE, 2: Verdict.AGAIN}
 
 
-def load_scripts(
-    settings: ScriptSettings, folders: Sequence[Path], now: Callable[[], float], report: Callable[[str], None]
-) -> list[LuaModule]:
+def load_scripts(settings: ScriptSettings, folders: Sequence[Path], world: World) -> list[LuaModule]:
     """The modules that the scripts register. Raises PolicyError, which names script and line."""
-    runtime = _Runtime(folders, now, report, settings)
-    runtime.execute(f"collectgarbage('setpause', {settings.gc_pause})")
-    runtime.execute(f"collectgarbage('setstepmul', {settings.gc_stepmul})")
-    runtime.seal()
+    runtime = _Runtime(folders, world, settings)
     for name, source in settings.scripts:
         if source == "msys.boot":
             continue  # the manual's own start script, which has nothing to start here
-        before = len(runtime.modules)
+        before = runtime.registered
         try:
             runtime.require(source)
-            if len(runtime.modules) == before:
+            if runtime.registered == before:
                 raise PolicyError(f"scriptlet: {source} registers no module with msys.registerModule")
         except PolicyError as error:
             error.script = name
@@ -59,6 +75,15 @@ def load_scripts(
     return runtime.modules if settings.enabled else []
 
 
+class _Current:
+    """What `vctx` and `ac` of a session stand for: the callout that runs in it."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+
 class LuaModule:
     """One table given to msys.registerModule."""
 
@@ -66,44 +91,67 @@ class LuaModule:
         self.name = name
         self._table = table
         self._runtime = runtime
-        self._calls = runtime.calls
 
-    def callout(self, phase: Phase) -> Callable[[Call], Verdict] | None:
-        if self._table[phase.value] is None:
+    def _bound(self, callout: Phase | Hook) -> Any:
+        """The module's function for a callout, with what calls it; None if it has none."""
+        found = (self._table[name] for name in names_of(callout))
+        function = next((f for f in found if f is not None), None)
+        return None if function is None else self._runtime.bind(callout.value, function, self._table)
+
+    def callout(self, phase: Phase) -> Callout | None:
+        enter = self._bound(phase)
+        if enter is None:
             return None
-        enter, table, key = self._calls[phase.value], self._table, phase.value
+        runtime, key = self._runtime, phase.value
+        with_message = phase in WITH_MESSAGE or phase is Phase.SET_BINDING
+        with_text = phase in (Phase.EHLO, Phase.MAILFROM)
 
-        def run(call: Call) -> Verdict:
-            result = self._runtime.limited(enter, table, call, call.text)
-            if result not in _VERDICTS:
-                raise PolicyError(f"{key} returned {result!r}, not VALIDATE_CONT or VALIDATE_DONE")
-            return _VERDICTS[result]
+        def run(call: Call) -> Verdict | Awaitable[Verdict]:
+            given: tuple[Any, ...] = ()
+            if with_message:
+                given = (call, to_octets(call.text)) if call.text else (call,)
+            elif with_text:
+                given = (to_octets(call.text),)
+            elif call.auth is not None:
+                given = (to_octets(call.auth.user), call.auth.mechanism, call.auth.status)
+            result = runtime.enter(enter, call, given)
+            if result[0] is True:
+                return _verdict(key, result)
+            return self._waited(key, call, result)
 
         return run
 
+    async def _waited(self, key: str, call: Call, result: tuple[Any, ...]) -> Verdict:
+        return _verdict(key, await self._runtime.waited(call, result))
+
     def hook(self, hook: Hook) -> Callable[..., Any] | None:
-        if self._table[hook.value] is None:
+        enter = self._bound(hook)
+        if enter is None:
             return None
-        enter, table = self._calls[hook.value], self._table
 
         def run(call: Call, *arguments: object) -> Any:
-            return self._runtime.limited(enter, table, call, *(_argument(value) for value in arguments))
+            given = (call, *(to_octets(value) if isinstance(value, str) else value for value in arguments))
+            result = self._runtime.enter(enter, call, given)
+            return _text(result[1]) if len(result) == 2 else tuple(_text(value) for value in result[1:])
 
         return run
 
     def init(self) -> None:
         """Call the module's own `init`, which has to return true. Raises PolicyError."""
-        self._hook("init")
+        self._call("init")
 
     def close(self) -> None:
-        self._hook("deinit")
+        try:
+            self._call("deinit")
+        finally:
+            self._runtime.close()
 
-    def _hook(self, name: str) -> None:
+    def _call(self, name: str) -> None:
         function = self._table[name]
         if function is None:
             return
         try:
-            result = self._runtime.limited(function, self._table, armed=True)
+            result = self._runtime.run(function, self._table)
         except (lupa.LuaError, PolicyError) as error:
             raise PolicyError(f"scriptlet: {name} of {self.name}: {error}") from None
         if result is not True:
@@ -111,16 +159,16 @@ class LuaModule:
 
 
 class _Runtime:
-    def __init__(
-        self, folders: Sequence[Path], now: Callable[[], float], report: Callable[[str], None], settings: ScriptSettings
-    ) -> None:
-        self._memory = settings.memory_limit
-        self._too_much = f"the scripts hold more than {settings.memory_limit} MiB (Memory_Limit)"
-        self._now = now
-        self._collect_at = 0.0
+    """LuaJIT with the tables of the manual, sealed."""
+
+    def __init__(self, folders: Sequence[Path], world: World, settings: ScriptSettings) -> None:
         self.modules: list[LuaModule] = []
+        self.registered = 0  # modules, schemes and commands
+        self._memory = settings.memory_limit * 2**20
+        self._too_much = f"the scripts hold more than {settings.memory_limit} MiB (Memory_Limit)"
+        self._world = world
+        self._collect_at = 0.0
         self._folders = folders
-        self._report = report
         self._lua = lupa.LuaRuntime(
             unpack_returned_tuples=True,
             register_eval=False,
@@ -130,32 +178,55 @@ class _Runtime:
             # far above the limit: what Python hands over must never meet this ceiling, where Lua knows no way back
             max_memory=settings.memory_limit * 2**20 * 2 or None,
         )
-        self._loadstring = self._lua.eval("loadstring")
-        functions = {
-            "now": now,
-            "context_get": _context_get,
-            "context_set": _context_set,
-            "context_delete": _context_delete,
-            "set_code": _set_code,
-            "session": _session,
-            "message": _message,
-            "headers": lambda call, name: self._lua.table_from(_values(call, name)),
-            "binding": _binding,
-            "register": self._register,
-            "print": lambda text: report(f"scriptlet: {text}"),
-            "source": self._source,
-            "loadstring": self._loadstring,
-        }
-        prelude = self._loadstring(PRELUDE, "=msys")
-        self.calls, self._arm, self._disarm, self._state = prelude(self._lua.table_from(functions), settings.cpu_limit)
-        self._collect = self._lua.eval("collectgarbage")
+        self.api = Api(world)
+        for library in LIBRARIES:
+            library(self.api)
+        self._build(settings)
+        self._seal(settings)
         self._require = self._lua.globals()["require"]
 
-    def execute(self, code: str) -> None:
-        self._lua.execute(code)
+    def _build(self, settings: ScriptSettings) -> None:
+        lua, api = self._lua, self.api
+        self._loadstring = lua.eval("loadstring")
+        given = lua.table_from(
+            {
+                "now": self._world.now,
+                "null": NULL,
+                "functions": lua.table_from(api.functions),
+                "waits": lua.table_from(dict.fromkeys(api.waits, True)),
+                "constants": lua.table_from(api.constants),
+                "left_out": lua.table_from(api.left_out),
+                "register": self._guarded(self._register),
+                "register_auth": self._guarded(self._register_auth),
+                "register_control": self._guarded(self._register_control),
+                "later": self._guarded(self._later),
+                "print": self._print,
+                "source": self._source,
+                "loadstring": self._load,
+            }
+        )
+        runtime = self._chunk("runtime.lua")(given, settings.cpu_limit)
+        api.fault = runtime["fault"]
+        api.table_from = lua.table_from
+        api.opaque = runtime["opaque"]
+        tools = self._chunk("msys.lua")(given, runtime)
+        api.make = {str(kind): make for kind, make in tools["new"].items()}
+        self.bind, self._session, self._run = tools["bind"], tools["session"], tools["run"]
+        self._authenticate = tools["authenticate"]
+        self._continue, self._cancel = runtime["continue"], runtime["cancel"]
+        self._disarm, self._state = runtime["disarm"], runtime["state"]
+        self._kept, self._forget = runtime["kept"], runtime["drop"]
+        self._collect = lua.eval("collectgarbage")
+        api.run_kept = lambda number, *arguments: self.run(self._kept(number), *arguments)
 
-    def seal(self) -> None:
+    def _chunk(self, name: str) -> Any:
+        text = importlib.resources.files("quillon.policy.msys").joinpath(name).read_text(encoding="utf-8")
+        return self._loadstring(text, "=msys")
+
+    def _seal(self, settings: ScriptSettings) -> None:
         """Take away what reaches beyond the manual's API."""
+        self._collect("setpause", settings.gc_pause)
+        self._collect("setstepmul", settings.gc_stepmul)
         names = self._lua.globals()
         for name in _REMOVED:
             names[name] = None
@@ -165,56 +236,184 @@ class _Runtime:
         names["getfenv"] = None
         names["setfenv"] = None
 
-    def require(self, source: str) -> None:
-        try:
-            self.limited(self._require, source, armed=True)
-        except (lupa.LuaError, PolicyError) as error:
-            raise PolicyError(f"scriptlet: {error}") from None
+    # calling --------------------------------------------------------------------------------------------------
 
-    def limited(self, function: Any, *arguments: object, armed: bool = False) -> Any:
-        """Call into Lua within the limits; `armed` where the function does not see to its CPU limit itself."""
-        self._check_memory()
+    def enter(self, bound: Any, call: Call, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Run a callout: True and its results, or what it waits for. Raises PolicyError, lupa.LuaError."""
+        if self._memory and self._lua.get_memory_used() > self._memory:
+            self.check_memory()
+        known = call.session.stores.get(id(self))
+        if known is None:
+            known = self._new_session(call)
+        current, table = known
+        current.call = call
+        api = self.api
+        before, api.call = api.call, call
         try:
-            if armed:
-                self._arm()
-            result = function(*arguments)
-        except lupa.LuaMemoryError:
-            self._collect()
-            self._release()
-            raise PolicyError(self._too_much) from None
-        except BaseException:
-            self._release()
+            result: tuple[Any, ...] = bound(call.may_wait, table, *given)
+        except BaseException as error:
+            self._failed(error)
             raise
-        if armed:
-            self._disarm()
+        finally:
+            api.call = before
+        return result if type(result) is tuple else (result,)
+
+    def _new_session(self, call: Call) -> tuple[_Current, Any]:
+        """What stands for a session in Lua."""
+        current = _Current(call)
+        found = call.session.stores[id(self)] = (current, self._session(current))
+        return found
+
+    async def waited(self, call: Call | None, result: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Do what a script waits for until it has come to its end."""
+        table = None if call is None else call.session.stores[id(self)][1]
+        while result[0] is not True:
+            _, coroutine, name, *arguments = result
+            given: tuple[Any, ...]
+            try:
+                # a task of its own: what it uses may want to know which task it runs in
+                found = await asyncio.ensure_future(self.api.waits[name](call, *arguments))
+                given = (True, *found) if isinstance(found, tuple) else (True, found)
+            except Exception as error:
+                given = (False, to_octets(words_of(error)))
+            except BaseException:
+                self._cancel(coroutine)
+                raise
+            result = self._limited(call, self._continue, coroutine, table, *given)
         return result
 
-    def _check_memory(self) -> None:
+    def run(self, function: Any, *arguments: Any) -> Any:
+        """Call a function of a script outside of any session; its first result. Raises PolicyError, lupa.LuaError."""
+        result = self._limited(None, self._run, False, function, *arguments)
+        return result[1] if len(result) > 1 else None
+
+    async def run_waiting(self, function: Any, *arguments: Any) -> Any:
+        """As `run`, for a function that may wait."""
+        result = self._limited(None, self._run, True, function, *arguments)
+        result = await self.waited(None, result)
+        return result[1] if len(result) > 1 else None
+
+    def _limited(self, call: Call | None, function: Any, *arguments: Any) -> tuple[Any, ...]:
+        """Call into Lua within the limits."""
+        self.check_memory()
+        before, self.api.call = self.api.call, call
+        try:
+            result = function(*arguments)
+        except BaseException as error:
+            self._failed(error)
+            raise
+        finally:
+            self.api.call = before
+        return result if isinstance(result, tuple) else (result,)
+
+    def _failed(self, error: BaseException) -> None:
+        """Make Lua fit for the next call. Raises PolicyError in place of Lua's own words on memory."""
+        self._release()
+        if isinstance(error, lupa.LuaMemoryError):
+            self._collect()
+            raise PolicyError(self._too_much) from None
+
+    def check_memory(self) -> None:
         """Raise PolicyError where the scripts hold more than their limit, whatever is collected."""
-        limit = self._memory * 2**20
+        limit = self._memory
         if not limit or self._lua.get_memory_used() <= limit:
             return
-        now = self._now()
+        now = self._world.now()
         if now >= self._collect_at:
             self._collect()
-            self._collect_at = self._now() + COLLECT_AGAIN
+            self._collect_at = self._world.now() + COLLECT_AGAIN
         if self._lua.get_memory_used() > limit:
             raise PolicyError(self._too_much)
 
     def _release(self) -> None:
         """Lift the CPU limit; set from outside, for each instruction of Lua would fail once it is over."""
-        self._state["over"] = False
-        self._state["deadline"] = float("inf")
+        self._state["deadline"] = False
         self._disarm()
 
-    def _register(self, name: str, table: Any) -> None:
-        callouts = {phase.value for phase in Phase} | {hook.value for hook in Hook} | {"init", "deinit"}
+    # loading --------------------------------------------------------------------------------------------------
+
+    def require(self, source: str) -> None:
+        try:
+            self.run(self._require, source)
+        except (lupa.LuaError, PolicyError) as error:
+            raise PolicyError(f"scriptlet: {error}") from None
+
+    def _guarded(self, function: Callable[..., None]) -> Callable[..., Any]:
+        """A function whose exceptions become errors of the script, with its line."""
+
+        def run(*arguments: Any) -> Any:
+            try:
+                return function(*arguments)
+            except Exception as error:
+                self.api.fault["words"] = to_octets(words_of(error))
+                return self.api.fault
+
+        return run
+
+    def _register(self, name: str, number: int) -> None:
+        # taken once more from outside of the coroutine that runs: see runtime.lua
+        table = self._kept(number)
+        callouts = {name for callout in (*Phase, *Hook) for name in names_of(callout)} | {"init", "deinit"}
         if not any(table[key] is not None for key in callouts):
             raise PolicyError(f"no usable methods found for module {name} in registerModule call")
         unknown = unknown_callout(str(key) for key in table if callable(table[key]))
         if unknown is not None:
             raise PolicyError(f"{name}: {unknown}")
-        self.modules.append(LuaModule(str(name), table, self))
+        self.modules.append(LuaModule(from_octets(str(name)), table, self))
+        self.registered += 1
+
+    def _register_auth(self, scheme: str, number: int) -> None:
+        async def authenticate(path: str, parameters: Mapping[str, str], user: str, password: str) -> Any:
+            given = [to_octets(path), self.api.out(dict(parameters)), to_octets(user), to_octets(password)]
+            return await self.run_waiting(self._authenticate, number, *given)
+
+        self._world.auth[from_octets(str(scheme)).lower()] = authenticate
+        self.registered += 1
+
+    def _register_control(self, prefix: str, number: int) -> None:
+        async def control(arguments: Sequence[str]) -> str:
+            said: list[str] = []
+            given = self.api.out({"argc": len(arguments), "argv": dict(enumerate(arguments))})
+            before, self._say = self._say, said.append
+            try:
+                await self.run_waiting(self._kept(number), given)
+            finally:
+                self._say = before
+            return "\n".join(said)
+
+        self._world.control[from_octets(str(prefix))] = control
+        self.registered += 1
+
+    _say: Callable[[str], None] | None = None
+
+    def _print(self, text: str) -> None:
+        """To the console command that is running, or to the paniclog."""
+        if self._say is not None and self.api.call is None:
+            self._say(from_octets(text))
+        else:
+            self._world.report(f"scriptlet: {from_octets(text)}")
+
+    def _later(self, number: int) -> None:
+        if self._world.later is None:
+            raise PolicyError("nothing can run later here")
+        self._world.later(lambda: self._run_now(number))
+
+    def _run_now(self, number: int) -> None:
+        """Run a function of a script that nobody waits for."""
+        try:
+            self.run(self._kept(number))
+        except (lupa.LuaError, PolicyError) as error:
+            self._world.report(f"scriptlet: runInPool error: {words_of(error)}")
+        finally:
+            self._forget(number)
+
+    def _load(self, text: str, name: str) -> Any:
+        """Compile a script of the manual's dialect: the chunk, or nil and words."""
+        try:
+            text = dialect.translate(text, name.removeprefix("@"))
+        except dialect.DialectError as error:
+            return None, to_octets(str(error))
+        return self._loadstring(text, name)
 
     def _source(self, name: str) -> tuple[str | None, str]:
         """The text of a module and its path, or None and why it is not found."""
@@ -231,78 +430,23 @@ class _Runtime:
         looked = ", ".join(str(folder) for folder in self._folders)
         return None, f"there is no {relative}.lua in {looked}"
 
+    def close(self) -> None:
+        """The scripts are replaced: what they have started ends."""
+        stops, self._world.stops = self._world.stops, []
+        for stop in stops:
+            stop()
+
+
+def _verdict(key: str, result: tuple[Any, ...]) -> Verdict:
+    said = result[1] if len(result) > 1 else None
+    if said not in _VERDICTS:
+        raise PolicyError(f"{key} returned {said!r}, not VALIDATE_CONT, VALIDATE_DONE or VALIDATE_AGAIN")
+    return _VERDICTS[said]
+
+
+def _text(value: Any) -> Any:
+    return from_octets(value) if isinstance(value, str) else value
+
 
 def _refuse_attribute(_object: object, _name: object, _setting: bool) -> str:
     raise AttributeError("a script cannot look into the server's objects")
-
-
-def _dictionary(call: Call, kind: object) -> dict[str, str]:
-    if kind in (1, "VCTX_CONN", "ECMESS_CTX_CONN"):
-        return call.context.connection
-    if kind in (2, "VCTX_MESS", "ECMESS_CTX_MESS"):
-        return call.context.message
-    raise ValueError("the first argument is msys.core.VCTX_CONN or msys.core.VCTX_MESS")
-
-
-def _context_get(call: Call, kind: object, key: object) -> str | None:
-    value = _dictionary(call, kind).get(_from_lua(str(key)))
-    return None if value is None else _to_lua(value)
-
-
-def _context_set(call: Call, kind: object, key: object, value: object) -> None:
-    _dictionary(call, kind)[_from_lua(str(key))] = _from_lua(_text(value))
-
-
-def _context_delete(call: Call, kind: object, key: object) -> int:
-    return 1 if _dictionary(call, kind).pop(_from_lua(str(key)), None) is not None else 0
-
-
-def _to_lua(text: str) -> str:
-    """Text as the octets of its UTF-8 form, one character each, which is what Lua strings are made of."""
-    return text.encode("utf-8", "replace").decode("latin-1")
-
-
-def _from_lua(text: str) -> str:
-    return text.encode("latin-1").decode("utf-8", "replace")
-
-
-def _argument(value: object) -> object:
-    return _to_lua(value) if isinstance(value, str) else value
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _set_code(call: Call, code: object, text: object, disconnect: bool) -> None:
-    set_reply(call.context, int(str(_text(code))), _text(text), disconnect=disconnect)
-
-
-def _session(call: Call, name: str) -> str:
-    if name not in ("remote", "connection_id", "protocol"):
-        raise ValueError(name)
-    return _to_lua(str(getattr(call.session, name)))
-
-
-def _message(call: Call, name: str) -> object:
-    if name not in ("sender", "recipient", "size", "message_id", "batch_id", "connection_id"):
-        raise ValueError(name)
-    value = getattr(call.view, name)
-    return _to_lua(value) if isinstance(value, str) else value
-
-
-def _values(call: Call, name: object) -> list[str]:
-    """Unfolded values of a header field."""
-    return call.view.header(str(name))
-
-
-def _binding(call: Call, field: str, name: object) -> str | None:
-    if field not in ("binding", "binding_group", "routing_domain"):
-        raise ValueError(field)
-    view = call.view
-    if name is not None:
-        value = _text(name)
-        setattr(view, field, value.lower() if field == "routing_domain" else value)
-    return getattr(view, field) or None

@@ -1,38 +1,70 @@
-"""Policy modules in Python: a file with functions named as the phases.
+"""Policy modules in Python: a file with functions, or one class with methods, named as the phases and hooks.
 
     from quillon.policy.python import Message, Session
 
-    def validate_mailfrom(session: Session) -> None:
-        if session.message_context["mailfrom_domain"] == "bank.fi" and "tls" not in session.connection_context:
+    async def validate_mailfrom(session: Session) -> None:
+        domain = session.message_context["mailfrom_domain"]
+        if domain == "bank.fi" and "tls" not in session.connection_context:
             session.reject(550, "5.7.1 mail of bank.fi comes over TLS")
+        if not await session.lookup(domain, "MX"):
+            session.reject(450, "4.1.8 the sender's domain takes no mail")
 
 Functions of the message phases take (session, message), those of the others (session). `Verdict.DONE` leaves out the
-remaining modules of a phase; nothing or `Verdict.CONT` goes on. A policy in Python is part of the server: it may do
-whatever the server may, and it holds up its worker for as long as it runs.
+remaining modules of a phase; nothing or `Verdict.CONT` goes on. An `async` function may wait, and then only its own
+session does. A policy in Python is part of the server: it may do whatever the server may, and a plain function holds up
+its worker for as long as it runs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from quillon.policy.hook import Call, Hook, MessageView, Phase, PolicyError, Verdict, set_reply, unknown_callout
+from quillon.policy.hook import (
+    Call,
+    Callout,
+    Hook,
+    Phase,
+    PolicyError,
+    Verdict,
+    names_of,
+    set_reply,
+    unknown_callout,
+)
+from quillon.policy.message import MessageView
+from quillon.policy.msys.addresses import address_parts, mailbox_of, mailboxes_of
+from quillon.policy.world import World
 
-__all__ = ["Certificate", "Message", "PythonModule", "Remote", "Session", "TlsParameters", "Verdict", "load_module"]
+__all__ = [
+    "Certificate",
+    "Delivery",
+    "Message",
+    "PythonModule",
+    "Remote",
+    "Session",
+    "TlsParameters",
+    "Verdict",
+    "load_module",
+]
 
-_WITH_MESSAGE = {Phase.RCPTTO, Phase.DATA, Phase.DATA_SPOOL}
+WITH_MESSAGE = frozenset((Phase.RCPTTO, Phase.DATA, Phase.DATA_SPOOL, Phase.EACH_RCPT, Phase.FINAL_VALIDATION))
+ONLY_MESSAGE = frozenset((Phase.SET_BINDING,))
+_AT_ONCE = (*Hook, Phase.SET_BINDING, Phase.DEALLOC)
 
 
 class Session:
     """The client of a callout. Contexts are dictionaries of strings, as the manual lists them."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, world: World) -> None:
         self._call = call
+        self._world = world
 
     @property
     def remote(self) -> str:
@@ -40,11 +72,18 @@ class Session:
         return self._call.session.remote
 
     @property
+    def ip(self) -> str:
+        """The client's address."""
+        return self._call.session.remote.rpartition(":")[0].strip("[]")
+
+    @property
     def local(self) -> str:
+        """The listener's address and port."""
         return self._call.session.local
 
     @property
     def connection_id(self) -> str:
+        """As the logs print it."""
         return self._call.session.connection_id
 
     @property
@@ -54,11 +93,39 @@ class Session:
 
     @property
     def connection_context(self) -> dict[str, str]:
+        """What is known of the connection, TLS verdict included; it lives as long as the connection."""
         return self._call.context.connection
 
     @property
     def message_context(self) -> dict[str, str]:
+        """What is known of the message; it goes into the spool with it."""
         return self._call.context.message
+
+    @property
+    def auth_mechanism(self) -> str:
+        """In core_validate_auth_hook: the SASL mechanism."""
+        return self._call.auth.mechanism if self._call.auth else ""
+
+    @property
+    def auth_user(self) -> str:
+        """In core_validate_auth_hook: the user, which may be empty."""
+        return self._call.auth.user if self._call.auth else ""
+
+    @property
+    def auth_status(self) -> str:
+        """In core_validate_auth_hook: pass, fail or error."""
+        return self._call.auth.status if self._call.auth else ""
+
+    @property
+    def recipients(self) -> list[str]:
+        """The recipients of the transaction so far."""
+        return [str(mailbox) for mailbox in self._call.session.recipients]
+
+    def set_recipients(self, addresses: Sequence[str]) -> None:
+        """Other recipients, from validate_rcptto_list to validate_data_spool. Raises ValueError."""
+        if self._call.phase not in (Phase.RCPTTO_LIST, Phase.RCPTTO_LIST_FINAL, Phase.DATA, Phase.DATA_SPOOL):
+            raise ValueError(f"the recipients cannot be changed in {self._call.phase.value}")
+        self._call.session.recipients[:] = dict.fromkeys(mailboxes_of(list(addresses)))
 
     def reject(self, code: int, text: str) -> None:
         """Answer with this code and text; from 400 on that ends the phase. Raises ValueError for no SMTP code."""
@@ -68,6 +135,27 @@ class Session:
         """Answer and close."""
         set_reply(self._call.context, code, text, disconnect=True)
 
+    def tarpit(self, seconds: float) -> None:
+        """Slow the session down: each answer from here on waits so many seconds."""
+        self._call.session.delay = min(max(float(seconds), 0.0), 60.0)
+
+    def capability_add(self, keyword: str) -> None:
+        """Offer one more keyword at EHLO. Raises ValueError."""
+        self._call.session.capability_add(keyword)
+
+    def capability_remove(self, keyword: str) -> None:
+        """Offer a keyword of EHLO no more."""
+        self._call.session.capability_remove(keyword)
+
+    async def lookup(self, name: str, kind: str = "A") -> list[str]:
+        """Ask DNS for A, AAAA, TXT, MX, PTR or NS records, best first; an empty list where there is no answer."""
+        found = await self._world.lookup(name, kind, "")
+        return [text for _, text in found.records]
+
+    async def send(self, sender: str, recipients: Sequence[str], data: bytes) -> None:
+        """Send a message of one's own: it is in the spool when this returns. Raises ValueError, PolicyError."""
+        await self._world.inject(mailbox_of(sender), mailboxes_of(list(recipients)), data)
+
 
 class Message:
     """The message of a callout."""
@@ -76,11 +164,23 @@ class Message:
         self._view = view
 
     @property
+    def message_id(self) -> str:
+        """The id of this recipient's message, from validate_data_spool_each_rcpt on."""
+        return self._view.message_id
+
+    @property
+    def batch_id(self) -> str:
+        """The id of the transaction."""
+        return self._view.batch_id
+
+    @property
     def sender(self) -> str:
+        """The envelope sender."""
         return self._view.sender
 
     @property
     def recipient(self) -> str:
+        """The envelope recipient; the first one before validate_data_spool_each_rcpt."""
         return self._view.recipient
 
     @property
@@ -88,18 +188,67 @@ class Message:
         """Octets; 0 before the data."""
         return self._view.size
 
+    @property
+    def body(self) -> bytes:
+        """What stands behind the header section. Setting it raises ValueError in a phase that may not edit."""
+        return self._view.content.body
+
+    @body.setter
+    def body(self, data: bytes) -> None:
+        self._view.set_body(data)
+
+    @property
+    def data(self) -> bytes:
+        """The whole message. Setting it raises ValueError in a phase that may not edit."""
+        return self._view.content.whole
+
+    @data.setter
+    def data(self, data: bytes) -> None:
+        self._view.set_whole(data)
+
     def header(self, name: str) -> list[str]:
-        """Unfolded values of a header field; empty before the data."""
+        """Decoded values of a header field; empty before the data."""
         return self._view.header(name)
 
+    def addresses(self, name: str, part: str = "all") -> list[str]:
+        """A part (all, localpart, user, detail, domain) of each address in a header field."""
+        return address_parts(self._view.header(name), part)
+
+    def set_header(self, name: str, value: str | Sequence[str], mode: str = "replace") -> None:
+        """Replace all fields of a name, or `append`, `prepend`. Raises ValueError."""
+        self._view.set_header(name, [value] if isinstance(value, str) else list(value), mode)
+
+    def remove_header(self, name: str) -> bool:
+        """Take all fields of a name away; whether there was one. Raises ValueError."""
+        return self._view.remove_header(name)
+
+    def discard(self, reason: str = "") -> None:
+        """Answer 250 and keep nothing but a line in the rejectlog; a reason begins with an SMTP code."""
+        self._view.discard(reason)
+
+    def set_recipient(self, address: str) -> None:
+        """Another recipient, in validate_data_spool_each_rcpt. Raises ValueError."""
+        if not self._view.own_copy:
+            raise ValueError("the recipient cannot be changed in this phase")
+        self._view.recipient = str(mailboxes_of([address])[0])
+
     def set_binding(self, name: str) -> None:
+        """The binding, in validate_set_binding."""
         self._view.binding = name
 
     def set_binding_group(self, name: str) -> None:
+        """A binding of this group, in validate_set_binding."""
         self._view.binding_group = name
 
     def set_routing_domain(self, name: str) -> None:
+        """Where it goes instead of to the recipient's domain."""
         self._view.routing_domain = name.lower()
+
+    def set_priority(self, priority: int) -> None:
+        """In validate_set_binding: 1 lets it go before others of its queue. Raises ValueError."""
+        if priority not in (0, 1):
+            raise ValueError("a priority is 0 or 1")
+        self._view.priority = priority
 
 
 @dataclass(slots=True)
@@ -135,17 +284,36 @@ class Remote:
     domain: str
 
 
-def load_module(name: str, path: Path) -> PythonModule:
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message on its way out, in hooks of delivery: its context can be read and set."""
+
+    message: Message
+    connection_context: dict[str, str]
+    message_context: dict[str, str]
+
+
+def load_module(name: str, path: Path, world: World) -> PythonModule:
     """Read a policy file. Raises PolicyError, which names file and line."""
-    spec = importlib.util.spec_from_file_location(f"quillon_policy_{name}", path)
+    known = f"quillon_policy_{name}"
+    spec = importlib.util.spec_from_file_location(known, path)
     if spec is None or spec.loader is None:
         raise PolicyError(f"policy {name}: {path} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(known)
+    sys.modules[known] = module  # dataclasses of the file look for it there
     try:
         spec.loader.exec_module(module)
+        found = PythonModule(name, module, world)
+    except PolicyError:
+        raise
     except (Exception, SystemExit) as error:
         raise PolicyError(f"policy {name}: {_where(error, path)}: {type(error).__name__}: {error}") from None
-    found = PythonModule(name, module)
+    finally:
+        if before is not None:
+            sys.modules[known] = before
+        else:
+            del sys.modules[known]
     found.check(path)
     found.init()
     return found
@@ -165,91 +333,133 @@ def _where(error: BaseException, path: Path) -> str:
 class PythonModule:
     """One policy file, loaded."""
 
-    def __init__(self, name: str, module: ModuleType) -> None:
+    def __init__(self, name: str, module: ModuleType, world: World) -> None:
         self.name = name
-        self._module = module
+        self._file = str(module.__file__)
+        self._world = world
+        self._owner = _owner(module)
 
     def check(self, path: Path) -> None:
         """That it has something to call, and nothing that cannot be called. Raises PolicyError."""
-        names = [*(phase.value for phase in Phase), *(hook.value for hook in Hook)]
-        found = [self._function(name) for name in names]
-        for function in found:
-            if function is not None and inspect.iscoroutinefunction(function):
-                raise PolicyError(f"policy {self.name}: {path}: {function.__name__} is async; write a plain function")
-        own = [
-            n for n, f in vars(self._module).items() if inspect.isfunction(f) and f.__module__ == self._module.__name__
-        ]
-        unknown = unknown_callout(name for name in own if not name.startswith("_"))
+        found = [(callout, self._function(callout)) for callout in (*Phase, *Hook)]
+        for callout, function in found:
+            if callout in _AT_ONCE and function is not None and inspect.iscoroutinefunction(function):
+                raise PolicyError(f"policy {self.name}: {path}: {callout.value} is async; here it cannot wait")
+        unknown = unknown_callout(name for name in _own_functions(self._owner) if not name.startswith("_"))
         if unknown is not None:
             raise PolicyError(f"policy {self.name}: {path}: {unknown}")
-        if not any(found):
+        if not any(function for _, function in found):
             raise PolicyError(f"policy {self.name}: {path} has no function named as a phase or hook")
 
-    def _function(self, name: str) -> Callable[..., Any] | None:
-        found = getattr(self._module, name, None)
-        return found if callable(found) else None
+    def _function(self, callout: Phase | Hook) -> Callable[..., Any] | None:
+        found = (getattr(self._owner, name, None) for name in names_of(callout))
+        return next((function for function in found if callable(function)), None)
 
-    def callout(self, phase: Phase) -> Callable[[Call], Verdict] | None:
-        function = self._function(phase.value)
+    def callout(self, phase: Phase) -> Callout | None:
+        function = self._function(phase)
         if function is None:
             return None
+        waits = inspect.iscoroutinefunction(function)
 
-        def run(call: Call) -> Verdict:
-            if phase is Phase.SET_BINDING:
-                result = function(Message(call.view))
-            elif phase in _WITH_MESSAGE:
-                result = function(Session(call), Message(call.view))
-            else:
-                result = function(Session(call))
-            if result is None:
-                return Verdict.CONT
-            if not isinstance(result, Verdict):
-                raise PolicyError(f"{phase.value} returned {result!r}, not a Verdict or nothing")
-            return result
+        def run(call: Call) -> Verdict | Awaitable[Verdict]:
+            try:
+                if phase in ONLY_MESSAGE:
+                    result = function(Message(call.view))
+                elif phase in WITH_MESSAGE:
+                    result = function(Session(call, self._world), Message(call.view))
+                else:
+                    result = function(Session(call, self._world))
+            except Exception as error:
+                raise self._located(error) from None
+            return self._awaited(phase, result) if waits else _verdict(phase, result)
 
-        return self._located(run)
+        return run
+
+    async def _awaited(self, phase: Phase, result: Awaitable[Any]) -> Verdict:
+        try:
+            return _verdict(phase, await asyncio.ensure_future(result))
+        except Exception as error:
+            raise self._located(error) from None
 
     def hook(self, hook: Hook) -> Callable[..., Any] | None:
-        function = self._function(hook.value)
+        function = self._function(hook)
         if function is None:
             return None
+        questions: dict[Hook, Callable[..., Any]] = {
+            Hook.INBOUND_PARAMETERS: self._parameters,
+            Hook.OUTBOUND_PARAMETERS: self._parameters,
+            Hook.INBOUND_VERIFY: self._verify,
+            Hook.OUTBOUND_VERIFY: self._verify,
+        }
+        ask: Callable[..., Any] = questions.get(hook, self._plain)
 
-        def parameters(call: Call, *values: str) -> tuple[str, ...]:
-            given = TlsParameters(*values)
-            function(Message(call.view) if hook is Hook.OUTBOUND_PARAMETERS else Session(call), given)
-            return given.use_tls, given.tls_verify, given.certfile, given.keyfile, given.ca, given.cipherlist
-
-        def verify(call: Call, verified: bool, *values: str) -> object:
-            subject, issuer, sha256, spki, names, cause, *place = values
-            shown = Certificate(subject, issuer, sha256, spki, tuple(filter(None, names.split(","))), cause)
-            return function(Remote(*place) if place else Session(call), verified, shown)
-
-        return self._located(parameters if hook.value.startswith("get_") else verify)
-
-    def _located(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """Errors of the file with its line."""
-        path = Path(str(self._module.__file__))
-
-        def call(*arguments: Any) -> Any:
+        def run(call: Call, *arguments: Any) -> Any:
             try:
-                return run(*arguments)
+                return ask(hook, function, call, *arguments)
             except Exception as error:
-                raise PolicyError(f"{_where(error, path)}: {type(error).__name__}: {error}") from None
+                raise self._located(error) from None
 
-        return call
+        return run
+
+    def _parameters(self, hook: Hook, function: Callable[..., Any], call: Call, *values: str) -> tuple[str, ...]:
+        given = TlsParameters(*values)
+        function(Message(call.view) if hook is Hook.OUTBOUND_PARAMETERS else Session(call, self._world), given)
+        return given.use_tls, given.tls_verify, given.certfile, given.keyfile, given.ca, given.cipherlist
+
+    def _verify(self, hook: Hook, function: Callable[..., Any], call: Call, verified: bool, *values: str) -> object:
+        subject, issuer, sha256, spki, names, cause, *place = values
+        shown = Certificate(subject, issuer, sha256, spki, tuple(filter(None, names.split(","))), cause)
+        return function(Remote(*place) if place else Session(call, self._world), verified, shown)
+
+    def _plain(self, hook: Hook, function: Callable[..., Any], call: Call, *values: Any) -> Any:
+        """Hooks of reception get the session, those of delivery what is delivered, and then what the question has."""
+        if call.message is None:
+            return function(Session(call, self._world), *values)
+        context = call.context
+        return function(Delivery(Message(call.view), context.connection, context.message), *values)
+
+    def _located(self, error: Exception) -> PolicyError:
+        """An error of the file with its line."""
+        return PolicyError(f"{_where(error, Path(self._file))}: {type(error).__name__}: {error}")
 
     def init(self) -> None:
         """Call the module's own `init`. Raises PolicyError."""
-        self._hook("init")
+        self._call("init")
 
     def close(self) -> None:
-        self._hook("deinit")
+        self._call("deinit")
 
-    def _hook(self, name: str) -> None:
-        function = self._function(name)
-        if function is None:
+    def _call(self, name: str) -> None:
+        function = getattr(self._owner, name, None)
+        if not callable(function):
             return
         try:
             function()
         except Exception as error:
-            raise PolicyError(f"policy {self.name}: {name}: {type(error).__name__}: {error}") from None
+            raise PolicyError(f"policy {self.name}: {name}: {self._located(error)}") from None
+
+
+def _owner(module: ModuleType) -> Any:
+    """What has the functions: the module, or an instance of its one class that is named after phases."""
+    names = {name for callout in (*Phase, *Hook) for name in names_of(callout)}
+    own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+    classes = [c for c in own if names & set(dir(c))]
+    if len(classes) > 1:
+        raise PolicyError(f"{module.__file__} has {len(classes)} classes with callouts: {classes[0].__name__}, ...")
+    if classes and names & set(vars(module)):
+        raise PolicyError(f"{module.__file__} has callouts both in {classes[0].__name__} and outside of it")
+    return classes[0]() if classes else module
+
+
+def _own_functions(owner: Any) -> list[str]:
+    if isinstance(owner, ModuleType):
+        return [n for n, f in vars(owner).items() if inspect.isfunction(f) and f.__module__ == owner.__name__]
+    return [name for name, function in inspect.getmembers(owner, inspect.ismethod)]
+
+
+def _verdict(phase: Phase, result: Any) -> Verdict:
+    if result is None:
+        return Verdict.CONT
+    if not isinstance(result, Verdict):
+        raise PolicyError(f"{phase.value} returned {result!r}, not a Verdict or nothing")
+    return result

@@ -42,6 +42,13 @@ class Backlog:
     ceiling_until: float = 0.0
     paused_until: float = 0.0
 
+    def add(self, message: Message) -> None:
+        """To the end of the queue, or to its head if the message has priority."""
+        if message.priority:
+            self.active.appendleft(message)
+        else:
+            self.active.append(message)
+
     def take(self, limit: int) -> list[Message]:
         """The message at the head, with those of the same batch that stand right behind it, `limit` at most."""
         if not self.active:

@@ -76,7 +76,7 @@ class Scheduler:
             backlog.delayed += 1
             heapq.heappush(self._delayed, (message.next_at, message.id.number, message))
         else:
-            backlog.active.append(message)
+            backlog.add(message)
             self._runnable[key] = None
         return key
 
@@ -154,7 +154,7 @@ class Scheduler:
             key = key_of(message)
             backlog = self.backlog(key)
             backlog.delayed -= 1
-            backlog.active.append(message)
+            backlog.add(message)
             self._runnable[key] = None
 
     def connected(self, key: Key) -> None:
@@ -200,6 +200,16 @@ class Scheduler:
         for message in waiting:
             change(message)
             self.enqueue(message, now)
+
+    def delay_all(self, domain: str, until: float, reply: str) -> list[Message]:
+        """Put the active messages of a domain off, with a reply as their last one; those messages."""
+        found = [
+            message for key, backlog in self._backlogs.items() if key.domain == domain for message in backlog.drain()
+        ]
+        for message in found:
+            message.next_at, message.last_reply = until, reply
+            self.enqueue(message, until - 1.0)
+        return found
 
     def wake_all(self) -> None:
         """Look at every queue again: limits have changed."""

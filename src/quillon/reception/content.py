@@ -7,11 +7,15 @@ configuration says to add a missing one), what it dislikes it refuses.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from quillon.config.settings import ReceptionSettings
+from quillon.mail import header
 from quillon.mail import reply as replies
 from quillon.mail.reply import Reply
+from quillon.policy.context import Context
+from quillon.policy.message import Content
 
 MAX_LINE = 998  # octets without CRLF, RFC 5322 2.1.1
 # RFC 5322 2.2: a field name is printable ASCII without a colon
@@ -84,9 +88,14 @@ def received_count(head: bytes) -> int:
     return low.count(b"\r\nreceived:") + low.startswith(b"received:")
 
 
-def fields_to_add(head: bytes, settings: ReceptionSettings, trace: Trace) -> bytes:
-    """The fields that go in front of a message."""
-    out = received_field(trace) if settings.rfc2822_trace_headers else b""
+def fields_to_add(
+    head: bytes,
+    settings: ReceptionSettings,
+    trace: Trace,
+    received_text: Callable[[bytes], bytes] = lambda field: field,
+) -> bytes:
+    """The fields that go in front of a message; `received_text` may change the Received field."""
+    out = received_text(received_field(trace)) if settings.rfc2822_trace_headers else b""
     if settings.rfc2822_date_header == "ifneeded" and not has_field(head, b"date"):
         out += f"Date: {trace.date}\r\n".encode("ascii")
     if settings.rfc2822_messageid_header == "ifneeded" and not has_field(head, b"message-id"):
@@ -108,6 +117,60 @@ def received_field(trace: Trace) -> bytes:
     ).encode("ascii", "replace")
 
 
+def as_received(text: str, usual: bytes) -> bytes:
+    """A Received field as policy wrote it, name and line ends added where it left them out; `usual` if it is none."""
+    value = text.strip("\r\n")
+    value = value.partition(":")[2] if value.lower().startswith("received:") else value
+    try:
+        return header.encoded("Received", value.strip())
+    except ValueError:
+        return usual
+
+
 def _comment(text: str) -> str:
     """Text fit for a comment: without what would end or escape it (RFC 5322 3.2.2)."""
     return re.sub(r"[()\\\x00-\x1f\x7f]", "?", text)
+
+
+def authentication_results(authserv_id: str, context: Context) -> bytes:
+    """The Authentication-Results field (RFC 8601), where anything was found out; else nothing."""
+    found = list(context.results)
+    status = context.connection.get("auth_status")
+    if status is not None:
+        user = context.connection.get("auth_user", "")
+        prop = f" smtp.auth={_value(user)}" if user and status == "pass" else ""
+        word = {"pass": "pass", "fail": "fail"}.get(status, "temperror")
+        found.insert(0, f"auth={word} ({_comment(context.connection.get('auth_name', ''))}){prop}")
+    if not found or not authserv_id:
+        return b""
+    lines = [f"Authentication-Results: {authserv_id}", *(f"\t{result}" for result in found)]
+    return (";\r\n".join(lines) + "\r\n").encode("ascii", "replace")
+
+
+def without_results(content: Content, authserv_id: str, ours: bool) -> Content:
+    """Without Authentication-Results fields that claim to be ours (RFC 8601 5), where we add one."""
+    if not ours:
+        return content
+    forged = []
+    for name, octets in header.fields(content.head):
+        if name.lower() == "authentication-results":
+            value = octets.partition(b":")[2].decode("latin-1")
+            bare = re.sub(r"\([^()]*\)", " ", value).strip()
+            claimed = re.split(r"[\s;]", bare, maxsplit=1)[0].strip('"')
+            if claimed.lower() == authserv_id.lower():
+                forged.append(octets)
+    if not forged:
+        return content
+    clean = content.copy()
+    head = clean.head
+    for octets in forged:
+        head = head.replace(octets, b"", 1)
+    clean.head = head or b"\r\n"
+    return clean
+
+
+def _value(text: str) -> str:
+    """A value of RFC 8601's pvalue: as it is where it is a token or address, else quoted."""
+    if re.fullmatch(r"[A-Za-z0-9._+=/@-]+", text):
+        return text
+    return '"' + re.sub(r'["\\\x00-\x1f\x7f]', "?", text) + '"'

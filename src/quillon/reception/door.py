@@ -1,39 +1,42 @@
 """The door: every message that Quillon takes responsibility for comes through `Door.accept`.
 
-Order: content rules, policy (data, data_spool, set_binding per recipient), spool commit, log, queue; then the reply.
-Nothing is acknowledged before the commit has returned, and a message that cannot be stored is answered 451.
+Order: content rules, policy (see `validation`), spool commit, log, queue; then the reply. Nothing is acknowledged
+before the commit has returned, and a message that cannot be stored is answered 451.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from quillon.config.model import Config
 from quillon.config.settings import NodeSettings, ReceptionSettings
 from quillon.mail import reply as replies
-from quillon.mail.address import Mailbox, is_domain
-from quillon.mail.event import Event, Panic, Received, TlsFacts
+from quillon.mail.address import Mailbox
+from quillon.mail.event import Discarded, Event, Panic, Received, TlsFacts
 from quillon.mail.message import Batch, IdSource, Message, MessageId, Origin
 from quillon.mail.reply import Reply
+from quillon.net import eager
 from quillon.net.clock import Clock
 from quillon.policy.context import Context
-from quillon.policy.hook import Call, MessageView, Phase, Policy, Session
+from quillon.policy.hook import Policy, Session
+from quillon.policy.message import Content
 from quillon.reception import content
 from quillon.reception.intake import Intake
+from quillon.reception.validation import Copy, Decision, Validation
 from quillon.spool.store import Store
 
 
 class Envelope(NamedTuple):
-    """One transaction as the client gave it."""
+    """One transaction as the client gave it; its recipients are those of the session."""
 
     batch_id: MessageId
     sender: Mailbox
-    recipients: Sequence[Mailbox]
     origin: Origin
     session: Session
     tls: TlsFacts | None
+    authserv_id: str = ""
 
 
 class Residents:
@@ -57,6 +60,10 @@ class Residents:
         if batch.body is not None:
             batch.body = None
             self.count -= 1
+
+
+Answer = Callable[[Reply], None]
+Stored = list[tuple[Batch, list[Message]]]
 
 
 class Door:
@@ -95,132 +102,230 @@ class Door:
         intake: Intake,
         settings: ReceptionSettings | None,
         context: Context,
-        answer: Callable[[Reply], None],
-    ) -> None:
+        answer: Answer,
+        policy: Policy | None = None,
+    ) -> asyncio.Task[None] | None:
         """Take a message, or refuse it; `answer` is called once, after the commit where there is one.
 
-        `settings` is None for what Quillon writes itself, which is under no rule of reception.
+        `settings` is None for what Quillon writes itself, which is under no rule of reception. Gives the task that does
+        the rest where policy has to wait; who cancels it gets no answer, and no message has been taken then.
         """
-        intake.complete()
-        refusal = self._refusal(envelope, intake, settings, context)
-        messages: list[Message] = []
-        if refusal is None:
-            found = self._bind(envelope, intake, context)
-            if isinstance(found, Reply):
-                refusal = found
-            else:
-                messages = found
-        if refusal is not None:
+        return eager.start(self._accept(envelope, intake, settings, context, answer, policy or self.policy))
+
+    async def _accept(
+        self,
+        envelope: Envelope,
+        intake: Intake,
+        settings: ReceptionSettings | None,
+        context: Context,
+        answer: Answer,
+        policy: Policy,
+    ) -> None:
+        try:
+            found = await self._decide(envelope, intake, settings, context, policy)
+        except BaseException:
             intake.discard()
-            answer(refusal)
+            raise
+        if isinstance(found, Reply):
+            intake.discard()
+            answer(found)
             return
-        body, path = intake.finish()
-        batch = messages[0].batch
-        batch.body, batch.path, batch.size = body, path, intake.size
+        self._store(envelope, found, answer)
 
-        def stored(error: Exception | None) -> None:
-            if error is not None:
-                if path:
-                    self.store.drop_body_file(path)
-                answer(replies.SPOOL_FAILED)
-                return
-            self.residents.admit(batch)
-            now = self._clock.now()
-            for message in messages:
-                self._log(Received(now, message, envelope.tls))
-            self._enqueue(messages)
-            answer(Reply(250, "2.0.0", f"OK {batch.id}"))
+    async def _decide(
+        self,
+        envelope: Envelope,
+        intake: Intake,
+        settings: ReceptionSettings | None,
+        context: Context,
+        policy: Policy,
+    ) -> Stored | Reply:
+        """What is to be stored, or the answer to a message of which nothing is."""
+        intake.complete()
+        refusal = self._fault(intake, settings)
+        if refusal is not None:
+            return refusal
+        data = Content(intake.head, intake.received, intake.read)
+        validation = Validation(
+            self.config,
+            policy,
+            self.bindings,
+            self.node.default_binding == "none",
+            lambda: self.ids.next(self._clock.now()),
+            self._panic,
+        )
+        decision = await validation.run(
+            envelope.session, context, envelope.batch_id, envelope.sender, data, internal=settings is None
+        )
+        if decision.refusal is not None:
+            return decision.refusal
+        if decision.discarded is not None:
+            self._discarded(envelope, context, decision.discarded)
+            return Reply(250, "2.0.0", f"OK {envelope.batch_id}")
+        for copy in decision.copies:
+            if copy.discarded is not None:
+                self._discarded(envelope, context, copy.discarded)
+        kept = [copy for copy in decision.copies if copy.discarded is None]
+        if settings is not None and not settings.generate_bounces_for_multi_recipient_policy_rejections:
+            for copy in kept:
+                if copy.refused is not None:
+                    self._discarded(envelope, context, copy.refused)
+            kept = [copy for copy in kept if copy.refused is None]
+        if not kept:
+            return Reply(250, "2.0.0", f"OK {envelope.batch_id}")
+        return self._batches(envelope, intake, context, decision, kept)
 
-        self.store.insert(batch, messages, stored)
-
-    def _refusal(
-        self, envelope: Envelope, intake: Intake, settings: ReceptionSettings | None, context: Context
-    ) -> Reply | None:
+    def _fault(self, intake: Intake, settings: ReceptionSettings | None) -> Reply | None:
+        """What is wrong with the mail data before policy sees them."""
         if intake.failed is not None:
-            self._log(Panic(self._clock.now(), f"spool: cannot write a body: {intake.failed.strerror}"))
+            self._panic(f"spool: cannot write a body: {intake.failed.strerror}")
             return replies.SPOOL_FAILED
         if settings is None:
             return None
         reply = replies.HEADERS_TOO_LARGE if intake.head_too_large else content.fault(intake.head, settings)
         if reply is None and intake.long_line:
             reply = replies.BODY_LINE_TOO_LONG
-        for phase in (Phase.DATA, Phase.DATA_SPOOL):
-            if reply is None and self.policy.has(phase):
-                view = _view(envelope, intake, envelope.batch_id, envelope.recipients[0])
-                reply = self.policy.run(Call(phase, envelope.session, context, message=view))
         return reply
 
-    def _bind(self, envelope: Envelope, intake: Intake, context: Context) -> list[Message] | Reply:
-        now = self._clock.now()
-        batch = Batch(
-            id=envelope.batch_id,
-            sender=envelope.sender,
+    # batches --------------------------------------------------------------------------------------------------
+
+    def _batches(
+        self, envelope: Envelope, intake: Intake, context: Context, decision: Decision, kept: list[Copy]
+    ) -> Stored | Reply:
+        """One batch for the copies that are as they came, one for each that policy has made another of."""
+        added = content.authentication_results(envelope.authserv_id, context)
+        shared = [
+            c for c in kept if c.sender == decision.sender and (c.content is decision.content or not c.content.changed)
+        ]
+        own = [copy for copy in kept if copy not in shared]
+        out: Stored = []
+        try:
+            for copy in own:
+                data = content.without_results(copy.content, envelope.authserv_id, bool(added)).whole
+                body, path, size = intake.copy(copy.number.number, data, added)
+                batch = self._batch(envelope, copy.number, copy.sender, context, size, not data.isascii())
+                batch.body, batch.path = body, path
+                out.append((batch, [self._message(batch, copy)]))
+        except OSError as error:
+            self._panic(f"spool: cannot write a body: {error.strerror}")
+            self._drop(out)
+            return replies.SPOOL_FAILED
+        if not shared:
+            intake.discard()
+            return out
+        fit = content.without_results(decision.content, envelope.authserv_id, bool(added))
+        if fit.changed or added:
+            intake.replace(fit.whole, added)
+        if intake.failed is not None:
+            self._panic(f"spool: cannot write a body: {intake.failed.strerror}")
+            self._drop(out)
+            return replies.SPOOL_FAILED
+        body, path = intake.finish()
+        batch = self._batch(envelope, envelope.batch_id, decision.sender, context, intake.size, intake.eight_bit)
+        batch.body, batch.path = body, path
+        out.append((batch, [self._message(batch, copy) for copy in shared]))
+        return out
+
+    def _batch(
+        self, envelope: Envelope, number: MessageId, sender: Mailbox, context: Context, size: int, eight_bit: bool
+    ) -> Batch:
+        return Batch(
+            id=number,
+            sender=sender,
             origin=envelope.origin,
-            received_at=now,
-            size=intake.size,
+            received_at=self._clock.now(),
+            size=size,
             body=None,
-            eight_bit=intake.eight_bit,
-            connection_context=dict(context.connection),
-            message_context=dict(context.message),
+            eight_bit=eight_bit,
+            connection_context=_spooled(context.connection),
+            message_context=_spooled(context.message),
         )
-        messages = []
-        for recipient in envelope.recipients:
-            number = self.ids.next(now)
-            group, binding, domain = "default", "default", recipient.domain
-            if self.policy.has(Phase.SET_BINDING):
-                context.message["rcptto_localpart"] = recipient.local
-                context.message["rcptto_domain"] = recipient.domain
-                context.message["rcptto_string"] = f"RCPT TO:<{recipient}>"
-                view = _view(envelope, intake, number, recipient)
-                refusal = self.policy.run(Call(Phase.SET_BINDING, envelope.session, context, message=view))
-                if refusal is not None:
-                    return refusal
-                chosen = self._chosen(view)
-                if chosen is None:
-                    return replies.NO_BINDING
-                group, binding = chosen
-                domain = view.routing_domain or domain
-                if view.routing_domain and not is_domain(view.routing_domain):
-                    self._log(Panic(now, f"scriptlet: {view.routing_domain!r} is no routing domain"))
-                    return replies.NO_BINDING
-            ours = envelope.origin.protocol == "internal"
-            if binding == "default" and self.node.default_binding == "none" and not ours:
-                return replies.NO_BINDING
-            routing = self.config.routing(group, binding, domain)
-            messages.append(Message(number, batch, recipient, group, binding, routing.domain, routing.via))
-        return messages
 
-    def _chosen(self, view: MessageView) -> tuple[str, str] | None:
-        """Group and binding that policy chose; None, and a panic line, for one that does not exist.
+    def _message(self, batch: Batch, copy: Copy) -> Message:
+        routing = self.config.routing(copy.binding_group, copy.binding, copy.routing_domain or copy.recipient.domain)
+        message = Message(
+            copy.number, batch, copy.recipient, copy.binding_group, copy.binding, routing.domain, routing.via
+        )
+        message.priority = copy.priority
+        message.refused = str(copy.refused) if copy.refused is not None else ""
+        known = batch.message_context
+        message.context = {k: v for k, v in copy.context.items() if k[:1] != "#" and known.get(k) != v}
+        self._prune(batch, message)
+        return message
 
-        To send over the default binding instead could mean another TLS policy than the one asked for.
-        """
-        if view.binding:
-            group = self.bindings.get(view.binding)
-            if group is not None:
-                return group, view.binding
-        elif view.binding_group:
-            members = self.config.group_members(view.binding_group)
-            if members:
-                return view.binding_group, self._unsuspended(view.binding_group, members)
-        else:
-            return "default", "default"
-        name = view.binding or view.binding_group
-        self._log(Panic(self._clock.now(), f"scriptlet: there is no binding or binding group {name!r}"))
-        return None
+    def _prune(self, batch: Batch, message: Message) -> None:
+        """Leave out what exclude_vctx_conn and exclude_vctx_mess name; of a batch what any message excludes."""
+        domain = message.routing_domain or message.recipient.domain
+        settings, _ = self.config.delivery(message.binding_group, message.binding, domain, message.via)
+        for pattern in settings.exclude_vctx_conn:
+            batch.connection_context = {k: v for k, v in batch.connection_context.items() if not pattern.search(k)}
+        for pattern in settings.exclude_vctx_mess:
+            batch.message_context = {k: v for k, v in batch.message_context.items() if not pattern.search(k)}
+            message.context = {k: v for k, v in message.context.items() if not pattern.search(k)}
 
-    def _unsuspended(self, group: str, members: list[str]) -> str:
-        active = [b for b in members if not self.config.delivery(group, b, "")[0].suspend_delivery]
-        return random.choice(active or members)  # noqa: S311 - spreads mail over bindings
+    def _drop(self, batches: Stored) -> None:
+        for batch, _ in batches:
+            if batch.path:
+                self.store.drop_body_file(batch.path)
+
+    # storing --------------------------------------------------------------------------------------------------
+
+    def _store(self, envelope: Envelope, batches: Stored, answer: Answer) -> None:
+        """Commit, all in one transaction of the spool, and answer when the last is on disk."""
+        left = len(batches)
+        failed: list[Batch] = []
+
+        def stored(batch: Batch, error: Exception | None) -> None:
+            nonlocal left
+            left -= 1
+            if error is not None:
+                failed.append(batch)
+            if left == 0:
+                self._stored(envelope, batches, failed, answer)
+
+        for batch, messages in batches:
+            self.store.insert(batch, messages, lambda error, batch=batch: stored(batch, error))  # type: ignore[misc]
+
+    def _stored(self, envelope: Envelope, batches: Stored, failed: list[Batch], answer: Answer) -> None:
+        if failed:
+            # the client will come again with all of it: what did get onto disk must not be sent twice
+            for batch, messages in batches:
+                if batch in failed:
+                    if batch.path:
+                        self.store.drop_body_file(batch.path)
+                    continue
+                for message in messages:
+                    self.store.remove(message)
+            answer(replies.SPOOL_FAILED)
+            return
+        now = self._clock.now()
+        for batch, messages in batches:
+            self.residents.admit(batch)
+            for message in messages:
+                self._log(Received(now, message, envelope.tls))
+            self._enqueue(messages)
+        answer(Reply(250, "2.0.0", f"OK {envelope.batch_id}"))
+
+    # words ----------------------------------------------------------------------------------------------------
+
+    def _panic(self, text: str) -> None:
+        self._log(Panic(self._clock.now(), text))
+
+    def _discarded(self, envelope: Envelope, context: Context, reply: Reply) -> None:
+        self._log(
+            Discarded(
+                self._clock.now(),
+                envelope.session.remote,
+                envelope.session.local,
+                envelope.origin,
+                reply,
+                context.module or "core",
+                dict(context.connection),
+                dict(context.message),
+            )
+        )
 
 
-def _view(envelope: Envelope, intake: Intake, number: MessageId, recipient: Mailbox) -> MessageView:
-    return MessageView(
-        message_id=str(number),
-        batch_id=str(envelope.batch_id),
-        connection_id=str(envelope.origin.connection_id),
-        sender=str(envelope.sender),
-        recipient=str(recipient),
-        head=intake.head,
-        size=intake.size,
-    )
+def _spooled(context: Mapping[str, str]) -> dict[str, str]:
+    """What goes into the spool: keys that begin with # are internal."""
+    return {key: value for key, value in context.items() if key[:1] != "#"}

@@ -35,6 +35,8 @@ class Intake:
         self._parts: list[bytes] = []
         self._path = ""
         self._file = -1
+        self._in_front = 0  # octets of ours at the beginning of the file
+        self._added = b""
 
     def add(self, data: bytes) -> None:
         """Take a piece of mail data. A disk error is kept in `failed`, not raised."""
@@ -58,6 +60,7 @@ class Intake:
         self.head = header_block(data)
         self.head_too_large = len(self.head) > MAX_HEAD
         prefix = self._prefix(self.head)
+        self._in_front = len(prefix)
         self.size += len(prefix)
         try:
             self._path, self._file = self._store.new_body_file(self._number)
@@ -95,13 +98,56 @@ class Intake:
             except OSError as error:
                 self.failed = self.failed or error
 
+    @property
+    def received(self) -> int:
+        """Octets of the mail data as it came, after `complete`."""
+        return self.size - self._in_front
+
+    def read(self) -> bytes:
+        """The mail data as it came, without the fields in front, after `complete`. Raises OSError."""
+        if not self._path:
+            return self._gather()
+        return self._store.body_file(self._path).read_bytes()[self._in_front :]
+
+    def replace(self, data: bytes, added: bytes) -> None:
+        """Other mail data in its place, with fields of policy in front of it. A disk error is kept in `failed`."""
+        self._added = added
+        self.eight_bit = not data.isascii()
+        self.size = self._in_front + len(data) + len(added)
+        if not self._path:
+            self._parts = [data]
+            self.head = header_block(data)
+            self.size = len(data)
+            return
+        path = self._store.body_file(self._path)
+        try:
+            with path.open("rb") as file:
+                in_front = file.read(self._in_front)
+            path.write_bytes(in_front + added + data)
+        except OSError as error:
+            self.failed = error
+
     def finish(self) -> tuple[bytes | None, str]:
         """Body in memory or None, and the name of its file or ""; with the fields in front."""
         if self._path:
             return None, self._path
-        body = self._prefix(self.head) + self._gather()
+        body = self._prefix(self.head) + self._added + self._gather()
         self.size = len(body)
         return body, ""
+
+    def copy(self, number: int, data: bytes, added: bytes) -> tuple[bytes | None, str, int]:
+        """The same message with other mail data, as a body of its own: as `finish`, and its size. Raises OSError."""
+        body = self._prefix(header_block(data)) + added + data
+        if len(body) <= self._threshold:
+            return body, "", len(body)
+        name, file = self._store.new_body_file(number)
+        try:
+            with os.fdopen(file, "wb") as out:
+                out.write(body)
+        except OSError:
+            self._store.drop_body_file(name)
+            raise
+        return None, name, len(body)
 
     def discard(self) -> None:
         """The message is not taken: leave nothing behind."""

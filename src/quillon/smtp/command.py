@@ -32,6 +32,7 @@ class PathRules:
     pedantic: bool = True
     inner_whitespace: bool = False
     trailing_whitespace: bool = False
+    auth: bool = False  # AUTH is offered, and with it the parameter of MAIL (RFC 4954 5)
 
 
 class PathCommand(NamedTuple):
@@ -70,21 +71,21 @@ def parse_path(argument: str, rules: PathRules, *, sender: bool) -> PathCommand 
         return PathCommand(mailbox)
     if not rest.startswith(" "):
         return SyntaxFault(wrong)
-    return _parameters(mailbox, rest.split(), sender)
+    return _parameters(mailbox, rest.split(), sender, rules.auth)
 
 
-def _parameters(mailbox: Mailbox, words: list[str], sender: bool) -> PathCommand | SyntaxFault:
+def _parameters(mailbox: Mailbox, words: list[str], sender: bool, auth: bool) -> PathCommand | SyntaxFault:
     found: dict[str, str] = {}
     for word in words:
         match = _PARAMETER.match(word)
         if match is None or match[1].upper() in found:
             return SyntaxFault(replies.MAIL_SYNTAX if sender else replies.RCPT_SYNTAX)
         found[match[1].upper()] = match[2] or ""
-    return _mail_parameters(mailbox, found) if sender else SyntaxFault(replies.UNKNOWN_PARAMETER)
+    return _mail_parameters(mailbox, found, auth) if sender else SyntaxFault(replies.UNKNOWN_PARAMETER)
 
 
-def _mail_parameters(mailbox: Mailbox, found: Mapping[str, str]) -> PathCommand | SyntaxFault:
-    """SIZE (RFC 1870) and BODY (RFC 6152); any other is one that EHLO did not offer."""
+def _mail_parameters(mailbox: Mailbox, found: Mapping[str, str], auth: bool) -> PathCommand | SyntaxFault:
+    """SIZE (RFC 1870), BODY (RFC 6152), AUTH (RFC 4954 5); any other is one that EHLO did not offer."""
     size: int | None = None
     eight_bit = False
     for keyword, value in found.items():
@@ -94,6 +95,8 @@ def _mail_parameters(mailbox: Mailbox, found: Mapping[str, str]) -> PathCommand 
             eight_bit = value.upper() == "8BITMIME"
         elif keyword in ("SIZE", "BODY"):
             return SyntaxFault(replies.MAIL_SYNTAX)
+        elif keyword == "AUTH" and auth and value:
+            continue  # whom the client speaks for: nobody is trusted to say so, which RFC 4954 5 treats as AUTH=<>
         else:
             return SyntaxFault(replies.UNKNOWN_PARAMETER)
     return PathCommand(mailbox, size, eight_bit)

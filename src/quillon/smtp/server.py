@@ -1,7 +1,7 @@
 """The receiving role of SMTP as a machine without I/O (RFC 5321, 2920, 1870, 2034, 3207).
 
     receive(octets)   what the client sent
-    next_event()      Hello, MailFrom, RcptTo, StartTls, Data, or NEED_DATA, or PAUSED
+    next_event()      one of `smtp.events`, or NEED_DATA, or PAUSED
     respond(reply)    answers the event; None stands for the usual positive reply
     data_to_send()    replies, batched: one write per round
 
@@ -12,69 +12,40 @@ kept in `refusals` for the rejectlog. Whether a client may relay, and what a pol
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+import base64
+from collections.abc import Callable, Mapping, Sequence
 
 from quillon.config.settings import ReceptionSettings
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
 from quillon.mail.reply import Reply
+from quillon.smtp import sasl
 from quillon.smtp.command import PathCommand, PathRules, SyntaxFault, parse_path, split
+from quillon.smtp.events import (
+    NEED_DATA,
+    PAUSED,
+    Authenticate,
+    BeginAuth,
+    BeginData,
+    Data,
+    Event,
+    Extension,
+    Hello,
+    MailFrom,
+    RcptTo,
+    StartTls,
+    Wait,
+)
 from quillon.smtp.tables import KEYWORDS, VERBS, State
 from quillon.smtp.wire import MAX_COMMAND_LINE, MailData
 
 
-class _Wait:
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __repr__(self) -> str:
-        return self._name
-
-
-NEED_DATA: Final = _Wait("NEED_DATA")
-PAUSED: Final = _Wait("PAUSED")
-
-
-class Hello(NamedTuple):
-    """EHLO or HELO. `line` is the command without CRLF."""
-
-    verb: str
-    domain: str
-    line: str
-
-
-class MailFrom(NamedTuple):
-    mailbox: Mailbox
-    line: str
-    size: int | None
-    eight_bit: bool
-
-
-class RcptTo(NamedTuple):
-    mailbox: Mailbox
-    line: str
-
-
-@dataclass(frozen=True, slots=True)
-class StartTls:
-    """Answer with `respond(None)` for 220 and then `tls_started()`, or with a refusal."""
-
-
-class Data(NamedTuple):
-    """A piece of mail data. Only the last one is answered; its `fault` is a reply for data that cannot be taken."""
-
-    data: bytes
-    last: bool
-    fault: Reply | None = None
-
-
-Event = Hello | MailFrom | RcptTo | StartTls | Data
-
-
 class ServerSession:
-    """One session. `hostname` is the name in replies, `client` the address of the client as text."""
+    """One session. `hostname` is the name in replies, `client` the address of the client as text.
+
+    `mechanisms` are the SASL mechanisms that can be used at all, `trusted` whether the client may use the extensions
+    by which it speaks for others, `capabilities` the EHLO keywords that policy has added (True) or taken away (False).
+    """
 
     def __init__(
         self,
@@ -84,6 +55,9 @@ class ServerSession:
         *,
         can_starttls: bool,
         in_tls: bool = False,
+        mechanisms: Sequence[str] = (),
+        trusted: bool = False,
+        capabilities: Mapping[str, bool] | None = None,
     ):
         self.settings = settings
         self.state = State.CONNECTED
@@ -96,6 +70,14 @@ class ServerSession:
         self._hostname = hostname
         self._client = client
         self._can_starttls = can_starttls
+        self._mechanisms = tuple(mechanisms)
+        self._trusted = trusted
+        self._capabilities: Mapping[str, bool] = capabilities if capabilities is not None else {}
+        self.authenticated = False
+        self.must_authenticate = settings.enable_authentication
+        self._ready: Event | None = None
+        self._exchange: sasl.Exchange | None = None
+        self._mechanism = ""
         self._hello = ""
         self._hello_needed = settings.require_ehlo
         self._buffer = b""
@@ -115,6 +97,7 @@ class ServerSession:
             settings.rfc2821_pedantic_address_rules,
             settings.allow_trailing_whitespace_in_commands,
             settings.rfc2821_allow_whitespace_in_envelope or settings.allow_trailing_whitespace_in_commands,
+            auth=bool(mechanisms),
         )
 
     # the shell's side -----------------------------------------------------------------------------------------
@@ -135,6 +118,11 @@ class ServerSession:
             self._at = 0
 
     @property
+    def waiting(self) -> Event | None:
+        """The event that has not been answered."""
+        return self._pending
+
+    @property
     def buffered(self) -> int:
         """Octets received and not yet read: the shell stops reading when a paused session has many."""
         return len(self._buffer) - self._at
@@ -146,9 +134,12 @@ class ServerSession:
         self._out.clear()
         return out
 
-    def next_event(self) -> Event | _Wait:
+    def next_event(self) -> Event | Wait:
         if self._pending is not None or not self._greeted or self._handshaking:
             return PAUSED
+        if self._ready is not None:
+            self._pending, self._ready = self._ready, None
+            return self._pending
         while not self.closing:
             if self._mail_data is not None:
                 event = self._next_data(self._mail_data)
@@ -156,7 +147,7 @@ class ServerSession:
             line = self._next_line()
             if line is None:
                 return NEED_DATA
-            found = self._command(line)
+            found = self._response(line) if self._exchange is not None else self._command(line)
             if found is not None:
                 self._pending = found
                 return found
@@ -178,16 +169,26 @@ class ServerSession:
             self._send(reply or replies.RECIPIENT_OK)
             if reply is None or reply.positive:
                 self._accepted += 1
-        elif isinstance(event, StartTls):
-            self._send(reply or replies.READY_FOR_TLS)
-            self._handshaking = reply is None or reply.positive
-            if self._handshaking and self.settings.starttls_injection_policy != "allow":
-                self._buffer, self._at = b"", 0
         elif isinstance(event, Data):
             self._send(reply or replies.OK)
             if reply is None or reply.positive:
                 self.messages += 1
             self._reset()
+        elif isinstance(event, BeginData):
+            self._answer_data(reply)
+        else:
+            self._answer_extension(event, reply)
+
+    def _answer_extension(self, event: Event | None, reply: Reply | None) -> None:
+        if isinstance(event, StartTls):
+            self._send(reply or replies.READY_FOR_TLS)
+            self._handshaking = reply is None or reply.positive
+            if self._handshaking and self.settings.starttls_injection_policy != "allow":
+                self._buffer, self._at = b"", 0
+        elif isinstance(event, BeginAuth | Authenticate):
+            self._answer_auth(reply)
+        elif isinstance(event, Extension):
+            self._send(reply or replies.OK)
 
     def tls_started(self) -> None:
         """The handshake ended well: forget all that was said in clear (RFC 3207 4.2).
@@ -195,9 +196,31 @@ class ServerSession:
         Only under Starttls_Injection_Policy = allow is something left in the buffer, to be read as if it had come now.
         """
         self.in_tls, self._handshaking = True, False
+        self.authenticated, self._exchange = False, None
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """As after the banner: whoever speaks now has to say EHLO."""
         self._hello, self._hello_needed = "", True
         self._reset()
         self.state = State.AWAITING_HELLO
+
+    def client_is(self, client: str, settings: ReceptionSettings) -> None:
+        """The client is somebody else now (XCLIENT, XREMOTEIP): drop what was begun."""
+        self._client, self.settings = client, settings
+        self._reset()
+
+    def auth(self, exchange: sasl.Exchange, initial: bytes | None) -> None:
+        """Answer BeginAuth: go on with this exchange."""
+        event, self._pending = self._pending, None
+        assert isinstance(event, BeginAuth)
+        self._exchange, self._mechanism = exchange, event.mechanism
+        self._ready = self._step(initial)
+
+    @property
+    def authenticating(self) -> str:
+        """The mechanism of the exchange that waits for the client, or nothing."""
+        return self._mechanism if self._exchange is not None else ""
 
     def close(self, reply: Reply) -> None:
         """End the session from our side: time limits, shutdown."""
@@ -210,7 +233,8 @@ class ServerSession:
     def _next_line(self) -> bytes | None:
         end = self._buffer.find(b"\n", self._at)
         if end < 0:
-            if len(self._buffer) - self._at > MAX_COMMAND_LINE:
+            longest = MAX_COMMAND_LINE if self._exchange is None else sasl.MAX_RESPONSE
+            if len(self._buffer) - self._at > longest:
                 self._skipping = True
                 self._buffer, self._at = b"", 0
             return None
@@ -218,7 +242,7 @@ class ServerSession:
         self._at = end + 1
         if self._skipping:
             self._skipping = False
-            return b"\0" * (MAX_COMMAND_LINE + 1)
+            return b"\0" * (sasl.MAX_RESPONSE + 1)
         return line
 
     def _command(self, line: bytes) -> Event | None:
@@ -267,20 +291,35 @@ class ServerSession:
 
     def _keywords(self) -> list[str]:
         out = []
+        taken = {name.partition(" ")[0] for name, there in self._capabilities.items() if not there}
         for keyword in KEYWORDS:
-            if keyword.when == "listed" and keyword.name not in self.settings.smtp_extensions:
+            if keyword.name in taken or (keyword.when in ("listed", "trusted") and not self._lists(keyword.name)):
+                continue
+            if keyword.when == "trusted" and not self._trusted:
                 continue
             if keyword.when == "starttls" and not self._offers_starttls():
                 continue
             limit = self.settings.max_message_size
             out.append(f"SIZE {limit}" if keyword.name == "SIZE" and limit else keyword.name)
+        offered = self._offered_mechanisms()
+        if offered and "AUTH" not in taken:
+            out += [f"AUTH={' '.join(offered)}", f"AUTH {' '.join(offered)}"]
+        out += [name for name, there in self._capabilities.items() if there and name not in out]
         return out
+
+    def _lists(self, keyword: str) -> bool:
+        return keyword in self.settings.smtp_extensions
+
+    def _offered_mechanisms(self) -> list[str]:
+        """Those that may be used now: what sends a password as it is only inside TLS, or if allowed by name."""
+        allowed = self.settings.auth_in_clear
+        return [m for m in self._mechanisms if self.in_tls or m not in sasl.CLEARTEXT or m in allowed]
 
     def _offers_starttls(self) -> bool:
         return self._can_starttls and not self.in_tls and self._lists_starttls()
 
     def _lists_starttls(self) -> bool:
-        return "STARTTLS" in self.settings.smtp_extensions and not self.settings.use_ssl
+        return self._lists("STARTTLS") and not self.settings.use_ssl and self._capabilities.get("STARTTLS", True)
 
     def _do_mail(self, argument: str, line: str) -> Event | None:
         if self.retiring is not None:
@@ -289,6 +328,8 @@ class ServerSession:
             return self._refuse(replies.HELO_NEEDED)
         if self._sender is not None:
             return self._refuse(replies.MAIL_AGAIN)
+        if self.must_authenticate and not self.authenticated:
+            return self._refuse(replies.AUTHENTICATION_REQUIRED)
         limit = self.settings.max_receptions_per_connection
         if limit and self.messages >= limit:
             return self._refuse(replies.MESSAGES_PER_CONNECTION)
@@ -337,14 +378,19 @@ class ServerSession:
             return self._refuse(replies.DATA_WITHOUT_MAIL)
         if not self._accepted:
             return self._refuse(replies.DATA_WITHOUT_RCPT)
-        self._send(replies.START_MAIL_INPUT)
+        return BeginData()
+
+    def _answer_data(self, reply: Reply | None) -> None:
+        """A refusal leaves the transaction as it is (RFC 5321 4.1.1.4)."""
+        self._send(reply or replies.START_MAIL_INPUT)
+        if reply is not None:
+            return
         self._mail_data = MailData(
             repair_headers=self.settings.rfc2822_lone_lf_in_headers == "fix",
             repair_body=self.settings.rfc2822_lone_lf_in_body == "fix",
         )
         self._size = 0
         self.state = State.READING_BODY
-        return None
 
     def _do_rset(self, argument: str, line: str) -> Event | None:
         if self.retiring is not None:
@@ -383,6 +429,60 @@ class ServerSession:
             self.closing = True
             return self._refuse(replies.BAD_SEQUENCE)
         return StartTls()
+
+    def _do_extension(self, argument: str, line: str) -> Event | None:
+        verb = line.partition(" ")[0].upper()
+        if not (self._trusted and self._lists(verb)):
+            return self._refuse(replies.UNRECOGNIZED)
+        return Extension(verb, argument)
+
+    # AUTH (RFC 4954) ------------------------------------------------------------------------------------------
+
+    def _do_auth(self, argument: str, line: str) -> Event | None:
+        mechanism, _, response = argument.strip().partition(" ")
+        mechanism = mechanism.upper()
+        if not self._mechanisms or self._capabilities.get("AUTH") is False:
+            return self._refuse(replies.UNRECOGNIZED)
+        if self.authenticated or self._sender is not None or self._hello_needed or not self._hello:
+            return self._refuse(replies.BAD_SEQUENCE)
+        if mechanism not in self._mechanisms:
+            return self._refuse(replies.AUTH_MECHANISM_UNKNOWN)
+        if mechanism not in self._offered_mechanisms():
+            return self._refuse(replies.AUTH_NEEDS_TLS)
+        initial = b"" if response == "=" else sasl.decode(response.encode("ascii")) if response else None
+        if response and initial is None:
+            return self._refuse(replies.AUTH_NO_BASE64)
+        return BeginAuth(mechanism, initial)
+
+    def _response(self, line: bytes) -> Event | None:
+        """A line of the client in the middle of an exchange."""
+        text = line.rstrip(b"\r\n")
+        if len(line) > sasl.MAX_RESPONSE or not line.endswith(b"\r\n") or text == b"*":
+            self._exchange = None
+            return self._refuse(replies.AUTH_CANCELLED if text == b"*" else replies.AUTH_LINE_TOO_LONG)
+        data = sasl.decode(text)
+        if data is None:
+            self._exchange = None
+            return self._refuse(replies.AUTH_NO_BASE64)
+        return self._step(data)
+
+    def _step(self, response: bytes | None) -> Event | None:
+        assert self._exchange is not None
+        step = self._exchange.step(response)
+        if isinstance(step, sasl.Challenge):
+            self._send(Reply(334, "", base64.b64encode(step.data).decode("ascii")))
+            return None
+        self._exchange = None
+        if isinstance(step, sasl.Malformed):
+            return self._refuse(replies.AUTH_MALFORMED)
+        return Authenticate(self._mechanism, step)
+
+    def _answer_auth(self, reply: Reply | None) -> None:
+        if reply is not None:
+            self._refuse(reply)
+            return
+        self.authenticated = True
+        self._send(replies.AUTHENTICATED)
 
     # mail data ------------------------------------------------------------------------------------------------
 
@@ -455,4 +555,9 @@ _HANDLERS: dict[str, _Handler] = {
     "VRFY": ServerSession._do_vrfy,
     "HELP": ServerSession._do_help,
     "STARTTLS": ServerSession._do_starttls,
+    "AUTH": ServerSession._do_auth,
+    "XCLIENT": ServerSession._do_extension,
+    "XREMOTEIP": ServerSession._do_extension,
+    "XSETCONTEXT": ServerSession._do_extension,
+    "XDUMPCONTEXT": ServerSession._do_extension,
 }

@@ -44,13 +44,19 @@ VERBS: dict[str, Verb] = {
         Verb("VRFY"),
         Verb("HELP"),
         Verb("STARTTLS", replies.NO_PARAMETERS, rfc="RFC 3207"),
+        Verb("AUTH", rfc="RFC 4954"),
+        Verb("XCLIENT", rfc="postfix.org/XCLIENT_README"),
+        Verb("XREMOTEIP", rfc="manual, esmtp_listener.extensions"),
+        Verb("XSETCONTEXT", rfc="manual, esmtp_listener.extensions"),
+        Verb("XDUMPCONTEXT", replies.NO_PARAMETERS, rfc="manual, esmtp_listener.extensions"),
     )
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Keyword:
-    """A line of the EHLO reply. `when` names the condition: always, listed (in SMTP_Extensions), or starttls."""
+    """A line of the EHLO reply. `when` names the condition: always, listed (in SMTP_Extensions), trusted (listed, and
+    the client is one of Trusted_Clients), or starttls."""
 
     name: str
     when: str
@@ -64,4 +70,8 @@ KEYWORDS: tuple[Keyword, ...] = (
     Keyword("ENHANCEDSTATUSCODES", "listed", "RFC 2034"),
     Keyword("STARTTLS", "starttls", "RFC 3207"),
     Keyword("HELP", "always", "RFC 5321 4.1.1.8"),
+    Keyword("XCLIENT", "trusted", "postfix.org/XCLIENT_README"),
+    Keyword("XREMOTEIP", "trusted", "manual, esmtp_listener.extensions"),
+    Keyword("XSETCONTEXT", "trusted", "manual, esmtp_listener.extensions"),
+    Keyword("XDUMPCONTEXT", "trusted", "manual, esmtp_listener.extensions"),
 )

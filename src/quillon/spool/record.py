@@ -11,7 +11,8 @@ import json
 from quillon.mail.address import Mailbox
 from quillon.mail.message import Batch, Message, MessageId, Origin
 
-VERSION = 1
+VERSION = 1  # of batches
+MESSAGE_VERSION = 2  # 1 has neither priority nor context nor refusal
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode  # json.dumps would make one a call
 
 
@@ -69,7 +70,7 @@ def encode_message(message: Message) -> str:
     recipient = message.recipient
     return _encode(
         [
-            VERSION,
+            MESSAGE_VERSION,
             recipient.local,
             recipient.domain,
             message.binding_group,
@@ -79,6 +80,9 @@ def encode_message(message: Message) -> str:
             message.tries,
             message.next_at,
             message.last_reply,
+            message.priority,
+            dict(message.context),
+            message.refused,
         ]
     )
 
@@ -87,9 +91,11 @@ def decode_message(number: int, text: str, batch: Batch) -> Message:
     """The message of a row. Raises RecordError."""
     try:
         version, *rest = json.loads(text)
-        if version != VERSION:
+        if version not in (1, MESSAGE_VERSION):
             raise RecordError(f"layout {version!r} is not one that this version reads")
-        local, domain, group, binding, routing, via, tries, next_at, last_reply = rest
+        if version == 1:
+            rest += [0, {}, ""]
+        local, domain, group, binding, routing, via, tries, next_at, last_reply, priority, context, refused = rest
         return Message(
             id=MessageId.from_number(number),
             batch=batch,
@@ -101,6 +107,9 @@ def decode_message(number: int, text: str, batch: Batch) -> Message:
             tries=int(tries),
             next_at=float(next_at),
             last_reply=str(last_reply),
+            priority=int(priority),
+            context=dict(context),
+            refused=str(refused),
         )
     except RecordError:
         raise

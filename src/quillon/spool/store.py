@@ -276,20 +276,24 @@ class Store:
 
     def body_path(self, batch: Batch) -> Path:
         """Where the file of a large body lies."""
-        return self.folder / "bodies" / batch.path
+        return self.body_file(batch.path)
 
     def new_body_file(self, number: int) -> tuple[str, int]:
         """Create the file of a large body: its name, and a descriptor that the caller writes to and closes."""
         name = str(number)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        return name, os.open(self.folder / "bodies" / name, flags, self._mode)
+        return name, os.open(self.body_file(name), flags, self._mode)
+
+    def body_file(self, name: str) -> Path:
+        """Where a body file lies."""
+        return self.folder / "bodies" / name
 
     def drop_body_file(self, name: str) -> None:
         """Remove a body file whose message was not accepted. One that stays is swept at the next start."""
         try:
-            (self.folder / "bodies" / name).unlink(missing_ok=True)
+            self.body_file(name).unlink(missing_ok=True)
         except OSError as error:
-            self._report(f"spool: cannot remove {self.folder / 'bodies' / name}: {error.strerror}")
+            self._report(f"spool: cannot remove {self.body_file(name)}: {error.strerror}")
 
     def read_body_now(self, batch: Batch) -> bytes:
         """Read a body at once, for a notification; empty if it cannot be read, which is reported."""
@@ -381,9 +385,9 @@ class Store:
             return error
         for name in group.dead_files:
             try:
-                (self.folder / "bodies" / name).unlink(missing_ok=True)
+                self.body_file(name).unlink(missing_ok=True)
             except OSError as error:
-                self._report(f"spool: cannot remove {self.folder / 'bodies' / name}: {error.strerror}")
+                self._report(f"spool: cannot remove {self.body_file(name)}: {error.strerror}")
         return None
 
     def _roll_back(self, database: sqlite3.Connection) -> None:

@@ -1,0 +1,148 @@
+"""The policies of a configuration, and what they may use of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quillon.config.model import Config
+from quillon.config.scope import Node
+from quillon.config.syntax import Position
+from quillon.listener import credentials
+from quillon.mail.address import Mailbox
+from quillon.net.clock import Clock
+from quillon.policy.hook import NO_POLICY, Module, Policy, PolicyError
+from quillon.policy.lua import load_scripts
+from quillon.policy.python import load_module
+from quillon.policy.world import Datasource, World
+from quillon.smtp.sasl import SourceError
+
+
+class ComposeError(Exception):
+    """A part cannot be made; the message says which and why."""
+
+
+@dataclass
+class Services:
+    """What a worker gives to the policies that it loads; `shared` outlives a reload."""
+
+    lookup: Callable[[str, str, str], Any] | None = None
+    inject: Callable[[Mailbox, Sequence[Mailbox], bytes], Any] | None = None
+    sessions: Callable[[str, str], int] | None = None
+    delay_domain: Callable[[str, str], None] | None = None
+    hostname: str = "localhost"
+    shared: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Policies:
+    """A policy with the world that its modules know."""
+
+    policy: Policy
+    world: World
+
+
+def load(config: Config, clock: Clock, report: Callable[[str], None], services: Services | None = None) -> Policies:
+    """The scripts of the scriptlet stanza, then the Python policies. Raises ComposeError."""
+    world = _world(config, clock, report, services or Services())
+    modules: list[Module] = []
+    settings = config.scripts()
+    if settings is not None:
+        folders = [Path(config.folder), *dict.fromkeys(Path(file).parent for file in config.files)]
+        try:
+            modules += load_scripts(settings, list(dict.fromkeys(folders)), world)
+        except PolicyError as error:
+            raise ComposeError(f"{_script_position(config, error.script)}: {error}") from None
+    for stanza in config.policies():
+        try:
+            loaded = load_module(stanza.name, Path(stanza.module), world)
+        except PolicyError as error:
+            node = config.root.get("policy", stanza.name)
+            raise ComposeError(f"{node.settings['module'].position if node else ''}: {error}") from None
+        if stanza.enabled:
+            modules.append(loaded)
+    policy = Policy(modules, report, _sleep) if modules else NO_POLICY
+    return Policies(policy, world)
+
+
+async def _sleep(seconds: float) -> None:
+    await asyncio.create_task(asyncio.sleep(seconds))
+
+
+def _world(config: Config, clock: Clock, report: Callable[[str], None], services: Services) -> World:
+    world = World(clock.now, report, hostname=services.hostname, folder=config.folder, shared=services.shared)
+    world.datasources = {
+        s.name: Datasource(s.uri, s.cache_life, s.cache_size, s.max_rows, s.no_cache) for s in config.datasources()
+    }
+    world.monitors = config.monitors()
+    world.option = lambda path: option(config, path)
+    if services.lookup is not None:
+        world.lookup = services.lookup
+    if services.inject is not None:
+        world.inject = services.inject
+    if services.sessions is not None:
+        world.sessions = services.sessions
+    world.delay_domain = services.delay_domain
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return world  # a policy that is only looked at: nothing runs later
+    world.later = lambda function: _drop(loop.call_soon(function))
+    world.after = lambda seconds, function: loop.call_later(seconds, function).cancel
+    return world
+
+
+def _drop(_handle: object) -> None:
+    """The handle of a call that nobody takes back."""
+
+
+def option(config: Config, path: Sequence[str]) -> tuple[str, str]:
+    """An option's value by its path, as `config get` of the console has it. Raises ValueError."""
+    *scopes, name = path
+    node: Node | None = config.root
+    at = 0
+    while node is not None and at < len(scopes):
+        kind = scopes[at].lower()
+        named = node.get(kind, scopes[at + 1]) if at + 1 < len(scopes) else None
+        if named is not None:
+            node, at = named, at + 2
+        else:
+            node, at = node.get(kind), at + 1
+    entry = node.settings.get(name.lower()) if node is not None else None
+    if entry is not None:
+        return entry.text, f"{name} = {entry.text}"
+    known = config.table.options.get(name.lower())
+    if known is None:
+        raise ValueError(f"{name!r} is no option")
+    value = known.default or ""
+    return value, f"{name} = {value}"
+
+
+def _script_position(config: Config, script: str) -> Position:
+    """Where the source of a script is named, or the scriptlet stanza."""
+    node = next(config.root.of("scriptlet"))
+    stanza = node.get("script", script)
+    return stanza.settings["source"].position if stanza is not None else node.position
+
+
+def faults_of_users(config: Config, world: World) -> list[str]:
+    """What is wrong with sources of credentials: a file that cannot be read, a scheme nobody has registered."""
+    problems = []
+    for node in config.root.walk():
+        for name, entry in node.settings.items():
+            if not re.fullmatch(r"auth(plain|login|crammd5|digestmd5|scramsha256)parameters", name):
+                continue
+            uri = next((value for key, value in entry.value.items() if key.lower() == "uri"), "")
+            scheme, _, path = uri.partition("://")
+            try:
+                if scheme.lower() in credentials.FILES:
+                    credentials.read(scheme.lower(), path)
+                elif scheme.lower() not in world.auth:
+                    raise SourceError(f"{scheme}:// is a source of credentials that nobody has registered")
+            except SourceError as error:
+                problems.append(f"{entry.position}: {error}")
+    return problems

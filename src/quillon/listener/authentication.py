@@ -1,0 +1,134 @@
+"""AUTH of a worker's sessions: sources of credentials, who has guessed too often, how long an answer waits. Shell."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from quillon.config.settings import ReceptionSettings
+from quillon.listener.credentials import FILES, UserFile, split_uri
+from quillon.net.clock import Clock
+from quillon.policy.world import Authenticate
+from quillon.smtp import sasl
+from quillon.smtp.sasl import MECHANISMS, Attempt, Exchange, Secret, Server, SourceError
+
+MAX_CLIENTS = 50_000  # whose failures are remembered
+LONGEST_DELAY = 30.0  # seconds
+OK, FAIL = 1, 0  # msys.core.EC_AUTH_OK, EC_AUTH_FAIL
+WORKING_CHECKS = 2  # passwords that are hashed at the same time
+
+
+def parameters(settings: ReceptionSettings, mechanism: str) -> Mapping[str, str] | None:
+    """The AuthXxxParameters of a mechanism, names in lower case; None where the configuration has none."""
+    found: Mapping[str, str] | None = {
+        "PLAIN": settings.authplainparameters,
+        "LOGIN": settings.authloginparameters,
+        "CRAM-MD5": settings.authcrammd5parameters,
+        "DIGEST-MD5": settings.authdigestmd5parameters,
+        "SCRAM-SHA-256": settings.authscramsha256parameters,
+    }[mechanism]
+    return {key.lower(): value for key, value in found.items()} if found else None
+
+
+def mechanisms(settings: ReceptionSettings) -> tuple[str, ...]:
+    """Those that SMTP_Extensions lists and that have parameters, the best first."""
+    listed = {word for name in settings.smtp_extensions if name.startswith("AUTH ") for word in name.split()[1:]}
+    return tuple(m for m in MECHANISMS if m in listed and parameters(settings, m) is not None)
+
+
+@dataclass
+class Authenticator:
+    """`schemes` are those that scripts have registered; `report` gets one line for each source that fails."""
+
+    clock: Clock
+    report: Callable[[str], None]
+    schemes: Mapping[str, Authenticate] = field(default_factory=dict)
+    _files: dict[tuple[str, str], UserFile] = field(default_factory=dict)
+    _failures: OrderedDict[str, list[float]] = field(default_factory=OrderedDict)
+    _key: bytes = field(default_factory=lambda: os.urandom(32))
+    _room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(WORKING_CHECKS))
+
+    def begin(self, settings: ReceptionSettings, mechanism: str, hostname: str) -> Exchange:
+        """A machine for the dialog of a mechanism."""
+        given = parameters(settings, mechanism) or {}
+        realm = given.get("realm", hostname)
+
+        def lookup(user: str) -> Secret | None:
+            secret = self._source(given)(user)
+            hashed = mechanism == "DIGEST-MD5" and split_uri(given["uri"])[0] == "file"
+            if hashed and secret is not None and given.get("stored_cleartext", "false").lower() != "true":
+                # the manual: a source of DIGEST-MD5 holds hashes unless it says that it holds the passwords
+                return Secret(digests={realm: secret.password or ""})
+            return secret
+
+        return sasl.exchange(mechanism, Server(hostname, realm, lookup, lambda: secrets.token_hex(16), self._key))
+
+    def _source(self, given: Mapping[str, str]) -> UserFile:
+        """Raises SourceError for a scheme that has no file."""
+        scheme, path = split_uri(given["uri"])
+        if scheme not in FILES:
+            raise SourceError(f"{scheme}:// gives no credentials to this mechanism")
+        found = self._files.get((scheme, path))
+        if found is None:
+            found = self._files[(scheme, path)] = UserFile(scheme, path, self.clock.now)
+        return found
+
+    async def decide(self, settings: ReceptionSettings, mechanism: str, attempt: Attempt) -> str:
+        """pass, fail, or error where the source of credentials does not answer."""
+        if settings.always_deny:
+            return "fail"
+        if settings.always_allow:
+            return "pass"
+        try:
+            if attempt.error:
+                raise SourceError(attempt.error)
+            good = attempt.ok if attempt.ok is not None else await self._fits(settings, mechanism, attempt)
+        except SourceError as error:
+            self.report(f"auth: {mechanism}: {error}")
+            return "error"
+        return "pass" if good else "fail"
+
+    async def _fits(self, settings: ReceptionSettings, mechanism: str, attempt: Attempt) -> bool:
+        given = parameters(settings, mechanism) or {}
+        scheme, rest = split_uri(given["uri"])
+        registered = self.schemes.get(scheme)
+        if registered is None:
+            secret = self._source(given)(attempt.user)
+            if secret is not None and secret.password is not None:
+                return hmac.compare_digest(secret.password.encode(), attempt.password.encode())
+            async with self._room:  # hashing takes milliseconds: other sessions go on meanwhile
+                return await asyncio.to_thread(sasl.password_fits, attempt.user, attempt.password, secret)
+        try:
+            said = await registered(rest, given, attempt.user, attempt.password)
+        except Exception as error:
+            # a script that fails is a source that does not answer
+            raise SourceError(f"{scheme}://: {error}") from None
+        if said not in (OK, FAIL):
+            raise SourceError(f"{scheme}:// answered {said!r}")
+        return bool(said == OK)
+
+    # guessing -------------------------------------------------------------------------------------------------
+
+    def blocked(self, settings: ReceptionSettings, ip: str) -> bool:
+        """Whether a client has failed so often lately that it may not try now. Counted by each worker."""
+        limit = settings.auth_failure_limit
+        return bool(limit) and len(self._recent(settings, ip)) >= limit
+
+    def failed(self, settings: ReceptionSettings, ip: str) -> float:
+        """Note a failure; seconds that the answer is to wait, twice as many with each one more."""
+        recent = self._recent(settings, ip)
+        recent.append(self.clock.now())
+        self._failures[ip] = recent
+        self._failures.move_to_end(ip)
+        while len(self._failures) > MAX_CLIENTS:
+            self._failures.popitem(last=False)
+        return min(settings.auth_failure_delay * 2.0 ** min(len(recent) - 1, 10), LONGEST_DELAY)
+
+    def _recent(self, settings: ReceptionSettings, ip: str) -> list[float]:
+        since = self.clock.now() - settings.auth_failure_window
+        return [time for time in self._failures.get(ip, ()) if time > since]

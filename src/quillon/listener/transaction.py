@@ -1,0 +1,184 @@
+"""One mail transaction of a session: sender, recipients, mail data, and what policy says to each. Shell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from quillon.config.scope import IPAddress
+from quillon.config.settings import ReceptionSettings
+from quillon.listener import relay
+from quillon.listener.desk import Desk
+from quillon.listener.security import Security
+from quillon.mail import reply as replies
+from quillon.mail.address import NULL_PATH, Mailbox
+from quillon.mail.message import MessageId, Origin
+from quillon.mail.reply import Reply
+from quillon.policy.context import Context
+from quillon.policy.hook import Call, Hook, Phase, Session
+from quillon.policy.message import MessageView
+from quillon.reception import content
+from quillon.reception.content import Trace
+from quillon.reception.door import Envelope
+from quillon.reception.intake import Intake
+from quillon.smtp.events import Data, RcptTo
+
+
+class Transaction:
+    """From MAIL FROM to the answer to the data; used again for the next one. `settings` may change between two."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        settings: ReceptionSettings,
+        info: Session,
+        number: MessageId,
+        context: Context,
+        security: Security,
+    ) -> None:
+        self.settings = settings
+        self.committing = False
+        self._desk = desk
+        self._info = info
+        self._number = number
+        self._context = context
+        self._security = security
+        self._sender = NULL_PATH
+        self._batch_id = number
+        self._intake: Intake | None = None
+        self._deciding = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether mail data are coming in, or wait for their commit."""
+        return self._intake is not None or self._deciding or self.committing
+
+    def begin(self, sender: Mailbox) -> None:
+        """MAIL FROM has been accepted."""
+        self._sender = sender
+        self._info.recipients.clear()
+        self._batch_id = self._desk.ids.next(self._desk.clock.now())
+
+    def abandon(self) -> None:
+        """The client has gone, or has become another one."""
+        if self._intake is not None:
+            self._intake.discard()
+        self.forget()
+
+    def forget(self) -> None:
+        """The transaction is over."""
+        self._intake = None
+        self._deciding = self.committing = False
+        self._info.recipients.clear()
+        self._sender = NULL_PATH
+
+    # recipients -----------------------------------------------------------------------------------------------
+
+    async def recipient(self, event: RcptTo, client: IPAddress) -> Reply | None:
+        """Take a recipient, or say why not."""
+        context, policy = self._context, self._desk.policy
+        may = relay.client_may(self.settings, client, context.connection)
+        refusal = relay.refusal(self._desk.config, self.settings, may, self._sender, event.mailbox)
+        if refusal is None and policy.has(Phase.RCPTTO):
+            view = self._view(event.mailbox)
+            refusal = await policy.run(Call(Phase.RCPTTO, self._info, context, event.line, view))
+        if refusal is None:
+            self._info.recipients.append(event.mailbox)
+        return refusal
+
+    async def list_complete(self) -> Reply | None:
+        """DATA: the list of recipients is complete (manual, validate_rcptto_list)."""
+        policy, context = self._desk.policy, self._context
+        for phase in (Phase.RCPTTO_LIST, Phase.RCPTTO_LIST_FINAL):
+            if policy.has(phase):
+                refusal = await policy.run(Call(phase, self._info, context))
+                if refusal is not None:
+                    return refusal
+        return None if self._info.recipients else replies.NO_VALID_RECIPIENTS
+
+    def _view(self, mailbox: Mailbox) -> MessageView:
+        return MessageView("", str(self._batch_id), str(self._number), str(self._sender), str(mailbox))
+
+    # mail data ------------------------------------------------------------------------------------------------
+
+    def add(self, data: bytes) -> None:
+        """Take a piece of mail data."""
+        if self._intake is None:
+            limit = content.line_limit(self.settings)
+            threshold = self._desk.door.node.large_message_threshold
+            store = self._desk.door.store
+            self._intake = Intake(store, self._batch_id.number, threshold, self._prefix, limit)
+        self._intake.add(data)
+
+    async def complete(self, event: Data, remote: tuple[str, int], answer: Callable[[Reply], None]) -> None:
+        """The last piece: hand the message to the door, which answers."""
+        self.add(event.data)
+        intake = self._intake
+        assert intake is not None
+        if event.fault is not None:
+            intake.discard()
+            self.forget()
+            answer(event.fault)
+            return
+        pathway = self._context.connection.get("pathway", self.settings.pathway)
+        group = self._desk.config.pathway_group(pathway)
+        origin = Origin(remote[0], "esmtp", self._number, pathway, group)
+        server = self.settings.received_hostname or self._desk.hostname
+        envelope = Envelope(self._batch_id, self._sender, origin, self._info, self._security.facts, server)
+        self._intake = None  # the door has it from here on
+        self.committing = True
+
+        done = False
+
+        def answered(reply: Reply) -> None:
+            nonlocal done
+            done = True
+            self.forget()
+            answer(reply)
+
+        desk = self._desk
+        task = desk.door.accept(envelope, intake, self.settings, self._context, answered, desk.policy)
+        if task is not None:
+            # it waits for policy, and may still be broken off; once policy has decided, nothing does
+            self._deciding, self.committing = True, False
+            try:
+                await task
+            except BaseException:
+                task.cancel()
+                raise
+            self._deciding, self.committing = False, not done
+
+    def _prefix(self, head: bytes) -> bytes:
+        return content.fields_to_add(head, self.settings, self._trace(), self._received_text)
+
+    def _received_text(self, field: bytes) -> bytes:
+        """The Received field, as policy wants it (hook get_received_header_text)."""
+        policy = self._desk.policy
+        if not policy.hooks(Hook.RECEIVED_TEXT):
+            return field
+        call = Call(Hook.RECEIVED_TEXT, self._info, self._context)
+        said = policy.answers(Hook.RECEIVED_TEXT, call, field.decode("ascii"))
+        return content.as_received(str(said), field) if said else field
+
+    def _trace(self) -> Trace:
+        connection = self._context.connection
+        tls = ""
+        found = self._security.facts
+        if found is not None and found.protocol:
+            shown = {True: "yes", False: "no", None: "none"}[found.verified]
+            facts = f"{found.protocol} {found.cipher} bits={found.bits}"
+            tls = f"{facts} client-certificate-verified={shown}"
+        verb = connection.get("ehlo_string", "")[:4].upper()
+        authenticated = "A" if connection.get("auth_status") == "pass" else ""
+        protocol = "SMTP" if verb == "HELO" else f"ESMTP{'S' if tls else ''}{authenticated}"
+        ip, _, port = self._info.remote.rpartition(":")
+        return Trace(
+            client_ip=ip.strip("[]"),
+            client_port=int(port or 0),
+            helo=connection.get("ehlo_domain", ""),
+            hostname=self.settings.received_hostname or self._desk.hostname,
+            sender=str(self._sender),
+            protocol=protocol,
+            tls=tls,
+            message_id=str(self._batch_id),
+            date=self._desk.date(),
+        )

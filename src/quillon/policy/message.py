@@ -1,0 +1,168 @@
+"""A message in the hands of policy: what it may read, and what it may change. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from quillon.mail import header
+from quillon.mail.reply import Reply
+
+_LONE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+DISCARDED = Reply(550, "5.7.0", "discarded by policy")
+MALFORMED_DISCARD = Reply(550, "5.7.1", "[internal] discarded by policy")
+
+
+class Content:
+    """Mail data: the header section at hand, the body read when it is asked for. `changed` once policy has edited it.
+
+    `read` gives the whole of the mail data. Raises OSError where it cannot be read.
+    """
+
+    def __init__(self, head: bytes, size: int, read: Callable[[], bytes] | None = None) -> None:
+        self.changed = False
+        self._head = head
+        self._size = size
+        self._read = read or (lambda: head)
+        self._body: bytes | None = None
+        self._original_head = len(head)
+
+    @property
+    def head(self) -> bytes:
+        """The header section with the blank line that ends it, where the message has one."""
+        return self._head
+
+    @head.setter
+    def head(self, head: bytes) -> None:
+        self._load()
+        self._head = head
+        self.changed = True
+
+    @property
+    def body(self) -> bytes:
+        """What stands behind the header section."""
+        return self._load()
+
+    @body.setter
+    def body(self, body: bytes) -> None:
+        self._load()
+        self._body = _lines(body)
+        if body and not self._head.endswith(b"\r\n\r\n") and self._head != b"\r\n":
+            self._head += b"\r\n"
+        self.changed = True
+
+    @property
+    def whole(self) -> bytes:
+        body = self._load()
+        return self._head + body
+
+    @whole.setter
+    def whole(self, data: bytes) -> None:
+        self._load()
+        data = _lines(data)
+        end = 2 if data.startswith(b"\r\n") else data.find(b"\r\n\r\n") + 4
+        self._head, self._body = (data[:end], data[end:]) if end >= 4 or data.startswith(b"\r\n") else (data, b"")
+        self.changed = True
+
+    @property
+    def size(self) -> int:
+        """Octets of the whole."""
+        return len(self._head) + len(self._body or b"") if self.changed else self._size
+
+    def _load(self) -> bytes:
+        if self._body is None:
+            self._body = self._read()[self._original_head :]
+        return self._body
+
+    def copy(self) -> Content:
+        """For the copy of one recipient: what is edited there leaves the others as they are."""
+        other = Content(self._head, self._size, self._read)
+        other._size = self.size
+        other._body, other._original_head = self._body, self._original_head
+        return other
+
+
+def _lines(data: bytes) -> bytes:
+    """Mail data out of what a script made: CRLF line ends, the last one included, and no end mark."""
+    data = _LONE.sub(b"\r\n", data)
+    data = data.removesuffix(b"\r\n.\r\n") + b"\r\n" if data.endswith(b"\r\n.\r\n") else data
+    return data if not data or data.endswith(b"\r\n") else data + b"\r\n"
+
+
+@dataclass(slots=True)
+class MessageView:
+    """`reply` is what msg:code set, `discarded` the reason of msg:discard; bindings chosen are written back here.
+
+    `context` are values for this message alone, where it already has a copy of its own.
+    """
+
+    message_id: str
+    batch_id: str
+    connection_id: str
+    sender: str
+    recipient: str
+    content: Content = field(default_factory=lambda: Content(b"", 0))
+    binding_group: str = ""
+    binding: str = ""
+    routing_domain: str = ""
+    priority: int = 0
+    reply: Reply | None = None
+    discarded: Reply | None = None
+    own_copy: bool = False
+    may_edit: bool = False
+
+    @property
+    def size(self) -> int:
+        return self.content.size
+
+    def header(self, name: str) -> list[str]:
+        """Decoded values of a header field."""
+        return header.values(self.content.head, name)
+
+    def set_header(self, name: str, values: list[str], mode: str = "replace") -> None:
+        """Replace all fields of a name, or put some in front or at the end. Raises ValueError."""
+        head = self._editable().head
+        if mode == "replace":
+            head = header.replace(head, name, values)
+        elif mode == "append":
+            for value in values:
+                head = header.append(head, name, value)
+        elif mode == "prepend":
+            for value in reversed(values):
+                head = header.prepend(head, name, value)
+        else:
+            raise ValueError(f"{mode!r} is no mode: replace, append or prepend")
+        self.content.head = head
+
+    def remove_header(self, name: str) -> bool:
+        """Take all fields of a name away; whether there was one."""
+        before = self._editable().head
+        after = header.remove(before, name)
+        if after != before:
+            self.content.head = after
+        return after != before
+
+    def _editable(self) -> Content:
+        if not self.may_edit:
+            raise ValueError("the message cannot be changed in this phase")
+        return self.content
+
+    def set_body(self, data: bytes) -> None:
+        """Another body. Raises ValueError in a phase that may not edit."""
+        self._editable().body = data
+
+    def set_whole(self, data: bytes) -> None:
+        """Other mail data, header section included. Raises ValueError in a phase that may not edit."""
+        self._editable().whole = data
+
+    def discard(self, reason: str = "") -> None:
+        """Accept the message and keep nothing of it but a line in the rejectlog (manual, msg:discard)."""
+        self.discarded = DISCARDED
+        if reason:
+            match = re.fullmatch(r"([2-5][0-9]{2})(?: ([245]\.[0-9]{1,3}\.[0-9]{1,3}))? ?(.*)", reason, re.DOTALL)
+            self.discarded = (
+                Reply(int(match[1]), match[2] or "", " ".join(match[3].split()) or "no text")
+                if match
+                else MALFORMED_DISCARD
+            )

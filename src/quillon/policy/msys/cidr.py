@@ -1,0 +1,184 @@
+"""`msys.cidr`: values by address block, out of a file in the form of rbldnsd's ip4set, a datasource, or none."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from dataclasses import dataclass, field
+from typing import Any
+
+from quillon.policy.hook import words_of
+from quillon.policy.msys import files
+from quillon.policy.msys.api import Api
+from quillon.policy.msys.db import Databases
+from quillon.policy.msys.vctx import peer_block
+from quillon.policy.world import World
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass
+class Table:
+    """Blocks by prefix length, so that the longest match is found in as many steps as there are lengths."""
+
+    options: dict[str, Any]
+    blocks: dict[tuple[int, int], dict[int, str]] = field(default_factory=dict)
+    loaded_at: float = 0.0
+    loading: asyncio.Task[None] | None = None
+
+    def fill(self, rows: list[tuple[Network, str]]) -> None:
+        blocks: dict[tuple[int, int], dict[int, str]] = {}
+        for block, value in rows:
+            key = (block.version, block.prefixlen)
+            blocks.setdefault(key, {})[int(block.network_address)] = value
+        self.blocks = blocks
+
+    def query(self, ip: str) -> str | None:
+        """The value of the longest block that holds an address. Raises ValueError for what is none."""
+        address = ipaddress.ip_address(ip)
+        number, width = int(address), address.max_prefixlen
+        for length in range(width, -1, -1):
+            found = self.blocks.get((address.version, length))
+            if found is not None:
+                value = found.get(number >> (width - length) << (width - length))
+                if value is not None:
+                    return value
+        return None
+
+
+def parse(text: str) -> list[tuple[Network, str]]:
+    """Lines of rbldnsd: `:value:text` sets the value of the lines below, `block [:value:text]`. Raises ValueError."""
+    rows: list[tuple[Network, str]] = []
+    value = "127.0.0.2"
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        if not line or line.startswith(("#", "$", "@")):
+            continue
+        if line.startswith(":"):
+            value = _value(line)
+            continue
+        word, _, rest = line.partition(" ")
+        try:
+            rows.append((_block(word), _value(rest.strip()) if rest.strip().startswith(":") else value))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    return rows
+
+
+def _block(word: str) -> Network:
+    """An address, a block, or the head of one: `10.1` is 10.1.0.0/16."""
+    if "/" not in word and "." in word and word.count(".") < 3:
+        parts = word.split(".")
+        word = ".".join([*parts, *["0"] * (4 - len(parts))]) + f"/{8 * len(parts)}"
+    return ipaddress.ip_network(word, strict=False)
+
+
+def _value(text: str) -> str:
+    """`:2:listed` and `:127.0.0.2:listed`: the text where there is one, else the address."""
+    _, code, rest = ([*text.split(":", 2), "", ""])[:3]
+    address = code if "." in code or not code else f"127.0.0.{code}"
+    return rest or address
+
+
+class Tables:
+    """The tables of one load of the scripts."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._tables: dict[str, Table] = {}
+
+    def define(self, name: str, options: dict[str, Any]) -> None:
+        """Raises ValueError for options that do not fit, and for a file that cannot be read."""
+        kind = options.get("type")
+        if kind not in NEEDED:
+            raise ValueError(f"{kind!r} is no type of cidr: {', '.join(NEEDED)}")
+        missing = [key for key in NEEDED[str(kind)] if key not in options]
+        if missing:
+            raise ValueError(f"cidr {name}: {missing[0]} is missing")
+        found = self._tables[name] = Table(options)
+        if kind == "rbldnsd":
+            self._load_file(found)
+
+    def get(self, name: str) -> Table:
+        """Raises ValueError for one that is not defined."""
+        if name not in self._tables:
+            raise ValueError(f"there is no cidr {name!r}; define it in init")
+        return self._tables[name]
+
+    def _load_file(self, found: Table) -> None:
+        path = str(found.options["source"])
+        try:
+            found.fill(parse(files.read(self._world.folder, path).decode("utf-8", "replace")))
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        found.loaded_at = self._world.now()
+
+    async def load_rows(self, found: Table) -> None:
+        """Read a table from its datasource. Raises ValueError."""
+        databases: Databases = self._world.shared.setdefault("databases", Databases())
+        options = found.options
+        cache = str(options.get("cachename") or options.get("source"))
+        rows = await databases.rows(self._world, cache, str(options["query"]), None, fresh=True)
+        cidr, value = str(options.get("cidr_column", "cidr")), str(options.get("value_column", "value"))
+        found.fill([(_block(str(row[cidr])), str(row[value])) for row in rows])
+        found.loaded_at = self._world.now()
+
+    async def refresh(self, name: str, found: Table) -> None:
+        """Read a table anew; one that cannot be read stays as it is, and the operator is told."""
+        try:
+            if found.options["type"] == "datasource":
+                await self.load_rows(found)
+            elif found.options["type"] == "rbldnsd":
+                self._load_file(found)
+        except Exception as error:
+            # the table that is there stays in use
+            self._world.report(f"scriptlet: cidr {name}: {words_of(error)}")
+            found.loaded_at = self._world.now()
+
+
+NEEDED = {"rbldnsd": ("source",), "datasource": ("query",), "empty": ()}
+"""Options that a type of table cannot do without."""
+
+
+def register(api: Api) -> None:
+    tables = Tables(api.world)
+
+    @api.function("msys.cidr.define")
+    def define(name: str, options: Any) -> bool:
+        """A table of type rbldnsd (source = file), datasource (cachename, query) or empty."""
+        tables.define(name, options if isinstance(options, dict) else {"type": options})
+        return True
+
+    @api.function("msys.cidr.lookup")
+    async def wait_for_rows(name: str) -> None:
+        """Wait for a table that is read from a datasource and never has been."""
+        await tables.load_rows(tables.get(name))
+
+    @api.function("msys.cidr.ready")
+    def ready(name: str) -> bool:
+        """Whether a table can be asked; begins to read it anew when it is old."""
+        found = tables.get(name)
+        if found.options["type"] == "empty":
+            return True
+        late = api.world.now() - found.loaded_at > float(found.options.get("refresh", 1800))
+        if found.loaded_at and late and (found.loading is None or found.loading.done()):
+            found.loading = asyncio.ensure_future(tables.refresh(name, found))
+        return bool(found.loaded_at)
+
+    @api.function("msys.cidr.find")
+    def find(name: str, ip: str | None = None) -> str | None:
+        """The value of an address."""
+        found = tables.get(name)
+        ip = ip or peer_block(api.session_call(), "")
+        value = found.query(ip.strip("[]"))
+        if value is None:
+            default = found.options.get("default_value")
+            return None if default is None else str(default)
+        return value.replace("$", ip) if found.options.get("interpolate") else value
+
+    @api.function("msys.cidr.reload")
+    async def reload(name: str) -> bool:
+        """Read a table anew."""
+        await tables.refresh(name, tables.get(name))
+        return True

@@ -1,0 +1,180 @@
+"""`msys.db`: SQL on the datasources of the configuration, SQLite by aiosqlite and PostgreSQL by asyncpg.
+
+Results are cached as the datasource's stanza says. Parameters are bound, never put into the text: `?` with a list,
+`:name` or `$1` as the driver has them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import asyncpg
+
+from quillon.policy.hook import words_of
+from quillon.policy.msys.api import Api
+from quillon.policy.world import Datasource, World
+
+TIMEOUT = 30.0  # seconds
+Row = dict[Any, Any]
+
+
+class DatabaseError(ValueError):
+    """A query failed; the message has the driver's words."""
+
+
+class Databases:
+    """Open connections and cached results, by datasource."""
+
+    def __init__(self) -> None:
+        self._sqlite: dict[str, aiosqlite.Connection] = {}
+        self._pools: dict[str, Any] = {}
+        self._turn: dict[str, int] = {}
+        self._results: dict[str, OrderedDict[str, tuple[float, list[Row]]]] = {}
+
+    async def rows(self, world: World, name: str, sql: str, parameters: Any, *, fresh: bool) -> list[Row]:
+        """The rows of a query, by column name and by number from 1. Raises DatabaseError."""
+        source = _source(world, name)
+        cache = self._results.setdefault(name, OrderedDict())
+        key = json.dumps([sql, parameters], default=str, sort_keys=True)
+        known = cache.get(key)
+        if known is not None and known[0] > world.now() and not fresh and not source.no_cache:
+            return known[1]
+        found = await self._run(world, name, source, sql, parameters, source.max_rows)
+        if not source.no_cache:
+            cache[key] = (world.now() + source.cache_life, found)
+            cache.move_to_end(key)
+            while len(cache) > source.cache_size:
+                cache.popitem(last=False)
+        return found
+
+    async def execute(self, world: World, name: str, sql: str, parameters: Any) -> None:
+        """A statement that gives no rows. Raises DatabaseError."""
+        await self._run(world, name, _source(world, name), sql, parameters, 0)
+
+    async def _run(
+        self, world: World, name: str, source: Datasource, sql: str, parameters: Any, limit: int
+    ) -> list[Row]:
+        turn = self._turn[name] = self._turn.get(name, -1) + 1
+        uri = source.uris[turn % len(source.uris)]
+        driver, _, rest = uri.partition(":")
+        try:
+            if driver == "sqlite":
+                return await self._run_sqlite(str(Path(world.folder) / rest), sql, parameters, limit)
+            return await self._run_postgresql(uri, rest, sql, parameters, limit)
+        except DatabaseError:
+            raise
+        except Exception as error:
+            # drivers raise many kinds; to a script they are one: the query failed
+            raise DatabaseError(f"{name}: {words_of(error)}") from None
+
+    async def _run_sqlite(self, path: str, sql: str, parameters: Any, limit: int) -> list[Row]:
+        connection = self._sqlite.get(path)
+        if connection is None:
+            connection = self._sqlite[path] = await aiosqlite.connect(path, timeout=TIMEOUT)
+        given = parameters if parameters is not None else ()
+        async with connection.execute(sql, given) as cursor:
+            found = await (cursor.fetchmany(limit) if limit > 0 else cursor.fetchall())
+            names = [column[0] for column in cursor.description or ()]
+        await connection.commit()
+        return [_row(names, tuple(values)) for values in found]
+
+    async def _run_postgresql(self, uri: str, rest: str, sql: str, parameters: Any, limit: int) -> list[Row]:
+        pool = self._pools.get(uri)
+        if pool is None:
+            pool = self._pools[uri] = await asyncpg.create_pool(
+                **dsn(rest), min_size=0, max_size=4, command_timeout=TIMEOUT
+            )
+        text, values = positional(sql, parameters)
+        async with pool.acquire() as connection:
+            found = await connection.fetch(text, *values)
+        return [_row(list(record.keys()), tuple(record.values())) for record in (found[:limit] if limit > 0 else found)]
+
+
+def dsn(text: str) -> dict[str, str]:
+    """What stands behind `pgsql:`: `host=a;dbname=b` as keywords, or a URL. Raises DatabaseError."""
+    if text.startswith("//"):
+        return {"dsn": "postgresql:" + text}
+    names = {"host": "host", "port": "port", "dbname": "database", "user": "user", "password": "password"}
+    found = {}
+    for part in re.split(r"[;\s]+", text.strip()):
+        name, equals, value = part.partition("=")
+        if not part:
+            continue
+        if not equals or name.lower() not in names:
+            raise DatabaseError(f"{name!r} is no word of a PostgreSQL connection: {', '.join(names)}")
+        found[names[name.lower()]] = value
+    return found
+
+
+def positional(sql: str, parameters: Any) -> tuple[str, list[Any]]:
+    """`?` and `:name` as `$1`, which is what PostgreSQL has; text in quotes is left alone. Raises DatabaseError."""
+    values: list[Any] = []
+    given = list(parameters) if isinstance(parameters, list) else []
+    named = parameters if isinstance(parameters, dict) else {}
+
+    def bind(match: re.Match[str]) -> str:
+        if match["text"]:
+            return match["text"]
+        if match["name"]:
+            if match["name"] not in named:
+                raise DatabaseError(f"there is no parameter {match['name']!r}")
+            values.append(named[match["name"]])
+        elif not given:
+            raise DatabaseError("there are fewer parameters than question marks")
+        else:
+            values.append(given.pop(0))
+        return f"${len(values)}"
+
+    text = re.sub(r"(?P<text>'(?:[^']|'')*'|\"[^\"]*\"|::)|(?P<mark>\?)|(?<![:\w]):(?P<name>[A-Za-z_]\w*)", bind, sql)
+    return text, values or given
+
+
+def _row(names: list[str], values: tuple[Any, ...]) -> Row:
+    plain = [value if isinstance(value, (str, bytes, int, float, type(None))) else str(value) for value in values]
+    by_name: Row = {name: value for name, value in zip(names, plain, strict=True) if value is not None}
+    return by_name | {n: value for n, value in enumerate(plain, 1) if value is not None}
+
+
+def _source(world: World, name: str) -> Datasource:
+    found = world.datasources.get(name)
+    if found is None:
+        raise DatabaseError(f"there is no datasource {name!r} in the configuration")
+    return found
+
+
+def register(api: Api) -> None:
+    databases: Databases = api.world.shared.setdefault("databases", Databases())
+
+    async def failing(options: Any, question: Any) -> Any:
+        """The answer, or nil and words where the options say raise_error = false."""
+        try:
+            return await question
+        except DatabaseError as error:
+            if isinstance(options, dict) and options.get("raise_error") is False:
+                return None, str(error)
+            raise
+
+    def fresh(options: Any) -> bool:
+        return isinstance(options, dict) and options.get("nocache") is True
+
+    @api.function("db.rows")
+    async def rows(cache: str, sql: str, parameters: Any = None, options: Any = None) -> Any:
+        """The rows of msys.db.query."""
+        return await failing(options, databases.rows(api.world, cache, sql, parameters, fresh=fresh(options)))
+
+    @api.function("msys.db.fetch_row")
+    async def fetch_row(cache: str, sql: str, parameters: Any = None, options: Any = None) -> Any:
+        """The first row, or nil; with {raise_error = false} nil and words where the query fails."""
+        found = await failing(options, databases.rows(api.world, cache, sql, parameters, fresh=fresh(options)))
+        return found if isinstance(found, tuple) else (found[0] if found else None)
+
+    @api.function("msys.db.execute")
+    async def execute(cache: str, sql: str, parameters: Any = None, options: Any = None) -> Any:
+        """true; with {raise_error = false} false and words where the statement fails."""
+        found = await failing(options, databases.execute(api.world, cache, sql, parameters))
+        return (False, found[1]) if isinstance(found, tuple) else True

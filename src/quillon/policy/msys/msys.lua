@@ -1,0 +1,355 @@
+-- The tables that scripts know: msys and what hangs on it, the objects of callouts, require.
+-- Given: the Python functions, and what runtime.lua gives.
+local py, rt = ...
+local bound, handle, raise, opaque = rt.bound, rt.handle, rt.raise, rt.opaque
+
+msys = {core = {}}
+json, xml, thread = {}, {}, {}
+local core = msys.core
+for name, value in pairs(py.constants) do core[name] = value end
+thread.MUTEX_NORMAL, thread.MUTEX_RECURSIVE, thread.MUTEX_ERRORCHECK = 0, 1, 2
+
+-- every Python function `a.b.c` stands at a.b.c
+local roots = {msys = msys, json = json, xml = xml, thread = thread}
+local tables = {msys = msys, ["msys.core"] = core, json = json, xml = xml, thread = thread}
+local function at(path)
+  local found = tables[path]
+  if found then return found end
+  local parent, name = path:match("^(.*)%.([%w_]+)$")
+  found = {}
+  at(parent)[name] = found
+  tables[path] = found
+  return found
+end
+for name in pairs(py.functions) do
+  local path, last = name:match("^([%w_.]+)%.([%w_]+)$")
+  if path and roots[path:match("^%w+")] then at(path)[last] = bound(name) end
+end
+msys.validation = msys.validate
+if msys.counter then msys.counter.STRICT, msys.counter.RELAXED = 0, 1 end
+
+-- what the manual has and this server has not: an error that says so
+for name, reason in pairs(py.left_out) do
+  local path, last = name:match("^([%w_.]+)%.([%w_]+)$")
+  at(path)[last] = function() raise(name .. " is not in this version: " .. reason) end
+end
+
+-- objects
+local new = {}
+local methods = {}
+for _, kind in ipairs({"vctx", "ac", "msg", "part", "timer", "mutex", "http", "file", "dkim", "sig", "xmldoc", "xmlnode", "null"}) do
+  new[kind], methods[kind] = rt.class(kind)
+end
+-- the object of a connection is the same in C: its context is its vctx
+core.accept_construct_get_message_construct = function(ac) return {ctx = new.vctx(handle(ac))} end
+-- the hot ones without the general way
+do
+  local get, set = bound("vctx:get"), bound("vctx:set")
+  methods.vctx.get = function(self, kind, key) return get(handle(self), kind, key) end
+  methods.vctx.set = function(self, kind, key, value) return set(handle(self), kind, key, value) end
+end
+
+-- locks: taken at once, or waited for
+local wait_for_lock, trylock = msys.waitlock, msys.trylock
+msys.waitlock, msys.trylock = nil, nil
+function msys.lock(name) if not trylock(name) then wait_for_lock(name) end end
+local wait_for_mutex = methods.mutex.waitlock
+methods.mutex.waitlock = nil
+function methods.mutex.lock(self) if not self:trylock() then wait_for_mutex(self) end end
+
+-- JSON: tables that print as JSON
+local parse, text_of, null = json.parse, json.text, new.null(py.null)
+json.parse, json.text, json.null = nil, nil, null
+local as_json = {__tostring = function(self) return text_of(self) end}
+as_json.__concat = function(a, b) return tostring(a) .. tostring(b) end
+local function json_object(value)
+  if type(value) == "table" and opaque[value] == nil then
+    for _, inner in pairs(value) do json_object(inner) end
+    return setmetatable(value, as_json)
+  end
+  return value
+end
+local function copied(value)
+  if type(value) ~= "table" or opaque[value] ~= nil then return value end
+  local out = {}
+  for k, v in pairs(value) do out[k] = copied(v) end
+  return out
+end
+function json.new() return setmetatable({}, as_json) end
+function json.decode(text)
+  local value, code, fault = parse(text)
+  if code then return nil, code, fault end
+  return json_object(value)
+end
+function json.encode(value)
+  if type(value) == "table" then return json_object(copied(value)) end
+  return text_of(value)
+end
+
+-- an ec_string: a buffer with a length
+local texts = setmetatable({}, {__mode = "k"})
+local sample = newproxy(true)
+do
+  local meta = getmetatable(sample)
+  meta.__metatable = false
+  local function set(self, text) texts[self] = tostring(text) end
+  local function get(self) return texts[self] end
+  local own = {set = set, get = get, append = function(self, text) texts[self] = texts[self] .. tostring(text) end}
+  own.write = own.append
+  meta.__index = function(self, key) return own[key] end
+  meta.__len = function(self) return #texts[self] end
+  meta.__tostring = get
+  meta.__concat = function(a, b) return tostring(a) .. tostring(b) end
+  meta.__eq = function(a, b) return texts[a] == texts[b] end
+end
+local newproxy = newproxy
+function core.string_new(text)
+  local made = newproxy(sample)
+  texts[made] = text or ""
+  return made
+end
+local envelope = bound("msg:envelope")
+function methods.msg.get_envelope2(self, flags, localpart, domain)
+  local l, d = envelope(handle(self), flags)
+  localpart:set(l)
+  if domain then domain:set(d) end
+  return true
+end
+
+function msys.registerModule(name, callouts)
+  if type(callouts) ~= "table" then raise("registerModule: the second argument is a table of callouts") end
+  rt.good(py.register(name, rt.keep(callouts)))
+end
+function msys.registerAuth(scheme, callouts)
+  if type(callouts) ~= "table" or type(callouts.authenticate) ~= "function" then
+    raise("registerAuth: the second argument is a table with a function authenticate")
+  end
+  rt.good(py.register_auth(scheme, rt.keep(callouts)))
+end
+function msys.registerControl(prefix, closure)
+  if type(closure) ~= "function" then raise("registerControl: the second argument is a function") end
+  rt.good(py.register_control(prefix, rt.keep(closure)))
+end
+function msys.asyncOk() return rt.current.may_wait end
+function msys.type(value)
+  if opaque[value] ~= nil then return tostring(value) end
+  if texts[value] then return "ec_string" end
+  return type(value)
+end
+function msys.cast(object) return object end
+function msys.getClassMetaTable(kind)
+  local found = ({["msys.core:_ec_message"] = methods.msg, ["msys.core:_ec_message_part"] = methods.part,
+    ["msys.core:_validate_context"] = methods.vctx, ["msys.core:_accept_construct"] = methods.ac})[kind]
+  if not found then raise("getClassMetaTable: there is no class " .. tostring(kind)) end
+  return found
+end
+-- one thread does it all: a pool runs its closure at once, or when the phase is over
+function msys.runInPool(pool, closure, mode)
+  if mode == nil or mode == false then return pcall(closure) end
+  local after = mode
+  rt.good(py.later(rt.keep(function()
+    local result = {pcall(closure)}
+    if type(after) == "function" then after(unpack(result)) end
+    if not result[1] then error(result[2], 0) end
+  end)))
+end
+for _, name in ipairs({"after", "at", "every"}) do
+  local make = msys.timer[name]
+  msys.timer[name] = function(seconds, closure, label)
+    if type(closure) ~= "function" then raise("a timer takes seconds and a function") end
+    return make(seconds, rt.keep(closure), label)
+  end
+end
+msys.runInInst = nil
+
+-- rows of a query come at once and are handed out one by one
+local rows = bound("db.rows")
+msys.db.query = function(cache, sql, parameters, options)
+  local found, fault = rows(cache, sql, parameters, options)
+  if found == nil then return nil, fault end
+  local n = 0
+  return function() n = n + 1 return found[n] end
+end
+
+local cidr_ready, cidr_load, cidr_find = msys.cidr.ready, msys.cidr.lookup, msys.cidr.find
+msys.cidr.ready, msys.cidr.lookup, msys.cidr.find = nil, nil, nil
+function msys.cidr.query(name, ip)
+  if not cidr_ready(name) then cidr_load(name) end
+  return cidr_find(name, ip)
+end
+
+msys.tls_params = {set = function(parameters, name, value) parameters[name] = value end}
+msys.http = {client = {new = bound("http.new")}}
+msys.dumper = {}
+local function dump(value, indent, seen)
+  if type(value) ~= "table" or opaque[value] ~= nil then
+    return type(value) == "string" and string.format("%q", value) or tostring(value)
+  end
+  if seen[value] then return "(again)" end
+  seen[value] = true
+  local out = {}
+  for k, v in pairs(value) do out[#out + 1] = indent .. "  [" .. dump(k, "", seen) .. "] = " .. dump(v, indent .. "  ", seen) end
+  return "{\n" .. table.concat(out, ",\n") .. "\n" .. indent .. "}"
+end
+function msys.dumper.Dumper(value) return dump(value, "", {}) end
+
+-- the operators that the dialect adds; a metamethod goes first, as for the operators of Lua itself
+_BIT = {}
+local function whole(value)
+  local number = tonumber(value)
+  if number == nil then raise("attempt to perform arithmetic on a " .. type(value) .. " value") end
+  return number
+end
+local function operator(event, f)
+  return function(a, b)
+    if type(a) == "table" or type(b) == "table" then
+      local meta = type(a) == "table" and getmetatable(a) or type(b) == "table" and getmetatable(b)
+      local own = type(meta) == "table" and rawget(meta, event)
+      if own then return own(a, b) end
+    end
+    return f(whole(a), whole(b))
+  end
+end
+_BIT.band, _BIT.bor, _BIT.bxor = operator("__and", bit.band), operator("__or", bit.bor), operator("__xor", bit.bxor)
+_BIT.shl, _BIT.shr = operator("__shl", bit.lshift), operator("__shr", bit.rshift)
+_BIT.idiv = operator("__intdiv", function(a, b)
+  if b == 0 then raise("attempt to divide by zero") end
+  local quotient = a / b
+  return quotient < 0 and math.ceil(quotient) or math.floor(quotient)
+end)
+local bnot = operator("__not", function(a) return bit.bnot(a) end)
+function _BIT.bnot(a) return bnot(a, 0) end
+
+-- require
+local loaded = {
+  string = string, table = table, math = math, coroutine = coroutine, json = json, xml = xml, thread = thread,
+  ["msys.http.client"] = msys.http.client, ["opendkim.dkim"] = core,
+  ["msys.extended.message"] = methods.msg, ["msys.extended.message_routing"] = methods.msg,
+  ["msys.extended.ac"] = methods.ac, ["msys.extended.vctx"] = methods.vctx, ["msys.boot"] = true, bit = bit,
+}
+for path, found in pairs(tables) do loaded[path] = found end
+for _, name in ipairs({"timer", "dumper", "threadpool", "os", "datasource", "tls_params", "idn", "validate", "base64", "qp"}) do
+  loaded["msys." .. name] = loaded["msys." .. name] or msys[name] or {}
+end
+local loading = {}
+function require(name)
+  local found = loaded[name]
+  if found ~= nil then return found end
+  if loading[name] then raise("require: " .. name .. " requires itself") end
+  local text, path = py.source(name)
+  if text == nil then raise("require: " .. path) end
+  local chunk, fault = py.loadstring(text, "@" .. path)
+  if chunk == nil then error(fault, 0) end
+  loading[name] = true
+  local result = chunk(name)
+  loading[name] = nil
+  loaded[name] = result == nil and true or result
+  return loaded[name]
+end
+
+-- callouts -------------------------------------------------------------------------------------------------------
+-- Each takes the module's table of this session, its function, the session, and what the phase or question has; `c` is
+-- the opaque call where there is a message. The session holds the objects that live as long as it does.
+local list = bound("vctx:recipient_list")
+local function with_message(t, f, s, c) return f(t, new.msg(c), s.ac, s.vctx) end
+local function with_list(t, f, s) return f(t, list(s.handle), s.vctx) end
+local function with_text(t, f, s, text) return f(t, text, s.ac, s.vctx) end
+local shapes = {
+  validate_connect = function(t, f, s) return f(t, s.ac, s.vctx) end,
+  validate_ehlo = with_text,
+  validate_mailfrom = with_text,
+  validate_rcptto = function(t, f, s, c, text) return f(t, new.msg(c), text, s.ac, s.vctx) end,
+  validate_rcptto_list = with_list,
+  validate_rcptto_list_final = with_list,
+  validate_data = with_message,
+  validate_data_spool = with_message,
+  validate_data_spool_each_rcpt = with_message,
+  core_final_validation = with_message,
+  validate_set_binding = function(t, f, s, c) return f(t, new.msg(c)) end,
+  validate_dealloc = function(t, f) return f(t) or core.VALIDATE_CONT end,
+  core_validate_auth_hook = function(t, f, s, user, name, status)
+    return f(t, s.vctx, {user = user, name = name}, status) or core.VALIDATE_CONT
+  end,
+  inbound_smtp_tls_post_accept = function(t, f, s) return f(t, s.ac, s.vctx) or core.VALIDATE_CONT end,
+}
+local function parameters(use_tls, tls_verify, certfile, keyfile, ca, cipherlist)
+  return {use_tls = use_tls, tls_verify = tls_verify, certfile = certfile, keyfile = keyfile, ca = ca,
+          cipherlist = cipherlist}
+end
+local function certificate(subject, issuer, sha256, spki_sha256, san, cause, ...)
+  return {subject = subject, issuer = issuer, sha256 = sha256, spki_sha256 = spki_sha256, san = san, cause = cause}, ...
+end
+local questions = {
+  get_inbound_tls_parameters = function(t, f, s, c, ...)
+    local p = parameters(...)
+    f(t, s.ac, s.vctx, p)
+    return p.use_tls, p.tls_verify, p.certfile, p.keyfile, p.ca, p.cipherlist
+  end,
+  get_outbound_tls_parameters = function(t, f, s, c, ...)
+    local p = parameters(...)
+    f(t, new.msg(c), p)
+    return p.use_tls, p.tls_verify, p.certfile, p.keyfile, p.ca, p.cipherlist
+  end,
+  inbound_smtp_tls_verify_callback = function(t, f, s, c, ok, ...)
+    local cert = certificate(...)
+    return f(t, s.ac, s.vctx, ok, cert.subject, cert.issuer, cert)
+  end,
+  outbound_smtp_tls_verify_callback = function(t, f, s, c, ok, ...)
+    local cert, host, ip, domain = certificate(...)
+    return f(t, {host = host, ip = ip, domain = domain}, ok, cert.subject, cert.issuer, cert)
+  end,
+  pre_esmtp_auth = function(t, f, s, c, mechanism, user)
+    return f(t, s.ac, {mechanism = mechanism, user = user}, s.vctx)
+  end,
+  core_config_get_message_routing_domain = function(t, f, s, c, scope)
+    local buffer = core.string_new("")
+    f(t, scope, new.msg(c), buffer)
+    return #buffer > 0 and tostring(buffer) or nil
+  end,
+  binding_group_choose_binding = function(t, f, s, c, group) return f(t, new.msg(c), group) end,
+  get_received_header_text = function(t, f, s, c, text)
+    local buffer = core.string_new(text)
+    f(t, s.ac, s.vctx, buffer)
+    return tostring(buffer)
+  end,
+  ec_message_set_next_attempt = function(t, f, s, c, next, tries) return f(t, new.msg(c), next, tries) end,
+  get_msg_expiration_params = function(t, f, s, c, message_expiration, max_retries)
+    local p = {message_expiration = message_expiration, max_retries = max_retries}
+    f(t, new.msg(c), p)
+    return p.message_expiration, p.max_retries
+  end,
+  generate_bounces = function(t, f, s, c, reply) return f(t, new.msg(c), reply) end,
+  generate_rfc3464_message_preamble = function(t, f, s, c, reply, text)
+    local buffer = core.string_new(text)
+    f(t, new.msg(c), reply, buffer)
+    return tostring(buffer)
+  end,
+  ac_auth_perform_auth = function(t, f, s, c, user, password)
+    local response = core.string_new("")
+    return f(t, user, password, s.ac, response), tostring(response)
+  end,
+  ac_auth_log_auth_failure = function(t, f, s, c, user, response) return f(t, user, s.ac, response) end,
+  outbound_smtp_auth_config = function(t, f, s, c) f(t, new.msg(c), s.ac, s.vctx) return true end,
+}
+
+local enter = rt.enter
+-- What a module keeps of a session, its `self`, is made with its first callout.
+local function bind(name, f, module)
+  local shape, meta = shapes[name] or questions[name], {__index = module}
+  return function(may_wait, s, ...)
+    local self = s[module]
+    if not self then
+      if name == "validate_dealloc" then return true, core.VALIDATE_CONT end
+      self = setmetatable({}, meta)
+      s[module] = self
+    end
+    return enter(may_wait, s, shape, self, f, s, ...)
+  end
+end
+return {
+  bind = bind,
+  session = function(current) return {handle = current, ac = new.ac(current), vctx = new.vctx(current)} end,
+  run = function(may_wait, f, ...) return enter(may_wait, nil, f, ...) end,
+  new = new,
+  authenticate = function(number, ...) local t = rt.kept(number) return t.authenticate(t, ...) end,
+}

@@ -1,0 +1,260 @@
+-- What every script runs in: limits, coroutines that wait for the server, errors with their place, hidden objects.
+-- Given: the table of Python functions, and the CPU limit in milliseconds (0: none).
+local py, cpu_limit = ...
+local sethook, getinfo, clock = debug.sethook, debug.getinfo, os.clock
+local create, resume, yield, running = coroutine.create, coroutine.resume, coroutine.yield, coroutine.running
+local error, type, select, setmetatable, tostring, pcall = error, type, select, setmetatable, tostring, pcall
+local huge = math.huge
+
+-- A callout that takes too long is stopped: every so many instructions the CPU time is looked at. Once it is over,
+-- every single instruction fails, so that no pcall gets around it. Compiled traces would not be looked at: jit.off.
+-- The clock costs a system call, so it is first read when a callout has run for one such interval; `deadline` is false
+-- until then, and `left` the seconds that it has.
+jit.off()
+local INTERVAL = 10000  -- instructions
+local LONG = 2048  -- octets, from which on a library function is timed
+local limit = cpu_limit > 0 and cpu_limit / 1000 or huge
+local words = "stopped after more than " .. cpu_limit .. " ms of CPU"
+local state = {over = false, deadline = false, left = limit, said = nil}
+
+-- fails with the place in the script, not in the functions here that it went through
+local function raise(text)
+  for level = 2, 50 do
+    local info = getinfo(level, "Sl")
+    if not info then break end
+    if info.currentline > 0 and info.short_src ~= "msys" then
+      error(info.short_src .. ":" .. info.currentline .. ": " .. text, 0)
+    end
+  end
+  error(text, 0)
+end
+local look
+-- not on the main thread, where no script runs and what stopped it is cleared away
+local function over()
+  if state.over and running() then raise(words) end
+end
+local function stop()
+  local _, said = pcall(raise, words)
+  state.said, state.over = said, true
+  sethook(over, "", 1)
+  error(said, 0)
+end
+function look()
+  if not state.deadline then
+    state.deadline = clock() + state.left
+  elseif clock() > state.deadline and running() then
+    stop()
+  end
+end
+local function arm(seconds)
+  state.deadline, state.left = false, seconds or limit
+end
+-- seconds left, less than none where the limit has been passed
+local function disarm()
+  if state.over then
+    state.over = false
+    if cpu_limit > 0 then sethook(look, "", INTERVAL) end
+    return -1
+  end
+  return state.deadline and state.deadline - clock() or state.left
+end
+if cpu_limit > 0 then sethook(look, "", INTERVAL) end
+local function checked(...)
+  if clock() > state.deadline then stop() end
+  return ...
+end
+for _, name in ipairs({"find", "match", "gsub", "rep"}) do
+  local plain = string[name]
+  string[name] = function(subject, ...)
+    if type(subject) ~= "string" or #subject < LONG and name ~= "rep" then return plain(subject, ...) end
+    if not state.deadline then state.deadline = clock() + state.left end
+    return checked(plain(subject, ...))
+  end
+end
+-- the handler of the library's own xpcall runs where no limit is looked at
+local function handled(handler, ok, ...)
+  if ok then return true, ... end
+  return false, handler(...)
+end
+function xpcall(f, handler, ...) return handled(handler, pcall(f, ...)) end
+getmetatable(py.now).__metatable = false  -- shared by all Python objects: no script may see or change it
+
+-- waiting --------------------------------------------------------------------------------------------------------
+-- A function of the server that waits yields WAIT through whatever coroutines the script has made of its own.
+local WAIT = {}
+local current = {may_wait = false, session = nil}
+local remaining = setmetatable({}, {__mode = "k"})
+
+local function pass(co, ok, first, ...)
+  if ok and first == WAIT then return pass(co, resume(co, yield(WAIT, ...))) end
+  return ok, first, ...
+end
+function coroutine.resume(co, ...) return pass(co, resume(co, ...)) end
+local function unwrap(ok, ...)
+  if not ok then error((...), 0) end
+  return ...
+end
+function coroutine.wrap(f)
+  local co = create(f)
+  return function(...) return unwrap(pass(co, resume(co, ...))) end
+end
+local function awaited(ok, ...)
+  if not ok then raise((...)) end
+  return ...
+end
+local function wait(name, ...)
+  if not current.may_wait then raise(name .. " would have to wait, which this phase cannot") end
+  return awaited(yield(WAIT, name, ...))
+end
+
+-- Callouts run in coroutines that are used again and never collected: a Python object that stands for a value of Lua
+-- remembers the coroutine that it came from, and must find it alive whenever it goes.
+local FINISHED = {}
+local spare, stopped, buried = {}, {}, 0
+local function body(f, ...) return body(yield(FINISHED, pcall(f, ...))) end
+
+local function results(co, ok, ...)
+  spare[#spare + 1] = co
+  if not ok then error((...), 0) end
+  return true, ...
+end
+-- Gives true and the results, or false, the coroutine, and what it waits for.
+local function finished(co, ok, first, ...)
+  local left, said = disarm(), state.said
+  state.said = nil
+  if not ok then
+    buried = buried % 256 + 1
+    stopped[buried] = co
+    error(said or first, 0)
+  end
+  if first == WAIT then
+    remaining[co] = left
+    return false, co, ...
+  end
+  if first ~= FINISHED then
+    stopped[#stopped + 1] = co
+    error("a callout yielded outside of any coroutine of its own", 0)
+  end
+  if left < 0 then  -- in a library function, which nothing interrupts
+    spare[#spare + 1] = co
+    local good, fault = ...
+    error(said or (not good and fault) or words, 0)
+  end
+  return results(co, ...)
+end
+local function enter(may_wait, session, f, ...)
+  local n = #spare
+  local co = spare[n]
+  if co then spare[n] = nil else co = create(body) end
+  current.may_wait, current.session = may_wait, session
+  arm()
+  return finished(co, resume(co, f, ...))
+end
+local function continue(co, session, ...)
+  current.may_wait, current.session = true, session
+  arm(remaining[co])
+  return finished(co, resume(co, ...))
+end
+-- what a script waits for does not come any more: let it unwind
+local function cancel(co)
+  current.may_wait, current.session = false, nil
+  arm(math.min(remaining[co] or 0.01, 0.01))
+  pcall(finished, co, resume(co, false, "the session has ended"))
+end
+
+-- functions and tables of scripts that the server keeps; it knows them by number
+local kept, last_kept = {}, 0
+local function keep(value)
+  last_kept = last_kept + 1
+  kept[last_kept] = value
+  return last_kept
+end
+
+-- Python functions -----------------------------------------------------------------------------------------------
+-- One that fails gives FAULT, whose words are then raised with the place in the script.
+local FAULT = {}
+local function good(first, ...)
+  if first == FAULT then raise(FAULT.words) end
+  return first, ...
+end
+local function bound(name)
+  local f = py.functions[name]
+  if py.waits[name] then return function(...) return wait(name, ...) end end
+  return function(...) return good(f(...)) end
+end
+
+-- objects --------------------------------------------------------------------------------------------------------
+-- A script holds a table around a handle that it can neither see nor forge. What a kind of object can do is what Python
+-- has under its name: `kind:method` and `kind.field`, and `kind.field=` where a field can be set.
+local opaque = setmetatable({}, {__mode = "k"})
+local function handle(self)
+  local found = opaque[self]
+  if found == nil then raise("this is no object of the server; was a method called with a dot instead of a colon?") end
+  return found
+end
+local function class(kind)
+  local methods, fields, setters = {}, {}, {}
+  for name in pairs(py.functions) do
+    local owner, mark, rest = name:match("^(%w+)([:.])([%w_]+)$")
+    if owner == kind then
+      local f = bound(name)
+      if mark == ":" then
+        methods[rest] = function(self, ...) return f(handle(self), ...) end
+      else
+        fields[rest] = function(self) return f(handle(self)) end
+      end
+    end
+    owner, rest = name:match("^(%w+)%.([%w_]+)=$")
+    if owner == kind then
+      local f = bound(name)
+      setters[rest] = function(self, value) return f(handle(self), value) end
+    end
+  end
+  local meta = {__metatable = false}
+  meta.__index = function(self, key)
+    local method = methods[key]
+    if method then return method end
+    local field = fields[key]
+    return field and field(self)
+  end
+  meta.__newindex = function(self, key, value)
+    local set = setters[key]
+    if not set then raise(kind .. "." .. tostring(key) .. " cannot be set") end
+    set(self, value)
+  end
+  meta.__tostring = function() return kind end
+  return function(value)
+    local self = setmetatable({}, meta)
+    opaque[self] = value
+    return self
+  end, methods
+end
+
+_TLS = setmetatable({}, {
+  __metatable = false,
+  __index = function(_, key)
+    local session = current.session
+    return session and session.tls and session.tls[key]
+  end,
+  __newindex = function(_, key, value)
+    local session = current.session
+    if not session then raise("_TLS belongs to a session") end
+    session.tls = session.tls or {}
+    session.tls[key] = value
+  end,
+})
+_OSTLS = {}
+
+function print(...)
+  local said = {}
+  for i = 1, select("#", ...) do said[i] = tostring((select(i, ...))) end
+  py.print(table.concat(said, " "))
+end
+
+return {
+  disarm = disarm, state = state, enter = enter, continue = continue, cancel = cancel, keep = keep,
+  kept = function(number) return kept[number] end, drop = function(number) kept[number] = nil end,
+  fault = FAULT, bound = bound,
+  good = good, raise = raise, class = class, handle = handle, opaque = opaque,
+  current = current,
+}

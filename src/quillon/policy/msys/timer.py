@@ -1,0 +1,183 @@
+"""`msys.timer`, `msys.sleep`, and locks: what has to do with time and order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from quillon.policy.hook import words_of
+from quillon.policy.msys.api import Api, Object
+
+LONGEST_SLEEP = 300.0  # seconds
+LOOK_AGAIN = 0.5  # seconds
+
+
+@dataclass
+class Timer:
+    """A function of a script that is called when time has passed; `every` is the interval, 0 for once."""
+
+    name: str
+    delay: float
+    every: float
+    function: int
+    cancel: Callable[[], None] | None = None
+
+
+@dataclass
+class Mutex:
+    """Held by one callout at a time; a recursive one may be taken again by its holder."""
+
+    recursive: bool = False
+    holder: object = None
+    depth: int = 0
+    waiting: list[asyncio.Future[None]] = field(default_factory=list)
+
+    def take(self, who: object) -> bool:
+        if getattr(self.holder, "over", False):  # the session that held it is gone
+            self.holder, self.depth = None, 0
+        if self.holder is None or (self.recursive and self.holder is who):
+            self.holder, self.depth = who, self.depth + 1
+            return True
+        return False
+
+    def release(self) -> None:
+        """Raises ValueError if it is not held."""
+        if self.holder is None:
+            raise ValueError("unlock of a mutex that is not locked")
+        self.depth -= 1
+        if self.depth == 0:
+            self.holder = None
+            while self.waiting:
+                future = self.waiting.pop(0)
+                if not future.done():
+                    future.set_result(None)
+                    break
+
+    async def taken(self, who: object) -> None:
+        while not self.take(who):
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.waiting.append(future)
+            # a holder that goes without unlocking wakes nobody, nor does one that was woken and then cancelled
+            await asyncio.wait([future], timeout=LOOK_AGAIN)
+
+
+def register(api: Api) -> None:
+    @api.function("msys.sleep")
+    async def sleep(seconds: float) -> None:
+        """Suspend this session; the others go on."""
+        if not isinstance(seconds, (int, float)) or not 0 <= seconds <= LONGEST_SLEEP:
+            raise ValueError(f"sleep takes 0 to {LONGEST_SLEEP:.0f} seconds")
+        await asyncio.sleep(seconds)
+
+    _register_timers(api)
+    _register_locks(api)
+
+
+def _register_timers(api: Api) -> None:
+    def begin(timer: Timer) -> None:
+        if api.world.after is None:
+            raise ValueError("no timer can run here")
+
+        def ring() -> None:
+            timer.cancel = None
+            if timer.every:
+                begin(timer)
+            try:
+                api.run_kept(timer.function)
+            except Exception as error:
+                # nobody waits for it: the script's fault is told to the operator
+                api.world.report(f"scriptlet: timer {timer.name or '(without name)'} error: {words_of(error)}")
+
+        timer.cancel = api.world.after(timer.delay, ring)
+
+    def stop(timer: Timer) -> None:
+        if timer.cancel is not None:
+            timer.cancel()
+            timer.cancel = None
+
+    def made(delay: float, every: float, function: int, name: str | None) -> Object:
+        if not isinstance(delay, (int, float)) or delay < 0:
+            raise ValueError("a timer takes seconds and a function")
+        timer = Timer(name or "", float(delay), every, function)
+        begin(timer)
+        api.world.stops.append(lambda: stop(timer))
+        return Object("timer", timer)
+
+    @api.function("msys.timer.after")
+    def after(seconds: float, function: int, name: str | None = None) -> Object:
+        """Call a function once, after so many seconds."""
+        return made(seconds, 0.0, function, name)
+
+    @api.function("msys.timer.at")
+    def at(time: float, function: int, name: str | None = None) -> Object:
+        """Call a function once, at a time in seconds since the epoch."""
+        return made(max(float(time) - api.world.now(), 0.0), 0.0, function, name)
+
+    @api.function("msys.timer.every")
+    def every(seconds: float, function: int, name: str | None = None) -> Object:
+        """Call a function again and again."""
+        if not isinstance(seconds, (int, float)) or seconds < 0.01:
+            raise ValueError("a timer that repeats takes 0.01 seconds at least")
+        return made(seconds, float(seconds), function, name)
+
+    @api.function("timer:stop")
+    def timer_stop(timer: Timer) -> None:
+        """Do not call it any more."""
+        stop(timer)
+
+    @api.function("timer:start")
+    def timer_start(timer: Timer) -> None:
+        """Begin anew."""
+        stop(timer)
+        begin(timer)
+
+    @api.function("timer:name")
+    def timer_name(timer: Timer) -> str:
+        """The name it was made with."""
+        return timer.name
+
+
+def _register_locks(api: Api) -> None:
+    named: dict[str, Mutex] = {}
+
+    def mine() -> object:
+        """Who takes a lock: the session that runs, or the worker itself."""
+        return api.call.session if api.call is not None else api
+
+    @api.function("msys.trylock")
+    def try_lock(name: str) -> bool:
+        """Take a lock by name, if nobody has it."""
+        return named.setdefault(name, Mutex(recursive=True)).take(mine())
+
+    @api.function("msys.waitlock")
+    async def wait_lock(name: str) -> None:
+        """Wait for a lock."""
+        await named[name].taken(api.caller())
+
+    @api.function("msys.unlock")
+    def unlock(name: str) -> None:
+        """Give a lock back."""
+        if name not in named:
+            raise ValueError(f"there is no lock {name!r}")
+        named[name].release()
+
+    @api.function("thread.mutex")
+    def mutex(kind: int | None = 0) -> Object:
+        """A mutex with lock, unlock, trylock."""
+        return Object("mutex", Mutex(recursive=kind == 1))
+
+    @api.function("mutex:trylock")
+    def mutex_trylock(lock: Mutex) -> bool:
+        """Take it, if nobody has it."""
+        return lock.take(mine())
+
+    @api.function("mutex:waitlock")
+    async def mutex_wait(lock: Mutex) -> None:
+        """Wait for it."""
+        await lock.taken(api.caller())
+
+    @api.function("mutex:unlock")
+    def mutex_unlock(lock: Mutex) -> None:
+        """Give it back."""
+        lock.release()

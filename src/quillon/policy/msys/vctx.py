@@ -1,0 +1,179 @@
+"""`vctx` and `ac`: the context of a session, its reply, its recipients, its EHLO keywords."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quillon.mail.address import Mailbox
+from quillon.policy.hook import Call, Phase, set_reply
+from quillon.policy.msys.addresses import mailboxes_of
+from quillon.policy.msys.api import Api, Handle, from_octets, number_text, to_octets
+
+LONGEST_TARPIT = 60.0  # seconds
+
+_CONNECTION = (1, "VCTX_CONN", "ECMESS_CTX_CONN")
+_MESSAGE = (2, "VCTX_MESS", "ECMESS_CTX_MESS")
+_LIST_PHASES = (Phase.RCPTTO, Phase.RCPTTO_LIST, Phase.RCPTTO_LIST_FINAL, Phase.DATA, Phase.DATA_SPOOL)
+
+
+def dictionary(handle: Handle, kind: object) -> dict[str, str]:
+    """The connection or message context. Raises ValueError for a kind that is neither."""
+    context = handle.call.context
+    if kind in _CONNECTION:
+        return context.connection
+    if kind in _MESSAGE:
+        return context.message
+    raise ValueError("the first argument is msys.core.VCTX_CONN or msys.core.VCTX_MESS")
+
+
+def get(handle: Handle, kind: object, key: object) -> str | None:
+    value = dictionary(handle, kind).get(from_octets(number_text(key)))
+    return None if value is None else to_octets(value)
+
+
+def put(handle: Handle, kind: object, key: object, value: object) -> None:
+    dictionary(handle, kind)[from_octets(number_text(key))] = from_octets(number_text(value))
+
+
+def delete(handle: Handle, kind: object, key: object) -> int:
+    return 1 if dictionary(handle, kind).pop(from_octets(number_text(key)), None) is not None else 0
+
+
+def code_of(code: object) -> int:
+    """A reply code, given as a number or as text (sheet P3). Raises ValueError."""
+    text = number_text(code)
+    if not text.isdigit():
+        raise ValueError(f"{text!r} is no SMTP reply code")
+    return int(text)
+
+
+def register(api: Api) -> None:
+    api.raw("vctx:get", get, "The value of a key of the connection or message context, or nil.")
+    api.raw("vctx:set", put, "Set a key of the connection or message context.")
+
+    @api.function("vctx:set_code")
+    def set_code(handle: Handle, code: object, text: object = "") -> None:
+        """What is answered in this phase; from 400 on a refusal."""
+        call = handle.call
+        set_reply(call.context, code_of(code), number_text(text), disconnect=False)
+
+    @api.function("vctx:disconnect")
+    def disconnect(handle: Handle, code: object, text: object = "") -> None:
+        """Answer, and close the connection."""
+        call = handle.call
+        set_reply(call.context, code_of(code), number_text(text), disconnect=True)
+
+    @api.function("vctx:tarpit")
+    def tarpit(handle: Handle, seconds: float) -> None:
+        """Slow the session down: each answer from here on waits so many seconds."""
+        call = handle.call
+        if not isinstance(seconds, (int, float)) or not 0 <= seconds <= LONGEST_TARPIT:
+            raise ValueError(f"a tarpit takes 0 to {LONGEST_TARPIT:.0f} seconds")
+        call.session.delay = float(seconds)
+
+    @api.function("vctx.code")
+    def code(handle: Handle) -> int:
+        """The code of the answer set so far, or 250."""
+        call = handle.call
+        return call.context.reply.code if call.context.reply else 250
+
+    @api.function("vctx.note")
+    def note(handle: Handle) -> str:
+        """The text of the answer set so far."""
+        call = handle.call
+        return call.context.reply.text if call.context.reply else ""
+
+    @api.function("vctx.disconnect_set")
+    def disconnecting(handle: Handle) -> bool:
+        """Whether the connection will be closed behind the answer."""
+        call = handle.call
+        return call.context.disconnect
+
+    _register_recipients(api)
+    _register_session(api)
+
+
+def _register_recipients(api: Api) -> None:
+    def recipients(call: Call, *, edits: bool = True) -> list[Mailbox]:
+        if edits and call.phase not in _LIST_PHASES:
+            raise ValueError(f"the recipients cannot be changed in {call.phase.value}")
+        return call.session.recipients
+
+    @api.function("vctx:add_recipient")
+    def add_recipient(handle: Handle, addresses: Any) -> None:
+        """Add an address, or a table of them, to the recipients."""
+        call = handle.call
+        found = recipients(call)
+        found += [mailbox for mailbox in mailboxes_of(addresses) if mailbox not in found]
+
+    @api.function("vctx:remove_recipient")
+    def remove_recipient(handle: Handle, addresses: Any) -> None:
+        """Take an address, or a table of them, from the recipients; one that is not there does no harm."""
+        call = handle.call
+        if call.phase is Phase.MAILFROM:
+            return
+        found = recipients(call)
+        gone = set(mailboxes_of(addresses))
+        found[:] = [mailbox for mailbox in found if mailbox not in gone]
+
+    @api.function("vctx:recipient_list")
+    def recipient_list(handle: Handle, addresses: Any = None) -> Any:
+        """The recipients, as a table that begins at 0; or other recipients in their place."""
+        call = handle.call
+        if addresses is None:
+            return {n: str(mailbox) for n, mailbox in enumerate(recipients(call, edits=False))}
+        if call.phase is Phase.RCPTTO:
+            raise ValueError("the list cannot be replaced in validate_rcptto")
+        recipients(call)[:] = dict.fromkeys(mailboxes_of(addresses))
+        return None
+
+
+def _register_session(api: Api) -> None:
+    @api.function("ac:esmtp_capability_add")
+    def capability_add(handle: Handle, name: str) -> None:
+        """Offer one more keyword at EHLO."""
+        call = handle.call
+        call.session.capability_add(name)
+
+    @api.function("ac:esmtp_capability_remove")
+    def capability_remove(handle: Handle, name: str) -> None:
+        """Offer a keyword of EHLO no more."""
+        call = handle.call
+        call.session.capability_remove(name)
+
+    @api.function("ac:inbound_session_count")
+    def session_count(handle: Handle, block: str = "", service: str = "SMTP") -> int:
+        """Open sessions of this worker, of an address block (`/24` and `/32` are of the client's address)."""
+        return api.world.sessions(service or "SMTP", peer_block(handle, block or ""))
+
+    @api.function("ac.remote_addr")
+    def remote_addr(handle: Handle) -> str:
+        """The client's address and port."""
+        call = handle.call
+        return call.session.remote
+
+    @api.function("ac.conn_id")
+    def conn_id(handle: Handle) -> str:
+        """The id of the connection, as the logs print it."""
+        call = handle.call
+        return call.session.connection_id
+
+    @api.function("ac.protocol")
+    def protocol(handle: Handle) -> str:
+        """msys.core.P_ESMTP."""
+        call = handle.call
+        return call.session.protocol
+
+    @api.function("ac.inst")
+    def inst(handle: Handle) -> dict[str, str]:
+        """The listener; `address` is its address and port."""
+        call = handle.call
+        return {"address": call.session.local}
+
+
+def peer_block(handle: Handle, block: str) -> str:
+    """An address block out of `/24`, `addr/24`, `addr` or nothing, which is the client's address."""
+    ip = handle.call.session.remote.rpartition(":")[0].strip("[]")
+    if not block:
+        return ip
+    return ip + block if block.startswith("/") else block

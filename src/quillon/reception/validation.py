@@ -1,0 +1,227 @@
+"""What policy makes of a message whose data have come: the phases from data to final validation.
+
+Order: data and data_spool once; then for each recipient data_spool_each_rcpt on a copy of its own, set_binding, and
+final validation. A recipient refused while others are accepted is not forgotten: it is stored with its refusal and
+answered with a notification. A transient refusal of one makes the whole transaction transient (manual, policy).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from quillon.config.model import Config
+from quillon.mail import reply as replies
+from quillon.mail.address import Mailbox, is_domain, parse_mailbox
+from quillon.mail.message import MessageId
+from quillon.mail.reply import Reply
+from quillon.policy.context import Context
+from quillon.policy.hook import Call, Hook, Phase, Policy, Session
+from quillon.policy.message import Content, MessageView
+
+BATCH_PHASES = (Phase.DATA, Phase.DATA_SPOOL)
+
+
+@dataclass(slots=True)
+class Copy:
+    """One recipient's message as policy has left it. `refused` and `discarded` say why it will not be delivered."""
+
+    number: MessageId
+    sender: Mailbox
+    recipient: Mailbox
+    content: Content
+    context: dict[str, str]
+    binding_group: str = "default"
+    binding: str = "default"
+    routing_domain: str = ""
+    priority: int = 0
+    refused: Reply | None = None
+    discarded: Reply | None = None
+
+
+@dataclass(slots=True)
+class Decision:
+    """`refusal` of the whole transaction, or `discarded` as a whole, or a copy for each recipient.
+
+    `content` and `sender` are those of the batch, `refusals` are discards for the rejectlog.
+    """
+
+    content: Content
+    sender: Mailbox
+    refusal: Reply | None = None
+    discarded: Reply | None = None
+    copies: list[Copy] = field(default_factory=list)
+
+
+@dataclass
+class Validation:
+    """One message under one policy. `report` gets what an operator has to know, `next_id` gives message ids."""
+
+    config: Config
+    policy: Policy
+    bindings: dict[str, str]
+    default_refused: bool
+    next_id: Callable[[], MessageId]
+    report: Callable[[str], None]
+
+    async def run(
+        self,
+        session: Session,
+        context: Context,
+        batch_id: MessageId,
+        sender: Mailbox,
+        content: Content,
+        *,
+        internal: bool,
+    ) -> Decision:
+        """All phases; `internal` for what Quillon writes itself, which no rule of reception concerns."""
+        decision = Decision(content, sender)
+        recipients = session.recipients
+        if not internal:
+            for phase in BATCH_PHASES:
+                if not self.policy.has(phase):
+                    continue
+                view = _view(session, str(batch_id), str(batch_id), decision.sender, recipients[0], content)
+                view.may_edit = True
+                decision.refusal = await self.policy.run(Call(phase, session, context, message=view))
+                if decision.refusal is not None:
+                    return decision
+                decision.sender = _mailbox(view.sender)
+                decision.discarded = view.discarded or decision.discarded
+                if not recipients:
+                    decision.refusal = replies.NO_VALID_RECIPIENTS
+                    return decision
+        if decision.discarded is not None:
+            return decision
+        for recipient in recipients:
+            copy = await self._copy(session, context, batch_id, decision, recipient, internal=internal)
+            if isinstance(copy, Reply):
+                decision.refusal = copy
+                return decision
+            decision.copies.append(copy)
+        decision.refusal = _whole_refusal(decision.copies)
+        return decision
+
+    async def _copy(
+        self,
+        session: Session,
+        context: Context,
+        batch_id: MessageId,
+        decision: Decision,
+        recipient: Mailbox,
+        *,
+        internal: bool,
+    ) -> Copy | Reply:
+        """A recipient's copy, or the refusal of the whole transaction."""
+        copy = Copy(self.next_id(), decision.sender, recipient, decision.content, context.message)
+        if not self._asks():
+            fault = self._bind(copy, "", "", "", internal=internal)
+            return fault or copy
+        mine = Context(context.connection, dict(context.message))
+        mine.message["rcptto_localpart"] = recipient.local
+        mine.message["rcptto_domain"] = recipient.domain
+        mine.message["rcptto_string"] = f"RCPT TO:<{recipient}>"
+        view = _view(session, str(copy.number), str(batch_id), decision.sender, recipient, decision.content.copy())
+        view.own_copy = True
+        phases = (Phase.SET_BINDING,) if internal else (Phase.EACH_RCPT, Phase.SET_BINDING)
+        for phase in (*phases, Phase.FINAL_VALIDATION):
+            if phase is Phase.FINAL_VALIDATION:
+                fault = self._bind(copy, view.binding_group, view.binding, view.routing_domain, internal=internal)
+                if fault is not None:
+                    return fault
+                view.binding_group, view.binding = copy.binding_group, copy.binding
+            if not self.policy.has(phase):
+                if phase is Phase.SET_BINDING:
+                    self._ask(session, mine, view)
+                continue
+            view.may_edit = phase is not Phase.SET_BINDING
+            refusal = await self.policy.run(Call(phase, session, mine, message=view))
+            context.disconnect, context.module = mine.disconnect, mine.module
+            if refusal is not None:
+                if phase is Phase.SET_BINDING or refusal.transient:
+                    return refusal
+                copy.refused = refusal
+                break
+            if view.discarded is not None:
+                copy.discarded = view.discarded
+                break
+            if phase is Phase.SET_BINDING:
+                self._ask(session, mine, view)
+        copy.sender, copy.recipient = _mailbox(view.sender), _mailbox(view.recipient)
+        copy.content, copy.context, copy.priority = view.content, mine.message, view.priority
+        return copy
+
+    def _asks(self) -> bool:
+        phases = (Phase.EACH_RCPT, Phase.SET_BINDING, Phase.FINAL_VALIDATION)
+        hooks = (Hook.ROUTING_DOMAIN, Hook.CHOOSE_BINDING)
+        return any(map(self.policy.has, phases)) or any(map(self.policy.hooks, hooks))
+
+    def _ask(self, session: Session, context: Context, view: MessageView) -> None:
+        """The questions behind set_binding: the routing domain, and which binding of a group."""
+        if self.policy.hooks(Hook.ROUTING_DOMAIN):
+            call = Call(Hook.ROUTING_DOMAIN, session, context, message=view)
+            said = self.policy.answers(Hook.ROUTING_DOMAIN, call, "message")
+            if said:
+                view.routing_domain = str(said).lower()
+        if self.policy.hooks(Hook.CHOOSE_BINDING) and view.binding_group and not view.binding:
+            call = Call(Hook.CHOOSE_BINDING, session, context, message=view)
+            said = self.policy.answers(Hook.CHOOSE_BINDING, call, view.binding_group)
+            if said:
+                view.binding = str(said)
+
+    def _bind(self, copy: Copy, group: str, binding: str, domain: str, *, internal: bool) -> Reply | None:
+        """Note what policy chose; the refusal for what does not exist.
+
+        To send over the default binding instead could mean another TLS policy than the one asked for.
+        """
+        chosen = self._chosen(group, binding)
+        if chosen is None:
+            self.report(f"scriptlet: there is no binding or binding group {binding or group!r}")
+            return replies.NO_BINDING
+        copy.binding_group, copy.binding = chosen
+        if copy.binding == "default" and self.default_refused and not internal:
+            return replies.NO_BINDING
+        if domain and not is_domain(domain):
+            self.report(f"scriptlet: {domain!r} is no routing domain")
+            return replies.NO_BINDING
+        copy.routing_domain = domain
+        return None
+
+    def _chosen(self, group: str, binding: str) -> tuple[str, str] | None:
+        if binding:
+            owner = self.bindings.get(binding)
+            return (owner, binding) if owner is not None else None
+        if group:
+            members = self.config.group_members(group)
+            return (group, self._unsuspended(group, members)) if members else None
+        return "default", "default"
+
+    def _unsuspended(self, group: str, members: list[str]) -> str:
+        active = [b for b in members if not self.config.delivery(group, b, "")[0].suspend_delivery]
+        return random.choice(active or members)  # noqa: S311 - spreads mail over bindings
+
+
+def _whole_refusal(copies: Sequence[Copy]) -> Reply | None:
+    """If every recipient was refused, the client is told so, and no notification is owed."""
+    if copies and all(copy.refused is not None for copy in copies):
+        return copies[0].refused
+    return None
+
+
+def _mailbox(address: str) -> Mailbox:
+    """An address that was one before."""
+    return parse_mailbox(address, pedantic=False) if address else Mailbox("", "")
+
+
+def _view(
+    session: Session, message_id: str, batch_id: str, sender: Mailbox, recipient: Mailbox, content: Content
+) -> MessageView:
+    return MessageView(
+        message_id=message_id,
+        batch_id=batch_id,
+        connection_id=session.connection_id,
+        sender=str(sender),
+        recipient=str(recipient),
+        content=content,
+    )
