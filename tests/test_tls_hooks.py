@@ -189,7 +189,9 @@ TO = Remote("mx.partner.test", "192.0.2.1", "partner.test")
 def _hooks(folder: Path, text: str) -> tuple[TlsHooks, list[str]]:
     (folder / "p.py").write_text(text)
     said: list[str] = []
-    return TlsHooks(Policy([load_module("p", folder / "p.py", World(lambda: 0.0, said.append))], said.append), str(folder)), said
+    return TlsHooks(
+        Policy([load_module("p", folder / "p.py", World(lambda: 0.0, said.append))], said.append), str(folder)
+    ), said
 
 
 def _verdict(pki: Path, *causes: str, checked: bool = True) -> Verdict:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ from quillon.config.scope import Node
 from quillon.config.syntax import Position
 from quillon.listener import credentials
 from quillon.mail.address import Mailbox
+from quillon.mailauth.dkim import DEFAULT_HEADERS
 from quillon.net.clock import Clock
 from quillon.policy.hook import NO_POLICY, Module, Policy, PolicyError
 from quillon.policy.lua import load_scripts
+from quillon.policy.modules import opendkim, spf_v1
+from quillon.policy.modules.dmarc import Dmarc
+from quillon.policy.modules.openarc import OpenArc
+from quillon.policy.modules.opendkim import OpenDkim
+from quillon.policy.modules.spf_v1 import Spf
 from quillon.policy.python import load_module
 from quillon.policy.world import Datasource, World
 from quillon.smtp.sasl import SourceError
@@ -49,7 +56,10 @@ class Policies:
 def load(config: Config, clock: Clock, report: Callable[[str], None], services: Services | None = None) -> Policies:
     """The scripts of the scriptlet stanza, then the Python policies. Raises ComposeError."""
     world = _world(config, clock, report, services or Services())
-    modules: list[Module] = []
+    try:
+        modules: list[Module] = _own_modules(config, world)
+    except PolicyError as error:
+        raise ComposeError(str(error)) from None
     settings = config.scripts()
     if settings is not None:
         folders = [Path(config.folder), *dict.fromkeys(Path(file).parent for file in config.files)]
@@ -67,6 +77,58 @@ def load(config: Config, clock: Clock, report: Callable[[str], None], services: 
             modules.append(loaded)
     policy = Policy(modules, report, _sleep) if modules else NO_POLICY
     return Policies(policy, world)
+
+
+def _own_modules(config: Config, world: World) -> list[Module]:
+    """The modules of stanzas that come with Quillon. Raises PolicyError for a key that cannot be read."""
+    found: list[Module] = []
+    for node in config.module_nodes("spf_v1"):
+        value = config.module_values(node)
+        found.append(
+            Spf(
+                spf_v1.Settings(
+                    node.label, value["context_variable"], value["add_headers"], value["add_authentication_results"]
+                ),
+                world,
+            )
+        )
+    for node in config.module_nodes("opendkim"):
+        found.append(OpenDkim(_dkim_settings(config, node), world, partial(_signs, config)))
+    found += [Dmarc(node.label, world) for node in config.module_nodes("dmarc")]
+    found += [OpenArc(node.label, world) for node in config.module_nodes("openarc")]
+    return found
+
+
+def _signs(config: Config, group: str, binding: str, domain: str) -> bool:
+    return config.delivery(group, binding, domain)[0].opendkim_sign
+
+
+def _dkim_settings(config: Config, node: Node) -> opendkim.Settings:
+    value = config.module_values(node)
+    headers = tuple(value["headerlist"]) or DEFAULT_HEADERS
+    domains = {}
+    for child in node.of("dkim_domain"):
+        own = config.module_values(child)
+        chosen = {key: own[key] or value[key] for key in ("selector", "key", "header_canon", "body_canon")}
+        if not chosen["selector"] or not chosen["key"]:
+            raise PolicyError(f'{child.position}: dkim_domain "{child.label}" needs a selector and a key')
+        domains[child.label.lower()] = _signing(own["base_domain"] or child.label.lower(), chosen, headers, value)
+    default = _signing("", value, headers, value)
+    return opendkim.Settings(node.label, value["verify"], default, domains)
+
+
+def _signing(
+    domain: str, chosen: Mapping[str, Any], headers: tuple[str, ...], value: Mapping[str, Any]
+) -> opendkim.Signing:
+    return opendkim.Signing(
+        domain,
+        chosen["selector"] or "",
+        chosen["key"] or "",
+        chosen["header_canon"],
+        chosen["body_canon"],
+        headers,
+        value["identity"] or "",
+    )
 
 
 async def _sleep(seconds: float) -> None:

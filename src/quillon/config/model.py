@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from quillon.config.options import Option, Table
 from quillon.config.routes import split_gateway
@@ -152,6 +152,15 @@ class Config:
             values = {n: resolve(options[n], [node], self.folder).value for n in ("module", "enabled")}
             found.append(PolicySettings(node.label, **values))
         return found
+
+    def module_nodes(self, kind: str) -> list[Node]:
+        """The enabled stanzas of a module, in the order of the file."""
+        return [node for node in self.root.of(kind) if self.enabled(node)]
+
+    def module_values(self, node: Node) -> dict[str, Any]:
+        """Every option of a module's stanza."""
+        options = self.table.modules[node.kind].options
+        return {name: resolve(option, [node], self.folder).value for name, option in options.items()}
 
     def datasources(self) -> list[DatasourceSettings]:
         """The datasource stanzas."""

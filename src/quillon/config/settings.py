@@ -174,6 +174,7 @@ class DeliverySettings:
     drop_body_after_trans_fail: int
     exclude_vctx_conn: tuple[re.Pattern[str], ...]
     exclude_vctx_mess: tuple[re.Pattern[str], ...]
+    opendkim_sign: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from quillon.tls.verdict import Verdict
 class Context:
     """What one session hands to policy. `reply` is what a script said with set_code or disconnect.
 
-    `results` are those of mail authentication, for the Authentication-Results field (RFC 8601).
+    `results` are those of mail authentication, for the Authentication-Results field (RFC 8601); `fields` are header
+    fields to add beside it, `facts` what modules keep of the message for each other.
     """
 
     connection: dict[str, str] = field(default_factory=dict)
@@ -25,11 +26,13 @@ class Context:
     disconnect: bool = False
     module: str = ""
     results: list[str] = field(default_factory=list)
+    fields: list[str] = field(default_factory=list)
+    facts: dict[str, object] = field(default_factory=dict)
 
     def new_message(self) -> None:
         """Empty the message context."""
-        self.message = {}
-        self.results = []
+        self.message, self.facts = {}, {}
+        self.results, self.fields = [], []
 
     def forget_clear_text(self) -> None:
         """STARTTLS: what the client said in clear no longer counts (RFC 3207 4.2); `Context = [ ]` keys stay."""

@@ -26,7 +26,6 @@ from quillon.policy.hook import (
     Hook,
     Phase,
     PolicyError,
-    Session,
     Verdict,
     names_of,
     unknown_callout,

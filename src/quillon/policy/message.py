@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from quillon.mail import header
@@ -17,7 +17,8 @@ MALFORMED_DISCARD = Reply(550, "5.7.1", "[internal] discarded by policy")
 class Content:
     """Mail data: the header section at hand, the body read when it is asked for. `changed` once policy has edited it.
 
-    `read` gives the whole of the mail data. Raises OSError where it cannot be read.
+    `read` gives the whole of the mail data. Raises OSError where it cannot be read. `derived` is what has been computed
+    from the content as it came, shared with the copies of its recipients: a signature is made once for all of them.
     """
 
     def __init__(self, head: bytes, size: int, read: Callable[[], bytes] | None = None) -> None:
@@ -25,8 +26,10 @@ class Content:
         self._head = head
         self._size = size
         self._read = read or (lambda: head)
+        self._source: Content | None = None
         self._body: bytes | None = None
         self._original_head = len(head)
+        self.derived: dict[Hashable, bytes] = {}
 
     @property
     def head(self) -> bytes:
@@ -72,14 +75,14 @@ class Content:
 
     def _load(self) -> bytes:
         if self._body is None:
-            self._body = self._read()[self._original_head :]
+            source = self._source
+            self._body = self._read()[self._original_head :] if source is None else source.body
         return self._body
 
     def copy(self) -> Content:
         """For the copy of one recipient: what is edited there leaves the others as they are."""
-        other = Content(self._head, self._size, self._read)
-        other._size = self.size
-        other._body, other._original_head = self._body, self._original_head
+        other = Content(self._head, self.size)
+        other._source, other.derived = self, self.derived
         return other
 
 
@@ -142,6 +145,10 @@ class MessageView:
         if after != before:
             self.content.head = after
         return after != before
+
+    def put_in_front(self, fields: bytes) -> None:
+        """Add whole header fields with their line ends, as signatures are. Raises ValueError."""
+        self._editable().head = fields + self.content.head
 
     def _editable(self) -> Content:
         if not self.may_edit:

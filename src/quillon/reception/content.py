@@ -133,7 +133,7 @@ def _comment(text: str) -> str:
 
 
 def authentication_results(authserv_id: str, context: Context) -> bytes:
-    """The Authentication-Results field (RFC 8601), where anything was found out; else nothing."""
+    """The Authentication-Results field (RFC 8601), where anything was found out, and other fields of modules."""
     found = list(context.results)
     status = context.connection.get("auth_status")
     if status is not None:
@@ -141,10 +141,16 @@ def authentication_results(authserv_id: str, context: Context) -> bytes:
         prop = f" smtp.auth={_value(user)}" if user and status == "pass" else ""
         word = {"pass": "pass", "fail": "fail"}.get(status, "temperror")
         found.insert(0, f"auth={word} ({_comment(context.connection.get('auth_name', ''))}){prop}")
+    own = b"".join(header.encoded(*_split(field)) for field in context.fields)
     if not found or not authserv_id:
-        return b""
+        return own
     lines = [f"Authentication-Results: {authserv_id}", *(f"\t{result}" for result in found)]
-    return (";\r\n".join(lines) + "\r\n").encode("ascii", "replace")
+    return own + (";\r\n".join(lines) + "\r\n").encode("ascii", "replace")
+
+
+def _split(field: str) -> tuple[str, str]:
+    name, _, value = field.partition(":")
+    return name, re.sub(r"[\x00-\x1f\x7f]", "?", value.strip())
 
 
 def without_results(content: Content, authserv_id: str, ours: bool) -> Content:

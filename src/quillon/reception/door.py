@@ -200,12 +200,13 @@ class Door:
         own = [copy for copy in kept if copy not in shared]
         out: Stored = []
         try:
-            for copy in own:
-                data = content.without_results(copy.content, envelope.authserv_id, bool(added)).whole
-                body, path, size = intake.copy(copy.number.number, data, added)
-                batch = self._batch(envelope, copy.number, copy.sender, context, size, not data.isascii())
+            for copies in _alike(own):
+                first = copies[0]
+                data = content.without_results(first.content, envelope.authserv_id, bool(added)).whole
+                body, path, size = intake.copy(first.number.number, data, added)
+                batch = self._batch(envelope, first.number, first.sender, context, size, not data.isascii())
                 batch.body, batch.path = body, path
-                out.append((batch, [self._message(batch, copy)]))
+                out.append((batch, [self._message(batch, copy) for copy in copies]))
         except OSError as error:
             self._panic(f"spool: cannot write a body: {error.strerror}")
             self._drop(out)
@@ -324,6 +325,14 @@ class Door:
                 dict(context.message),
             )
         )
+
+
+def _alike(copies: list[Copy]) -> list[list[Copy]]:
+    """Copies whose sender and content are the same, which share one body: a signature is the same for all of them."""
+    groups: dict[tuple[Mailbox, bytes, int], list[Copy]] = {}
+    for copy in copies:
+        groups.setdefault((copy.sender, copy.content.head, id(copy.content.body)), []).append(copy)
+    return list(groups.values())
 
 
 def _spooled(context: Mapping[str, str]) -> dict[str, str]:

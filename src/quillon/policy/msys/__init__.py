@@ -21,6 +21,7 @@ from quillon.policy.msys import (
     left_out,
     message,
     mime,
+    opendkim,
     pcre,
     rfc3464,
     timer,
@@ -50,5 +51,6 @@ LIBRARIES: Sequence[Callable[[Api], None]] = (
     http.register,
     bounce.register,
     rfc3464.register,
+    opendkim.register,
     left_out.register,
 )

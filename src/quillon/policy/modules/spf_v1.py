@@ -1,0 +1,68 @@
+"""`spf_v1`: whether the client may send for the sender's domain, asked at MAIL FROM (manual, spf module; RFC 7208).
+
+Nothing is refused; the result stands in the message context for scripts to act on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from quillon.mailauth import spf
+from quillon.policy.hook import Call, Callout, Hook, Phase, Verdict
+from quillon.policy.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A spf_v1 stanza."""
+
+    name: str
+    context_variable: str = "spf_status"
+    add_headers: bool = True
+    add_authentication_results: bool = True
+
+
+class Spf:
+    """Names of the module's stanza and its world."""
+
+    def __init__(self, settings: Settings, world: World) -> None:
+        self.name = settings.name
+        self._settings = settings
+        self._world = world
+
+    def callout(self, phase: Phase) -> Callout | None:
+        return self._check if phase is Phase.MAILFROM else None
+
+    def hook(self, hook: Hook) -> Callable[..., Any] | None:
+        return None
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _check(self, call: Call) -> Awaitable[Verdict]:
+        return self._checked(call)
+
+    async def _checked(self, call: Call) -> Verdict:
+        context = call.context
+        message = context.message
+        local, domain = message.get("mailfrom_localpart", ""), message.get("mailfrom_domain", "")
+        sender = f"{local}@{domain}" if domain else ""
+        helo = context.connection.get("ehlo_domain", "")
+        ip = call.session.remote.rpartition(":")[0].strip("[]")
+        found = await spf.check(ip, sender, helo, self._world.hostname, self._lookup)
+        message[self._settings.context_variable] = found.status
+        if found.explanation:
+            message["spf_explanation"] = found.explanation
+        context.facts["spf"] = (found.status, found.domain)
+        if self._settings.add_authentication_results:
+            context.results.append(found.text(sender, helo))
+        if self._settings.add_headers:
+            words = f"{found.status} ({self._world.hostname}: {found.reason or 'checked'}) client-ip={ip};"
+            context.fields.append(f'Received-SPF: {words} envelope-from="{sender}"; helo={helo};')
+        return Verdict.CONT
+
+    async def _lookup(self, name: str, kind: str) -> spf.Records:
+        found = await self._world.lookup(name, kind, "")
+        return spf.Records(found.status, [text for _, text in found.records])

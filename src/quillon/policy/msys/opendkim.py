@@ -1,0 +1,175 @@
+"""`msys.validate.opendkim` and `msys.validate.openarc`: signatures made and looked at by scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from quillon.mailauth import arc, dkim
+from quillon.mailauth.arc import Chain
+from quillon.mailauth.dkim import DkimError, Result, Signer, Texts
+from quillon.policy.hook import Call, Phase
+from quillon.policy.msys.api import Api, Object
+from quillon.policy.msys.message import texts
+
+STATUS = {
+    name: number
+    for number, name in enumerate(
+        (
+            "DKIM_STAT_OK",
+            "DKIM_STAT_BADSIG",
+            "DKIM_STAT_NOSIG",
+            "DKIM_STAT_NOKEY",
+            "DKIM_STAT_CANTVRFY",
+            "DKIM_STAT_SYNTAX",
+            "DKIM_STAT_NORESOURCE",
+            "DKIM_STAT_INTERNAL",
+            "DKIM_STAT_REVOKED",
+            "DKIM_STAT_INVALID",
+            "DKIM_STAT_NOTIMPLEMENT",
+            "DKIM_STAT_KEYFAIL",
+            "DKIM_STAT_CBREJECT",
+            "DKIM_STAT_CBTRYAGAIN",
+            "DKIM_STAT_CBERROR",
+        )
+    )
+}
+
+
+def status_of(results: list[Result]) -> int:
+    """The DKIM_STAT of a message: that of a signature that holds, else of the first."""
+    if not results:
+        return STATUS["DKIM_STAT_NOSIG"]
+    if any(result.status == "pass" for result in results):
+        return STATUS["DKIM_STAT_OK"]
+    return result_status(results[0])
+
+
+def result_status(result: Result) -> int:
+    if result.status == "temperror":
+        return STATUS["DKIM_STAT_KEYFAIL"]
+    if result.status == "permerror":
+        return STATUS["DKIM_STAT_NOKEY" if "no key" in result.reason else "DKIM_STAT_SYNTAX"]
+    return STATUS["DKIM_STAT_OK" if result.status == "pass" else "DKIM_STAT_BADSIG"]
+
+
+def register(api: Api) -> None:
+    api.constants.update(STATUS)
+    _register_verify(api)
+    _register_sign(api)
+    _register_arc(api)
+
+
+def _lookup(api: Api) -> dkim.LookupTexts:
+    async def lookup(name: str) -> Texts:
+        found = await api.world.lookup(name, "TXT", "")
+        return Texts(found.status, [text for _, text in found.records])
+
+    return lookup
+
+
+def _register_verify(api: Api) -> None:
+    @api.function("msys.validate.opendkim.verify")
+    async def verify(call: Call) -> tuple[Object, int]:
+        """Verify the signatures of a message: a handle for the get_ functions, and a DKIM_STAT."""
+        content = call.view.content
+        found = await dkim.verify(content.head, content.body, _lookup(api), api.world.now())
+        return Object("dkim", found), status_of(found)
+
+    @api.function("msys.validate.opendkim.get_num_sigs")
+    def get_num_sigs(results: list[Result]) -> int:
+        """How many signatures there are."""
+        return len(results)
+
+    @api.function("msys.validate.opendkim.get_sig")
+    def get_sig(results: list[Result], number: int = 0) -> tuple[Object | None, int]:
+        """One of them, counted from 0, and its DKIM_STAT."""
+        if not 0 <= int(number) < len(results):
+            return None, STATUS["DKIM_STAT_INVALID"]
+        found = results[int(number)]
+        return Object("sig", found), result_status(found)
+
+    def getter(name: str, read: Any, doc: str) -> None:
+        api.function(f"msys.validate.opendkim.get_sig_{name}")(read)
+        api.documented[f"msys.validate.opendkim.get_sig_{name}"] = doc
+
+    getter("domain", lambda r: r.domain, "The domain that signed.")
+    getter("selector", lambda r: r.selector, "The selector of its key.")
+    getter("identity", lambda r: r.identity, "The identity, i=.")
+    getter("signalg", lambda r: r.algorithm, "The algorithm.")
+    getter("keysize", lambda r: r.key_bits, "Bits of the key.")
+    getter("errorstr", lambda r: r.reason or r.status, "What is wrong with it.")
+    getter("hdrsigned", lambda r: r.headers, "The header fields that it covers.")
+    getter("canons", lambda r: tuple(r.canonicalization.split("/")), "Canonicalizations of header and body.")
+    getter("flags", lambda r: 1 if r.status == "pass" else 0, "1 if it holds.")
+
+
+def signer_of(api: Api, options: Any, default_domain: str) -> Signer:
+    """Who signs, by the options of a script. Raises ValueError."""
+    given = options if isinstance(options, dict) else {}
+    domain = str(given.get("signing_domain") or given.get("base_domain") or default_domain)
+    selector = str(given.get("selector") or "")
+    if not domain or not selector:
+        raise ValueError("signing needs signing_domain and selector")
+    if str(given.get("digest", "rsa-sha256")) == "rsa-sha1":
+        raise ValueError("rsa-sha1 must not be used to sign (RFC 8301)")
+    if given.get("keybuf"):
+        data = str(given["keybuf"]).encode()
+    else:
+        name = str(given.get("keyfile") or "").replace("%{d}", domain).replace("%{s}", selector)
+        try:
+            data = (Path(api.world.folder) / name).read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot read {name}: {error.strerror}") from None
+    names = tuple(texts(given["headerlist"])) if given.get("headerlist") else dkim.DEFAULT_HEADERS
+    head, body = (str(given.get(name, "relaxed")) for name in ("header_canon", "body_canon"))
+    if not {head, body} <= {"simple", "relaxed"}:
+        raise ValueError("a canonicalization is simple or relaxed")
+    return Signer(domain, selector, dkim.load_private_key(data), head, body, names, str(given.get("identity") or ""))
+
+
+def _register_sign(api: Api) -> None:
+    @api.function("msys.validate.opendkim.sign")
+    def sign(call: Call, vctx: Any = None, options: Any = None) -> bool:
+        """Sign a message, in core_final_validation."""
+        if call.phase is not Phase.FINAL_VALIDATION and call.view.message_id:
+            raise ValueError("sign in core_final_validation: what is changed later breaks the signature")
+        domains = [address.rpartition("@")[2] for address in call.view.header("From")]
+        signer = signer_of(api, options, domains[0].rstrip(">") if domains else "")
+        content = call.view.content
+        call.view.put_in_front(dkim.sign(content.head, content.body, signer, api.world.now()))
+        return True
+
+
+def _register_arc(api: Api) -> None:
+    async def validated(call: Call) -> Chain:
+        known = call.context.facts.get("arc")
+        if isinstance(known, Chain):
+            return known
+        content = call.view.content
+        found = await arc.validate(content.head, content.body, _lookup(api), api.world.now())
+        call.context.facts["arc"] = found
+        call.context.message["arc_cv"] = found.status
+        return found
+
+    @api.function("msys.validate.openarc.verify")
+    async def verify(call: Call) -> str:
+        """Validate the ARC chain of a message; arc_cv in its context is none, pass or fail."""
+        return (await validated(call)).status
+
+    async def seal(call: Call, options: Any, results: str | None = None) -> bool:
+        given = options if isinstance(options, dict) else {}
+        signer = signer_of(api, given, "")
+        chain = await validated(call)
+        content = call.view.content
+        server = str(given.get("authservid") or api.world.hostname)
+        try:
+            fields = arc.seal(content.head, content.body, signer, chain, server, results or "", api.world.now())
+        except DkimError as error:
+            raise ValueError(str(error)) from None
+        call.view.put_in_front(fields)
+        return True
+
+    for name in ("sign", "seal"):
+        api.function(f"msys.validate.openarc.{name}")(seal)
+        api.documented[f"msys.validate.openarc.{name}"] = "Add one more link to the ARC chain of a message."

@@ -1,0 +1,235 @@
+"""DKIM, ARC, SPF and DMARC: against other implementations of them, and against the suite of RFC 7208."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import dkim as dkimpy  # type: ignore[import-not-found,import-untyped,unused-ignore]
+import pytest
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quillon.mailauth import arc, dkim, dmarc, spf
+from quillon.mailauth.dkim import DkimError, PrivateKey, Signer, Texts
+from quillon.net.eager import at_once
+
+NOW = 1_700_000_000.0
+HEAD = b"From: A <a@bank.fi>\r\nTo: b@example.com\r\nSubject:  folded\r\n\ttext \r\nX-Other: 1\r\nDate: now\r\n\r\n"
+BODY = b"Hello  there \r\n\r\n.dots\r\n\ttabs\t \r\n\r\n\r\n"
+RSA = rsa.generate_private_key(65537, 2048)
+ED25519 = ed25519.Ed25519PrivateKey.generate()
+
+
+def _record(key: PrivateKey) -> str:
+    if isinstance(key, rsa.RSAPrivateKey):
+        raw = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        return "v=DKIM1; k=rsa; p=" + base64.b64encode(raw).decode()
+    raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return "v=DKIM1; k=ed25519; p=" + base64.b64encode(raw).decode()
+
+
+ZONE = {"r._domainkey.bank.fi": _record(RSA), "e._domainkey.bank.fi": _record(ED25519)}
+
+
+async def _texts(name: str) -> Texts:
+    found = ZONE.get(name)
+    return Texts("ok", [found]) if found else Texts("nxdomain")
+
+
+def _theirs(name: bytes, timeout: int = 5) -> bytes:
+    return ZONE[name.decode().rstrip(".")].encode()
+
+
+def _verify(message: bytes) -> list[dkim.Result]:
+    end = message.index(b"\r\n\r\n") + 4
+    return at_once(dkim.verify(message[:end], message[end:], _texts, NOW))
+
+
+@pytest.mark.parametrize("canon", ["simple", "relaxed"])
+@pytest.mark.parametrize("body_canon", ["simple", "relaxed"])
+@pytest.mark.parametrize(("selector", "key"), [("r", RSA), ("e", ED25519)])
+@pytest.mark.parametrize("body", [BODY, b"", b"\r\n", b"one line without an end"])
+def test_another_implementation_takes_our_signatures(
+    canon: str, body_canon: str, selector: str, key: PrivateKey, body: bytes
+) -> None:
+    signer = Signer("bank.fi", selector, key, canon, body_canon)
+    signed = dkim.sign(HEAD, body, signer, NOW) + HEAD + body
+    assert [result.status for result in _verify(signed)] == ["pass"]
+    assert dkimpy.verify(signed, dnsfunc=_theirs)
+    assert all(len(line) <= 78 for line in signed.split(b"\r\n"))
+
+
+@pytest.mark.parametrize("canon", [b"simple", b"relaxed"])
+def test_we_take_the_signatures_of_another_implementation(canon: bytes) -> None:
+    pem = RSA.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    field = dkimpy.sign(HEAD + BODY, b"r", b"bank.fi", pem, canonicalize=(canon, canon))
+    found = _verify(field + HEAD + BODY)
+    assert [result.status for result in found] == ["pass"]
+    assert found[0].text() == f'dkim=pass header.d=bank.fi header.s=r header.b="{found[0].signature[:8]}"'
+    assert found[0].key_bits == 2048
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "status"),
+    [
+        (b"Hello", b"Hallo", "fail"),
+        (b"To: b@", b"To: c@", "fail"),
+        (b"X-Other: 1", b"X-Other: 2", "pass"),  # not signed
+        (b"\r\nTo:", b"\r\nFrom: x@evil.test\r\nTo:", "fail"),
+        (b"s=r;", b"s=none;", "permerror"),
+        (b"a=rsa-sha256", b"a=rsa-sha1", "permerror"),
+        (b"v=1;", b"v=2;", "permerror"),
+        (b"d=bank.fi", b"d=bank.fi; i=@other.fi", "permerror"),
+        (b"bh=", b"l=3; bh=", "policy"),
+        (b"t=1700000000;", b"t=1600000000; x=1600000001;", "permerror"),
+        (b"t=1700000000;", b"t=1700000000; t=1;", "permerror"),
+    ],
+)
+def test_what_is_wrong_with_a_signature(old: bytes, new: bytes, status: str) -> None:
+    signed = dkim.sign(HEAD, BODY, Signer("bank.fi", "r", RSA), NOW) + HEAD + BODY
+    assert old in signed
+    assert [result.status for result in _verify(signed.replace(old, new, 1))] == [status]
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ("v=DKIM1; p=", "revoked"),
+        ("v=DKIM2; p=x", "another version"),
+        ("v=DKIM1; k=ed25519; p=AAAA", "the key is ed25519"),
+        ("v=DKIM1; h=sha1; p=AAAA", "not for sha256"),
+        ("v=DKIM1; s=tlsrpt; p=AAAA", "not for mail"),
+        ("v=DKIM1; p=!!!", "cannot be read"),
+        ("nonsense", "malformed"),
+    ],
+)
+def test_keys_that_cannot_be_used(record: str, words: str) -> None:
+    with pytest.raises(DkimError, match=words):
+        dkim.public_key(record, "rsa-sha256", "bank.fi", "@bank.fi")
+
+
+def test_small_keys_and_other_things_sign_nothing() -> None:
+    small = rsa.generate_private_key(65537, 1024)
+    assert dkim.load_private_key(
+        small.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    for data in (b"", b"-----BEGIN NOTHING-----\n-----END NOTHING-----\n", b"AAAA"):
+        with pytest.raises(DkimError):
+            dkim.load_private_key(data)
+    with pytest.raises(DkimError, match="without From"):
+        dkim.sign(b"To: x\r\n\r\n", b"", Signer("bank.fi", "r", RSA), NOW)
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300))
+def test_no_octets_bring_verification_down(head: bytes, body: bytes) -> None:
+    signature = dkim.sign(HEAD, BODY, Signer("bank.fi", "r", RSA), NOW)
+    for text in (head, signature[:40] + head + signature[40:], b"DKIM-Signature: " + head, b"ARC-Seal: i=1;" + head):
+        at_once(dkim.verify(text, body, _texts, NOW))
+        at_once(arc.validate(text, body, _texts, NOW))
+
+
+def _sealed(head: bytes, signer: Signer) -> bytes:
+    chain = at_once(arc.validate(head, BODY, _texts, NOW))
+    return arc.seal(head, BODY, signer, chain, "mx.bank.fi", "spf=pass", NOW) + head
+
+
+def test_a_chain_of_arc_and_what_breaks_it() -> None:
+    assert at_once(arc.validate(HEAD, BODY, _texts, NOW)).status == "none"
+    head = _sealed(_sealed(HEAD, Signer("bank.fi", "r", RSA)), Signer("bank.fi", "r", RSA))
+    found = at_once(arc.validate(head, BODY, _texts, NOW))
+    assert (found.status, found.instance, found.sealer) == ("pass", 2, "bank.fi")
+    cv, _, _ = dkimpy.arc_verify(head + BODY, dnsfunc=_theirs)
+    assert cv == b"pass"
+    for old, new in (
+        (b"Hello", b"Hallo"),
+        (b"cv=pass", b"cv=none"),
+        (b"spf=pass", b"spf=fail"),
+        (b"i=2;", b"i=3;"),
+        (b"ARC-Seal: i=1", b"X-Seal: i=1"),
+    ):
+        changed = (head + BODY).replace(old, new, 1)
+        end = changed.index(b"\r\n\r\n") + 4
+        assert at_once(arc.validate(changed[:end], changed[end:], _texts, NOW)).status == "fail", old
+    broken = head.replace(b"spf=pass", b"spf=fail", 1)
+    with pytest.raises(DkimError, match="has failed"):
+        _sealed(broken, Signer("bank.fi", "r", RSA))
+
+
+def _suite() -> list[Any]:
+    text = (Path(__file__).parent / "data/rfc7208-tests.yml").read_text(encoding="utf-8")
+    return [
+        pytest.param(_zone(scenario["zonedata"]), case, id=name)
+        for scenario in yaml.safe_load_all(text)
+        for name, case in scenario["tests"].items()
+    ]
+
+
+def _zone(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Names to records by type; "failed" for what times out. A TXT record goes before the old type SPF."""
+    zone: dict[str, dict[str, Any]] = {}
+    for name, rows in data.items():
+        found: dict[str, Any] = {"failed": "TIMEOUT" in rows}
+        for row in rows:
+            for kind, value in row.items() if isinstance(row, dict) else ():
+                found.setdefault(kind, []).append("".join(value) if kind in ("TXT", "SPF") else value)
+        found["TXT"] = [text for text in found.get("TXT", found.get("SPF", [])) if text != "NONE"]
+        zone[name.lower()] = found
+    return zone
+
+
+@pytest.mark.parametrize(("zone", "case"), _suite())
+def test_the_suite_of_rfc_7208(zone: dict[str, dict[str, Any]], case: dict[str, Any]) -> None:
+    async def lookup(name: str, kind: str) -> spf.Records:
+        found = zone.get(name.lower().rstrip("."))
+        while found is not None and "CNAME" in found:
+            found = zone.get(found["CNAME"][0].lower())
+        if found is None:
+            return spf.Records("nxdomain")
+        records = found.get(kind)
+        if not records:
+            return spf.Records("failed" if found["failed"] else "nodata")
+        if "TIMEOUT" in records:
+            return spf.Records("failed")
+        return spf.Records("ok", [host.lower() for _, host in sorted(records)] if kind == "MX" else records)
+
+    found = at_once(spf.check(case["host"], case.get("mailfrom", ""), case["helo"], "receiver.test", lookup))
+    wanted = case["result"]
+    assert found.status in ([wanted] if isinstance(wanted, str) else wanted), found
+    if found.status == "fail" and case.get("explanation", "DEFAULT") != "DEFAULT":
+        assert found.explanation == case["explanation"]
+
+
+def test_dmarc() -> None:
+    zone = {
+        "_dmarc.bank.fi": ["v=DMARC1; p=reject; sp=quarantine; adkim=s"],
+        "_dmarc.two.test": ["v=DMARC1; p=none", "v=DMARC1; p=reject"],
+        "_dmarc.broken.test": ["v=DMARC1 p=reject", "other"],
+    }
+
+    async def lookup(name: str) -> Texts:
+        if name == "_dmarc.down.test":
+            return Texts("failed")
+        return Texts("ok", zone[name]) if name in zone else Texts("nxdomain")
+
+    def evaluate(domain: str, by_spf: tuple[str, str] = ("none", ""), *signed: str) -> tuple[str, str]:
+        results = [dkim.Result("pass", "", name) for name in signed]
+        found = at_once(dmarc.evaluate([domain], by_spf, results, lookup))
+        return found.status, found.policy
+
+    assert evaluate("bank.fi", ("pass", "bounce.bank.fi")) == ("pass", "reject")  # relaxed
+    assert evaluate("bank.fi", ("fail", "bank.fi")) == ("fail", "reject")
+    assert evaluate("bank.fi", ("none", ""), "mail.bank.fi") == ("fail", "reject")  # adkim is strict
+    assert evaluate("bank.fi", ("none", ""), "bank.fi") == ("pass", "reject")
+    assert evaluate("www.bank.fi", ("pass", "evil.test")) == ("fail", "quarantine")
+    assert evaluate("two.test") == ("none", "")
+    assert evaluate("broken.test") == ("none", "")
+    assert evaluate("down.test") == ("temperror", "")
+    assert at_once(dmarc.evaluate(["a.test", "b.test"], ("pass", "a.test"), [], lookup)).status == "permerror"
+    assert dmarc.organizational_domain("a.b.example.co.uk") == "example.co.uk"
