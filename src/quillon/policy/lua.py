@@ -162,6 +162,7 @@ class _Runtime:
 
     def __init__(self, folders: Sequence[Path], world: World, settings: ScriptSettings) -> None:
         self.modules: list[LuaModule] = []
+        self._noted: list[tuple[str, int]] = []
         self.registered = 0  # modules, schemes and commands
         self._memory = settings.memory_limit * 2**20
         self._too_much = f"the scripts hold more than {settings.memory_limit} MiB (Memory_Limit)"
@@ -195,23 +196,21 @@ class _Runtime:
                 "waits": lua.table_from(dict.fromkeys(api.waits, True)),
                 "constants": lua.table_from(api.constants),
                 "left_out": lua.table_from(api.left_out),
-                "register": self._guarded(self._register),
-                "register_auth": self._guarded(self._register_auth),
-                "register_control": self._guarded(self._register_control),
-                "later": self._guarded(self._later),
+                "token": api.token,
+                "fault": api.fault,
+                "register": api.guarded(self._register),
+                "register_auth": api.guarded(self._register_auth),
+                "register_control": api.guarded(self._register_control),
+                "later": api.guarded(self._later),
                 "print": self._print,
                 "source": self._source,
-                "loadstring": self._load,
+                "translate": self._translate,
             }
         )
         runtime = self._chunk("runtime.lua")(given, settings.cpu_limit)
-        api.fault = runtime["fault"]
-        api.table_from = lua.table_from
-        api.opaque = runtime["opaque"]
         tools = self._chunk("msys.lua")(given, runtime)
-        api.make = {str(kind): make for kind, make in tools["new"].items()}
         self.bind, self._session, self._run = tools["bind"], tools["session"], tools["run"]
-        self._authenticate = tools["authenticate"]
+        self._authenticate, self._command = tools["authenticate"], tools["command"]
         self._continue, self._cancel = runtime["continue"], runtime["cancel"]
         self._disarm, self._state = runtime["disarm"], runtime["state"]
         self._kept, self._forget = runtime["kept"], runtime["drop"]
@@ -334,36 +333,29 @@ class _Runtime:
     def require(self, source: str) -> None:
         try:
             self.run(self._require, source)
+            self._take_up()
         except (lupa.LuaError, PolicyError) as error:
             raise PolicyError(f"scriptlet: {error}") from None
 
-    def _guarded(self, function: Callable[..., None]) -> Callable[..., Any]:
-        """A function whose exceptions become errors of the script, with its line."""
-
-        def run(*arguments: Any) -> Any:
-            try:
-                return function(*arguments)
-            except Exception as error:
-                self.api.fault["words"] = to_octets(words_of(error))
-                return self.api.fault
-
-        return run
-
-    def _register(self, name: str, number: int) -> None:
-        # taken once more from outside of the coroutine that runs: see runtime.lua
-        table = self._kept(number)
-        callouts = {name for callout in (*Phase, *Hook) for name in names_of(callout)} | {"init", "deinit"}
-        if not any(table[key] is not None for key in callouts):
+    def _register(self, name: str, number: int, names: str) -> None:
+        """Note a module; its table is taken up once the script has run: see codec.py for why not now."""
+        found = [from_octets(word) for word in names.split()]
+        known = {name for callout in (*Phase, *Hook) for name in names_of(callout)} | {"init", "deinit"}
+        if not known & set(found):
             raise PolicyError(f"no usable methods found for module {name} in registerModule call")
-        unknown = unknown_callout(str(key) for key in table if callable(table[key]))
+        unknown = unknown_callout(found)
         if unknown is not None:
             raise PolicyError(f"{name}: {unknown}")
-        self.modules.append(LuaModule(from_octets(str(name)), table, self))
+        self._noted.append((from_octets(name), number))
         self.registered += 1
+
+    def _take_up(self) -> None:
+        noted, self._noted = self._noted, []
+        self.modules += [LuaModule(name, self._kept(number), self) for name, number in noted]
 
     def _register_auth(self, scheme: str, number: int) -> None:
         async def authenticate(path: str, parameters: Mapping[str, str], user: str, password: str) -> Any:
-            given = [to_octets(path), self.api.out(dict(parameters)), to_octets(user), to_octets(password)]
+            given = self.api.out((path, dict(parameters), user, password))
             return await self.run_waiting(self._authenticate, number, *given)
 
         self._world.auth[from_octets(str(scheme)).lower()] = authenticate
@@ -372,10 +364,10 @@ class _Runtime:
     def _register_control(self, prefix: str, number: int) -> None:
         async def control(arguments: Sequence[str]) -> str:
             said: list[str] = []
-            given = self.api.out({"argc": len(arguments), "argv": dict(enumerate(arguments))})
+            given = self.api.out(({"argc": len(arguments), "argv": dict(enumerate(arguments))},))
             before, self._say = self._say, said.append
             try:
-                await self.run_waiting(self._kept(number), given)
+                await self.run_waiting(self._command, number, *given)
             finally:
                 self._say = before
             return "\n".join(said)
@@ -406,13 +398,12 @@ class _Runtime:
         finally:
             self._forget(number)
 
-    def _load(self, text: str, name: str) -> Any:
-        """Compile a script of the manual's dialect: the chunk, or nil and words."""
+    def _translate(self, text: str, path: str) -> Any:
+        """A script of the manual's dialect in Lua 5.1, or nil and words."""
         try:
-            text = dialect.translate(text, name.removeprefix("@"))
+            return dialect.translate(text, path)
         except dialect.DialectError as error:
             return None, to_octets(str(error))
-        return self._loadstring(text, name)
 
     def _source(self, name: str) -> tuple[str | None, str]:
         """The text of a module and its path, or None and why it is not found."""

@@ -12,18 +12,18 @@ script wait. An exception becomes an error of the script, with the script's line
 from __future__ import annotations
 
 import inspect
+import secrets
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import lupa.luajit21 as lupa
-
 from quillon.policy.hook import Call, words_of
+from quillon.policy.msys.codec import Object, decode, encode, from_octets, number_text, plain_number, to_octets
 from quillon.policy.world import World
 
+__all__ = ["Api", "Handle", "Object", "from_octets", "number_text", "to_octets"]
+
 F = TypeVar("F", bound=Callable[..., Any])
-MAX_DEPTH = 100  # of nested tables
 
 
 class Handle(Protocol):
@@ -34,47 +34,22 @@ class Handle(Protocol):
         """The callout."""
 
 
-@dataclass(frozen=True, slots=True)
-class Object:
-    """A result that becomes an object of a script: its kind, and the value behind it."""
-
-    kind: str
-    value: object
-
-
-def to_octets(text: str) -> str:
-    """Text as the octets of its UTF-8 form, one character each, which is what strings of a script are made of."""
-    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("latin-1")
-
-
-def from_octets(text: str) -> str:
-    return text if text.isascii() else text.encode("latin-1").decode("utf-8", "replace")
-
-
-def number_text(value: object) -> str:
-    """A value as Lua prints it: whole numbers without a point, nothing for nil."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
 class Api:
-    """The functions of one runtime. `call` is the callout that is running, None in init and in timers."""
+    """The functions of one runtime. `call` is the callout that is running, None in init and in timers.
+
+    `token` marks what crosses as text, and `fault` what failed: strings that no script can know.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.call: Call | None = None
+        self.token = secrets.token_hex(16)
+        self.fault = secrets.token_hex(16)
         self.functions: dict[str, Callable[..., Any]] = {}
         self.waits: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {}
         self.constants: dict[str, object] = {}
         self.left_out: dict[str, str] = {}
         self.documented: dict[str, str] = {}
-        self.fault: Any = None
-        self.make: dict[str, Callable[[object], Any]] = {}
-        self.table_from: Callable[[Any], Any] = dict
-        self.opaque: Any = {}
         self._caller: ContextVar[Call | None] = ContextVar("caller", default=None)
         self.run_kept: Callable[..., Any] = lambda number, *arguments: None
 
@@ -93,8 +68,12 @@ class Api:
         return register
 
     def raw(self, name: str, function: Callable[..., Any], doc: str) -> None:
-        """Register a function that does without conversion: for those that are called for every message."""
+        """Register a function of plain values that does without conversion, for what is called for every message."""
         self.documented[name] = doc
+        self.functions[name] = self.guarded(function)
+
+    def guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function whose exceptions become errors of the script."""
 
         def run(*arguments: Any) -> Any:
             try:
@@ -102,7 +81,7 @@ class Api:
             except Exception as error:
                 return self._failed(error)
 
-        self.functions[name] = run
+        return run
 
     def caller(self) -> object:
         """Who runs: the session whose callout it is, or this server. Inside of what waits, too."""
@@ -118,7 +97,7 @@ class Api:
     def _plain(self, function: Callable[..., Any], octets: bool) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             try:
-                return self.out(function(*[self.into(value, octets) for value in arguments]))
+                return self.out(function(*self.into(arguments, octets)))
             except Exception as error:
                 return self._failed(error)
 
@@ -130,53 +109,43 @@ class Api:
             return self.out(await function(*arguments))
 
         def begin(call: Call | None, *arguments: Any) -> Coroutine[Any, Any, Any]:
-            return run(call, [self.into(value, octets) for value in arguments])
+            return run(call, self.into(arguments, octets))
 
         return begin
 
-    def _failed(self, error: Exception) -> Any:
+    def _failed(self, error: Exception) -> tuple[str, str]:
         """What the Lua side raises with the place in the script."""
         if isinstance(error, TypeError) and "argument" in str(error):
             error = TypeError("wrong arguments: " + str(error).partition(" ")[2])
-        self.fault["words"] = to_octets(words_of(error))
-        return self.fault
+        return self.fault, to_octets(words_of(error))
 
-    def into(self, value: Any, octets: bool, depth: int = 0) -> Any:
-        """A value of a script for Python. Raises ValueError for tables too deep."""
-        if isinstance(value, str):
-            return value.encode("latin-1") if octets else from_octets(value)
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-        if lupa.lua_type(value) == "table":
-            behind = self.opaque[value]
-            if behind is not None:
-                return behind
-            if depth > MAX_DEPTH:
-                raise ValueError("a table is nested too deeply, or holds itself")
-            return self._table(value, octets, depth)
-        return value
-
-    def _table(self, table: Any, octets: bool, depth: int) -> Any:
-        items = list(table.items())
-        keys = [key for key, _ in items]
-        if keys and all(isinstance(key, int) for key in keys) and sorted(keys) == list(range(1, len(keys) + 1)):
-            return [self.into(value, octets, depth + 1) for _, value in sorted(items)]
-        return {self.into(key, octets): self.into(value, octets, depth + 1) for key, value in items}
+    def into(self, arguments: tuple[Any, ...], octets: bool) -> list[Any]:
+        """Arguments of a script for Python. Raises ValueError for tables too deep."""
+        if arguments and arguments[0] == self.token:
+            found = decode(arguments[1], arguments[2:], octets=octets)
+            count = int(found.pop("n"))
+            return [found.get(n) for n in range(1, count + 1)]
+        out: list[Any] = []
+        for value in arguments:
+            if isinstance(value, str):
+                out.append(value.encode("latin-1") if octets else from_octets(value))
+            else:
+                out.append(plain_number(value) if isinstance(value, float) else value)
+        return out
 
     def out(self, value: Any) -> Any:
-        """A Python value for a script."""
-        if isinstance(value, str):
-            return to_octets(value)
-        if isinstance(value, bytes):
-            return value.decode("latin-1")
-        if value is None or isinstance(value, (bool, int, float)):
-            return value
-        if isinstance(value, tuple):
-            return tuple(self.out(item) for item in value)
-        if isinstance(value, list):
-            return self.table_from([self.out(item) for item in value])
-        if isinstance(value, dict):
-            return self.table_from({self.out(key): self.out(item) for key, item in value.items()})
-        if isinstance(value, Object):
-            return self.make[value.kind](value.value)
-        return value
+        """A result for a script: a plain value, several of them, or text that stands for tables and objects."""
+        values = value if isinstance(value, tuple) else (value,)
+        if all(item is None or isinstance(item, (str, bytes, bool, int, float)) for item in values):
+            plain = tuple(
+                to_octets(item)
+                if isinstance(item, str)
+                else item.decode("latin-1")
+                if isinstance(item, bytes)
+                else item
+                for item in values
+            )
+            return plain if len(plain) > 1 else plain[0]
+        objects: list[object] = []
+        table = dict(enumerate(values, 1)) | {"n": len(values)}
+        return (self.token, encode(table, objects), *objects)

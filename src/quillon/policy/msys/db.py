@@ -31,7 +31,6 @@ class Databases:
     """Open connections and cached results, by datasource."""
 
     def __init__(self) -> None:
-        self._sqlite: dict[str, aiosqlite.Connection] = {}
         self._pools: dict[str, Any] = {}
         self._turn: dict[str, int] = {}
         self._results: dict[str, OrderedDict[str, tuple[float, list[Row]]]] = {}
@@ -73,14 +72,15 @@ class Databases:
             raise DatabaseError(f"{name}: {words_of(error)}") from None
 
     async def _run_sqlite(self, path: str, sql: str, parameters: Any, limit: int) -> list[Row]:
-        connection = self._sqlite.get(path)
-        if connection is None:
-            connection = self._sqlite[path] = await aiosqlite.connect(path, timeout=TIMEOUT)
         given = parameters if parameters is not None else ()
-        async with connection.execute(sql, given) as cursor:
+        # one connection a query: each has a thread, and one that were kept would keep the process from ending
+        async with (
+            aiosqlite.connect(path, timeout=TIMEOUT) as connection,
+            connection.execute(sql, given) as cursor,
+        ):
             found = await (cursor.fetchmany(limit) if limit > 0 else cursor.fetchall())
             names = [column[0] for column in cursor.description or ()]
-        await connection.commit()
+            await connection.commit()
         return [_row(names, tuple(values)) for values in found]
 
     async def _run_postgresql(self, uri: str, rest: str, sql: str, parameters: Any, limit: int) -> list[Row]:

@@ -35,7 +35,7 @@ for name, reason in pairs(py.left_out) do
 end
 
 -- objects
-local new = {}
+local new = rt.new
 local methods = {}
 for _, kind in ipairs({"vctx", "ac", "msg", "part", "timer", "mutex", "http", "file", "dkim", "sig", "xmldoc", "xmlnode", "null"}) do
   new[kind], methods[kind] = rt.class(kind)
@@ -44,7 +44,7 @@ end
 core.accept_construct_get_message_construct = function(ac) return {ctx = new.vctx(handle(ac))} end
 -- the hot ones without the general way
 do
-  local get, set = bound("vctx:get"), bound("vctx:set")
+  local get, set = rt.direct("vctx:get"), rt.direct("vctx:set")
   methods.vctx.get = function(self, kind, key) return get(handle(self), kind, key) end
   methods.vctx.set = function(self, kind, key, value) return set(handle(self), kind, key, value) end
 end
@@ -60,6 +60,7 @@ function methods.mutex.lock(self) if not self:trylock() then wait_for_mutex(self
 -- JSON: tables that print as JSON
 local parse, text_of, null = json.parse, json.text, new.null(py.null)
 json.parse, json.text, json.null = nil, nil, null
+new.null = function() return null end
 local as_json = {__tostring = function(self) return text_of(self) end}
 as_json.__concat = function(a, b) return tostring(a) .. tostring(b) end
 local function json_object(value)
@@ -118,17 +119,21 @@ end
 
 function msys.registerModule(name, callouts)
   if type(callouts) ~= "table" then raise("registerModule: the second argument is a table of callouts") end
-  rt.good(py.register(name, rt.keep(callouts)))
+  local names = {}
+  for key, value in pairs(callouts) do
+    if type(key) == "string" and type(value) == "function" then names[#names + 1] = key end
+  end
+  rt.good(py.register(tostring(name), rt.keep(callouts), table.concat(names, " ")))
 end
 function msys.registerAuth(scheme, callouts)
   if type(callouts) ~= "table" or type(callouts.authenticate) ~= "function" then
     raise("registerAuth: the second argument is a table with a function authenticate")
   end
-  rt.good(py.register_auth(scheme, rt.keep(callouts)))
+  rt.good(py.register_auth(tostring(scheme), rt.keep(callouts)))
 end
 function msys.registerControl(prefix, closure)
   if type(closure) ~= "function" then raise("registerControl: the second argument is a function") end
-  rt.good(py.register_control(prefix, rt.keep(closure)))
+  rt.good(py.register_control(tostring(prefix), rt.keep(closure)))
 end
 function msys.asyncOk() return rt.current.may_wait end
 function msys.type(value)
@@ -231,14 +236,16 @@ for path, found in pairs(tables) do loaded[path] = found end
 for _, name in ipairs({"timer", "dumper", "threadpool", "os", "datasource", "tls_params", "idn", "validate", "base64", "qp"}) do
   loaded["msys." .. name] = loaded["msys." .. name] or msys[name] or {}
 end
-local loading = {}
+local loading, loadstring = {}, loadstring
 function require(name)
   local found = loaded[name]
   if found ~= nil then return found end
   if loading[name] then raise("require: " .. name .. " requires itself") end
   local text, path = py.source(name)
   if text == nil then raise("require: " .. path) end
-  local chunk, fault = py.loadstring(text, "@" .. path)
+  local translated, fault = py.translate(text, path)
+  local chunk
+  if translated then chunk, fault = loadstring(translated, "@" .. path) end
   if chunk == nil then error(fault, 0) end
   loading[name] = true
   local result = chunk(name)
@@ -351,5 +358,6 @@ return {
   session = function(current) return {handle = current, ac = new.ac(current), vctx = new.vctx(current)} end,
   run = function(may_wait, f, ...) return enter(may_wait, nil, f, ...) end,
   new = new,
-  authenticate = function(number, ...) local t = rt.kept(number) return t.authenticate(t, ...) end,
+  authenticate = function(number, ...) local t = rt.kept(number) return t.authenticate(t, rt.good(...)) end,
+  command = function(number, ...) return rt.kept(number)(rt.good(...)) end,
 }

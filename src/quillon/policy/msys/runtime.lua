@@ -5,6 +5,7 @@ local sethook, getinfo, clock = debug.sethook, debug.getinfo, os.clock
 local create, resume, yield, running = coroutine.create, coroutine.resume, coroutine.yield, coroutine.running
 local error, type, select, setmetatable, tostring, pcall = error, type, select, setmetatable, tostring, pcall
 local huge = math.huge
+local tonumber, concat, find, sub, format = tonumber, table.concat, string.find, string.sub, string.format
 
 -- A callout that takes too long is stopped: every so many instructions the CPU time is looked at. Once it is over,
 -- every single instruction fails, so that no pcall gets around it. Compiled traces would not be looked at: jit.off.
@@ -98,14 +99,7 @@ function coroutine.wrap(f)
   local co = create(f)
   return function(...) return unwrap(pass(co, resume(co, ...))) end
 end
-local function awaited(ok, ...)
-  if not ok then raise((...)) end
-  return ...
-end
-local function wait(name, ...)
-  if not current.may_wait then raise(name .. " would have to wait, which this phase cannot") end
-  return awaited(yield(WAIT, name, ...))
-end
+local wait
 
 -- Callouts run in coroutines that are used again and never collected: a Python object that stands for a value of Lua
 -- remembers the coroutine that it came from, and must find it alive whenever it goes.
@@ -171,22 +165,111 @@ local function keep(value)
 end
 
 -- Python functions -----------------------------------------------------------------------------------------------
--- One that fails gives FAULT, whose words are then raised with the place in the script.
-local FAULT = {}
+-- Only plain values cross; tables and objects cross as text, which codec.py explains, behind TOKEN. A function that fails
+-- gives FAULT and words, which are raised with the place in the script.
+local TOKEN, FAULT = py.token, py.fault
+local opaque = setmetatable({}, {__mode = "k"})  -- what stands behind the objects of scripts
+local new = {}  -- by kind, what makes an object
+
+local function write(out, value, objects, depth)
+  local kind = type(value)
+  if kind == "string" then
+    out[#out + 1] = "s" .. #value .. ":" .. value
+  elseif kind == "number" then
+    out[#out + 1] = format("d%.17g;", value)
+  elseif kind == "boolean" then
+    out[#out + 1] = value and "T" or "F"
+  elseif kind == "nil" then
+    out[#out + 1] = "n"
+  elseif kind == "table" and opaque[value] == nil then
+    if depth > 100 then raise("a table is nested too deeply, or holds itself") end
+    local place, count = #out + 1, 0
+    out[place] = ""
+    for k, v in pairs(value) do
+      count = count + 1
+      write(out, k, objects, depth + 1)
+      write(out, v, objects, depth + 1)
+    end
+    out[place] = "t" .. count .. ":"
+  elseif kind == "table" or kind == "userdata" then
+    objects[#objects + 1] = kind == "table" and opaque[value] or value
+    out[#out + 1] = "o" .. (#objects - 1) .. ",;"
+  else
+    raise("a " .. kind .. " has no place here")
+  end
+end
+local function packed(...)
+  local out, objects = {}, {}
+  local arguments = {n = select("#", ...), ...}
+  write(out, arguments, objects, 0)
+  return TOKEN, concat(out), unpack(objects)
+end
+local function crossing(...)
+  for i = 1, select("#", ...) do
+    local kind = type((select(i, ...)))
+    if kind == "table" or kind == "function" or kind == "thread" then return packed(...) end
+  end
+  return ...
+end
+
+local function read(text, at, objects)
+  local kind = sub(text, at, at)
+  if kind == "s" then
+    local _, stop, length = find(text, "^(%d+):", at + 1)
+    local last = stop + tonumber(length)
+    return sub(text, stop + 1, last), last + 1
+  elseif kind == "d" then
+    local _, stop, number = find(text, "^([^;]*);", at + 1)
+    return tonumber(number), stop + 1
+  elseif kind == "t" then
+    local _, stop, count = find(text, "^(%d+):", at + 1)
+    local found = {}
+    at = stop + 1
+    for _ = 1, tonumber(count) do
+      local key, value
+      key, at = read(text, at, objects)
+      value, at = read(text, at, objects)
+      found[key] = value
+    end
+    return found, at
+  elseif kind == "o" then
+    local _, stop, place, class = find(text, "^(%d+),(%w*);", at + 1)
+    return new[class](objects[tonumber(place) + 1]), stop + 1
+  end
+  if kind == "n" then return nil, at + 1 end
+  return kind == "T", at + 1
+end
+local function opened(text, ...)
+  local found = read(text, 1, {...})
+  return unpack(found, 1, found.n)
+end
 local function good(first, ...)
-  if first == FAULT then raise(FAULT.words) end
+  if first == FAULT then raise((...)) end
+  if first == TOKEN then return opened(...) end
   return first, ...
+end
+local function answered(ok, ...)
+  if not ok then raise((...)) end
+  return good(...)
+end
+function wait(name, ...)
+  if not current.may_wait then raise(name .. " would have to wait, which this phase cannot") end
+  return answered(yield(WAIT, name, crossing(...)))
 end
 local function bound(name)
   local f = py.functions[name]
   if py.waits[name] then return function(...) return wait(name, ...) end end
+  return function(...) return good(f(crossing(...))) end
+end
+-- for functions of plain values
+local function direct(name)
+  local f = py.functions[name]
   return function(...) return good(f(...)) end
 end
 
 -- objects --------------------------------------------------------------------------------------------------------
 -- A script holds a table around a handle that it can neither see nor forge. What a kind of object can do is what Python
 -- has under its name: `kind:method` and `kind.field`, and `kind.field=` where a field can be set.
-local opaque = setmetatable({}, {__mode = "k"})
 local function handle(self)
   local found = opaque[self]
   if found == nil then raise("this is no object of the server; was a method called with a dot instead of a colon?") end
@@ -254,7 +337,7 @@ end
 return {
   disarm = disarm, state = state, enter = enter, continue = continue, cancel = cancel, keep = keep,
   kept = function(number) return kept[number] end, drop = function(number) kept[number] = nil end,
-  fault = FAULT, bound = bound,
+  bound = bound, direct = direct, new = new,
   good = good, raise = raise, class = class, handle = handle, opaque = opaque,
   current = current,
 }

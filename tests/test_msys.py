@@ -1,0 +1,454 @@
+"""The functions of the manual's Lua API, one by one, as scripts call them."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import sqlite3
+import threading
+from collections.abc import Iterator
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+from quillon.mail.reply import Reply
+from quillon.policy.hook import Phase, PolicyError
+from quillon.policy.world import Datasource
+from tests.support.scripts import Stage
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def _said(stage: Stage, body: str, phase: Phase = Phase.DATA_SPOOL, init: str = "") -> list[str]:
+    assert stage.run(body, phase, init=init) is None, stage.reports
+    assert stage.faults == []
+    return stage.said
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        # contexts
+        ("out(vctx:get(msys.core.VCTX_CONN, 'tls'), vctx:get('VCTX_MESS', 'nothing'))", "on|nil"),
+        ("vctx:set(msys.core.VCTX_MESS, 'k', 1) out(msg:context_get(msys.core.ECMESS_CTX_MESS, 'k'))", "1"),
+        ("out(msg:context_get(2, 'no'), msg:context_exists(2, 'no'), msg:context_exists_and_get(1, 'tls'))", "|0|1|on"),
+        ("msg:context_set(2, 'ä', 'ö') out(msg:context_get(2, 'ä'), msg:context_delete(2, 'ä'), msg:context_delete(2, 'ä'))", "ö|1|0"),
+        ("out(msys.expandMacro('%{vctx_conn:tls}/%{vctx_mess:mailfrom_domain}/%{vctx_conn:none}'))", "on/bank.fi/"),
+        # the session
+        ("out(ac.remote_addr, ac.conn_id, ac.protocol == msys.core.P_ESMTP, ac.inst.address)", "192.0.2.7:1234|00/00-00001-00000000|true|127.0.0.1:25"),
+        ("out(msys.core.accept_construct_get_message_construct(ac).ctx:get(1, 'tls'))", "on"),
+        ("out(msg.id, msg.batch_id, msg.conn_id, msg:mailfrom(), msg:rcptto())", "id|batch|conn|alice@bank.fi|b@example.com"),
+        ("out(msg:reception_peer('ip'), msg:reception_peer('port'), msg:reception_peer(), msg:listener_addr('all'))", "192.0.2.7|1234|192.0.2.7:1234|127.0.0.1:25"),
+        ("out(msg:get_message_size() > 100, msg:get_delivery_method(), msg:is_mcmt())", "true|esmtp|false"),
+        (
+            "local l, d = msys.core.string_new(), msys.core.string_new()"
+            " msg:get_envelope2(msys.core.EC_MSG_ENV_FROM, l, d) out(tostring(l), d .. '!', #d)"
+            " msg:get_envelope2(msys.core.EC_MSG_ENV_TO | msys.core.EC_MSG_ENV_COMPLETE, l, d) out(l)",
+            "alice|bank.fi!|7\nb@example.com",
+        ),
+        # header
+        ("out(msg:header('subject')[1], #msg:header('x-a'), msg:header('x-a')[2], #msg:header('none'))", "café|2|2|0"),
+        ("out(msg:header('X-A', '')) out(#msg:header('X-A')) out(msg:header('X-A', ''))", "true\n0\nfalse"),
+        ("msg:header('X-A', 'new') out(#msg:header('X-A'), msg:header('X-A')[1])", "1|new"),
+        ("msg:header('X-A', {'p', 'q'}, 'prepend') out(table.concat(msg:header('X-A'), ','))", "p,q,1,2"),
+        ("msg:header('X-A', '3', 'append') out(table.concat(msg:header('X-A'), ','))", "1,2,3"),
+        ("msg:header('Subject', 'naïve') out(msg:header('Subject')[1])", "naïve"),
+        ("out(msg:address_header('From', 'domain')[1], msg:address_header('From', 'detail')[1], msg:address_header('From')[1])", "bank.fi|tag|alice+tag@bank.fi"),
+        ("out(table.concat(msys.parseRFC2822Addresses('A <a@x.fi>, \"b, c\" <d+e@y.fi>', 'user'), ','))", "a,d"),
+        # body
+        ("out(msg:body()) out(select(2, msg:raw()) == #msg:raw())", "Hello world??\ntrue"),
+        ("msg:body('new\\n.\\nend\\r\\n.\\r\\n') out(msg:body())", "new??.??end??"),
+        ("out(msg:body_match('w(or)(?<n>ld)')[1], msg:body_match('w(or)(?P<n>ld)').n, msg:body_match('none'))", "or|ld|false"),
+        ("out(msg:body_replace('Hello', 'Bye'), msg:body())", "true|Bye world??"),
+        ("out(msg:text(), msg:text_match('wor')[0])", "Hello world??|wor"),
+        ("msg:text_replace('\\r\\n.\\r\\n', '\\r\\nDisclaimer\\r\\n.\\r\\n') out(msg:text())", "Hello world??Disclaimer??"),
+        ("msg:text('grüße', 'text/plain', 'utf-8') out(msg:text()) out(msg:header('Content-Transfer-Encoding')[1])", "grüße??\nquoted-printable"),
+        ("out(msg:raw_match('X-A: (2)')[1])", "2"),
+        # texts
+        ("out(msys.base64.encode('a\\0b'), msys.base64.decode('YWJj') )", "YQBi|abc"),
+        ("out(msys.qp.encode('ä=', 'iso-8859-1'), msys.qp.decode('=C3=A4=3D'))", "=E4=3D|ä="),
+        ("out(msys.idn.to_idn('bücher.example'), msys.idn.to_utf8('xn--bcher-kva.example'))", "xn--bcher-kva.example|bücher.example"),
+        ("local m, e = msys.pcre.match('2026-11', '(?P<y>\\\\d+)-(\\\\d+)') out(m[0], m.y, m[2], e)", "2026-11|2026|11|nil"),
+        ("local m, e, n = msys.pcre.match('x', '(') out(m, e ~= nil, n)", "nil|true|1"),
+        ("out(msys.pcre.replace('a-b', '(a)-(b)', '$2+\\\\1'), table.concat(msys.pcre.split('a, b,c', ',\\\\s*'), '|'))", "b+a|a|b|c"),
+        ("out(msys.pcre.match('aaa[', '^[[:alpha:]]++\\\\[')[0])", "aaa["),
+        ("local o = json.decode('{\"a\": [1, {\"b\": null}], \"s\": \"ü\"}') out(o.a[1], o.a[2].b == json.null, o.s) o.i = 4 out(tostring(json.encode({1, 2})))", "1|true|ü\n[1,2]"),
+        ("local o, code, err = json.decode('{') out(o, code, err ~= nil, json.strerror(code))", "nil|1|true|malformed JSON"),
+        ("local o = json.new() o.name = 'v' out(o) out(json.encode('x'))", '{"name":"v"}\n"x"'),
+        ("local d = xml.parsexml('<a><b k=\"1\">t</b></a>') local n = d:xpath('//b')[1] out(n:name(), n:attribute('k'), n:contents(), n:unlink(), d:tostring())", "b|1|t|true|<a />"),
+        ("out((msys.dumper.Dumper({a = {1}}):gsub('%s', '')))", '{["a"]={[1]=1}}'),
+        ("out(msys.type(msg), msys.type({}), msys.type(msys.core.string_new()))", "msg|table|ec_string"),
+        # operators
+        ("out(6 & 3, 6 | 3, 6 ^^ 3, 1 << 4, 256 >> 4, ~0, 7 \\ 2, -7 \\ 2, 1 != 2)", "2|7|5|16|16|-1|3|-3|true"),
+        # counters
+        ("local c = msys.counter.open('/site/x') msys.counter.inc(c) msys.counter.add(c, 5) out(msys.counter.read('/site/x')) msys.counter.reset(c) out(msys.counter.read(c)) msys.counter.unlink(c)", "6\n0"),
+        # bounces
+        ("out(msys.bounce.classify_smtp_response('550 5.1.1 user unknown'))", "10|BC_INVALID_RECIPIENT|Invalid Recipient"),
+        ("out((msys.bounce.classify_smtp_response('this domain is no longer used')))", "10"),
+        ("out((msys.bounce.classify_smtp_response('452 4.2.2 mailbox full')), (msys.bounce.classify_smtp_response('no idea')))", "22|1"),
+        # waiting
+        ("out(msys.asyncOk()) msys.sleep(0) out('slept')", "true\nslept"),
+        ("local r, e = msys.dnsLookup('nowhere.test') out(r, e)", "nil|nxdomain"),
+        ("out(msys.runInPool('IO', function() return 1, 'two' end))", "true|1|two"),
+        ("out(msys.runInPool('IO', function() error('no', 0) end))", "false|no"),
+        ("local co = coroutine.wrap(function() msys.sleep(0) coroutine.yield('mid') msys.sleep(0) return 'end' end) out(co()) out(co())", "mid\nend"),
+        ("out(pcall(function() msys.sleep(0) error('inside', 0) end))", "false|inside"),
+    ],
+)  # fmt: skip
+def test_functions(stage: Stage, code: str, said: str) -> None:
+    assert _said(stage, code) == said.split("\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("msys.dnsLookup('x', 'WRONG')", "'WRONG' is no record type"),
+        ("msys.sleep(1e9)", "sleep takes 0 to 300 seconds"),
+        ("msg:header('Bad Name', 'x')", "is no header field name"),
+        ("msg:header('X', 'a\\r\\nInjected: yes')", "holds a line end"),
+        ("msg:binding('x')", "is chosen in validate_set_binding"),
+        ("msg.header('x')", "no object of the server"),
+        ("msg.colour = 1", "msg.colour cannot be set"),
+        ("vctx:add_recipient('not an address')", "is no address"),
+        ("msys.gauge_cache.inc('none', 'k')", "there is no gauge cache 'none'"),
+        ("msys.audit.connections('60,1')", "there is no monitor '60,1'"),
+        ("msys.db.query('none', 'SELECT 1')", "there is no datasource 'none'"),
+        ("msys.counter.inc('nope')", "is no path of a counter"),
+        ("msys.snmpTrap('x')", "msys.snmpTrap is not in this version: there is no SNMP agent"),
+        ("msys.av.scan(msg)", "msys.av.scan is not in this version"),
+        ("msys.pcre.match(('a'):rep(800), '(.*)(.*)(.*)(.*)(.*)[^a]')", "took more than"),
+        ("msys.config('set', 'x', 'y')", "a running configuration is changed in its files"),
+        ("xml.parsexml('<!DOCTYPE a [<!ENTITY b \"c\">]><a>&b;</a>')", "a document type declaration is not read"),
+        ("tostring(json.encode({a = function() end}))", "a function has no place here"),
+        ("coroutine.yield(1)", "yielded outside of any coroutine"),
+        ("msys.unlock('never')", "there is no lock"),
+    ],
+)
+def test_wrong_calls_say_script_and_line(stage: Stage, code: str, words: str) -> None:
+    if "pcre" in code:
+        assert stage.run(f"local m, e = {code} out(m, e)") is None
+        assert words in stage.said[0]
+        return
+    assert stage.run("\n" + code) == Reply(451, "4.3.0", "policy error, please try later")
+    assert words in stage.faults[0]
+    if "yield" not in code:
+        assert "t0.lua:8: " in stage.faults[0], stage.faults[0]
+    assert "validate_data_spool error in t" in stage.faults[0]
+
+
+def test_names_with_dots_and_slashes_and_what_the_manual_requires(stage: Stage) -> None:
+    names = (
+        "msys.core msys.extended.message msys.extended.message_routing msys.extended.ac msys.extended.vctx msys.timer"
+        " msys.pcre msys.base64 msys.qp msys.db msys.datasource msys.cidr msys.counter msys.gauge_cache msys.audit"
+        " msys.audit_series msys.bounce msys.rfc3464 msys.dumper msys.validate.opendkim msys.threadpool msys.os json xml"
+        " thread msys msys.http.client msys.idn msys.tls_params opendkim.dkim msys.validate.openarc"
+    )
+    body = "\n".join(f'require("{name}")' for name in names.split())
+    assert _said(stage, body + "\nout('all')") == ["all"]
+
+
+def test_dns(stage: Stage) -> None:
+    stage.lookups = {
+        ("bank.fi", "MX"): [(5, "a.bank.fi"), (10, "b.bank.fi")],
+        ("bank.fi", "TXT"): [(0, "v=spf1 -all")],
+    }
+    code = """local r = msys.dnsLookup('bank.fi', 'mx') out(table.concat(r, ','))
+    r = msys.dnsLookup('bank.fi', 'MX', {priority = true}) out(r[2][1], r[2][2])
+    out(msys.dnsLookup('bank.fi', 'TXT')[1])"""
+    assert _said(stage, code) == ["a.bank.fi,b.bank.fi", "10|b.bank.fi", "v=spf1 -all"]
+
+
+def test_what_waits_cannot_in_set_binding(stage: Stage) -> None:
+    assert stage.run("msys.sleep(0)", Phase.SET_BINDING) is not None
+    assert "msys.sleep would have to wait, which this phase cannot" in stage.faults[0]
+
+
+def test_recipients(stage: Stage) -> None:
+    from quillon.mail.address import Mailbox
+
+    stage.session.recipients[:] = [Mailbox("a", "x.fi"), Mailbox("b", "x.fi")]
+    code = """
+    local t = vctx:recipient_list() local s = "" for i = 0, #t do s = s .. t[i] .. " " end out(s)
+    vctx:add_recipient("c@x.fi") vctx:add_recipient({"d@x.fi", "a@x.fi"}) vctx:remove_recipient("<b@x.fi>")
+    out(#vctx:recipient_list()) vctx:recipient_list({"e@x.fi"})"""
+    assert _said(stage, code, Phase.DATA) == ["a@x.fi b@x.fi ", "2"]
+    assert [str(mailbox) for mailbox in stage.session.recipients] == ["e@x.fi"]
+    assert stage.run("vctx:add_recipient('z@x.fi')", Phase.EACH_RCPT) is not None
+    assert "the recipients cannot be changed in validate_data_spool_each_rcpt" in stage.faults[0]
+
+
+def test_ec_message_build_inject_and_forward(stage: Stage) -> None:
+    code = """
+    local new = msys.core.ec_message_new(nil)
+    new:build({From = "From: a@bank.fi", Subject = "s"},
+      {["text/plain"] = "grüße", ["text/html; charset=utf-8"] = "<b>x</b>"},
+      {{type = "text/csv", name = "./t.csv", headers = "X-Own: 1", content = "1,2"}, {content = msg}})
+    out(new:inject("a@bank.fi", "b@x.fi, c@x.fi"), new:address_header("From", "domain")[1])
+    out(msg:forward("f@bank.fi", "d@x.fi", "see below", "Fwd"))"""
+    assert _said(stage, code) == ["true|bank.fi", "true"]
+    (sender, recipients, data), (_, _, forwarded) = stage.injected
+    assert (str(sender), [str(r) for r in recipients]) == ("a@bank.fi", ["b@x.fi", "c@x.fi"])
+    built = message_from_bytes(data)
+    assert [part.get_content_type() for part in built.walk()] == [
+        "multipart/mixed", "multipart/alternative", "text/plain", "text/html", "text/csv", "message/rfc822", "text/plain",
+    ]  # fmt: skip
+    assert built["Date"]
+    assert built["Message-ID"]
+    parts = list(built.walk())
+    assert parts[2].get_payload(decode=True) == "grüße".encode()
+    assert (parts[4].get_filename(), parts[4]["X-Own"]) == ("t.csv", "1")
+    assert stage.message in forwarded
+    assert b"Subject: Fwd\r\n" in forwarded
+
+
+def test_mime_parts(stage: Stage) -> None:
+    boundary = "b1"
+    stage.message = (
+        b"From: a@x.fi\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b1\r\n\r\n"
+        b"--b1\r\nContent-Type: text/plain\r\n\r\nplain\r\n"
+        b"--b1\r\nContent-Type: application/pdf; name=x.pdf\r\nContent-Transfer-Encoding: base64\r\n\r\nQUJD\r\n--b1--\r\n"
+    )
+    code = """
+    local p = msg:mime(true) local s = "" while p != nil do
+      local ct = p:content_type() s = s .. ct.mimetype .. (ct.filename or "") .. (ct.is_attachment and "+" or "") .. " "
+      p = p.thread end out(s)
+    p = msg:mime(false) out(#p.parts, p.parts[1]:text(), p.parts[1].parts)
+    local d = msg:makePart("text/plain", "Disclaimer") d.body_start = 0 out(p:addLastChild(d), #p.parts)
+    local h = msg:makePart("text/html", "<b>ä</b>", msys.core.EC_MIME_TE_BASE64)
+    out(h:insertBefore(p.parts[1]), p.parts[1]:content_type().mimetype, p.parts[2]:unlink(), #p.parts)
+    p.parts[1]:header("X-Part", "v") out(p.parts[1]:header("x-part")[1])
+    out(pcall(function() msg:mime().parts[1]:unlink() end))"""
+    said = _said(stage, code)
+    assert said[0] == "multipart/mixed text/plain application/pdfx.pdf+ "
+    assert said[1:5] == ["2|plain|nil", "true|3", "true|text/html|true|3", "v"]
+    assert "read-only" in said[5]
+    assert boundary
+
+
+def test_code_discard_and_priority(stage: Stage) -> None:
+    view = stage.view()
+    assert stage.run("msg:code('550', '5.7.1 no spam') out(msg:code())", view=view) == Reply(550, "5.7.1", "no spam")
+    assert stage.said == ["550 5.7.1 no spam"]
+    for reason, reply in (
+        ("", Reply(550, "5.7.0", "discarded by policy")),
+        ("'550 Bounce message processed'", Reply(550, "", "Bounce message processed")),
+        ("'no code'", Reply(550, "5.7.1", "[internal] discarded by policy")),
+    ):
+        view = stage.view()
+        assert stage.run(f"msg:discard({reason})", view=view) is None
+        assert view.discarded == reply
+    view = stage.view()
+    assert stage.run("msg.priority = 1 msg:binding_group('g')", Phase.SET_BINDING, view) is None
+    assert (view.priority, view.binding_group) == (1, "g")
+
+
+def test_gauge_caches_and_series(stage: Stage) -> None:
+    init = """msys.gauge_cache.define("g", 2, 10) msys.audit_series.define("ips", "cidr", 60, 3)
+    msys.audit_series.define("names", "string", 60, 3)"""
+    code = """local g = msys.gauge_cache
+    g.inc("g", "a") g.inc("g", "a") g.dec("g", "b") g.inc("g", "c")
+    out(g.get("g", "a"), g.get("g", "b"), g.get("g", "c")) g.remove_item("g", "c") out(g.get("g", "c"))
+    local s = msys.audit_series
+    s.add("ips") s.add("ips", {key = "192.0.2.9", count = 4}) s.add("ips", ac)
+    out(s.count("ips"), s.count("ips", "/24"), s.count("ips", {key = ac}), s.count("ips", {key = "192.0.2.0/24", endv = 2}))
+    s.add("names", "k") s.add("names", {key = "k", count = 2}) out(s.count("names", "k")) s.remove_item("names", "k")
+    out(s.count("names", "k"))"""
+    assert _said(stage, code, init=init) == ["0|-1|1", "0", "2|6|2|6", "3", "0"]
+    stage.time += 61
+    said = _said(
+        stage, 'local s = msys.audit_series out(s.count("ips"), s.count("ips", {startv = 1, endv = 1}))', init=init
+    )
+    assert said[-1] == "0|2"
+
+
+def test_cidr(stage: Stage) -> None:
+    (stage.folder / "zone").write_text("# test\n:127.0.0.3:listed $\n192.0.2\n192.0.2.128/25 :4:upper\n2001:db8::/32\n")
+    init = "msys.cidr.define('z', {type = 'rbldnsd', source = 'zone', interpolate = true, default_value = 'none'})"
+    code = "out(msys.cidr.query('z'), msys.cidr.query('z', '192.0.2.200'), msys.cidr.query('z', '2001:db8::1'), msys.cidr.query('z', '10.0.0.1'))"
+    assert _said(stage, code, init=init) == ["listed 192.0.2.7|upper|listed 2001:db8::1|none"]
+    (stage.folder / "zone").write_text("not an address\n")
+    with pytest.raises(PolicyError, match="zone: line 1"):
+        stage.run("", init=init)
+
+
+def test_files(stage: Stage) -> None:
+    (stage.folder / "f.txt").write_text("größe")
+    code = """out(msys.readfile("f.txt")) local t, e = msys.readfile("none") out(t, e ~= nil)
+    local f = msys.core.io_wrapper_open("log.csv", msys.core.O_CREAT | msys.core.O_APPEND | msys.core.O_WRONLY, 420)
+    local line = "a,b\\n" f:write(line, #line) f:close() out(pcall(f.write, f, "x"))"""
+    said = _said(stage, code)
+    assert said[:2] == ["größe", "nil|true"]
+    assert "is closed" in said[2]
+    assert (stage.folder / "log.csv").read_text() == "a,b\n"
+
+
+def test_databases(stage: Stage) -> None:
+    with sqlite3.connect(stage.folder / "d.db") as database:
+        database.executescript(
+            "CREATE TABLE t (name TEXT, n INT); INSERT INTO t VALUES ('a', 1), ('b', 2), ('ö', NULL)"
+        )
+    database.close()
+    stage.world.datasources = {"c": Datasource(("sqlite:d.db",))}
+    code = """
+    for row in msys.db.query("c", "SELECT name, n FROM t ORDER BY name") do out(row.name, row[2]) end
+    local row = msys.db.fetch_row("c", "SELECT n FROM t WHERE name = ?", {"b"}) out(row.n)
+    out(msys.db.fetch_row("c", "SELECT n FROM t WHERE name = :who", {who = "none"}))
+    out(msys.db.execute("c", "INSERT INTO t VALUES (?, ?)", {"x'; DROP TABLE t; --", 5}))
+    out(msys.db.fetch_row("c", "SELECT count(*) AS n FROM t", nil, {nocache = true}).n)
+    out(msys.db.execute("c", "NONSENSE", nil, {raise_error = false}))
+    out(pcall(msys.db.query, "c", "NONSENSE"))"""
+    said = _said(stage, code)
+    assert said[:6] == ["a|1", "b|2", "ö|nil", "2", "nil", "true"]
+    assert said[6] == "4"
+    assert said[7].startswith("false|c: near")
+    assert said[8].startswith("false|")
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(201)
+            self.send_header("X-Seen", self.headers.get("X-Own", ""))
+            self.end_headers()
+            self.wfile.write(body.upper())
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on stderr."""
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_http(stage: Stage, web: str) -> None:
+    code = f"""local http = require("msys.http.client") local c = http.new() c:set_timeout(5) c:set_header("X-Own: yes")
+    out(c:do_request("POST", "{web}", "body")) out(c:get_status()) out(c:get_body())
+    out(c:parse_headers(c:get_headers())["x-seen"])
+    local ok, fault = c:do_request("GET", "http://127.0.0.1:1/") out(ok, fault ~= nil)"""
+    assert _said(stage, code) == ["true", "201|Created", "BODY", "yes", "nil|true"]
+
+
+def test_locks_and_mutexes(stage: Stage) -> None:
+    policy = stage.load("""local m = {} local mutex = thread.mutex() local order = {}
+    function m:validate_data(msg, ac, vctx)
+      local who = vctx:get(2, "who")
+      msys.lock("l") mutex:lock() order[#order + 1] = who .. "+" msys.sleep(0.01) order[#order + 1] = who .. "-"
+      mutex:unlock() msys.unlock("l")
+      vctx:set(2, "order", table.concat(order, " "))
+      return msys.core.VALIDATE_CONT end
+    msys.registerModule("m", m)""")
+
+    async def both() -> str:
+        from quillon.policy.context import Context
+        from quillon.policy.hook import Call, Session
+
+        contexts = [Context({}, {"who": who}) for who in "ab"]
+        calls = [
+            Call(Phase.DATA, Session("192.0.2.1:1", "", n), c, "", stage.view())
+            for n, c in zip("12", contexts, strict=True)
+        ]
+        await asyncio.gather(*(policy.run(call) for call in calls))
+        return contexts[1].message["order"]
+
+    assert asyncio.run(both()) == "a+ a- b+ b-"
+    assert stage.faults == []
+
+
+def test_timers_run_and_end_with_their_scripts(stage: Stage) -> None:
+    async def play() -> None:
+        loop = asyncio.get_running_loop()
+        stage.world.after = lambda seconds, function: loop.call_later(seconds, function).cancel
+        stage.world.later = lambda function: [loop.call_soon(function)].clear()
+        policy = stage.load("""local m = {} local n = 0
+        function m:init() every = msys.timer.every(0.02, function() n = n + 1 print("OUT tick") end, "rep")
+          once = msys.timer.after(0.01, function() print("OUT once") end) out = every:name()
+          stopped = msys.timer.after(0.01, function() print("OUT never") end) stopped:stop()
+          msys.timer.at(msys.core.get_now_ts(), function() error("broken") end) return true end
+        function m:validate_data(msg) print("OUT " .. out)
+          msys.runInPool("IO", function() print("OUT later") end, true) return 0 end
+        msys.registerModule("m", m)""")
+        await stage.call(policy, Phase.DATA)
+        await asyncio.sleep(0.07)
+        policy.close()
+        count = len(stage.said)
+        await asyncio.sleep(0.05)
+        assert len(stage.said) == count
+
+    asyncio.run(play())
+    assert stage.said.count("tick") in (2, 3)
+    assert {"once", "later", "rep"} <= set(stage.said)
+    assert "never" not in stage.said
+    assert [fault for fault in stage.faults if "timer (without name) error" in fault]
+
+
+def test_rfc3464(stage: Stage) -> None:
+    code = """msg:code(550, "5.1.1 no such user") out(msys.rfc3464.compute_delivery_status(msg, msys.core.FAILED))
+    local mdn = msys.rfc3464.create_mdn(msg, msys.core.DELAYED) out(mdn:header("Subject")[1], mdn:rcptto())
+    out(msys.rfc3464.send_mdn(msg, msys.core.FAILED)) msg:code(250, "fine")"""
+    said = _said(stage, code)
+    assert "Status: 5.1.1" in said[0]
+    assert said[1:] == ["Delivery status notification: delayed|alice@bank.fi", "1"]
+    sender, recipients, data = stage.injected[0]
+    assert (str(sender), str(recipients[0])) == ("", "alice@bank.fi")
+    assert message_from_bytes(data).get_content_type() == "multipart/report"
+
+
+def test_self_and_tls_are_of_the_session(stage: Stage) -> None:
+    from quillon.policy.hook import Session
+
+    policy = stage.load("""local m = {shared = "module"}
+    function m:validate_data(msg, ac, vctx)
+      self.count = (self.count or 0) + 1 _TLS.n = (_TLS.n or 0) + 1 _OSTLS.n = (_OSTLS.n or 0) + 1
+      print("OUT " .. self.count .. _TLS.n .. _OSTLS.n .. self.shared) return 0 end
+    function m:validate_dealloc() print("OUT gone " .. tostring(self.count)) end
+    msys.registerModule("m", m)""")
+
+    async def play() -> None:
+        await stage.call(policy, Phase.DATA)
+        await stage.call(policy, Phase.DATA)
+        stage.session = Session("192.0.2.8:1", "", "2")
+        await stage.call(policy, Phase.DATA)
+        await stage.call(policy, Phase.DEALLOC)
+        stage.session = Session("192.0.2.9:1", "", "3")
+        await stage.call(policy, Phase.DEALLOC)  # no callout has run: it is not called
+
+    asyncio.run(play())
+    assert stage.said == ["111module", "222module", "113module", "gone 1"]
+
+
+def test_validate_again(stage: Stage) -> None:
+    policy = stage.load("""local m = {}
+    function m:validate_data(msg) self.n = (self.n or 0) + 1
+      if self.n < 3 then return msys.core.VALIDATE_AGAIN end print("OUT " .. self.n) return msys.core.VALIDATE_DONE end
+    function m:validate_set_binding(msg) return msys.core.VALIDATE_AGAIN end
+    msys.registerModule("m", m)""")
+    assert asyncio.run(stage.call(policy, Phase.DATA)) is None
+    assert stage.said == ["3"]
+    assert asyncio.run(stage.call(policy, Phase.SET_BINDING)) is not None
+    assert "cannot be called again" in stage.faults[0]
+
+
+def test_a_wait_that_is_given_up_unwinds_the_script(stage: Stage) -> None:
+    policy = stage.load("""local m = {}
+    function m:validate_data(msg) local ok, why = pcall(msys.sleep, 60) print("OUT " .. tostring(why)) return 0 end
+    msys.registerModule("m", m)""")
+
+    async def play() -> None:
+        task = asyncio.ensure_future(stage.call(policy, Phase.DATA))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(play())
+    assert "the session has ended" in stage.said[0]
