@@ -29,6 +29,11 @@ def _said(stage: Stage, body: str, phase: Phase = Phase.DATA_SPOOL, init: str = 
     return stage.said
 
 
+ENVELOPE = """local l, d = msys.core.string_new(), msys.core.string_new()
+msg:get_envelope2(msys.core.EC_MSG_ENV_FROM, l, d) out(tostring(l), d .. '!', #d)
+msg:get_envelope2(msys.core.EC_MSG_ENV_TO | msys.core.EC_MSG_ENV_COMPLETE, l, d) out(l)"""
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [
@@ -45,9 +50,7 @@ def _said(stage: Stage, body: str, phase: Phase = Phase.DATA_SPOOL, init: str = 
         ("out(msg:reception_peer('ip'), msg:reception_peer('port'), msg:reception_peer(), msg:listener_addr('all'))", "192.0.2.7|1234|192.0.2.7:1234|127.0.0.1:25"),
         ("out(msg:get_message_size() > 100, msg:get_delivery_method(), msg:is_mcmt())", "true|esmtp|false"),
         (
-            "local l, d = msys.core.string_new(), msys.core.string_new()"
-            " msg:get_envelope2(msys.core.EC_MSG_ENV_FROM, l, d) out(tostring(l), d .. '!', #d)"
-            " msg:get_envelope2(msys.core.EC_MSG_ENV_TO | msys.core.EC_MSG_ENV_COMPLETE, l, d) out(l)",
+            ENVELOPE,
             "alice|bank.fi!|7\nb@example.com",
         ),
         # header

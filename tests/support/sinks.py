@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from quillon.lab.sink import Answer, Sink
+from quillon.lab.sink import Answer, Caught, Sink
 from quillon.mail.reply import Reply
 
 
@@ -29,6 +29,17 @@ class SinkThread:
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
         assert started.wait(10)
+
+    def __enter__(self) -> SinkThread:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def messages(self) -> list[Caught]:
+        """What has come so far."""
+        return self.sink.caught
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self.sink.stop)

@@ -203,6 +203,8 @@ def faults_of_users(config: Config, world: World) -> list[str]:
             try:
                 if scheme.lower() in credentials.FILES:
                     credentials.read(scheme.lower(), path)
+                elif scheme.lower() == "ac_auth" and config.module_nodes("ac_auth"):
+                    continue
                 elif scheme.lower() not in world.auth:
                     raise SourceError(f"{scheme}:// is a source of credentials that nobody has registered")
             except SourceError as error:

@@ -35,6 +35,11 @@ def parameters(settings: ReceptionSettings, mechanism: str) -> Mapping[str, str]
     return {key.lower(): value for key, value in found.items()} if found else None
 
 
+def scheme(settings: ReceptionSettings, mechanism: str) -> str:
+    """The scheme of a mechanism's uri."""
+    return split_uri((parameters(settings, mechanism) or {})["uri"])[0]
+
+
 def mechanisms(settings: ReceptionSettings) -> tuple[str, ...]:
     """Those that SMTP_Extensions lists and that have parameters, the best first."""
     listed = {word for name in settings.smtp_extensions if name.startswith("AUTH ") for word in name.split()[1:]}

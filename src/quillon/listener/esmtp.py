@@ -24,7 +24,7 @@ from quillon.listener.security import Security
 from quillon.listener.transaction import Transaction
 from quillon.mail import reply as replies
 from quillon.mail.event import Authenticated, Rejected
-from quillon.mail.reply import Reply
+from quillon.mail.reply import Reply, parse_reply
 from quillon.net import eager
 from quillon.net.stream import Stream
 from quillon.policy.context import Context
@@ -484,22 +484,14 @@ class EsmtpSession:
     async def _on_authenticate(self, session: ServerSession, event: smtp.Authenticate) -> None:
         """An exchange is over: check, have policy look at it, log, and let a failure wait."""
         attempt, context = event.attempt, self._context
-        said = None
-        if self._desk.policy.hooks(Hook.PRE_AUTH):
-            call = Call(Hook.PRE_AUTH, self._info, context)
-            said = self._desk.policy.answers(Hook.PRE_AUTH, call, event.mechanism, attempt.user)
-        if said in (authentication.OK, authentication.FAIL):
-            status = "pass" if said == authentication.OK else "fail"
-        else:
-            status = await self._desk.authenticator.decide(self._settings, event.mechanism, attempt)
+        status, refusal = await self._status(event)
         for key, value in zip(AUTH_KEYS, (event.mechanism, attempt.user, status), strict=True):
             context.connection[key] = value
         if not attempt.user:
             del context.connection["auth_user"]
-        refusal = None
         if self._desk.policy.has(Phase.AUTH):
             info = AuthInfo(event.mechanism, attempt.user, status)
-            refusal = await self._desk.policy.run(Call(Phase.AUTH, self._info, context, auth=info))
+            refusal = await self._desk.policy.run(Call(Phase.AUTH, self._info, context, auth=info)) or refusal
         good = status == "pass" and refusal is None
         if status == "pass" and not good:
             context.connection["auth_status"] = "fail"  # policy has the last word
@@ -510,6 +502,30 @@ class EsmtpSession:
         else:
             await self._refuse_auth(session, refusal, status)
         self._close_if_told(session)
+
+    async def _status(self, event: smtp.Authenticate) -> tuple[str, Reply | None]:
+        """pass, fail or error, by the hooks that decide instead of the source of credentials, or by that source."""
+        policy, attempt = self._desk.policy, event.attempt
+        if policy.hooks(Hook.PRE_AUTH):
+            call = Call(Hook.PRE_AUTH, self._info, self._context)
+            said = policy.answers(Hook.PRE_AUTH, call, event.mechanism, attempt.user)
+            if said in (authentication.OK, authentication.FAIL):
+                return ("pass" if said == authentication.OK else "fail"), None
+        if authentication.scheme(self._settings, event.mechanism) != "ac_auth":
+            return await self._desk.authenticator.decide(self._settings, event.mechanism, attempt), None
+        call = Call(Hook.AC_AUTH, self._info, self._context)
+        found = policy.answers(Hook.AC_AUTH, call, attempt.user, attempt.password)
+        said, text = found if isinstance(found, tuple) else (found, "")
+        if said == authentication.OK:
+            return "pass", None
+        if said != authentication.FAIL:
+            return "error", None
+        policy.answers(Hook.AC_AUTH_FAILED, call, attempt.user, text or "")
+        try:
+            return "fail", parse_reply(text) if text else None
+        except ValueError as error:
+            policy.report(f"scriptlet: ac_auth_perform_auth: {error}")
+            return "fail", None
 
     async def _refuse_auth(self, session: ServerSession, refusal: Reply | None, status: str) -> None:
         reply = refusal or (replies.AUTH_ERROR if status == "error" else replies.AUTH_FAILED)

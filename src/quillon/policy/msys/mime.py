@@ -161,7 +161,9 @@ def build(view: MessageView, fields: dict[str, Any], parts: dict[str, Any], atta
     top = container("multipart/mixed")
     body = container("multipart/alternative") if len(parts) > 1 else None
     # what every reader understands comes first (RFC 2046 5.1.4); a table of a script has no order
-    for kind, content in sorted(parts.items(), key=lambda item: (not item[0].lower().startswith("text/plain"), item[0])):
+    for kind, content in sorted(
+        parts.items(), key=lambda item: (not item[0].lower().startswith("text/plain"), item[0])
+    ):
         leaf = _leaf(kind, content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
         (body if body is not None else top).attach(leaf)
     if body is not None:

@@ -13,7 +13,7 @@ import regex
 
 from quillon.policy.msys.api import Api
 
-LONGEST_SEARCH = 0.5  # seconds
+LONGEST_SEARCH = 0.25  # seconds
 
 
 class PatternError(ValueError):

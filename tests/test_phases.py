@@ -1,0 +1,317 @@
+"""Policy in a running server: every phase, in Lua and in Python, over real SMTP sessions."""
+
+from __future__ import annotations
+
+import smtplib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import MESSAGE
+from tests.support.server import Server, free_port, until
+from tests.support.sinks import SinkThread
+
+NOTE = """
+require("msys.core")
+require("msys.extended.message")
+require("msys.extended.vctx")
+local m = {}
+local function note(name, ...) print("PHASE " .. name, ...) return msys.core.VALIDATE_CONT end
+function m:init() return true end
+function m:deinit() print("PHASE deinit") return true end
+function m:validate_connect(ac, vctx) ac:esmtp_capability_add("X-OWN 1") ac:esmtp_capability_remove("HELP") return note("connect", ac.remote_addr) end
+function m:validate_ehlo(str, ac, vctx) return note("ehlo", (str:gsub("[\\r\\n]", "?"))) end
+function m:validate_mailfrom(str, ac, vctx) return note("mailfrom", str) end
+function m:validate_rcptto(msg, str, ac, vctx) return note("rcptto", msg:rcptto(), vctx:get(1, "message_rcpt_count")) end
+function m:validate_rcptto_list(list, vctx) vctx:add_recipient("added@partner.test") return note("rcptto_list", #list + 1) end
+function m:validate_rcptto_list_final(list, vctx) return note("rcptto_list_final", #list + 1) end
+function m:validate_data(msg, ac, vctx) msys.sleep(0.01) return note("data", msg:header("Subject")[1]) end
+function m:validate_data_spool(msg, ac, vctx) return note("data_spool") end
+function m:validate_data_spool_each_rcpt(msg, ac, vctx)
+  if msg:rcptto() == "other@partner.test" then msg:header("X-For", "other") msg:context_set(2, "mine", "yes") end
+  if msg:rcptto() == "refused@partner.test" then vctx:set_code(550, "5.7.1 not for you") end
+  if msg:rcptto() == "dropped@partner.test" then msg:discard("550 dropped") end
+  return note("each_rcpt", msg:rcptto())
+end
+function m:validate_set_binding(msg) return note("set_binding", msg:rcptto(), msg:context_get(2, "mine")) end
+function m:core_final_validation(msg, ac, vctx) return note("final", msg:rcptto(), #msg:header("X-For")) end
+function m:validate_dealloc() print("PHASE dealloc") end
+msys.registerModule("m", m)
+"""
+
+
+def _config(port: int, sink: int, more: str = "", listener: str = "") -> str:
+    return f"""
+    {more}
+    Retry_Interval = 1
+    Domain "partner.test" {{ Routes = ( "127.0.0.1:{sink}" ) }}
+    Domain "sender.test" {{ Routes = ( "127.0.0.1:{sink}" ) }}
+    ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) {listener} Listen "127.0.0.1:{port}" {{ }} }}"""
+
+
+SCRIPT = 'scriptlet "scriptlet" { script "s" { source = s } }'
+
+
+def _phases(running: Server) -> list[str]:
+    lines = [line.split("PHASE ", 1)[1] for line in running.log("paniclog.ec") if "PHASE " in line]
+    return [line for line in lines if line]
+
+
+def test_all_phases_in_their_order(server: Callable[..., Server], tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/s.lua").write_text(NOTE)
+    with SinkThread() as sink:
+        running = server(_config(port, sink.port, SCRIPT)).start()
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            client.ehlo("client.test")
+            assert client.esmtp_features["x-own"] == "1"
+            assert "help" not in client.esmtp_features
+            recipients = [f"{name}@partner.test" for name in ("one", "other", "refused", "dropped")]
+            assert client.sendmail("a@sender.test", recipients, MESSAGE) == {}
+        messages = until(lambda: sink.messages if len(sink.messages) >= 3 else None, "delivery")
+        until(lambda: "dealloc" in _phases(running), "dealloc")
+        assert running.stop() == 0
+    said = _phases(running)
+    assert [line.split()[0] for line in said[:9]] == [
+        "connect", "ehlo", "mailfrom", "rcptto", "rcptto", "rcptto", "rcptto", "rcptto_list", "rcptto_list_final",
+    ]  # fmt: skip
+    assert "ehlo ehlo client.test??" in said[1].lower()
+    assert said[3] == "rcptto one@partner.test 1"
+    assert said[8] == "rcptto_list_final 5"
+    assert said[9:11] == ["data t", "data_spool"] or said[9].startswith("data ")
+    assert [line for line in said if "other@" in line and "rcptto" not in line.split()[0][:6]] == [
+        "each_rcpt other@partner.test", "set_binding other@partner.test yes", "final other@partner.test 1",
+    ]  # fmt: skip
+    assert said[-1] == "deinit"
+    assert sum(b"X-For: other\r\n" in message.data for message in messages) == 1
+    events = running.events("reception")
+    assert sorted(event["recipient"] for event in events if event["sender"]) == [
+        "added@partner.test", "one@partner.test", "other@partner.test", "refused@partner.test",
+    ]  # fmt: skip
+    # the sender is told of the recipient that policy refused; the one that was dropped has a line in the rejectlog
+    notice = next(message.data for message in messages if b"multipart/report" in message.data)
+    assert b"refused@partner.test" in notice
+    assert b"550 5.7.1 not for you" in notice
+    assert [line for line in running.log("rejectlog.ec") if "E=550" in line and "dropped" in line]
+
+
+@pytest.mark.parametrize(
+    ("code", "reply"),
+    [
+        ('vctx:set_code(550, "5.7.1 no")', (550, b"5.7.1 no")),
+        ('vctx:set_code(451, "4.7.1 later")', (451, b"4.7.1 later")),
+        ('if msg:rcptto():find("two") then vctx:set_code(450, "4.7.1 one later") end', (450, b"4.7.1 one later")),
+        ("error('x')", (451, b"4.3.0 policy error, please try later")),
+    ],
+)
+def test_refusals_of_all_recipients_and_transient_ones_are_of_the_transaction(
+    server: Callable[..., Server], tmp_path: Path, code: str, reply: tuple[int, bytes]
+) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    script = f"local m = {{}} function m:validate_data_spool_each_rcpt(msg, ac, vctx) {code} return 0 end msys.registerModule('m', m)"
+    (tmp_path / "q/s.lua").write_text(script)
+    running = server(_config(port, 1, SCRIPT)).start()
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client, pytest.raises(smtplib.SMTPDataError) as caught:
+        client.sendmail("a@sender.test", ["one@partner.test", "two@partner.test"], MESSAGE)
+    assert caught.value.args == reply
+    assert running.events("reception") == []
+
+
+def test_bodies_large_and_small_that_policy_changes(server: Callable[..., Server], tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/s.lua").write_text("""local m = {}
+    function m:validate_data(msg, ac, vctx) msg:header("X-All", "yes") return 0 end
+    function m:validate_data_spool_each_rcpt(msg, ac, vctx)
+      if msg:rcptto() == "other@partner.test" then msg:body_replace("Hello", "Bye") end return 0 end
+    msys.registerModule("m", m)""")
+    with SinkThread() as sink:
+        running = server(_config(port, sink.port, SCRIPT + " Large_Message_Threshold = 4096")).start()
+        for size in (10, 20000):
+            sink.messages.clear()
+            body = b"Subject: t\r\n\r\nHello\r\n" + b"line\r\n" * size
+            with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+                client.sendmail("a@sender.test", ["one@partner.test", "other@partner.test"], body)
+            got = until(lambda: list(sink.messages) if len(sink.messages) == 2 else None, "delivery")
+            by = {message.recipients[0]: message.data for message in got}
+            for name, word in (("one", b"Hello"), ("other", b"Bye")):
+                data = by[f"{name}@partner.test"]
+                assert data.startswith(b"Received: ")
+                assert data.count(b"X-All: yes\r\n") == 1
+                assert data.endswith(b"\r\n\r\n" + word + b"\r\n" + b"line\r\n" * size)
+        until(lambda: not list((running.folder / "spool/worker-0/bodies").iterdir()), "bodies to go")
+
+
+def test_a_waiting_policy_holds_up_its_own_session_only(server: Callable[..., Server], tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/s.lua").write_text("""local m = {}
+    function m:validate_mailfrom(str, ac, vctx)
+      if str:find("slow") then msys.sleep(0.6) end
+      if str:find("never") then msys.sleep(60) end
+      return 0 end
+    function m:validate_connect(ac, vctx) msys.sleep(0.05) return 0 end
+    msys.registerModule("m", m)""")
+    running = server(_config(port, 1, SCRIPT, "Policy_Time = 1")).start()
+    slow = smtplib.SMTP("127.0.0.1", port, timeout=30)
+    slow.ehlo()
+    slow.putcmd("MAIL FROM:<slow@x.test>")
+    begun = time.monotonic()
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        client.ehlo()
+        assert client.mail("fast@x.test")[0] == 250
+    assert time.monotonic() - begun < 0.5
+    assert slow.getreply()[0] == 250
+    slow.rset()
+    assert slow.mail("never@x.test") == (451, b"4.3.0 policy error, please try later")
+    assert slow.mail("other@x.test")[0] == 250
+    assert [line for line in running.log("paniclog.ec") if "m waited longer than 1 s (Policy_Time)" in line]
+    # pipelined behind a command that waits, and a client that goes away meanwhile
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
+        sock.sendall(b"EHLO c\r\nMAIL FROM:<slow@x.test>\r\nRCPT TO:<a@partner.test>\r\nQUIT\r\n")
+        said = b""
+        while b"221" not in said:
+            said += sock.recv(4096)
+    assert [line[:3] for line in said.split(b"\r\n")[-4:-1]] == [b"250", b"250", b"221"]
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
+            sock.sendall(b"EHLO c\r\nMAIL FROM:<never@x.test>\r\n")
+            time.sleep(0.1)
+    slow.quit()
+    assert running.stop() == 0
+    assert "unexpected" not in "".join(running.log("paniclog.ec"))
+
+
+def test_reload_swaps_scripts_and_keeps_the_old_ones_where_new_ones_do_not_load(
+    server: Callable[..., Server], tmp_path: Path
+) -> None:
+    port = free_port()
+    script = tmp_path / "q/s.lua"
+    script.parent.mkdir()
+    text = "local m = {{}} function m:validate_ehlo(s, ac, vctx) vctx:set_code(550, '{0}') return 0 end msys.registerModule('m', m)"
+    script.write_text(text.format("first"))
+    running = server(_config(port, 1, SCRIPT)).start()
+
+    def said() -> bytes:
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            return bytes(client.ehlo()[1])
+
+    assert said() == b"first"
+    script.write_text("this is no Lua")
+    running.reload()
+    until(lambda: [line for line in running.log("paniclog.ec") if "reload refused" in line], "refusal")
+    assert said() == b"first"
+    script.write_text(text.format("second"))
+    running.reload()
+    until(lambda: said() == b"second", "reload")
+
+
+PYTHON = """
+from quillon.policy.python import Message, Session, Verdict
+
+
+class Policy:
+    def __init__(self) -> None:
+        self.seen = 0
+
+    async def validate_mailfrom(self, session: Session) -> None:
+        self.seen += 1
+        if not await session.lookup("nowhere.invalid", "MX"):
+            session.message_context["checked"] = str(self.seen)
+
+    def validate_rcptto(self, session: Session, message: Message) -> Verdict:
+        if message.recipient.startswith("no"):
+            session.reject(550, "5.1.1 " + session.message_context["checked"])
+        return Verdict.DONE
+
+    async def validate_data_spool_each_rcpt(self, session: Session, message: Message) -> None:
+        message.set_header("X-Python", session.ip)
+        await session.send("", ["copy@partner.test"], b"Subject: copy\\r\\n\\r\\n" + message.body)
+
+    def validate_set_binding(self, message: Message) -> None:
+        message.set_priority(1)
+"""
+
+
+def test_a_python_class_may_wait(server: Callable[..., Server], tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/p.py").write_text(PYTHON)
+    with SinkThread() as sink:
+        running = server(
+            _config(port, sink.port, 'policy "p" { module = "p.py" } DNS_Servers = ( "127.0.0.1:1" )')
+        ).start()
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            with pytest.raises(smtplib.SMTPRecipientsRefused) as caught:
+                client.sendmail("a@sender.test", ["no@partner.test"], MESSAGE)
+            assert caught.value.recipients["no@partner.test"] == (550, b"5.1.1 1")
+            client.sendmail("a@sender.test", ["yes@partner.test"], MESSAGE)
+        got = until(lambda: list(sink.messages) if len(sink.messages) == 2 else None, "delivery")
+        assert {message.recipients[0] for message in got} == {"yes@partner.test", "copy@partner.test"}
+        assert sum(b"X-Python: 127.0.0.1\r\n" in message.data for message in got) == 1
+        assert running.stop() == 0
+
+
+def test_many_sessions_through_waiting_scripts(server: Callable[..., Server], tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/s.lua").write_text("""local m = {}
+    for _, phase in ipairs({"validate_connect", "validate_ehlo", "validate_mailfrom"}) do
+      m[phase] = function(self, ...) self.n = (self.n or 0) + 1 if self.n % 2 == 0 then msys.sleep(0.001) end return 0 end
+    end
+    function m:validate_data_spool(msg, ac, vctx) msys.sleep(0.002) vctx:set(2, "n", self.n) return 0 end
+    msys.registerModule("m", m)""")
+    with SinkThread() as sink:
+        running = server(_config(port, sink.port, SCRIPT)).start()
+
+        def send() -> None:
+            for _ in range(5):
+                with smtplib.SMTP("127.0.0.1", port, timeout=60) as client:
+                    client.sendmail("a@sender.test", ["b@partner.test"], MESSAGE)
+
+        threads = [threading.Thread(target=send) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        until(lambda: len(sink.messages) == 100, "delivery")
+        assert running.stop() == 0
+    assert running.log("paniclog.ec") == []
+
+
+def test_contexts_go_into_the_spool_and_what_is_excluded_does_not(
+    server: Callable[..., Server], tmp_path: Path
+) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/s.lua").write_text("""local m = {}
+    function m:validate_mailfrom(str, ac, vctx) vctx:set(2, "secret", "x") vctx:set(2, "kept", "y") vctx:set(2, "#own", "z")
+      vctx:set(1, "token", "t") return 0 end
+    function m:validate_set_binding(msg) msg:context_set(2, "to", msg:rcptto()) return 0 end
+    msys.registerModule("m", m)""")
+    more = (
+        SCRIPT
+        + ' Exclude_Vctx_Mess = ( "^sec" ) Exclude_Vctx_Conn = ( "tok" "^ehlo" ) Domain "partner.test" { Suspend_Delivery = true }'
+    )
+    running = server(_config(port, 1, more)).start()
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        client.sendmail("a@sender.test", ["b@partner.test", "c@partner.test"], MESSAGE)
+    assert running.stop() == 0
+    import json
+    import sqlite3
+
+    with sqlite3.connect(running.folder / "spool/worker-0/spool.db") as database:
+        *_, connection, message = json.loads(database.execute("SELECT record FROM batch").fetchone()[0])
+        contexts = [json.loads(row[0])[-2] for row in database.execute("SELECT record FROM message")]
+    database.close()
+    assert message["kept"] == "y"
+    assert not {"secret", "#own"} & message.keys()
+    assert not {"token", "ehlo_string"} & connection.keys()
+    assert connection["pathway"] == "default"
+    assert sorted(context["to"] for context in contexts) == ["b@partner.test", "c@partner.test"]
