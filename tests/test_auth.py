@@ -32,7 +32,11 @@ USERS = {"alice": Secret(password="secret"), "bäcker": Secret(password="grün")
 
 def _server(users: dict[str, Secret] | None = None) -> Server:
     known = USERS if users is None else users
-    return Server("mx.test", "mx.test", known.get, lambda: "nonce", b"key")
+
+    def lookup(user: str) -> Secret | None:
+        return known.get(user)
+
+    return Server("mx.test", "mx.test", lookup, lambda: "nonce", b"key")
 
 
 def _plain(data: bytes | None) -> object:

@@ -7,16 +7,17 @@ import re
 import socket
 from collections.abc import Callable
 
-from quillon.app import policies
-from quillon.app.policies import ComposeError
 from quillon.config.model import Config
 from quillon.config.scope import Node, ancestors
 from quillon.config.settings import NodeSettings
 from quillon.config.syntax import Position
+from quillon.listener import credentials
 from quillon.log.macros import compile_format
 from quillon.net.clock import Clock
 from quillon.net.resolver import Resolver
+from quillon.policy import load as policies
 from quillon.policy.hook import PolicyError
+from quillon.policy.load import LoadError
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError
 
@@ -24,18 +25,18 @@ PRELOADED = 1000  # stanzas; a TLS context takes some 30 KiB and half a millisec
 
 
 def resolver(node: NodeSettings, clock: Clock) -> Resolver:
-    """Raises ComposeError for resolvers that cannot be read."""
+    """Raises LoadError for resolvers that cannot be read."""
     servers = [_server(text) for text in node.dns_servers]
     try:
         return Resolver(clock, servers, node.resolv_conf, min_ttl=node.min_dns_ttl, max_ttl=node.max_dns_ttl)
     except OSError as error:
-        raise ComposeError(f"Resolv_Conf: {error}; name resolvers with DNS_Servers") from None
+        raise LoadError(f"Resolv_Conf: {error}; name resolvers with DNS_Servers") from None
 
 
 def _server(text: str) -> tuple[str, int]:
     match = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::(\d{1,5}))?|([0-9.]+)(?::(\d{1,5}))?", text)
     if match is None:
-        raise ComposeError(f"DNS_Servers: {text!r} is no IP, IP:port or [IPv6]:port")
+        raise LoadError(f"DNS_Servers: {text!r} is no IP, IP:port or [IPv6]:port")
     return match[1] or match[3], int(match[2] or match[4] or 53)
 
 
@@ -56,7 +57,7 @@ def try_out(config: Config, clock: Clock) -> list[str]:
     ):
         try:
             make()
-        except (ComposeError, PolicyError) as error:
+        except (LoadError, PolicyError) as error:
             problems.append(str(error))
     problems += _load_tls(config, Contexts(clock.now))
     problems += _try_formats(config)
@@ -64,12 +65,12 @@ def try_out(config: Config, clock: Clock) -> list[str]:
 
 
 def _try_policies(config: Config, clock: Clock) -> None:
-    """Raises ComposeError, PolicyError."""
+    """Raises LoadError, PolicyError."""
     loaded = policies.load(config, clock, lambda _: None)
-    problems = policies.faults_of_users(config, loaded.world)
+    problems = credentials.faults(config, loaded.world.auth)
     loaded.policy.close()
     if problems:
-        raise ComposeError("\n".join(problems))
+        raise LoadError("\n".join(problems))
 
 
 def _try_formats(config: Config) -> list[str]:

@@ -33,6 +33,9 @@ config reload       read the configuration again, as SIGHUP does
 tls show cache      the TLS contexts of all workers
 tls flush cache     load them anew from their files; sessions that stand go on
 tls rekey           new keys for session tickets; a session made before is not resumed
+record start PATH   write sessions to a file, for replay; with bodies at the end whole messages
+record stop         write no more
+and what scripts have registered with msys.registerControl
 """
 _OF_WORKERS = ("metrics", "tls show cache", "tls flush cache", "tls rekey")
 
@@ -151,13 +154,14 @@ class Console:
             self._end(number, f"{os.getpid()}\n")
         elif command in self._local:
             self._end(number, self._local[command]() + "\n")
-        elif command in _OF_WORKERS:
+        else:
+            # what is none of the server's own may be one that a script has registered
+            known = command if command in _OF_WORKERS or words[0] == "record" else "control"
+            client.command = known.partition(" ")[0] if words[0] == "record" else known
             client.ends_at = time.monotonic() + PATIENCE
-            client.waiting = self._ask({"do": "console", "id": number, "command": command})
+            client.waiting = self._ask({"do": "console", "id": number, "command": client.command, "words": words})
             if not client.waiting:
                 self._end(number, f"{ERROR}no worker is running\n")
-        else:
-            self._end(number, f"{ERROR}{command}: unknown command; help lists what there is\n")
 
     def answered(self, pid: int, message: Mapping[str, Any]) -> None:
         """A part of a worker's answer; `last` tells that there is no more."""
@@ -200,7 +204,17 @@ class Console:
             return "Cache flush request submitted.\n"
         if client.command == "tls rekey":
             return "Rekey request submitted.\n"
+        if client.command in ("control", "record"):
+            return _said(client.rows)
         return cache_text(client.rows)
+
+
+def _said(rows: list[dict[str, Any]]) -> str:
+    """What workers said, each text once; errors of all of them where none has done anything."""
+    good = list(dict.fromkeys(row["said"] for row in rows if "said" in row))
+    if good:
+        return "".join(text.rstrip("\n") + "\n" for text in good if text)
+    return "".join(f"{ERROR}{text}\n" for text in dict.fromkeys(row["error"] for row in rows))
 
 
 def cache_text(rows: list[dict[str, Any]]) -> str:

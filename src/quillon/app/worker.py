@@ -23,9 +23,8 @@ from typing import Any
 
 import uvloop
 
-from quillon.app import compose, policies
+from quillon.app import compose
 from quillon.app.channel import Channel
-from quillon.app.policies import ComposeError, Policies, Services
 from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.settings import InboundTls, share
@@ -33,9 +32,11 @@ from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import Surroundings
 from quillon.delivery.dispatcher import Dispatcher, Share
 from quillon.delivery.hosts import HostFinder
+from quillon.listener import credentials
 from quillon.listener.authentication import Authenticator
 from quillon.listener.desk import Counts, Desk, Sitter
 from quillon.listener.esmtp import EsmtpSession
+from quillon.listener.recorder import Recorder
 from quillon.log.metrics import Metrics
 from quillon.log.sink import Loggers
 from quillon.mail import reply as replies
@@ -44,8 +45,10 @@ from quillon.mail.event import Event, Notice, Panic
 from quillon.mail.message import NULL_ID, IdSource, Message, Origin
 from quillon.mail.reply import Reply
 from quillon.net.clock import Deadlines, SystemClock
+from quillon.policy import load as policies
 from quillon.policy.context import Context
-from quillon.policy.hook import Policy, PolicyError, Session
+from quillon.policy.hook import Policy, PolicyError, Session, words_of
+from quillon.policy.load import LoadError, Policies, Services
 from quillon.policy.msys import audit
 from quillon.policy.tls import TlsHooks
 from quillon.policy.world import Lookup
@@ -57,6 +60,7 @@ from quillon.tls.context import Reloaded, Row
 FAULTY = 3  # exit status: starting anew will not help
 REFRESH = 5.0  # seconds between looks at the files of TLS contexts
 SHOWN = 1000  # characters of a setting in an answer
+SAID = 12000  # characters of what a script answers to a command of the console
 ANSWER = 16384  # octets of an answer to the console, after which a new datagram begins
 
 
@@ -75,9 +79,11 @@ class Worker:
         self._servers: dict[str, asyncio.AbstractServer] = {}
         self._draining = asyncio.Event()
         self._metrics = Metrics()
+        self._recorder: Recorder | None = None
+        self._orders: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Until drained. Raises SpoolError, ComposeError and OSError for what keeps it from starting."""
+        """Until drained. Raises SpoolError, LoadError and OSError for what keeps it from starting."""
         loop = self._loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._unexpected)
         loop.add_signal_handler(signal.SIGTERM, self._draining.set)
@@ -112,7 +118,7 @@ class Worker:
         return self._store.open()
 
     def _build(self, config: Config) -> None:
-        """Put the parts together. Raises ComposeError."""
+        """Put the parts together. Raises LoadError."""
         node = config.node()
         self._deadlines = Deadlines(self._clock)
         self._contexts = compose.contexts(config, self._clock, self._report)
@@ -164,7 +170,10 @@ class Worker:
     async def _lookup(self, name: str, kind: str, server: str) -> Lookup:
         answer = await self._resolver.lookup(name, kind, server)
         error = "" if answer.status == "ok" else answer.detail or answer.status
-        return Lookup(answer.records, error, answer.status)
+        found = Lookup(answer.records, error, answer.status)
+        if self._recorder is not None:
+            self._recorder.looked_up(name, kind, server, found)
+        return found
 
     async def _inject(self, sender: Mailbox, recipients: Sequence[Mailbox], data: bytes) -> None:
         """A message of a policy's own. Raises PolicyError if it cannot be stored."""
@@ -195,6 +204,7 @@ class Worker:
             contexts=self._contexts,
             policy=loaded.policy,
             authenticator=Authenticator(self._clock, self._report, world.auth),
+            recorder=self._recorder,
             note=partial(audit.note, self._shared) if world.monitors else _unheard,
             hooks=self._hooks,
             door=self._door,
@@ -262,7 +272,12 @@ class Worker:
         elif message["do"] == "drain":
             self._draining.set()
         elif message["do"] == "console":
-            self._answer(message["id"], message["command"])
+            if message["command"] in ("control", "record"):
+                task = asyncio.get_running_loop().create_task(self._ordered(message["id"], message["words"]))
+                self._orders.add(task)
+                task.add_done_callback(self._orders.discard)
+            else:
+                self._answer(message["id"], message["command"])
         elif message["do"] == "reopen":
             self._reopen()
 
@@ -275,6 +290,48 @@ class Worker:
             rows = [_cache_row(row) for row in self._contexts.rows()]
         else:
             self._tell(self._contexts.renew())
+        self._send_rows(number, rows)
+
+    async def _ordered(self, number: int, words: list[str]) -> None:
+        """A command with words of its own: of the recorder, or one that a script has registered."""
+        try:
+            said = self._record(words[1:]) if words[0] == "record" else await self._controlled(words)
+            rows: list[Any] = [{"said": said[:SAID]}]
+        except (OSError, ValueError, PolicyError) as error:
+            rows = [{"error": str(error)}]
+        except Exception as error:
+            # a script's command that fails is its own fault
+            rows = [{"error": words_of(error)}]
+        self._send_rows(number, rows)
+
+    async def _controlled(self, words: list[str]) -> str:
+        """Raises ValueError for a command that nobody has registered."""
+        control = self._policies.world.control
+        for length in range(len(words), 0, -1):
+            function = control.get(" ".join(words[:length]))
+            if function is not None:
+                return await function([" ".join(words[:length]), *words[length:]])
+        raise ValueError(f"{' '.join(words)}: unknown command; help lists what there is")
+
+    def _record(self, words: list[str]) -> str:
+        """`start PATH [bodies]` or `stop`. Raises ValueError, OSError."""
+        if words[:1] == ["stop"] and len(words) == 1:
+            found, self._recorder = self._recorder, None
+            self._desk.recorder = None
+            if found is not None:
+                found.close()
+            return f"worker {self._number}: {found.sessions if found else 0} sessions"
+        if words[:1] != ["start"] or len(words) not in (2, 3) or words[2:] not in ([], ["bodies"]):
+            raise ValueError("record start PATH [bodies], record stop")
+        if self._recorder is not None:
+            raise ValueError(f"sessions are being recorded to {self._recorder.path} already")
+        if not words[1].startswith("/"):
+            raise ValueError("record start needs a path that begins with a slash")
+        self._recorder = self._desk.recorder = Recorder(words[1], self._clock.now, bodies=len(words) == 3)
+        return ""
+
+    def _send_rows(self, number: int, rows: list[Any]) -> None:
+        """An answer to the console, in parts that fit into a datagram."""
         parts: list[list[Any]] = [[]]
         size = 0
         for row in rows:
@@ -310,9 +367,9 @@ class Worker:
         loaded = load(self._config.files[0])
         try:
             if loaded.config is None:
-                raise ComposeError("; ".join(str(fault) for fault in loaded.errors))
+                raise LoadError("; ".join(str(fault) for fault in loaded.errors))
             await self._adopt(loaded.config, new)
-        except (ComposeError, OSError) as error:
+        except (LoadError, OSError) as error:
             for sock in new.values():
                 sock.close()
             self.log(Panic(self._clock.now(), f"config: reload refused, the running configuration stays: {error}"))
@@ -324,10 +381,10 @@ class Worker:
         node = config.node()
         resolver = compose.resolver(node, self._clock)
         loaded = policies.load(config, self._clock, self._report, self._services())
-        faults = policies.faults_of_users(config, loaded.world)
+        faults = credentials.faults(config, loaded.world.auth)
         if faults:
             loaded.policy.close()
-            raise ComposeError("; ".join(faults))
+            raise LoadError("; ".join(faults))
         contexts = compose.contexts(config, self._clock, self._report)
         loggers = Loggers(config.loggers(), asyncio.get_running_loop().call_soon, config.custom_loggers())
         try:
@@ -433,7 +490,7 @@ def main(config: Config, number: int, count: int, sockets: dict[str, socket.sock
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run())
-    except (SpoolError, ComposeError, OSError) as error:
+    except (SpoolError, LoadError, OSError) as error:
         text: Any = error
         if isinstance(error, OSError) and error.strerror:
             text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from quillon import __version__
-from quillon.cli import check, console, demo, explain, fault_farm, password, policy, selftest, serve, tls_probe
+from quillon.cli import check, console, demo, explain, fault_farm, password, policy, record, selftest, serve, tls_probe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"quillon {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (serve, console, check, explain, policy, tls_probe, selftest, fault_farm, password, demo):
+    for module in (serve, console, check, explain, policy, record, tls_probe, selftest, fault_farm, password, demo):
         module.add(commands)
     return parser
 

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from quillon.app import compose, policies
+from quillon.app import compose
 from quillon.cli import listen_probe
 from quillon.cli.certificates import certificate_row
 from quillon.cli.configuration import FAULTY, read
@@ -23,6 +23,7 @@ from quillon.delivery.hosts import HostFinder
 from quillon.delivery.probe import VALUES, Report, probe
 from quillon.delivery.route import Host
 from quillon.net.clock import Clock, Deadlines, SystemClock
+from quillon.policy import load as policies
 from quillon.policy.tls import TlsHooks
 from quillon.tls import identity
 from quillon.tls.causes import ALERT, CAUSES
@@ -56,7 +57,7 @@ def run(given: argparse.Namespace) -> int:
         if given.listen:
             return asyncio.run(listen_probe.run(config, given.listen, as_json=given.json))
         return asyncio.run(_run(config, given))
-    except (ValueError, policies.ComposeError) as error:
+    except (ValueError, policies.LoadError) as error:
         print(f"quillon tls-probe: {error}", file=sys.stderr)
         return 1
 

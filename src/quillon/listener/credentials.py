@@ -10,9 +10,10 @@ Lines that begin with # are comments. A file is read again when it has changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+from quillon.config.model import Config
 from quillon.smtp.sasl import Secret, SourceError, parse_scram_record
 
 LOOK_AGAIN = 1.0  # seconds
@@ -89,3 +90,24 @@ class UserFile:
                 self._stamp = stamp
             self._look_at = now + LOOK_AGAIN
         return self._users.get(user)
+
+
+def faults(config: Config, schemes: Collection[str]) -> list[str]:
+    """What is wrong with a configuration's sources: a file that cannot be read, a scheme that nobody has registered."""
+    problems = []
+    for node in config.root.walk():
+        for name, entry in node.settings.items():
+            if not re.fullmatch(r"auth(plain|login|crammd5|digestmd5|scramsha256)parameters", name):
+                continue
+            uri = next((value for key, value in entry.value.items() if key.lower() == "uri"), "")
+            scheme, _, path = uri.partition("://")
+            try:
+                if scheme.lower() in FILES:
+                    read(scheme.lower(), path)
+                elif scheme.lower() == "ac_auth" and config.module_nodes("ac_auth"):
+                    continue
+                elif scheme.lower() not in schemes:
+                    raise SourceError(f"{scheme}:// is a source of credentials that nobody has registered")
+            except SourceError as error:
+                problems.append(f"{entry.position}: {error}")
+    return problems

@@ -10,6 +10,7 @@ from typing import Protocol
 from quillon.config.model import Config
 from quillon.config.settings import InboundTls, share
 from quillon.listener.authentication import Authenticator
+from quillon.listener.recorder import Recorder
 from quillon.mail.event import Event, Panic
 from quillon.mail.message import IdSource
 from quillon.mail.reply import Reply
@@ -55,7 +56,8 @@ class Counts:
 
 @dataclass
 class Desk:
-    """What sessions share. `note` counts connections, receptions and rejections of an address."""
+    """What sessions share. `note` counts connections, receptions and rejections of an address, `recorder` takes
+    sessions that begin now."""
 
     config: Config
     contexts: Contexts
@@ -72,6 +74,7 @@ class Desk:
     sessions: set[Sitter]
     authenticator: Authenticator
     note: Callable[[str, str], None] = lambda event, ip: None
+    recorder: Recorder | None = None
     _date: tuple[int, str] = (0, "")
     _tls_usable: dict[InboundTls, float] = field(default_factory=dict)
 

@@ -20,6 +20,7 @@ from quillon import __version__
 from quillon.config.scope import IPAddress
 from quillon.listener import authentication, relay, trusted
 from quillon.listener.desk import Desk
+from quillon.listener.recorder import SessionRecord
 from quillon.listener.security import Security
 from quillon.listener.transaction import Transaction
 from quillon.mail import reply as replies
@@ -30,6 +31,7 @@ from quillon.net.stream import Stream
 from quillon.policy.context import Context
 from quillon.policy.hook import AuthInfo, Call, Hook, Phase, Session
 from quillon.smtp import events as smtp
+from quillon.smtp.sasl import Attempt
 from quillon.smtp.server import ServerSession
 from quillon.smtp.tables import State
 from quillon.tls.verdict import HandshakeFailure
@@ -54,6 +56,7 @@ class EsmtpSession:
         self._security: Security
         self._transaction: Transaction
         self._task: asyncio.Task[None] | None = None
+        self._record: SessionRecord | None = None
         self._early = b""
         self._rcpt_commands = 0  # since MAIL FROM
         self._ends_at = 0.0
@@ -84,6 +87,9 @@ class EsmtpSession:
         self._touch()
         self._count(+1)
         desk.note("connections", remote[0])
+        if desk.recorder is not None:
+            record = desk.recorder.begin(self._info.remote, self._info.local, self._listen)
+            self._record = self._security.record = self._transaction.record = record
         self._context.connection.update(self._settings.context or {})
         self._context.connection["pathway"] = self._settings.pathway
         if self._settings.use_ssl:
@@ -169,6 +175,9 @@ class EsmtpSession:
         self._security.release()
         self._transaction.abandon()
         self._info.over = True
+        if self._record is not None and self._desk.recorder is not None:
+            self._record.context(self._context.connection)
+            self._desk.recorder.finish(self._record)
         if self._desk.policy.has(Phase.DEALLOC):
             eager.at_once(self._desk.policy.run(Call(Phase.DEALLOC, self._info, self._context)))
 
@@ -244,6 +253,18 @@ class EsmtpSession:
         whole = self._data_ends_at if reading else self._ends_at
         self.deadline = min(ends, whole) if ends and whole else ends or whole
 
+    def authenticated_as(self, mechanism: str, user: str) -> None:
+        """End an exchange of AUTH without its dialog; for plays of recorded sessions, which hold no secrets."""
+        if self._session is not None and self._session.authenticating:
+            self._session.end_exchange(Attempt(user, None))
+            self._run()
+
+    async def settled(self) -> None:
+        """Until nothing of this session waits for a policy."""
+        while self._task is not None:
+            await asyncio.wait([self._task])
+            await asyncio.sleep(0)
+
     # steps that may have to wait ------------------------------------------------------------------------------
 
     def _start(self, step: Coroutine[Any, Any, None]) -> bool:
@@ -315,6 +336,8 @@ class EsmtpSession:
             capabilities=self._info.capabilities,
         )
         self._session = session
+        if self._record is not None:
+            session.heard, session.said = self._record.heard, self._record.said
         if settings.enable_authentication:
             session.must_authenticate = not relay.needs_no_authentication(settings, self._ip)
         if too_many:
@@ -485,6 +508,8 @@ class EsmtpSession:
         """An exchange is over: check, have policy look at it, log, and let a failure wait."""
         attempt, context = event.attempt, self._context
         status, refusal = await self._status(event)
+        if self._record is not None:
+            self._record.authenticated(event.mechanism, attempt.user, status)
         for key, value in zip(AUTH_KEYS, (event.mechanism, attempt.user, status), strict=True):
             context.connection[key] = value
         if not attempt.user:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quillon.config.settings import InboundTls
 from quillon.listener.desk import Desk
+from quillon.listener.recorder import SessionRecord
 from quillon.mail import reply as replies
 from quillon.mail.event import Handshaken, Panic, TlsFacts
 from quillon.mail.message import MessageId
@@ -22,6 +23,7 @@ class Security:
     def __init__(self, desk: Desk, settings: InboundTls, info: Session, number: MessageId, context: Context) -> None:
         self.settings = settings
         self.facts: TlsFacts | None = None
+        self.record: SessionRecord | None = None
         self._desk = desk
         self._info = info
         self._number = number
@@ -62,6 +64,8 @@ class Security:
         """The handshake ended well: tell policy and log."""
         assert self._engine is not None
         verdict = self._engine.verdict()
+        if self.record is not None:
+            self.record.tls(verdict)
         if self._desk.hooks.asks(Hook.INBOUND_VERIFY):
             call = Call(Hook.INBOUND_VERIFY, self._info, self._context)
             verdict = self._desk.hooks.inbound_verdict(call, verdict)

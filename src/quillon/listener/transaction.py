@@ -8,6 +8,7 @@ from quillon.config.scope import IPAddress
 from quillon.config.settings import ReceptionSettings
 from quillon.listener import relay
 from quillon.listener.desk import Desk
+from quillon.listener.recorder import SessionRecord
 from quillon.listener.security import Security
 from quillon.mail import reply as replies
 from quillon.mail.address import NULL_PATH, Mailbox
@@ -37,6 +38,7 @@ class Transaction:
     ) -> None:
         self.settings = settings
         self.committing = False
+        self.record: SessionRecord | None = None
         self._desk = desk
         self._info = info
         self._number = number
@@ -108,12 +110,16 @@ class Transaction:
             store = self._desk.door.store
             self._intake = Intake(store, self._batch_id.number, threshold, self._prefix, limit)
         self._intake.add(data)
+        if self.record is not None:
+            self.record.data(data)
 
     async def complete(self, event: Data, remote: tuple[str, int], answer: Callable[[Reply], None]) -> None:
         """The last piece: hand the message to the door, which answers."""
         self.add(event.data)
         intake = self._intake
         assert intake is not None
+        if self.record is not None:
+            self.record.data_complete(intake.size)
         if event.fault is not None:
             intake.discard()
             self.forget()

@@ -16,8 +16,9 @@ from quillon.tls.verdict import Verdict
 class Context:
     """What one session hands to policy. `reply` is what a script said with set_code or disconnect.
 
-    `results` are those of mail authentication, for the Authentication-Results field (RFC 8601); `fields` are header
-    fields to add beside it, `facts` what modules keep of the message for each other.
+    `place` is the line of a script that spoke last. `results` are those of mail authentication, for the
+    Authentication-Results field (RFC 8601); `fields` are header fields to add beside it, `facts` what modules keep of
+    the message for each other.
     """
 
     connection: dict[str, str] = field(default_factory=dict)
@@ -25,6 +26,7 @@ class Context:
     reply: Reply | None = None
     disconnect: bool = False
     module: str = ""
+    place: str = ""
     results: list[str] = field(default_factory=list)
     fields: list[str] = field(default_factory=list)
     facts: dict[str, object] = field(default_factory=dict)

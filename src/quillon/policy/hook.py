@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -180,13 +180,26 @@ async def _no_sleep(seconds: float) -> None:
     raise PolicyError("VALIDATE_AGAIN: nothing here can wait")
 
 
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What one callout did: what it returned or how it failed, the reply so far, what it changed in the contexts."""
+
+    phase: str
+    module: str
+    verdict: str
+    reply: Reply | None
+    changes: tuple[tuple[str, str, str | None], ...]
+    place: str
+
+
 @dataclass
 class Policy:
-    """`report` gets one line for each callout that failed; `sleep` lets time pass."""
+    """`report` gets one line for each callout that failed; `sleep` lets time pass; `trace` is told of each callout."""
 
     modules: Sequence[Module] = ()
     report: Callable[[str], None] = print
     sleep: Callable[[float], Awaitable[None]] = _no_sleep
+    trace: Callable[[Traced], None] | None = None
     _callouts: dict[Phase, list[tuple[str, Callout]]] = field(default_factory=dict)
     _hooks: dict[Hook, list[tuple[str, Callable[..., Any]]]] = field(default_factory=dict)
 
@@ -226,6 +239,7 @@ class Policy:
             if f"__bypass_{name}" in context.connection:
                 continue
             context.module = name
+            before = _snapshot(context) if self.trace is not None else {}
             try:
                 verdict = callout(call)
                 if not isinstance(verdict, Verdict):
@@ -235,7 +249,9 @@ class Policy:
             except Exception as error:
                 # whatever a script does wrong is its own fault; the session is told 451 and goes on
                 self.report(f"scriptlet: {call.phase.value} error in {name}: {words_of(error)}")
+                self._traced(call, name, f"failed: {words_of(error)}", before)
                 return replies.POLICY_FAILED
+            self._traced(call, name, verdict.name, before)
             reply = context.reply
             if reply is not None and context.disconnect and reply.code < 400:
                 return Reply(421, "", reply.text)  # to hang up is a refusal: no 250 may stand for mail that is not kept
@@ -248,6 +264,19 @@ class Policy:
                 break
         context.module = ""  # whoever refuses now, it was none of them
         return None
+
+    def _traced(self, call: Call, name: str, verdict: str, before: Mapping[tuple[str, str], str]) -> None:
+        if self.trace is None:
+            return
+        context, view = call.context, call.message
+        after = _snapshot(context)
+        changes: list[tuple[str, str, str | None]] = [
+            (kind, key, value) for (kind, key), value in after.items() if before.get((kind, key)) != value
+        ]
+        changes += [(kind, key, None) for kind, key in before if (kind, key) not in after]
+        reply = context.reply or (view.reply or view.discarded if view is not None else None)
+        place, context.place = context.place, ""
+        self.trace(Traced(call.phase.value, name, verdict, reply, tuple(changes), place))
 
     async def _again(self, call: Call, callout: Callout) -> Verdict:
         if not call.may_wait:
@@ -276,6 +305,12 @@ class Policy:
     def close(self) -> None:
         for module in self.modules:
             module.close()
+
+
+def _snapshot(context: Context) -> dict[tuple[str, str], str]:
+    """Both contexts, by kind and key."""
+    found = {("connection", key): value for key, value in context.connection.items()}
+    return found | {("message", key): value for key, value in context.message.items()}
 
 
 def set_reply(context: Context, code: int, text: str, *, disconnect: bool) -> None:

@@ -203,6 +203,7 @@ class _Runtime:
                 "register_control": api.guarded(self._register_control),
                 "later": api.guarded(self._later),
                 "print": self._print,
+                "spoke": self._spoke,
                 "source": self._source,
                 "translate": self._translate,
             }
@@ -383,6 +384,10 @@ class _Runtime:
             self._say(from_octets(text))
         else:
             self._world.report(f"scriptlet: {from_octets(text)}")
+
+    def _spoke(self, place: str) -> None:
+        if self.api.call is not None:
+            self.api.call.context.place = from_octets(place)
 
     def _later(self, number: int) -> None:
         if self._world.later is None:

@@ -130,10 +130,12 @@ class Session:
     def reject(self, code: int, text: str) -> None:
         """Answer with this code and text; from 400 on that ends the phase. Raises ValueError for no SMTP code."""
         set_reply(self._call.context, code, text, disconnect=False)
+        self._call.context.place = _caller()
 
     def disconnect(self, code: int, text: str) -> None:
         """Answer and close."""
         set_reply(self._call.context, code, text, disconnect=True)
+        self._call.context.place = _caller()
 
     def tarpit(self, seconds: float) -> None:
         """Slow the session down: each answer from here on waits so many seconds."""
@@ -249,6 +251,12 @@ class Message:
         if priority not in (0, 1):
             raise ValueError("a priority is 0 or 1")
         self._view.priority = priority
+
+
+def _caller() -> str:
+    """File and line of the policy that called."""
+    frame = sys._getframe(2)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 @dataclass(slots=True)

@@ -45,6 +45,7 @@ class ServerSession:
 
     `mechanisms` are the SASL mechanisms that can be used at all, `trusted` whether the client may use the extensions
     by which it speaks for others, `capabilities` the EHLO keywords that policy has added (True) or taken away (False).
+    `heard` and `said` are told each command, without what AUTH hides, and each reply.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class ServerSession:
         self.refusals: list[tuple[State, Reply]] = []
         self.messages = 0
         self.recipients = 0
+        self.heard: Callable[[str], None] | None = None
+        self.said: Callable[[Reply], None] | None = None
         self.retiring: Reply | None = None
         self._hostname = hostname
         self._client = client
@@ -217,6 +220,11 @@ class ServerSession:
         self._exchange, self._mechanism = exchange, event.mechanism
         self._ready = self._step(initial)
 
+    def end_exchange(self, attempt: sasl.Attempt) -> None:
+        """End the exchange with this attempt instead of the client's next response."""
+        self._exchange = None
+        self._ready = Authenticate(self._mechanism, attempt)
+
     @property
     def authenticating(self) -> str:
         """The mechanism of the exchange that waits for the client, or nothing."""
@@ -259,6 +267,8 @@ class ServerSession:
             verb, argument = split(text.decode("ascii"))
         except UnicodeDecodeError:
             return self._refuse(replies.UNRECOGNIZED)
+        if self.heard is not None:
+            self.heard(text.decode("ascii") if verb != "AUTH" else " ".join(["AUTH", *argument.split()[:1]]))
         row = VERBS.get(verb)
         if row is None:
             if self.settings.allow_trailing_whitespace_in_commands and verb.strip() in VERBS:
@@ -533,6 +543,8 @@ class ServerSession:
     def _send(self, reply: Reply) -> None:
         if reply.code >= 400:
             self.refusals.append((self.state, reply))
+        if self.said is not None:
+            self.said(reply)
         self._out.append(reply.encode())
 
 

@@ -49,6 +49,15 @@ do
   methods.vctx.set = function(self, kind, key, value) return set(handle(self), kind, key, value) end
 end
 
+-- where a script speaks is noted, for those who try it out
+for _, spoken in ipairs({{methods.vctx, "set_code"}, {methods.vctx, "disconnect"}, {methods.msg, "code"}, {methods.msg, "discard"}}) do
+  local f = spoken[1][spoken[2]]
+  spoken[1][spoken[2]] = function(...)
+    py.spoke(rt.place())
+    return f(...)
+  end
+end
+
 -- locks: taken at once, or waited for
 local wait_for_lock, trylock = msys.waitlock, msys.trylock
 msys.waitlock, msys.trylock = nil, nil

@@ -19,15 +19,17 @@ local words = "stopped after more than " .. cpu_limit .. " ms of CPU"
 local state = {over = false, deadline = false, left = limit, said = nil}
 
 -- fails with the place in the script, not in the functions here that it went through
-local function raise(text)
+local function place()
   for level = 2, 50 do
     local info = getinfo(level, "Sl")
     if not info then break end
-    if info.currentline > 0 and info.short_src ~= "msys" then
-      error(info.short_src .. ":" .. info.currentline .. ": " .. text, 0)
-    end
+    if info.currentline > 0 and info.short_src ~= "msys" then return info.short_src .. ":" .. info.currentline end
   end
-  error(text, 0)
+  return ""
+end
+local function raise(text)
+  local where = place()
+  error(where ~= "" and where .. ": " .. text or text, 0)
 end
 local look
 -- not on the main thread, where no script runs and what stopped it is cleared away
@@ -337,7 +339,7 @@ end
 return {
   disarm = disarm, state = state, enter = enter, continue = continue, cancel = cancel, keep = keep,
   kept = function(number) return kept[number] end, drop = function(number) kept[number] = nil end,
-  bound = bound, direct = direct, new = new,
+  place = place, bound = bound, direct = direct, new = new,
   good = good, raise = raise, class = class, handle = handle, opaque = opaque,
   current = current,
 }

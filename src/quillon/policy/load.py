@@ -1,9 +1,8 @@
-"""The policies of a configuration, and what they may use of a worker."""
+"""The policies of a configuration, and what they may use of a worker. Shell."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,6 @@ from typing import Any
 from quillon.config.model import Config
 from quillon.config.scope import Node
 from quillon.config.syntax import Position
-from quillon.listener import credentials
 from quillon.mail.address import Mailbox
 from quillon.mailauth.dkim import DEFAULT_HEADERS
 from quillon.net.clock import Clock
@@ -26,11 +24,10 @@ from quillon.policy.modules.opendkim import OpenDkim
 from quillon.policy.modules.spf_v1 import Spf
 from quillon.policy.python import load_module
 from quillon.policy.world import Datasource, World
-from quillon.smtp.sasl import SourceError
 
 
-class ComposeError(Exception):
-    """A part cannot be made; the message says which and why."""
+class LoadError(Exception):
+    """A part of a configuration cannot be made; the message says which and why."""
 
 
 @dataclass
@@ -54,25 +51,25 @@ class Policies:
 
 
 def load(config: Config, clock: Clock, report: Callable[[str], None], services: Services | None = None) -> Policies:
-    """The scripts of the scriptlet stanza, then the Python policies. Raises ComposeError."""
+    """The scripts of the scriptlet stanza, then the Python policies. Raises LoadError."""
     world = _world(config, clock, report, services or Services())
     try:
         modules: list[Module] = _own_modules(config, world)
     except PolicyError as error:
-        raise ComposeError(str(error)) from None
+        raise LoadError(str(error)) from None
     settings = config.scripts()
     if settings is not None:
         folders = [Path(config.folder), *dict.fromkeys(Path(file).parent for file in config.files)]
         try:
             modules += load_scripts(settings, list(dict.fromkeys(folders)), world)
         except PolicyError as error:
-            raise ComposeError(f"{_script_position(config, error.script)}: {error}") from None
+            raise LoadError(f"{_script_position(config, error.script)}: {error}") from None
     for stanza in config.policies():
         try:
             loaded = load_module(stanza.name, Path(stanza.module), world)
         except PolicyError as error:
             node = config.root.get("policy", stanza.name)
-            raise ComposeError(f"{node.settings['module'].position if node else ''}: {error}") from None
+            raise LoadError(f"{node.settings['module'].position if node else ''}: {error}") from None
         if stanza.enabled:
             modules.append(loaded)
     policy = Policy(modules, report, _sleep) if modules else NO_POLICY
@@ -189,24 +186,3 @@ def _script_position(config: Config, script: str) -> Position:
     node = next(config.root.of("scriptlet"))
     stanza = node.get("script", script)
     return stanza.settings["source"].position if stanza is not None else node.position
-
-
-def faults_of_users(config: Config, world: World) -> list[str]:
-    """What is wrong with sources of credentials: a file that cannot be read, a scheme nobody has registered."""
-    problems = []
-    for node in config.root.walk():
-        for name, entry in node.settings.items():
-            if not re.fullmatch(r"auth(plain|login|crammd5|digestmd5|scramsha256)parameters", name):
-                continue
-            uri = next((value for key, value in entry.value.items() if key.lower() == "uri"), "")
-            scheme, _, path = uri.partition("://")
-            try:
-                if scheme.lower() in credentials.FILES:
-                    credentials.read(scheme.lower(), path)
-                elif scheme.lower() == "ac_auth" and config.module_nodes("ac_auth"):
-                    continue
-                elif scheme.lower() not in world.auth:
-                    raise SourceError(f"{scheme}:// is a source of credentials that nobody has registered")
-            except SourceError as error:
-                problems.append(f"{entry.position}: {error}")
-    return problems

@@ -1,0 +1,266 @@
+"""A session without a network: the server's own session, policy and door, between a script of commands and no spool.
+
+What a client would send is given by hand, a TLS verdict included; what would be stored is counted and let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from quillon.config.model import Config
+from quillon.config.settings import InboundTls, ReceptionSettings
+from quillon.listener.authentication import Authenticator
+from quillon.listener.desk import Counts, Desk
+from quillon.listener.esmtp import EsmtpSession
+from quillon.mail.event import Event
+from quillon.mail.message import Batch, IdSource, Message
+from quillon.net.clock import Deadlines
+from quillon.policy import load as policies
+from quillon.policy.hook import Traced
+from quillon.policy.load import Policies, Services
+from quillon.policy.tls import TlsHooks
+from quillon.reception.door import Door, Residents
+from quillon.smtp.sasl import Attempt
+from quillon.tls.engine import ContextError
+from quillon.tls.verdict import Verdict
+
+PATIENCE = 60.0  # seconds that a policy may take for one step
+
+
+class StageClock:
+    """Time that stands still until it is set."""
+
+    def __init__(self, now: float) -> None:
+        self.time = now
+
+    def now(self) -> float:
+        return self.time
+
+    def shuffle(self, items: list[str]) -> None:
+        """Leave them as they are: the same play has the same end."""
+
+
+class _Store:
+    """Takes everything and keeps nothing."""
+
+    def __init__(self) -> None:
+        self.stored: list[Message] = []
+
+    def insert(self, batch: Batch, messages: list[Message], done: Callable[[Exception | None], None]) -> None:
+        self.stored += messages
+        done(None)
+
+    def remove(self, message: Message) -> None:
+        self.stored.remove(message)
+
+    def drop_body_file(self, name: str) -> None:
+        """There are no files."""
+
+
+class _Engine:
+    """A handshake that has ended as the play has it."""
+
+    established = True
+
+    def __init__(self, verdict: Verdict) -> None:
+        self._verdict = verdict
+
+    def verdict(self) -> Verdict:
+        return self._verdict
+
+
+class _Contexts:
+    """Stands for the TLS contexts of a server."""
+
+    verdict: Verdict | None = None
+
+    def server(self, settings: InboundTls) -> _Engine:
+        self.load(settings)
+        assert self.verdict is not None
+        return _Engine(self.verdict)
+
+    def load(self, settings: InboundTls) -> None:
+        """There is TLS if the play has a handshake. Raises ContextError."""
+        if self.verdict is None:
+            raise ContextError("this play has no TLS")
+
+
+class _Stream:
+    """The session's stream: what it writes is kept."""
+
+    blocked = False
+
+    def __init__(self, remote: tuple[str, int], local: tuple[str, int]) -> None:
+        self.said = b""
+        self.closed = False
+        self.begun = False
+        self._addresses = remote, local
+
+    def addresses(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        return self._addresses
+
+    def write(self, data: bytes) -> None:
+        self.said += data
+
+    def start_tls(self, engine: object) -> None:
+        self.begun = True
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def pause_reading(self) -> None:
+        """The play waits by itself."""
+
+    resume_reading = pause_reading
+
+
+class _Authenticator(Authenticator):
+    """Takes the outcome that the play has for an exchange, where it has one."""
+
+    outcome: str | None = None
+
+    async def decide(self, settings: ReceptionSettings, mechanism: str, attempt: Attempt) -> str:
+        return self.outcome or await super().decide(settings, mechanism, attempt)
+
+
+class Stage:
+    """Plays sessions with a configuration. `lookup` answers DNS; `trace` is told of every callout.
+
+    Raises LoadError for a configuration whose policies do not load.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        lookup: Callable[[str, str, str], Any],
+        now: float,
+        report: Callable[[str], None],
+        trace: Callable[[Traced], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.clock = StageClock(now)
+        self.events: list[Event] = []
+        self.contexts = _Contexts()
+        node = config.node()
+        self.hostname = node.hostname or "localhost"
+        services = Services(lookup=lookup, inject=self._injected, sessions=lambda *_: 1, hostname=self.hostname)
+        self.loaded: Policies = policies.load(config, self.clock, report, services)
+        if self.loaded.policy.modules:
+            self.loaded.policy.trace = trace
+        self.authenticator = _Authenticator(self.clock, report, self.loaded.world.auth)
+        self.store = _Store()
+        self._desk = self._new_desk()
+        self._desk.door.node = dataclasses.replace(node, large_message_threshold=2**40)
+
+    async def _injected(self, *_: object) -> None:
+        """Mail of a policy's own goes nowhere here."""
+
+    def _new_desk(self) -> Desk:
+        config, policy = self.config, self.loaded.policy
+        ids = IdSource(1)
+        store: Any = self.store
+        contexts: Any = self.contexts
+        door = Door(
+            config=config,
+            policy=policy,
+            store=store,
+            ids=ids,
+            clock=self.clock,
+            residents=Residents(0),
+            enqueue=lambda _: None,
+            log=self.events.append,
+        )
+        return Desk(
+            config=config,
+            contexts=contexts,
+            policy=policy,
+            hooks=TlsHooks(policy, config.folder),
+            door=door,
+            ids=ids,
+            clock=self.clock,
+            deadlines=Deadlines(self.clock),
+            hostname=self.hostname,
+            workers=1,
+            log=self.events.append,
+            counts=Counts(),
+            sessions=set(),
+            authenticator=self.authenticator,
+        )
+
+    def play(self, listen: str, remote: tuple[str, int], local: tuple[str, int]) -> Play:
+        """Begin a session."""
+        return Play(self, self._desk, listen, remote, local)
+
+    def close(self) -> None:
+        """Raises PolicyError where a script's end fails."""
+        self.loaded.policy.close()
+
+
+class Play:
+    """One session."""
+
+    def __init__(self, stage: Stage, desk: Desk, listen: str, remote: tuple[str, int], local: tuple[str, int]) -> None:
+        self._stage = stage
+        self._stream = _Stream(remote, local)
+        stream: Any = self._stream
+        self._session = EsmtpSession(desk, listen, stream)
+
+    def over_tls(self, verdict: Verdict) -> None:
+        """What the next handshake finds out."""
+        self._stage.contexts.verdict = verdict
+
+    async def connect(self) -> list[str]:
+        """The banner, over TLS where the listener has Use_SSL."""
+        self._session.connected()
+        if self._stream.begun:
+            self._stream.begun = False
+            self._session.secured()
+        return await self._replies()
+
+    async def command(self, line: str, outcome: str | None = None) -> list[str]:
+        """Say a line; `outcome` is that of an authentication which ends with it."""
+        self._stage.authenticator.outcome = outcome
+        self._session.received(line.encode("ascii", "replace") + b"\r\n")
+        return await self._replies()
+
+    async def handshake(self) -> list[str]:
+        """The client's handshake, after the go-ahead of STARTTLS, or nothing if there was none."""
+        if not self._stream.begun:
+            return []
+        self._stream.begun = False
+        self._session.secured()
+        return await self._replies()
+
+    async def authenticate(self, mechanism: str, user: str, outcome: str) -> list[str]:
+        """An exchange of AUTH, of which only its outcome counts."""
+        self._stage.authenticator.outcome = outcome
+        self._session.received(f"AUTH {mechanism}\r\n".encode("ascii", "replace"))
+        await self._replies()
+        self._session.authenticated_as(mechanism, user)
+        return await self._replies()
+
+    async def data(self, message: bytes) -> list[str]:
+        """Mail data, after the go-ahead of DATA; dots are added here."""
+        lines = message.removesuffix(b"\r\n").replace(b"\r\n.", b"\r\n..")
+        self._session.received((b"." if lines.startswith(b".") else b"") + lines + b"\r\n.\r\n")
+        return await self._replies()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the server has hung up."""
+        return self._stream.closed
+
+    def end(self) -> None:
+        """The client goes."""
+        self._session.closed()
+
+    async def _replies(self) -> list[str]:
+        """What the server says, once its policies are done."""
+        await asyncio.wait_for(self._session.settled(), PATIENCE)
+        said, self._stream.said = self._stream.said, b""
+        return [line for line in said.decode("ascii", "replace").split("\r\n") if line]
