@@ -315,3 +315,70 @@ def test_contexts_go_into_the_spool_and_what_is_excluded_does_not(
     assert not {"token", "ehlo_string"} & connection.keys()
     assert connection["pathway"] == "default"
     assert sorted(context["to"] for context in contexts) == ["b@partner.test", "c@partner.test"]
+
+
+HOOKS = """
+local m = {}
+function m:core_config_get_message_routing_domain(scope, msg, buff)
+  if msg:rcptto():find("^routed") then buff:set("partner.test") end
+  return #buff
+end
+function m:validate_set_binding(msg) msg:binding_group("g") return msys.core.VALIDATE_CONT end
+function m:binding_group_choose_binding(msg, group) return msg:rcptto():find("^one") and "b1" or "b2" end
+function m:get_received_header_text(ac, vctx, buff) buff:set("from nowhere (" .. group .. ")\\r\\n\\tby " .. #tostring(buff)) end
+group = "secret"
+function m:get_msg_expiration_params(msg, params) if msg:rcptto():find("^gone") then params.max_retries = 0 end end
+function m:ec_message_set_next_attempt(msg, next, tries) if msg:rcptto():find("^late") then return next + 1000 end end
+function m:generate_bounces(msg, reply) return not msg:rcptto():find("quiet") end
+function m:generate_rfc3464_message_preamble(msg, reply, buff) buff:set("Sorry.\\n" .. tostring(buff)) end
+msys.registerModule("m", m)
+"""
+
+
+def test_hooks_of_reception_and_delivery(server: Callable[..., Server], tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/s.lua").write_text(HOOKS)
+    from quillon.mail.reply import Reply
+    from quillon.smtp.events import RcptTo
+
+    def answer(event: object) -> Reply | None:
+        if isinstance(event, RcptTo) and event.mailbox.local.startswith(("gone", "late")):
+            return Reply(450, "4.2.1", "later")
+        return None
+
+    sink = SinkThread(answer=answer)
+    more = SCRIPT + ' Binding_Group "g" { Binding "b1" { } Binding "b2" { } }'
+    running = server(_config(port, sink.port, more)).start()
+    names = [
+        "one@partner.test",
+        "two@partner.test",
+        "routed@other.test",
+        "gone@partner.test",
+        "gone-quiet@partner.test",
+        "late@partner.test",
+    ]
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        client.sendmail("a@sender.test", names, MESSAGE)
+    got = until(lambda: list(sink.messages) if len(sink.messages) >= 3 else None, "delivery")
+    rows = {row["recipient"]: row["binding"] for row in running.events("reception")}
+    assert (rows["one@partner.test"], rows["two@partner.test"]) == ("b1", "b2")
+    assert {name for message in got for name in message.recipients} == {
+        "one@partner.test",
+        "two@partner.test",
+        "routed@other.test",
+        "a@sender.test",
+    }
+    assert any(message.data.startswith(b"Received: from nowhere (secret)\r\n\tby ") for message in got)
+    notice = next(message.data for message in got if message.recipients == ("a@sender.test",))
+    assert b"\r\nSorry.\r\nYour message could not be delivered to:\r\n    gone@partner.test\r\n" in notice
+    assert running.stop() == 0
+    sink.stop()
+    import json
+    import sqlite3
+
+    with sqlite3.connect(running.folder / "spool/worker-0/spool.db") as database:
+        rows_left = [json.loads(row[0]) for row in database.execute("SELECT record FROM message")]
+    database.close()
+    assert [row[1] for row in rows_left] == ["late"]
+    assert rows_left[0][8] > time.time() + 900

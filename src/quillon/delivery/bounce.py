@@ -10,14 +10,15 @@ from collections.abc import Callable
 from email.utils import formatdate
 
 from quillon.config.model import Config
-from quillon.delivery.dsn import Notice, failure_notice
+from quillon.delivery import ruling
+from quillon.delivery.dsn import WORDS, Notice, failure_notice
 from quillon.mail.address import NULL_PATH, Mailbox
 from quillon.mail.message import NULL_ID, IdSource, Message, Origin
 from quillon.mail.outcome import PermanentFailure
 from quillon.mail.reply import Reply
 from quillon.net.clock import Clock
 from quillon.policy.context import Context
-from quillon.policy.hook import Session
+from quillon.policy.hook import NO_POLICY, Policy, Session
 from quillon.reception.content import header_block
 from quillon.reception.door import Door, Envelope
 from quillon.reception.intake import Intake
@@ -37,7 +38,10 @@ class Bouncer:
         self._clock = clock
         self._hostname = hostname
 
-    def failed(self, message: Message, outcome: PermanentFailure, done: Callable[[bool], None]) -> None:
+    def failed(
+        self, message: Message, outcome: PermanentFailure, done: Callable[[bool], None], policy: Policy = NO_POLICY
+    ) -> None:
+        """Tell the sender, unless configuration or policy says not to."""
         domain = message.routing_domain or message.recipient.domain
         settings, _ = self.config.delivery(message.binding_group, message.binding, domain, message.via)
         sender = message.batch.sender
@@ -45,8 +49,11 @@ class Bouncer:
         if not settings.generate_bounces or recipient is None or message.batch.origin.protocol == "internal":
             done(True)
             return
+        if not ruling.bounces(message, outcome.reply, policy):
+            done(True)
+            return
         daemon = settings.mailerdaemon or Mailbox("mailer-daemon", self._hostname)
-        self._write(message, outcome, recipient, daemon, settings.bounces_inline_original, done)
+        self._write(message, outcome, recipient, daemon, settings.bounces_inline_original, done, policy)
 
     def _write(
         self,
@@ -56,6 +63,7 @@ class Bouncer:
         daemon: Mailbox,
         original: str,
         done: Callable[[bool], None],
+        policy: Policy,
     ) -> None:
         now = self._clock.now()
         number = self._ids.next(now)
@@ -67,6 +75,7 @@ class Bouncer:
             date=formatdate(now, localtime=True),
             arrival_date=formatdate(message.batch.received_at, localtime=True),
             original=original,
+            words=ruling.bounce_text(message, outcome.reply, WORDS, policy),
         )
         text = failure_notice(notice, message, outcome, self._original(message, original))
         origin = Origin("127.0.0.1", "internal", NULL_ID)

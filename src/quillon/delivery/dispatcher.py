@@ -434,7 +434,14 @@ class Dispatcher:
         """What becomes of a message: the one place where that is logged and the spool told."""
         now = self.around.clock.now()
         self._reroute(message)  # should it wait, then under the rules that hold now
-        settled = self.scheduler.settle(message, outcome, now)
+        policy = self.around.hooks.policy
+        settled = self.scheduler.settle(
+            message,
+            outcome,
+            now,
+            lambda when: ruling.next_attempt(message, when, now, policy),
+            ruling.retries(message, self._settings(key_of(message))[0], policy),
+        )
         if isinstance(settled, Fail):
             outcome = settled.outcome
         self.log(Attempted(now, message, outcome, tls.tls, facts, host, local_ip))
@@ -460,7 +467,7 @@ class Dispatcher:
             elif not self._stopping:
                 asyncio.get_running_loop().call_later(RETRY_NOTICE, self._notify, message, outcome)
 
-        self.bouncer.failed(message, outcome, told)
+        self.bouncer.failed(message, outcome, told, self.around.hooks.policy)
 
     def _removed(self, message: Message) -> None:
         self.store.remove(message)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from quillon.mail.message import Message
 from quillon.mail.outcome import PermanentFailure
 
 _LINE = 76
+
+
+WORDS = "Your message could not be delivered to:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,7 @@ class Notice:
     date: str
     arrival_date: str
     original: str
+    words: str = WORDS
 
 
 def failure_notice(notice: Notice, message: Message, outcome: PermanentFailure, original: bytes) -> bytes:
@@ -46,7 +51,7 @@ def failure_notice(notice: Notice, message: Message, outcome: PermanentFailure, 
         "",
         f"This is the mail system at {notice.hostname}.",
         "",
-        "Your message could not be delivered to:",
+        *re.split(r"\r?\n", notice.words),
         f"    {message.recipient}",
         "",
         *_wrapped(said),

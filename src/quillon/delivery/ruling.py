@@ -1,11 +1,14 @@
-"""What a policy decides on the TLS of one message (hook get_outbound_tls_parameters)."""
+"""What a policy decides on one message on its way out: its TLS, its retries, its expiry, its bounce."""
 
 from __future__ import annotations
 
-from quillon.config.settings import OutboundTls
+from dataclasses import replace
+
+from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.mail.message import Message
+from quillon.mail.reply import Reply
 from quillon.policy.context import Context
-from quillon.policy.hook import Call, Hook, Session
+from quillon.policy.hook import Call, Hook, Policy, Session
 from quillon.policy.message import Content, MessageView
 from quillon.policy.tls import HookFailed, TlsHooks
 
@@ -20,6 +23,45 @@ def of(message: Message, tls: OutboundTls, hooks: TlsHooks) -> OutboundTls | str
     except HookFailed as error:
         return str(error)
     return found if found != tls else None
+
+
+def retries(message: Message, settings: DeliverySettings, policy: Policy) -> DeliverySettings:
+    """Other limits of retrying, or the same (hook get_msg_expiration_params)."""
+    if not policy.hooks(Hook.EXPIRATION):
+        return settings
+    call = call_about(message, Hook.EXPIRATION)
+    said = policy.answers(Hook.EXPIRATION, call, settings.message_expiration, settings.max_retries)
+    if said is None:
+        return settings
+    try:
+        expiration, limit = said
+        text = str(int(limit)) if isinstance(limit, (int, float)) else str(limit).lower()
+        if text not in ("auto", "none") and not text.isdigit():
+            raise ValueError(f"max_retries = {limit!r}")
+        return replace(settings, message_expiration=max(int(expiration), 0), max_retries=text)
+    except (TypeError, ValueError) as error:
+        policy.report(f"scriptlet: {Hook.EXPIRATION.value} error: {error}")
+        return settings
+
+
+def next_attempt(message: Message, when: float, now: float, policy: Policy) -> float:
+    """The time of the next attempt, in seconds since the epoch (hook ec_message_set_next_attempt); not in the past."""
+    if not policy.hooks(Hook.NEXT_ATTEMPT):
+        return when
+    said = policy.answers(Hook.NEXT_ATTEMPT, call_about(message, Hook.NEXT_ATTEMPT), when, message.tries)
+    return max(float(said), now) if isinstance(said, (int, float)) and not isinstance(said, bool) else when
+
+
+def bounces(message: Message, reply: Reply, policy: Policy) -> bool:
+    """Whether the sender is told of a failure (hook generate_bounces)."""
+    said = policy.answers(Hook.GENERATE_BOUNCES, call_about(message, Hook.GENERATE_BOUNCES), str(reply))
+    return said is None or bool(said)
+
+
+def bounce_text(message: Message, reply: Reply, text: str, policy: Policy) -> str:
+    """The words of a notification (hook generate_rfc3464_message_preamble)."""
+    said = policy.answers(Hook.BOUNCE_TEXT, call_about(message, Hook.BOUNCE_TEXT), str(reply), text)
+    return said if isinstance(said, str) and said else text
 
 
 def call_about(message: Message, hook: Hook) -> Call:

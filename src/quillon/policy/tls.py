@@ -44,12 +44,12 @@ class TlsHooks:
     """The questions, put to a policy. `folder` is where relative paths start."""
 
     def __init__(self, policy: Policy, folder: str) -> None:
-        self._policy = policy
+        self.policy = policy
         self._folder = folder
 
     def asks(self, hook: Hook) -> bool:
         """Whether anybody answers this question."""
-        return bool(self._policy.hooks(hook))
+        return bool(self.policy.hooks(hook))
 
     def inbound_parameters(self, call: Call, tls: InboundTls) -> InboundTls | None:
         """The TLS of a session; None where policy wants none. Raises HookFailed."""
@@ -92,7 +92,7 @@ class TlsHooks:
 
     def _ask(self, call: Call, hook: Hook, values: Parameters, verify: tuple[str, ...]) -> Parameters:
         before = values
-        for name, answer in self._policy.hooks(hook):
+        for name, answer in self.policy.hooks(hook):
             try:
                 given = answer(call, *values)
                 values = self._checked(given, verify)
@@ -129,7 +129,7 @@ class TlsHooks:
 
     def _judged(self, hook: Hook, call: Call, verdict: Verdict, place: tuple[str, ...]) -> Verdict:
         certificate = verdict.certificate
-        for name, answer in self._policy.hooks(hook):
+        for name, answer in self.policy.hooks(hook):
             shown = ("", "", "", "", "")
             if certificate is not None:
                 names = ",".join(certificate.alternative_names)
@@ -148,7 +148,7 @@ class TlsHooks:
 
     def _failed(self, hook: Hook, name: str, error: Exception) -> HookFailed:
         text = f"{hook.value} error in {name}: {words_of(error)}"
-        self._policy.report(f"policy: {text}")
+        self.policy.report(f"policy: {text}")
         return HookFailed(text)
 
 

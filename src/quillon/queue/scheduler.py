@@ -96,19 +96,29 @@ class Scheduler:
         backlog = self._backlogs.get(key)
         return list(backlog.drain()) if backlog is not None else []
 
-    def settle(self, message: Message, outcome: Outcome, now: float) -> Settled:
-        """What becomes of a message whose attempt ended. Counts the attempt."""
+    def settle(
+        self,
+        message: Message,
+        outcome: Outcome,
+        now: float,
+        choose: Callable[[float], float] = lambda when: when,
+        settings: RetrySettings | None = None,
+    ) -> Settled:
+        """What becomes of a message whose attempt ended. Counts the attempt.
+
+        `choose` may put the next attempt at another time, `settings` limit retries otherwise than the queue's.
+        """
         message.tries += 1
         if isinstance(outcome, Delivered):
             return Remove()
         message.last_reply = str(outcome.reply)
         if isinstance(outcome, PermanentFailure):
             return Fail(outcome)
-        settings = self._limits(key_of(message)).retry
+        settings = settings or self._limits(key_of(message)).retry
         reason = retry.give_up(settings, message, now)
         if reason is not None:
             return Fail(PermanentFailure(reason, outcome.stage, outcome.remote_ip, outcome.cause, outcome.sent))
-        message.next_at = now + retry.delay(settings, message.tries)
+        message.next_at = choose(now + retry.delay(settings, message.tries))
         self.enqueue(message, now)
         return Delay(message.next_at)
 

@@ -345,7 +345,6 @@ local questions = {
     return f(t, user, password, s.ac, response), tostring(response)
   end,
   ac_auth_log_auth_failure = function(t, f, s, c, user, response) return f(t, user, s.ac, response) end,
-  outbound_smtp_auth_config = function(t, f, s, c) f(t, new.msg(c), s.ac, s.vctx) return true end,
 }
 
 local enter = rt.enter
