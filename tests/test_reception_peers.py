@@ -1,5 +1,6 @@
 """Reception from clients of other projects, over STARTTLS and implicit TLS, and with every kind of client certificate."""
 
+import re
 import shutil
 import smtplib
 import socket
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from quillon.tls.verdict import Certificate
 from tests.support.clients import CLIENTS, MESSAGE, RECIPIENT, SENDER, context
 from tests.support.server import Server, free_port
 
@@ -153,8 +155,9 @@ def test_the_received_field_tells_of_tls(server: Callable[..., Server], pki: Pat
     assert body.endswith(MESSAGE[MESSAGE.index("To:") :].encode())
 
 
-def test_the_shipped_script_lets_bank_fi_in_with_a_verified_certificate_only(
-    server: Callable[..., Server], pki: Path, tmp_path: Path
+@pytest.mark.parametrize("language", ["lua", "python"])
+def test_the_shipped_policy_lets_bank_fi_in_with_a_verified_certificate_only(
+    server: Callable[..., Server], pki: Path, tmp_path: Path, language: str
 ) -> None:
     port = free_port()
     folder = tmp_path / "q"
@@ -162,6 +165,20 @@ def test_the_shipped_script_lets_bank_fi_in_with_a_verified_certificate_only(
     (folder / "pki").symlink_to(pki)
     running = server("", name="q")
     config = (EXAMPLES / "enforced-partner/ecelerity.conf").read_text()
+    if language == "python":
+        config = re.sub(
+            r'scriptlet "scriptlet" \{.*?\n\}', 'policy "partners" { module = "partners.py" }', config, flags=re.S
+        )
+        assert "partners.py" in config
+    pin = Certificate(ssl.PEM_cert_to_DER_cert((pki / "client.pem").read_text())).sha256.upper()
+    pinned = ":".join(pin[n : n + 2] for n in range(0, 64, 2))
+    with (folder / "partners").open("a") as file:
+        file.write(f"pinned.fi {pinned}\nother-pin.fi {'0' * 64} # nobody has it\n")
+    auth = 'AuthPlainParameters = [ uri = "file://users" ] Auth_In_Clear = ( "PLAIN" ) Auth_Failure_Delay = 0'
+    (folder / "users").write_text("alice:secret\n")
+    config = config.replace(
+        '"STARTTLS" )', f'"STARTTLS" "AUTH PLAIN" )\n  {auth.replace("users", str(folder / "users"))}'
+    )
     running.file.write_text(
         config.replace("127.0.0.1:2525", f"127.0.0.1:{port}") + "\nSuspend_Delivery = true\nWorkers = 1"
     )
@@ -183,8 +200,19 @@ def test_the_shipped_script_lets_bank_fi_in_with_a_verified_certificate_only(
     assert "verified client certificate (no_client_certificate)" in send("a@bank.fi", "")
     assert "verified client certificate (expired)" in send("a@bank.fi", "client-expired")
     rejected = running.wait_events("rejection", 3)
-    assert {row["module"] for row in rejected} == {"bank_fi"}
-    assert "M=bank_fi" in running.log("rejectlog.ec")[-1]
+    assert {row["module"] for row in rejected} == {"partners"}
+    assert "M=partners" in running.log("rejectlog.ec")[-1]
+    assert send("a@pinned.fi", "client") == "taken"
+    assert "needs its own client certificate" in send("a@other-pin.fi", "client")
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        client.ehlo()
+        assert client.docmd("AUTH", "PLAIN AGFsaWNlAHNlY3JldA==") == (530, b"5.7.0 Must issue a STARTTLS command first")
+        client.starttls(context=context(pki, "", ""))
+        client.ehlo()
+        assert client.docmd("AUTH", "PLAIN AGFsaWNlAHNlY3JldA==")[0] == 235
+    (folder / "partners").unlink()
+    if language == "python":  # the script in Lua keeps what it has read for a minute
+        assert send("a@other.test", None).startswith("451")
 
 
 def test_relaying_is_denied_to_strangers(server: Callable[..., Server]) -> None:
