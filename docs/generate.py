@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +18,10 @@ from quillon.delivery.probe import VALUES
 from quillon.lab import selftest
 from quillon.lab.faults import FAULTS
 from quillon.lab.trial import Result
+from quillon.policy.hook import NOT_HERE, Hook, Phase, names_of
+from quillon.policy.msys import LIBRARIES
+from quillon.policy.msys.api import Api
+from quillon.policy.world import World
 from quillon.tls.causes import ALERT, CAUSES
 
 FOLDER = Path(__file__).parent / "reference"
@@ -104,6 +110,124 @@ def causes_page() -> str:
     return "\n".join(out)
 
 
+ARGUMENTS = {
+    "validate_connect": ("(ac, vctx)", "(session)"),
+    "inbound_smtp_tls_post_accept": ("(ac, vctx)", "(session)"),
+    "validate_ehlo": ("(str, ac, vctx)", "(session)"),
+    "core_validate_auth_hook": ("(vctx, auth_info, auth_status)", "(session)"),
+    "validate_mailfrom": ("(str, ac, vctx)", "(session)"),
+    "validate_rcptto": ("(msg, str, ac, vctx)", "(session, message)"),
+    "validate_rcptto_list": ("(list, vctx)", "(session)"),
+    "validate_rcptto_list_final": ("(list, vctx)", "(session)"),
+    "validate_data": ("(msg, ac, vctx)", "(session, message)"),
+    "validate_data_spool": ("(msg, ac, vctx)", "(session, message)"),
+    "validate_data_spool_each_rcpt": ("(msg, ac, vctx)", "(session, message)"),
+    "validate_set_binding": ("(msg)", "(message)"),
+    "core_final_validation": ("(msg, ac, vctx)", "(session, message)"),
+    "validate_dealloc": ("()", "(session)"),
+    "get_inbound_tls_parameters": ("(ac, vctx, params)", "(session, parameters)"),
+    "inbound_smtp_tls_verify_callback": ("(ac, vctx, ok, subject, issuer, cert)", "(session, verified, certificate)"),
+    "get_outbound_tls_parameters": ("(msg, params)", "(message, parameters)"),
+    "outbound_smtp_tls_verify_callback": ("(to, ok, subject, issuer, cert)", "(remote, verified, certificate)"),
+    "pre_esmtp_auth": ("(ac, auth, vctx): 1 pass, 0 fail, -1 as usual", "(session, mechanism, user)"),
+    "ac_auth_perform_auth": ("(user, password, ac, response)", "(session, user, password)"),
+    "ac_auth_log_auth_failure": ("(user, ac, response)", "(session, user, response)"),
+    "core_config_get_message_routing_domain": ("(scope, msg, buff)", "(delivery, scope)"),
+    "binding_group_choose_binding": ("(msg, group)", "(delivery, group)"),
+    "get_received_header_text": ("(ac, vctx, buff)", "(session, text)"),
+    "ec_message_set_next_attempt": ("(msg, next, tries)", "(delivery, next, tries)"),
+    "get_msg_expiration_params": ("(msg, params)", "(delivery, message_expiration, max_retries)"),
+    "generate_bounces": ("(msg, reply)", "(delivery, reply)"),
+    "generate_rfc3464_message_preamble": ("(msg, reply, buff)", "(delivery, reply, text)"),
+}
+
+
+def policy_page() -> str:
+    """Callouts, the functions of Lua, and what Python has, from the code."""
+    api = Api(World(lambda: 0.0, print))
+    for library in LIBRARIES:
+        library(api)
+    out = [
+        "# Callouts and functions",
+        "",
+        "[Writing policy](../policy.md) tells how they are used. Other names of a callout, as the manual registers C",
+        "hooks, stand behind a stroke.",
+    ]
+    for title, callouts in (("Phases, in their order", Phase), ("Questions", Hook)):
+        out += ["", f"## {title}", "", "| Callout | Lua | Python |", "| --- | --- | --- |"]
+        for callout in callouts:
+            in_lua, in_python = ARGUMENTS[callout.value]
+            names = " / ".join(f"`{name}`" for name in names_of(callout))
+            out.append(f"| {names} | `{in_lua}` | `{in_python}` |")
+    out += [
+        "",
+        "## Never called here",
+        "",
+        "A module that has one of these does not load.",
+        "",
+        "| | |",
+        "| --- | --- |",
+    ]
+    out += [f"| `{name}` | {reason} |" for name, reason in sorted(NOT_HERE.items())]
+    out += [
+        "",
+        "## Functions of Lua",
+        "",
+        "*waits*: suspends the script and its session.",
+        "",
+        "| | |",
+        "| --- | --- |",
+    ]
+    for name in sorted(api.documented, key=lambda n: (re.split(r"[.:]", n)[0] == "msys", n.lower())):
+        if name in INNER:
+            continue
+        words = " ".join(api.documented[name].split()).replace("|", "\\|")
+        out.append(f"| `{name}` | {words}{' *waits*' if name in api.waits else ''} |")
+    out += [f"| `{name}` | {words} |" for name, words in WRITTEN_IN_LUA.items()]
+    out += ["", "## Constants of msys.core", "", ", ".join(f"`{name}`" for name in sorted(api.constants)) + "."]
+    out += ["", "## Left out", "", "Calling one of these is an error that says so.", "", *TABLE]
+    out += [f"| `{name}` | {reason} |" for name, reason in sorted(api.left_out.items())]
+    for kind in (python.Session, python.Message):
+        out += ["", f"## Python: {kind.__name__}", "", *TABLE]
+        for name, member in vars(kind).items():
+            if not name.startswith("_"):
+                signature = "" if isinstance(member, property) else str(inspect.signature(member)).replace("self, ", "")
+                signature = re.sub(r"'", "", signature).replace("(self)", "()").replace("|", "\\|")
+                words = " ".join((inspect.getdoc(member) or "").split())
+                out.append(f"| `{name}{signature}` | {words} |")
+    return "\n".join([*out, ""])
+
+
+INNER = {
+    "cidr",
+    "msys.cidr.find",
+    "msys.cidr.lookup",
+    "msys.cidr.ready",
+    "json.parse",
+    "json.text",
+    "db.rows",
+    "http.new",
+}
+INNER |= {"msys.trylock", "msys.waitlock", "mutex:waitlock", "msg:envelope"}
+WRITTEN_IN_LUA = {
+    "msys.registerModule(name, table)": "Register callouts.",
+    "msys.registerAuth(scheme, table)": "Register a source of credentials, a table with `authenticate(file, parameters, user, password)`.",
+    "msys.registerControl(prefix, function)": "Register a command of the console: `cc.argc`, `cc.argv[0...]`; `print` answers.",
+    "msys.cidr.query(name[, ip])": "The value of the longest block that holds an address. *waits* for a datasource once.",
+    "msys.db.query(cache, sql[, parameters][, options])": "An iterator over rows. *waits*",
+    "msys.http.client.new()": "An HTTP client.",
+    "msys.lock(name), mutex:lock()": "Take a lock, or wait for it. *waits*",
+    "msys.runInPool(pool, function[, true or function])": "Run now as pcall does, or when the phase is over.",
+    "msys.asyncOk()": "Whether the callout may wait.",
+    "msys.type(value), msys.cast(object, class)": "As the manual has them.",
+    "msys.getClassMetaTable(class), msys.dumper.Dumper(value)": "As the manual has them.",
+    "msg:get_envelope2(flags, localpart, domain)": "Fill two buffers of msys.core.string_new().",
+    "msys.core.string_new()": "A buffer with set, get, append, write, a length and a text.",
+    "json.new(), json.decode(text), json.encode(value), json.null": "Tables that print as JSON.",
+    "msys.tls_params.set(parameters, name, value)": "Set a TLS parameter in get_inbound_ and get_outbound_tls_parameters.",
+}
+
+
 def farm_page(found: Mapping[tuple[str, str], Mapping[str, Result]]) -> str:
     """What happens with each peer of the fault farm, from the results of trials by (TLS, TLS_Verify) and peer."""
     verifies = ("no", "optional", "ca", "host")
@@ -137,7 +261,7 @@ def try_farm() -> dict[tuple[str, str], dict[str, Result]]:
     }
 
 
-PAGES = {"options.md": options_page, "causes.md": causes_page}
+PAGES = {"options.md": options_page, "causes.md": causes_page, "policy.md": policy_page}
 
 
 def main() -> int:
