@@ -18,6 +18,7 @@ from quillon.delivery.probe import VALUES
 from quillon.lab import selftest
 from quillon.lab.faults import FAULTS
 from quillon.lab.trial import Result
+from quillon.policy import python
 from quillon.policy.hook import NOT_HERE, Hook, Phase, names_of
 from quillon.policy.msys import LIBRARIES
 from quillon.policy.msys.api import Api
@@ -198,22 +199,14 @@ def policy_page() -> str:
     return "\n".join([*out, ""])
 
 
-INNER = {
-    "cidr",
-    "msys.cidr.find",
-    "msys.cidr.lookup",
-    "msys.cidr.ready",
-    "json.parse",
-    "json.text",
-    "db.rows",
-    "http.new",
-}
+TABLE = ("| | |", "| --- | --- |")
+INNER = {"msys.cidr.find", "msys.cidr.lookup", "msys.cidr.ready", "json.parse", "json.text", "db.rows", "http.new"}
 INNER |= {"msys.trylock", "msys.waitlock", "mutex:waitlock", "msg:envelope"}
 WRITTEN_IN_LUA = {
     "msys.registerModule(name, table)": "Register callouts.",
-    "msys.registerAuth(scheme, table)": "Register a source of credentials, a table with `authenticate(file, parameters, user, password)`.",
-    "msys.registerControl(prefix, function)": "Register a command of the console: `cc.argc`, `cc.argv[0...]`; `print` answers.",
-    "msys.cidr.query(name[, ip])": "The value of the longest block that holds an address. *waits* for a datasource once.",
+    "msys.registerAuth(scheme, table)": "Register `authenticate(file, parameters, user, password)` for a uri's scheme.",
+    "msys.registerControl(prefix, function)": "Register a console command: `cc.argc`, `cc.argv[0]`; `print` answers.",
+    "msys.cidr.query(name[, ip])": "The value of the longest block that holds an address.",
     "msys.db.query(cache, sql[, parameters][, options])": "An iterator over rows. *waits*",
     "msys.http.client.new()": "An HTTP client.",
     "msys.lock(name), mutex:lock()": "Take a lock, or wait for it. *waits*",
