@@ -1,0 +1,120 @@
+"""The manual's Lua to Lua 5.1: what is valid stays untouched, what is new means what it should."""
+
+from __future__ import annotations
+
+import lupa.luajit21 as lupa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quillon.policy.dialect import DialectError, translate
+
+NAMES = st.sampled_from(["a", "b", "c", "t.x", "t[1]", "f(a)", "(b)", "#s", "-a", "not b", "'x & y'", '"a != b"', "[[ | ]]", "0x1F", "1.5e3", "{a, b = c}", "function(...) return ... end"])
+OLD = st.sampled_from(["+", "-", "*", "/", "%", "^", "..", "==", "~=", "<", "<=", "and", "or"])
+
+
+@st.composite
+def old_expressions(draw: st.DrawFn) -> str:
+    parts = [draw(NAMES)]
+    for _ in range(draw(st.integers(0, 4))):
+        parts += [draw(OLD), draw(NAMES)]
+    return " ".join(parts)
+
+
+@st.composite
+def old_scripts(draw: st.DrawFn) -> str:
+    shapes = ["local x = {0}", "if {0} then x = {1} elseif {1} then return end", "for i = 1, #t do x = {0} end -- a & b", "for k, v in pairs(t) do f({0}, {1}) end", "while {0} do break end --[[ c | d ]]", "repeat x = {0} until {1}", "function t.g(a, ...) return {0}, {1} end", "x, y = {0}, {1}", "do local function h() end end", "t:m '{{'", "goto done ::done::"]
+    lines = [draw(st.sampled_from(shapes)).format(draw(old_expressions()), draw(old_expressions())) for _ in range(draw(st.integers(1, 5)))]
+    return "\n".join(line for line in lines if "return end" not in line)
+
+
+@given(old_scripts())
+def test_what_is_valid_stays_untouched(text: str) -> None:
+    assert translate(text) == text
+
+
+@given(old_scripts(), old_scripts())
+def test_what_stands_beside_new_operators_stays_untouched(before: str, after: str) -> None:
+    """The parser, which runs only where there is a new operator, takes all of Lua 5.1, and lines stay where they are."""
+    translated = translate(f"{before}\nzz = p & q\n{after}")
+    assert translated == f"{before}\nzz = _BIT.band(p , q)\n{after}"
+
+
+@given(st.text(max_size=60))
+def test_no_text_brings_the_translation_down(text: str) -> None:
+    for candidate in (text, f"x = {text} & 1", f"'{text}' != b"):
+        try:
+            translate(candidate)
+        except DialectError as error:
+            assert "script:" in str(error)
+
+
+LEVELS = [("|",), ("^^",), ("&",), ("<<", ">>"), ("+", "-"), ("*",)]
+
+
+@st.composite
+def new_expressions(draw: st.DrawFn, depth: int = 0) -> tuple[str, int]:
+    """A text, and its value by precedence: made from the weakest operator down, so that no parenthesis is needed."""
+    if depth >= len(LEVELS):
+        value = draw(st.integers(0, 9))
+        return (f"{value}", value) if draw(st.booleans()) else (f"~{value}", ~value)
+    text, value = draw(new_expressions(depth + 1))
+    if draw(st.booleans()):
+        operator = draw(st.sampled_from(LEVELS[depth]))
+        other, right = draw(new_expressions(depth + 1))
+        if operator in ("<<", ">>") and not 0 <= right <= 8:
+            return text, value
+        text = f"{text} {operator} {other}"
+        value = {
+            "|": lambda: value | right, "^^": lambda: value ^ right, "&": lambda: value & right, "<<": lambda: value << right,
+            ">>": lambda: (value & 0xFFFFFFFF) >> right, "+": lambda: value + right, "-": lambda: value - right, "*": lambda: value * right,
+        }[operator]()  # fmt: skip
+    return text, value
+
+
+def _signed(value: int) -> int:
+    value &= 0xFFFFFFFF
+    return value - 2**32 if value >= 2**31 else value
+
+
+@pytest.fixture(scope="module")
+def runtime() -> lupa.LuaRuntime:
+    lua = lupa.LuaRuntime(unpack_returned_tuples=True)
+    lua.execute("_BIT = {band = bit.band, bor = bit.bor, bxor = bit.bxor, shl = bit.lshift, shr = bit.rshift, bnot = bit.bnot}")
+    return lua
+
+
+@given(new_expressions())
+def test_precedence(runtime: lupa.LuaRuntime, pair: tuple[str, int]) -> None:
+    text, value = pair
+    assert _signed(int(runtime.execute(f"return {translate(f'x = {text}').removeprefix('x = ')}"))) == _signed(value), text
+
+
+@pytest.mark.parametrize(
+    ("text", "translated"),
+    [
+        ("if a != b then end", "if a ~= b then end"),
+        ("x = 'a != b' -- c != d", "x = 'a != b' -- c != d"),
+        ("x = a \\ 2", "x = _BIT.idiv(a , 2)"),
+        ("x = a ` 2", "x = _BIT.idiv(a , 2)"),
+        ("f(a | b, c)", "f(_BIT.bor(a , b), c)"),
+        ("x = -a & b", "x = _BIT.band(-a , b)"),
+        ("x = a & b == c", "x = _BIT.band(a , b) == c"),
+        ("x = 'p' .. a & b", "x = _BIT.band('p' .. a , b)"),
+        ("x = f{a | b}['k']", "x = f{_BIT.bor(a , b)}['k']"),
+        ("x = ~~a", "x = _BIT.bnot(_BIT.bnot(a))"),
+        ("x = [==[ a & b ]==] .. 's'", "x = [==[ a & b ]==] .. 's'"),
+    ],
+)
+def test_translations(text: str, translated: str) -> None:
+    assert translate(text) == translated
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("x = a &", "p:1: unexpected symbol near '<eof>'"), ("x =\n\n1 | end", "p:3: unexpected symbol near 'end'"), ("if a | b", "p:1: 'then' expected"), ("x = " + "(" * 300 + "1 & 1" + ")" * 300, "nested too deeply")],
+)
+def test_faults_have_their_line(text: str, words: str) -> None:
+    with pytest.raises(DialectError) as caught:
+        translate(text, "p")
+    assert words in str(caught.value)
