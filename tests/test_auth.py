@@ -345,6 +345,23 @@ def test_guessing_is_slow_and_ends(server: Callable[..., Quillon], pki: Path, tm
         )  # fmt: skip
 
 
+def test_guesses_at_the_same_time_count_too(server: Callable[..., Quillon], pki: Path, tmp_path: Path) -> None:
+    port = free_port()
+    server(_config(port, pki, tmp_path / "users", more='Auth_In_Clear = ( "LOGIN" ) Auth_Failure_Limit = 5')).start()
+    clients = [smtplib.SMTP("127.0.0.1", port, timeout=30) for _ in range(12)]
+    for client in clients:
+        client.ehlo()
+        assert client.docmd("AUTH", "LOGIN YWxpY2U=")[0] == 334
+    for client in clients[:-1]:
+        client.putcmd("d3Jvbmc=")
+    codes = [client.getreply()[0] for client in clients[:-1]]
+    assert set(codes) <= {535, 421}
+    assert 421 in codes
+    assert clients[-1].docmd("c2VjcmV0")[0] == 421  # the right one, but too late
+    for client in clients:
+        client.close()
+
+
 def test_authentication_that_is_demanded_and_sources_that_fail(
     server: Callable[..., Quillon], pki: Path, tmp_path: Path
 ) -> None:
@@ -454,6 +471,9 @@ def test_trusted_clients(server: Callable[..., Quillon], tmp_path: Path) -> None
             "XSETCONTEXT a",
             "XSETCONTEXT tls=on",
             "XSETCONTEXT tls_client_verified=yes",
+            "XSETCONTEXT +74ls=on",
+            "XSETCONTEXT a=b+0D+0Ac",
+            "XCLIENT PORT=+C2+B2",
             "XREMOTEIP x",
             "XCLIENT X=Y",
             "XCLIENT ADDR=nobody",

@@ -149,7 +149,9 @@ def test_scripts_of_the_manuals_purposes(server: Callable[..., Server], tmp_path
     folder = tmp_path / "q"
     folder.mkdir()
     for name, body in SCRIPTS.items():
-        (folder / f"{name}.lua").write_text(f'require("msys.core");\nlocal mod = {{}};\n{body}\nmsys.registerModule("{name}", mod);\n')
+        (folder / f"{name}.lua").write_text(
+            f'require("msys.core");\nlocal mod = {{}};\n{body}\nmsys.registerModule("{name}", mod);\n'
+        )
     scripts = " ".join(f'script "{name}" {{ source = {name} }}' for name in SCRIPTS)
     with SinkThread() as sink:
         running = server(f"""
@@ -169,7 +171,14 @@ def test_scripts_of_the_manuals_purposes(server: Callable[..., Server], tmp_path
             client.sendmail("a@sender.test", ["b@partner.test"], text)
             assert client.mail("x@evil.test") == (421, b"go away")
         got = until(lambda: list(sink.messages) if sink.messages else None, "delivery")
-        said = until(lambda: lines if "pool.csv" in {p.name for p in folder.iterdir()} and (lines := "\n".join(running.log("paniclog.ec"))) else None, "the log")
+        said = until(
+            lambda: (
+                lines
+                if "pool.csv" in {p.name for p in folder.iterdir()} and (lines := "\n".join(running.log("paniclog.ec")))
+                else None
+            ),
+            "the log",
+        )
     for words in EXPECTED:
         assert words in said, (words, said)
     assert " error in " not in said
@@ -182,7 +191,9 @@ def test_scripts_of_the_manuals_purposes(server: Callable[..., Server], tmp_path
 @pytest.fixture
 def key(tmp_path: Path) -> rsa.RSAPrivateKey:
     made = rsa.generate_private_key(65537, 2048)
-    pem = made.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    pem = made.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     (tmp_path / "bank.fi.s1.key").write_bytes(pem)
     return made
 

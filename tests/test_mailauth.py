@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from hypothesis import strategies as st
 from quillon.mailauth import arc, dkim, dmarc, spf
 from quillon.mailauth.dkim import DkimError, PrivateKey, Signer, Texts
 from quillon.net.eager import at_once
+from quillon.policy.context import Context
+from quillon.policy.message import Content
+from quillon.reception import content
 
 NOW = 1_700_000_000.0
 HEAD = b"From: A <a@bank.fi>\r\nTo: b@example.com\r\nSubject:  folded\r\n\ttext \r\nX-Other: 1\r\nDate: now\r\n\r\n"
@@ -233,3 +238,80 @@ def test_dmarc() -> None:
     assert evaluate("down.test") == ("temperror", "")
     assert at_once(dmarc.evaluate(["a.test", "b.test"], ("pass", "a.test"), [], lookup)).status == "permerror"
     assert dmarc.organizational_domain("a.b.example.co.uk") == "example.co.uk"
+
+
+@pytest.mark.parametrize(
+    "body", [b"\r\n" * 2_000_000, b"x" + b"\r\n" * 1_000_000, (b"\r\n" * 500 + b"x") * 2000, b"\n\r" * 1_000_000]
+)
+def test_bodies_made_to_take_long(body: bytes) -> None:
+    """Each took minutes where the work grew with the square of the size."""
+    begun = time.process_time()
+    for how in ("simple", "relaxed"):
+        dkim.canonical_body(body, how)
+    assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["v=spf1 a:x." + "a" * 60000 + "!", "v=spf1 exists:" + "%{s}" * 20000 + ".a.test", "v=spf1 " + "a/1" * 1300],
+)
+def test_spf_records_made_to_take_long(record: str) -> None:
+    async def lookup(name: str, kind: str) -> spf.Records:
+        return spf.Records("ok", [record]) if kind == "TXT" else spf.Records("nxdomain")
+
+    begun = time.process_time()
+    assert at_once(spf.check("192.0.2.1", "a" * 60 + "@evil.test", "h", "r", lookup)).status == "permerror"
+    assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize(
+    "domain", ["paypal.com x.evil.com", "paypal.com,evil.com", "paypal.com(.evil.com", "paypal.com)\x7f"]
+)
+def test_a_signer_is_a_domain(domain: str) -> None:
+    signed = dkim.sign(HEAD, BODY, Signer("bank.fi", "r", RSA), NOW).replace(b"d=bank.fi", b"d=" + domain.encode())
+    assert [result.status for result in _verify(signed + HEAD + BODY)] == ["permerror"]
+
+
+@pytest.mark.parametrize("length", ["\xb2", "9" * 5000, "-1", ""])
+def test_malformed_lengths(length: str) -> None:
+    signed = dkim.sign(HEAD, BODY, Signer("bank.fi", "r", RSA), NOW).replace(
+        b"bh=", b"l=" + length.encode("latin-1") + b"; bh="
+    )
+    assert [result.status for result in _verify(signed + HEAD + BODY)] == ["permerror"]
+
+
+def test_nothing_that_others_choose_adds_a_result() -> None:
+    evil = "x;dkim=pass(a)header.d=paypal.com"
+    texts = [
+        spf.Result("none", "d").text("", evil),
+        spf.Result("none", "d").text(evil + "@x", "h"),
+        dmarc.Verdict("fail", f"[{evil}]", "none").text(),
+        dkim.Result("pass", "", evil, evil).text(),
+        arc.Chain("pass", evil, 1, evil).text(),
+    ]
+    for text in texts:
+        bare = re.sub(r'"[^"]*"', "", re.sub(r"\([^()]*\)", "", text))
+        assert ";" not in bare, text
+    context = Context({"auth_status": "pass", "auth_user": evil, "auth_name": "PLAIN"}, {})
+    context.fields.append(f"Received-SPF: none helo={evil}\r\nX-Injected: yes")
+    field = content.authentication_results("mx.test", context)
+    assert field.count(b"\r\n") == 3
+    assert b"\r\nX-Injected" not in field
+    assert b'smtp.auth="x;dkim=pass(a)header.d=paypal.com"' in field
+
+
+@pytest.mark.parametrize(
+    ("field", "stays"),
+    [
+        ("Authentication-Results: mx.test; dkim=pass", False),
+        ("authentication-results :\r\n\t(c) mx.TEST 1; dkim=pass", False),
+        ("Authentication-Results: ((x) y) mx.test; dkim=pass", False),
+        ('Authentication-Results: "mx.t\\est"; dkim=pass', False),
+        ("Authentication-Results: mx.other.test; dkim=pass", True),
+        ("Authentication-Results: xmx.test; dkim=pass", True),
+    ],
+)
+def test_fields_that_claim_to_be_ours(field: str, stays: bool) -> None:
+    head = f"Foo: Authentication-Results: mx.test; dmarc=pass\r\n{field}\r\nFrom: a@b\r\n\r\n".encode()
+    found = content.without_results(Content(head, len(head)), "mx.test").head
+    assert found == (head if stays else head.replace(f"{field}\r\n".encode(), b""))

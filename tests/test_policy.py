@@ -266,3 +266,25 @@ def test_a_callout_that_would_never_be_called_is_refused(tmp_path: Path) -> None
     for name in ("validate_address", "reinit", "get_tls_parameters", "core_helper", "init2"):
         helper = f"function mod:{name}() end msys.registerModule"
         _policy(tmp_path, _module("").replace("msys.registerModule", helper))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "local function f() local c = coroutine.create(f) return coroutine.resume(c) end f()",
+        "local function f() coroutine.wrap(f)() end pcall(f)",
+        "local function r() return (('a'):gsub('a', r)) end pcall(r)",
+        "local t = {} for i = 1, 400 do pcall(function() t[i] = msys.base64.encode(('z'):rep(2000000) .. i) end) end",
+        "local t = {} for i = 1, 400 do pcall(function() t[i] = ('z'):rep(2000000) .. i end) pcall(msys.dumper.Dumper, t) end",
+        "local s = 'x' for i = 1, 60 do pcall(function() s = s .. s vctx:set(2, 'k', s) vctx:get(2, 'k') end) end",
+        "local big = ('z'):rep(5000000) local t = {} for i = 1, 50 do pcall(function() t[i] = {msys.pcre.split(big, 'q')} end) end",
+    ],
+)
+def test_no_script_takes_the_worker_with_it(tmp_path: Path, body: str) -> None:
+    """Each of these ended the process, or never ended, before there was a limit."""
+    policy, _ = _limited(tmp_path, body, cpu=2000, memory=16)
+    _run(policy)
+    policy, reports = _limited(tmp_path, "vctx:set(2, 'still', 'here')")
+    context = Context()
+    assert _run(policy, context=context) is None
+    assert (context.message["still"], reports) == ("here", [])

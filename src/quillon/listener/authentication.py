@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import os
+import ipaddress
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -55,7 +55,6 @@ class Authenticator:
     schemes: Mapping[str, Authenticate] = field(default_factory=dict)
     _files: dict[tuple[str, str], UserFile] = field(default_factory=dict)
     _failures: OrderedDict[str, list[float]] = field(default_factory=OrderedDict)
-    _key: bytes = field(default_factory=lambda: os.urandom(32))
     _room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(WORKING_CHECKS))
 
     def begin(self, settings: ReceptionSettings, mechanism: str, hostname: str) -> Exchange:
@@ -71,7 +70,17 @@ class Authenticator:
                 return Secret(digests={realm: secret.password or ""})
             return secret
 
-        return sasl.exchange(mechanism, Server(hostname, realm, lookup, lambda: secrets.token_hex(16), self._key))
+        # the salt of a user that does not exist is the same in every worker, as that of one that does
+        key, iterations, salt = self._likeness(given)
+        server = Server(hostname, realm, lookup, lambda: secrets.token_hex(16), key, iterations, salt)
+        return sasl.exchange(mechanism, server)
+
+    def _likeness(self, given: Mapping[str, str]) -> tuple[bytes, int, int]:
+        """What makes up records of users that do not exist: a key, rounds, and octets of salt."""
+        try:
+            return self._source(given).likeness()
+        except SourceError:
+            return secrets.token_bytes(32), sasl.MIN_ITERATIONS, 16
 
     def _source(self, given: Mapping[str, str]) -> UserFile:
         """Raises SourceError for a scheme that has no file."""
@@ -104,8 +113,10 @@ class Authenticator:
         registered = self.schemes.get(scheme)
         if registered is None:
             secret = self._source(given)(attempt.user)
-            if secret is not None and secret.password is not None:
-                return hmac.compare_digest(secret.password.encode(), attempt.password.encode())
+            if scheme == "file":
+                known = secret.password if secret is not None else None
+                fits = hmac.compare_digest((known or "").encode(), attempt.password.encode())
+                return fits and known is not None
             async with self._room:  # hashing takes milliseconds: other sessions go on meanwhile
                 return await asyncio.to_thread(sasl.password_fits, attempt.user, attempt.password, secret)
         try:
@@ -124,16 +135,31 @@ class Authenticator:
         limit = settings.auth_failure_limit
         return bool(limit) and len(self._recent(settings, ip)) >= limit
 
-    def failed(self, settings: ReceptionSettings, ip: str) -> float:
-        """Note a failure; seconds that the answer is to wait, twice as many with each one more."""
-        recent = self._recent(settings, ip)
-        recent.append(self.clock.now())
-        self._failures[ip] = recent
-        self._failures.move_to_end(ip)
+    def attempted(self, settings: ReceptionSettings, ip: str) -> None:
+        """Count an attempt as failed until it has passed: those under way at the same time count too."""
+        key = _key(ip)
+        self._failures[key] = [*self._recent(settings, ip), self.clock.now()]
+        self._failures.move_to_end(key)
         while len(self._failures) > MAX_CLIENTS:
             self._failures.popitem(last=False)
+
+    def passed(self, ip: str) -> None:
+        """An attempt has not failed after all."""
+        times = self._failures.get(_key(ip))
+        if times:
+            times.pop()
+
+    def delay(self, settings: ReceptionSettings, ip: str) -> float:
+        """Seconds that the answer to a failure is to wait, twice as many with each one more."""
+        recent = self._recent(settings, ip)
         return min(settings.auth_failure_delay * 2.0 ** min(len(recent) - 1, 10), LONGEST_DELAY)
 
     def _recent(self, settings: ReceptionSettings, ip: str) -> list[float]:
         since = self.clock.now() - settings.auth_failure_window
-        return [time for time in self._failures.get(ip, ()) if time > since]
+        return [time for time in self._failures.get(_key(ip), ()) if time > since]
+
+
+def _key(ip: str) -> str:
+    """Whose failures count together: an IPv4 address, or the network of an IPv6 one, which has addresses to spare."""
+    address = ipaddress.ip_address(ip)
+    return ip if address.version == 4 else str(ipaddress.ip_network(f"{ip}/64", strict=False))

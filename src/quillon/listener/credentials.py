@@ -9,12 +9,13 @@ Lines that begin with # are comments. A file is read again when it has changed.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from quillon.config.model import Config
-from quillon.smtp.sasl import Secret, SourceError, parse_scram_record
+from quillon.smtp.sasl import MIN_ITERATIONS, Secret, SourceError, parse_scram_record
 
 LOOK_AGAIN = 1.0  # seconds
 FILES = ("file", "digest", "scram")
@@ -75,6 +76,8 @@ class UserFile:
         self._look_at = 0.0
         self._stamp: tuple[int, int, int] | None = None
         self._users: dict[str, Secret] = {}
+        self._key = b""
+        self._shape = (MIN_ITERATIONS, 16)
 
     def __call__(self, user: str) -> Secret | None:
         """What is known of a user. Raises SourceError while the file cannot be read."""
@@ -88,8 +91,16 @@ class UserFile:
             if stamp != self._stamp:
                 self._users = read(self._scheme, self._path)
                 self._stamp = stamp
+                self._key = hashlib.sha256(repr(sorted(self._users.items())).encode()).digest()
+                first = next((secret.scram for secret in self._users.values() if secret.scram), None)
+                self._shape = (first.iterations, len(first.salt)) if first else (MIN_ITERATIONS, 16)
             self._look_at = now + LOOK_AGAIN
         return self._users.get(user)
+
+    def likeness(self) -> tuple[bytes, int, int]:
+        """A key that only this file's content gives; rounds and salt's octets of its records. Raises SourceError."""
+        self("")
+        return self._key, *self._shape
 
 
 def faults(config: Config, schemes: Collection[str]) -> list[str]:

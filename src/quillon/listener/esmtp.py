@@ -291,6 +291,8 @@ class EsmtpSession:
 
     def _waited_too_long(self, task: asyncio.Task[None]) -> None:
         """A policy did not come to an end: the command is answered 451, and the session goes on."""
+        if self._transaction.committing:
+            return  # policy has just decided: the answer comes with the commit
         session = self._session
         where = self._context.module or "core"
         self._desk.policy.report(f"scriptlet: {where} waited longer than {self._settings.policy_time} s (Policy_Time)")
@@ -301,6 +303,8 @@ class EsmtpSession:
             self._over = True
             self.stream.abort()
             return
+        if isinstance(session.waiting, smtp.Authenticate):
+            self._context.connection["auth_status"] = "error"
         data = isinstance(session.waiting, smtp.Data)
         session.respond(replies.POLICY_FAILED)
         if data:
@@ -507,6 +511,10 @@ class EsmtpSession:
     async def _on_authenticate(self, session: ServerSession, event: smtp.Authenticate) -> None:
         """An exchange is over: check, have policy look at it, log, and let a failure wait."""
         attempt, context = event.attempt, self._context
+        if self._desk.authenticator.blocked(self._settings, self._remote[0]):
+            session.respond(replies.AUTH_TOO_MANY)
+            return
+        self._desk.authenticator.attempted(self._settings, self._remote[0])
         status, refusal = await self._status(event)
         if self._record is not None:
             self._record.authenticated(event.mechanism, attempt.user, status)
@@ -522,6 +530,7 @@ class EsmtpSession:
             context.connection["auth_status"] = "fail"  # policy has the last word
         self._log_auth(event.mechanism, attempt.user, ok=good)
         if good:
+            self._desk.authenticator.passed(self._remote[0])
             context.connection["can_relay"] = "true"
             session.respond(None)
         else:
@@ -554,13 +563,15 @@ class EsmtpSession:
 
     async def _refuse_auth(self, session: ServerSession, refusal: Reply | None, status: str) -> None:
         reply = refusal or (replies.AUTH_ERROR if status == "error" else replies.AUTH_FAILED)
+        authenticator = self._desk.authenticator
         if status == "fail":
-            authenticator = self._desk.authenticator
-            delay = authenticator.failed(self._settings, self._remote[0])
+            delay = authenticator.delay(self._settings, self._remote[0])
             if authenticator.blocked(self._settings, self._remote[0]):
                 reply = replies.AUTH_TOO_MANY
             if delay:
                 await asyncio.sleep(delay)
+        else:
+            authenticator.passed(self._remote[0])
         session.respond(reply)
 
     def _log_auth(self, mechanism: str, user: str, *, ok: bool, timed_out: bool = False) -> None:

@@ -94,7 +94,10 @@ class Recorder:
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._file >= 0:
-            os.write(self._file, (json.dumps(row, separators=(",", ":")) + "\n").encode())
+            try:
+                os.write(self._file, (json.dumps(row, separators=(",", ":")) + "\n").encode())
+            except OSError:
+                self.close()  # a full disk ends the recording, not the sessions
 
     def close(self) -> None:
         """Write no more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from quillon.config.scope import IPAddress
@@ -131,27 +132,25 @@ class Transaction:
         server = self.settings.received_hostname or self._desk.hostname
         envelope = Envelope(self._batch_id, self._sender, origin, self._info, self._security.facts, server)
         self._intake = None  # the door has it from here on
-        self.committing = True
-
-        done = False
+        self._deciding = True
 
         def answered(reply: Reply) -> None:
-            nonlocal done
-            done = True
             self.forget()
             answer(reply)
 
+        def decided() -> None:
+            self._deciding, self.committing = False, True
+
         desk = self._desk
-        task = desk.door.accept(envelope, intake, self.settings, self._context, answered, desk.policy)
+        task = desk.door.accept(envelope, intake, self.settings, self._context, answered, desk.policy, decided)
         if task is not None:
-            # it waits for policy, and may still be broken off; once policy has decided, nothing does
-            self._deciding, self.committing = True, False
+            # it waits for policy, and may still be broken off
             try:
-                await task
+                await asyncio.shield(task)
             except BaseException:
-                task.cancel()
+                if not self.committing:
+                    task.cancel()
                 raise
-            self._deciding, self.committing = False, not done
 
     def _prefix(self, head: bytes) -> bytes:
         return content.fields_to_add(head, self.settings, self._trace(), self._received_text)

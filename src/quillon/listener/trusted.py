@@ -56,7 +56,7 @@ def parse_xclient(argument: str) -> Client | Reply:
         if ip is None:
             return replies.XCLIENT_SYNTAX
     port = found.get("PORT")
-    if port and not (port.isdigit() and int(port) < 65536):
+    if port and not (re.fullmatch(r"[0-9]{1,5}", port) and int(port) < 65536):
         return replies.XCLIENT_SYNTAX
     if any(not text.isprintable() for text in found.values()):
         return replies.XCLIENT_SYNTAX
@@ -78,9 +78,11 @@ def parse_context(argument: str) -> dict[str, str] | Reply:
     found = {}
     for word in argument.split():
         name, equals, value = word.partition("=")
-        if not equals or not name or name.lower().startswith(PREFIX_REFUSED) or name.startswith("#"):
+        key, text = xtext(name), xtext(value)
+        refused = key.lower().startswith(PREFIX_REFUSED) or key.startswith("#")
+        if not equals or not key or refused or not (key.isprintable() and text.isprintable()):
             return replies.XSETCONTEXT_SYNTAX
-        found[xtext(name)] = xtext(value)
+        found[key] = text
     return found or replies.XSETCONTEXT_SYNTAX
 
 

@@ -7,7 +7,7 @@ new section; octets of fields that are not concerned stay what they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.errors import HeaderParseError
 from email.header import Header, decode_header, make_header
 from functools import lru_cache
@@ -98,6 +98,45 @@ def replace(head: bytes, name: str, replacement: list[str]) -> bytes:
             head = append(head, name, value)
         return head
     return head[: match.start()] + new + remove(head[match.start() :], name)
+
+
+def pvalue(text: str) -> str:
+    """A value of Authentication-Results (RFC 8601 2.2): as it is where it is a token or an address, else quoted."""
+    if re.fullmatch(r"[A-Za-z0-9._+/@-]+", text):
+        return text
+    return '"' + re.sub(r'[^ -~]|["\\]', "?", text) + '"'
+
+
+def without_comments(value: str) -> str:
+    """A structured value without its comments, nested ones too, and with quoted strings unquoted (RFC 5322 3.2)."""
+    out, depth, quoted, at = [], 0, False, 0
+    while at < len(value):
+        character = value[at]
+        if character == "\\" and at + 1 < len(value):
+            at += 1
+            if not depth:
+                out.append(value[at])
+        elif character == '"' and not depth:
+            quoted = not quoted
+        elif character == "(" and not quoted:
+            depth += 1
+        elif character == ")" and depth and not quoted:
+            depth -= 1
+        elif not depth:
+            out.append(character)
+        at += 1
+    return "".join(out)
+
+
+def drop(head: bytes, doomed: Callable[[str, bytes], bool]) -> bytes:
+    """Without the fields that `doomed` says so of, by name and octets; nothing else is touched."""
+    kept, at = [], 0
+    for match in _ANY.finditer(head):
+        if doomed(match[1].decode("ascii"), match[0]):
+            kept.append(head[at : match.start()])
+            at = match.end()
+    left = b"".join(kept) + head[at:]
+    return left if left or not head else b"\r\n"
 
 
 def _separate(head: bytes) -> bytes:

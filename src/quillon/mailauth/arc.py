@@ -30,7 +30,7 @@ class Chain:
         words = f"arc={self.status}"
         if self.reason:
             words += f" ({re.sub(r'[^ -~]|[()]', '?', self.reason)})"
-        return f"{words} header.d={self.sealer}" if self.sealer else words
+        return f"{words} header.d={header.pvalue(self.sealer)}" if self.sealer else words
 
 
 Sets = dict[int, dict[str, bytes]]
@@ -93,11 +93,11 @@ async def validate(head: bytes, body: bytes, lookup: LookupTexts, now: float) ->
             expected = "none" if instance == 1 else "pass"
             if tags.get("cv", "").lower() != expected:
                 raise DkimError(f"the seal of instance {instance} says cv={tags.get('cv')}")
-        await _check_message(sets[last]["arc-message-signature"], fields, body, lookup, now)
+        await _check_message(sets[last]["arc-message-signature"], fields, dkim.Body(body), lookup, now)
         for instance in range(last, 0, -1):
             await _check_seal(sets, instance, seals[instance], lookup)
-    except DkimError as error:
-        return Chain("fail", str(error), last, sealer)
+    except ValueError as error:
+        return Chain("fail", str(error), last, sealer if dkim.is_name(sealer) else "")
     return Chain("pass", "", last, sealer)
 
 
@@ -106,7 +106,7 @@ def _value(field: bytes) -> str:
 
 
 async def _check_message(
-    field: bytes, fields: Sequence[tuple[str, bytes]], body: bytes, lookup: LookupTexts, now: float
+    field: bytes, fields: Sequence[tuple[str, bytes]], body: dkim.Body, lookup: LookupTexts, now: float
 ) -> None:
     parsed = dkim.parse_signature(field, now, arc=True)
     if "arc-seal" in (name.lower() for name in parsed.names):
@@ -120,6 +120,8 @@ async def _check_seal(sets: Sets, instance: int, tags: dict[str, str], lookup: L
     if "h" in tags or any(not tags.get(name) for name in ("a", "b", "d", "s")):
         raise DkimError(f"the seal of instance {instance} is malformed")
     algorithm, domain = tags["a"].lower(), tags["d"].lower()
+    if not dkim.is_name(domain) or not dkim.is_name(tags["s"]):
+        raise DkimError(f"the seal of instance {instance} names no domain")
     if algorithm not in dkim.ALGORITHMS:
         raise DkimError(f"{algorithm} is not taken")
     found = await lookup(f"{tags['s']}._domainkey.{domain}")

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
 from quillon.mail import header
+from quillon.mail.address import is_domain
 
 MAX_SIGNATURES = 8  # of one message that are looked at
 MIN_RSA_BITS = 1024  # RFC 8301 3.2
@@ -69,9 +70,9 @@ class Result:
         if self.reason and self.status != "pass":
             words += f" ({re.sub(r'[^ -~]|[()]', '?', self.reason)})"
         if self.domain:
-            words += f" header.d={self.domain}"
+            words += f" header.d={header.pvalue(self.domain)}"
         if self.selector:
-            words += f" header.s={self.selector}"
+            words += f" header.s={header.pvalue(self.selector)}"
         if self.signature:
             words += f' header.b="{self.signature[:8]}"'
         return words
@@ -106,19 +107,24 @@ def _ended(body: bytes) -> bytes:
 def relaxed_body(body: bytes) -> bytes:
     """RFC 6376 3.4.4."""
     body = re.sub(rb"[ \t]+", b" ", body)
-    body = body.replace(b" \r\n", b"\r\n").removesuffix(b" ")
-    while body.endswith(b"\r\n"):
-        body = body[:-2]
+    body = without_empty_end(body.replace(b" \r\n", b"\r\n").removesuffix(b" "))
     return body + b"\r\n" if body else b""
+
+
+def without_empty_end(body: bytes) -> bytes:
+    """Without the line ends at the end, in time that grows as the body does: a body may be nothing else."""
+    tail = body[len(body.rstrip(b"\r\n")) :]
+    empty = re.match(rb"(?:\n\r)*", tail[::-1])
+    assert empty is not None
+    return body[: len(body) - empty.end()]
 
 
 def canonical_body(body: bytes, how: str) -> bytes:
     """`how` is simple or relaxed."""
     if how == "relaxed":
         return relaxed_body(body)
-    while body.endswith(b"\r\n\r\n"):
-        body = body[:-2]
-    return b"\r\n" if body in (b"", b"\r\n") else _ended(body)
+    stripped = without_empty_end(body)
+    return stripped + b"\r\n"
 
 
 def canonical_field(field: bytes, how: str) -> bytes:
@@ -348,8 +354,10 @@ def parse_signature(field: bytes, now: float, *, arc: bool = False) -> Parsed:
         raise DkimError("i= is not in the domain of d=")
     _check_times(tags, now)
     length = tags.get("l")
-    if length is not None and not length.isdigit():
+    if length is not None and not re.fullmatch(r"[0-9]{1,15}", length):
         raise DkimError("l= is no number")
+    if not is_name(domain) or not is_name(tags["s"]):
+        raise DkimError("d= or s= is no domain name")
     return Parsed(
         domain,
         tags["s"],
@@ -375,6 +383,11 @@ def _check_times(tags: Mapping[str, str], now: float) -> None:
             raise DkimError("the signature has expired")
 
 
+def is_name(text: str) -> bool:
+    """Whether it can be a domain or a selector: labels of letters, digits, hyphens and underscores."""
+    return is_domain(text) and not text.startswith("[")
+
+
 def decoded(text: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
@@ -382,19 +395,43 @@ def decoded(text: str) -> bytes:
         raise DkimError("malformed base64") from None
 
 
+class Body:
+    """A body in its canonical forms, each made once for all signatures."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._forms: dict[str, tuple[bytes, bytes]] = {}
+
+    def _form(self, how: str) -> tuple[bytes, bytes]:
+        found = self._forms.get(how)
+        if found is None:
+            octets = canonical_body(self._data, how)
+            found = self._forms[how] = (octets, hashlib.sha256(octets).digest())
+        return found
+
+    def canonical(self, how: str) -> bytes:
+        """`how` is simple or relaxed."""
+        return self._form(how)[0]
+
+    def digest(self, how: str) -> bytes:
+        """SHA-256 of a form."""
+        return self._form(how)[1]
+
+
 async def verify(head: bytes, body: bytes, lookup: LookupTexts, now: float) -> list[Result]:
     """A result for each DKIM-Signature, at most MAX_SIGNATURES; empty where there is none."""
     fields = list(header.fields(head))
     own = [field for name, field in fields if name.lower() == "dkim-signature"]
-    return [await _verified(field, fields, body, lookup, now) for field in own[:MAX_SIGNATURES]]
+    known = Body(body)
+    return [await _verified(field, fields, known, lookup, now) for field in own[:MAX_SIGNATURES]]
 
 
 async def _verified(
-    field: bytes, fields: Sequence[tuple[str, bytes]], body: bytes, lookup: LookupTexts, now: float
+    field: bytes, fields: Sequence[tuple[str, bytes]], body: Body, lookup: LookupTexts, now: float
 ) -> Result:
     try:
         parsed = parse_signature(field, now)
-    except DkimError as error:
+    except ValueError as error:
         return Result("permerror", str(error))
     status, reason, key = await check(parsed, field, fields, body, lookup)
     return Result(
@@ -412,7 +449,7 @@ async def _verified(
 
 
 async def check(
-    parsed: Parsed, field: bytes, fields: Sequence[tuple[str, bytes]], body: bytes, lookup: LookupTexts
+    parsed: Parsed, field: bytes, fields: Sequence[tuple[str, bytes]], body: Body, lookup: LookupTexts
 ) -> tuple[str, str, PublicKey | None]:
     """Status, reason and key of a signature that could be read."""
     found = await lookup(f"{parsed.selector}._domainkey.{parsed.domain}")
@@ -424,13 +461,13 @@ async def check(
         key = public_key(found.records[0], parsed.algorithm, parsed.domain, parsed.identity)
     except DkimError as error:
         return "permerror", str(error), None
-    octets = canonical_body(body, parsed.body_canon)
+    octets = body.canonical(parsed.body_canon)
     if parsed.length is not None:
         if parsed.length > len(octets):
             return "permerror", "l= is more than there is", key
         if parsed.length < len(octets):
             return "policy", "l= leaves some of the body unsigned", key
-    if hashlib.sha256(octets).digest() != parsed.body_hash:
+    if body.digest(parsed.body_canon) != parsed.body_hash:
         return "fail", "the body has been changed", key
     others = [item for item in fields if item[1] is not field]
     data = signed_octets(others, parsed.names, field, parsed.header_canon)

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from publicsuffixlist import PublicSuffixList
 
+from quillon.mail import header
 from quillon.mailauth import dkim
 from quillon.mailauth.dkim import DkimError, LookupTexts
 
@@ -30,7 +31,7 @@ class Verdict:
             words += f" (p={self.policy})"
         elif self.reason:
             words += f" ({self.reason})"
-        return f"{words} header.from={self.domain}" if self.domain else words
+        return f"{words} header.from={header.pvalue(self.domain)}" if self.domain else words
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import quote
 
+from quillon.mail import header
+
 MAX_LOOKUPS = 10  # RFC 7208 4.6.4
 MAX_VOID_LOOKUPS = 2
 MAX_NAMES = 10  # MX and PTR names that are looked at
@@ -38,7 +40,7 @@ class Result:
 
     def text(self, sender: str, helo: str) -> str:
         """As in Authentication-Results (RFC 8601 2.7.2)."""
-        prop = f"smtp.mailfrom={sender}" if sender else f"smtp.helo={helo}"
+        prop = f"smtp.mailfrom={header.pvalue(sender)}" if sender else f"smtp.helo={header.pvalue(helo)}"
         note = f" ({re.sub(r'[^ -~]|[()]', '?', self.reason)})" if self.reason else ""
         return f"spf={self.status}{note} {prop}"
 
@@ -54,9 +56,9 @@ _QUALIFIERS = {"+": "pass", "-": "fail", "~": "softfail", "?": "neutral"}
 _TERM = re.compile(r"([+\-~?]?)([A-Za-z][A-Za-z0-9_.-]*)(?:(=)(.*)|(:.*?)?((?:/[0-9]+)?(?://[0-9]+)?))\Z")
 # RFC 7208 7.1: macro-string; a domain-spec ends with a top label that is no number, or with a macro
 _MACRO_STRING = re.compile(r"(?:[!-$&-~]|%\{[slodiphcrtvSLODIPHCRTV][0-9]*[rR]?[.\-+,/_=]*\}|%[%_-])*\Z")
-_DOMAIN_END = re.compile(
-    r"(?:.*\.(?:[A-Za-z0-9]*[A-Za-z][A-Za-z0-9]*|[A-Za-z0-9]+-[A-Za-z0-9-]*[A-Za-z0-9])\.?|.*(?:%\{[^{}]*\}|%[%_-]))\Z"
-)
+_MACRO_END = re.compile(r"%(?:\{[^{}%]*\}|[%_-])\Z")
+_TOP_LABEL = re.compile(r"(?![0-9]*\Z)(?!-)[A-Za-z0-9-]{1,63}(?<!-)\Z")
+MAX_RECORD = 4096  # characters
 _MACRO = re.compile(r"%(?:\{([slodiphcrtvSLODIPHCRTV])([0-9]{0,3})([rR]?)([.\-+,/_=]*)\}|([%_-])|(.)|\Z)")
 
 
@@ -106,6 +108,8 @@ class _Check:
         records = [text for text in found.records if re.match(r"v=spf1(?: |\Z)", text, re.IGNORECASE)]
         if len(records) > 1:
             raise _Stop("permerror", f"{domain} has more than one SPF record")
+        if records and len(records[0]) > MAX_RECORD:
+            raise _Stop("permerror", f"the SPF record of {domain} is too long")
         if records and not (records[0].isascii() and records[0].isprintable()):
             raise _Stop("permerror", f"the SPF record of {domain} is not printable ASCII")
         return records[0].split()[1:] if records else None
@@ -207,8 +211,8 @@ class _Check:
         whole = "".join(out)
         if explaining:
             return whole
-        while len(whole) > 253 and "." in whole:
-            whole = whole.partition(".")[2]
+        if len(whole) > 253:  # RFC 7208 7.3: labels go from the left
+            whole = whole[-253:] if whole[-254] == "." else whole[-253:].partition(".")[2]
         return whole.rstrip(".")
 
     async def _macro(self, letter: str, domain: str) -> str:
@@ -302,7 +306,9 @@ def _check_mechanism(term: str, name: str, argument: str, mask: str) -> None:
 
 def _check_domain_spec(text: str) -> None:
     """Raises _Stop for what is no domain-spec."""
-    if not _MACRO_STRING.match(text) or not _DOMAIN_END.match(text) or re.search(r"%\{[crtCRT]", text):
+    _, dot, top = text.removesuffix(".").rpartition(".")
+    ended = _MACRO_END.search(text[-64:]) or (dot and _TOP_LABEL.match(top))
+    if not ended or not _MACRO_STRING.match(text) or re.search(r"%\{[crtCRT]", text):
         raise _Stop("permerror", f"malformed domain {text[:60]!r}")
 
 

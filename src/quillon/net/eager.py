@@ -47,7 +47,10 @@ def start(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         waits_for = coroutine.send(None)
     except StopIteration:
         return None
-    return asyncio.get_running_loop().create_task(_finish(_Rest(coroutine, waits_for)))
+    task = asyncio.get_running_loop().create_task(_finish(_Rest(coroutine, waits_for)))
+    # one that is cancelled before its first step has not told the coroutine
+    task.add_done_callback(lambda _: coroutine.close())
+    return task
 
 
 async def _finish(rest: _Rest) -> None:

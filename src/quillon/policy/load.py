@@ -149,10 +149,21 @@ def _world(config: Config, clock: Clock, report: Callable[[str], None], services
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        return world  # a policy that is only looked at: nothing runs later
+        # a policy that is only looked at: it loads as it would, and nothing runs later
+        world.later = _nothing
+        world.after = lambda seconds, function: _stopped
+        return world
     world.later = lambda function: _drop(loop.call_soon(function))
     world.after = lambda seconds, function: loop.call_later(seconds, function).cancel
     return world
+
+
+def _nothing(_function: object) -> None:
+    """Where nothing runs later."""
+
+
+def _stopped() -> None:
+    """A timer that never runs is easily stopped."""
 
 
 def _drop(_handle: object) -> None:

@@ -32,7 +32,7 @@ from quillon.policy.hook import (
     words_of,
 )
 from quillon.policy.msys import LIBRARIES
-from quillon.policy.msys.api import Api, from_octets, to_octets
+from quillon.policy.msys.api import NO_MEMORY, Api, from_octets, size_of, to_octets
 from quillon.policy.msys.json import NULL
 from quillon.policy.world import World
 
@@ -176,8 +176,10 @@ class _Runtime:
             attribute_filter=_refuse_attribute,
             encoding="latin-1",
             # far above the limit: what Python hands over must never meet this ceiling, where Lua knows no way back
-            max_memory=settings.memory_limit * 2**20 * 2 or None,
+            max_memory=self._memory * 2 or None,
         )
+        # what lies between is for what scripts make by themselves, which does know a way
+        self._room = self._memory + self._memory // 2
         self.api = Api(world)
         for library in LIBRARIES:
             library(self.api)
@@ -198,6 +200,7 @@ class _Runtime:
                 "left_out": lua.table_from(api.left_out),
                 "token": api.token,
                 "fault": api.fault,
+                "no_memory": NO_MEMORY,
                 "register": api.guarded(self._register),
                 "register_auth": api.guarded(self._register_auth),
                 "register_control": api.guarded(self._register_control),
@@ -216,6 +219,8 @@ class _Runtime:
         self._disarm, self._state = runtime["disarm"], runtime["state"]
         self._kept, self._forget = runtime["kept"], runtime["drop"]
         self._collect = lua.eval("collectgarbage")
+        if self._memory:
+            api.used, api.room = lua.get_memory_used, self._room
         api.run_kept = lambda number, *arguments: self.run(self._kept(number), *arguments)
 
     def _chunk(self, name: str) -> Any:
@@ -269,15 +274,20 @@ class _Runtime:
         while result[0] is not True:
             _, coroutine, name, *arguments = result
             given: tuple[Any, ...]
+            # a task of its own: what it uses may want to know which task it runs in
+            inner = asyncio.ensure_future(self.api.waits[name](call, *arguments))
             try:
-                # a task of its own: what it uses may want to know which task it runs in
-                found = await asyncio.ensure_future(self.api.waits[name](call, *arguments))
+                found = await inner
                 given = (True, *found) if isinstance(found, tuple) else (True, found)
             except Exception as error:
                 given = (False, to_octets(words_of(error)))
             except BaseException:
+                inner.cancel()
                 self._cancel(coroutine)
                 raise
+            if self.api.full(size_of(given)):
+                self._cancel(coroutine)
+                raise PolicyError(self._too_much)
             result = self._limited(call, self._continue, coroutine, table, *given)
         return result
 

@@ -138,7 +138,7 @@ def authentication_results(authserv_id: str, context: Context) -> bytes:
     status = context.connection.get("auth_status")
     if status is not None:
         user = context.connection.get("auth_user", "")
-        prop = f" smtp.auth={_value(user)}" if user and status == "pass" else ""
+        prop = f" smtp.auth={header.pvalue(user)}" if user and status == "pass" else ""
         word = {"pass": "pass", "fail": "fail"}.get(status, "temperror")
         found.insert(0, f"auth={word} ({_comment(context.connection.get('auth_name', ''))}){prop}")
     own = b"".join(header.encoded(*_split(field)) for field in context.fields)
@@ -153,30 +153,20 @@ def _split(field: str) -> tuple[str, str]:
     return name, re.sub(r"[\x00-\x1f\x7f]", "?", value.strip())
 
 
-def without_results(content: Content, authserv_id: str, ours: bool) -> Content:
-    """Without Authentication-Results fields that claim to be ours (RFC 8601 5), where we add one."""
-    if not ours:
+def without_results(content: Content, authserv_id: str) -> Content:
+    """Without Authentication-Results fields that claim to be ours (RFC 8601 5)."""
+    if not authserv_id or b"authentication-results" not in content.head.lower():
         return content
-    forged = []
-    for name, octets in header.fields(content.head):
-        if name.lower() == "authentication-results":
-            value = octets.partition(b":")[2].decode("latin-1")
-            bare = re.sub(r"\([^()]*\)", " ", value).strip()
-            claimed = re.split(r"[\s;]", bare, maxsplit=1)[0].strip('"')
-            if claimed.lower() == authserv_id.lower():
-                forged.append(octets)
-    if not forged:
+
+    def forged(name: str, octets: bytes) -> bool:
+        if name.lower() != "authentication-results":
+            return False
+        value = header.without_comments(octets.partition(b":")[2].decode("latin-1").replace("\r\n", "")).strip()
+        return re.split(r"[\s;]", value, maxsplit=1)[0].lower() == authserv_id.lower()
+
+    head = header.drop(content.head, forged)
+    if head == content.head:
         return content
     clean = content.copy()
-    head = clean.head
-    for octets in forged:
-        head = head.replace(octets, b"", 1)
-    clean.head = head or b"\r\n"
+    clean.head = head
     return clean
-
-
-def _value(text: str) -> str:
-    """A value of RFC 8601's pvalue: as it is where it is a token or address, else quoted."""
-    if re.fullmatch(r"[A-Za-z0-9._+=/@-]+", text):
-        return text
-    return '"' + re.sub(r'["\\\x00-\x1f\x7f]', "?", text) + '"'

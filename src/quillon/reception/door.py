@@ -104,13 +104,15 @@ class Door:
         context: Context,
         answer: Answer,
         policy: Policy | None = None,
+        decided: Callable[[], None] = lambda: None,
     ) -> asyncio.Task[None] | None:
         """Take a message, or refuse it; `answer` is called once, after the commit where there is one.
 
         `settings` is None for what Quillon writes itself, which is under no rule of reception. Gives the task that does
-        the rest where policy has to wait; who cancels it gets no answer, and no message has been taken then.
+        the rest where policy has to wait; who cancels it gets no answer, and no message has been taken then. `decided`
+        is called when that is over: from there on the message is being stored, and nothing breaks it off.
         """
-        return eager.start(self._accept(envelope, intake, settings, context, answer, policy or self.policy))
+        return eager.start(self._accept(envelope, intake, settings, context, answer, policy or self.policy, decided))
 
     async def _accept(
         self,
@@ -120,6 +122,7 @@ class Door:
         context: Context,
         answer: Answer,
         policy: Policy,
+        decided: Callable[[], None],
     ) -> None:
         try:
             found = await self._decide(envelope, intake, settings, context, policy)
@@ -130,6 +133,7 @@ class Door:
             intake.discard()
             answer(found)
             return
+        decided()
         self._store(envelope, found, answer)
 
     async def _decide(
@@ -202,7 +206,7 @@ class Door:
         try:
             for copies in _alike(own):
                 first = copies[0]
-                data = content.without_results(first.content, envelope.authserv_id, bool(added)).whole
+                data = content.without_results(first.content, envelope.authserv_id).whole
                 body, path, size = intake.copy(first.number.number, data, added)
                 batch = self._batch(envelope, first.number, first.sender, context, size, not data.isascii())
                 batch.body, batch.path = body, path
@@ -214,7 +218,7 @@ class Door:
         if not shared:
             intake.discard()
             return out
-        fit = content.without_results(decision.content, envelope.authserv_id, bool(added))
+        fit = content.without_results(decision.content, envelope.authserv_id)
         if fit.changed or added:
             intake.replace(fit.whole, added)
         if intake.failed is not None:

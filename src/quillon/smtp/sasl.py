@@ -80,14 +80,16 @@ class Lookup(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What mechanisms need: the host name, DIGEST-MD5's realm, credentials, a source of nonces, and a key of this
-    process from which the salt of users that do not exist is made."""
+    """What mechanisms need: the host name, DIGEST-MD5's realm, credentials, a source of nonces, and a key from
+    which the salt of users that do not exist is made, with rounds and octets of salt as the others have them."""
 
     hostname: str
     realm: str
     lookup: Lookup
     nonce: Callable[[], str]
     key: bytes
+    iterations: int = MIN_ITERATIONS
+    salt_length: int = 16
 
 
 class Exchange(Protocol):
@@ -308,9 +310,11 @@ class ScramSha256:
         """What is kept of the password; for a user that does not exist something that looks the same each time."""
         if found is not None and found.scram is not None:
             return found.scram
-        salt = hmac.digest(self._server.key, self._user.encode(), "sha256")[:16]
-        password = found.password if found is not None and found.password is not None else salt.hex()
-        return scram_secret(password, salt, MIN_ITERATIONS)
+        server = self._server
+        salt = (hmac.digest(server.key, self._user.encode(), "sha256") * 4)[: server.salt_length]
+        if found is None or found.password is None:
+            return ScramSecret(server.iterations, salt, salt.ljust(32, b"\0")[:32], b"\0" * 32)
+        return scram_secret(found.password, salt, server.iterations)
 
     def _answer_final(self, text: str) -> Step:
         match = re.fullmatch(r"(c=([A-Za-z0-9+/=]+),r=([!-+\--~]+)(?:,[^p][^,]*)*),p=([A-Za-z0-9+/=]+)", text)

@@ -268,7 +268,7 @@ class ServerSession:
         except UnicodeDecodeError:
             return self._refuse(replies.UNRECOGNIZED)
         if self.heard is not None:
-            self.heard(text.decode("ascii") if verb != "AUTH" else " ".join(["AUTH", *argument.split()[:1]]))
+            self.heard(_without_secrets(verb, argument, text.decode("ascii")))
         row = VERBS.get(verb)
         if row is None:
             if self.settings.allow_trailing_whitespace_in_commands and verb.strip() in VERBS:
@@ -546,6 +546,13 @@ class ServerSession:
         if self.said is not None:
             self.said(reply)
         self._out.append(reply.encode())
+
+
+def _without_secrets(verb: str, argument: str, line: str) -> str:
+    """A command line without what may be a password: that of AUTH, and a response that comes where none is expected."""
+    if verb == "AUTH":
+        return " ".join([verb, *argument.split()[:1]])
+    return line if verb in VERBS else "(unrecognized)"
 
 
 def _qualified(mailbox: Mailbox, domain: str | None) -> Mailbox:

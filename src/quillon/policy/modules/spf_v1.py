@@ -5,10 +5,12 @@ Nothing is refused; the result stands in the message context for scripts to act 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from quillon.mail import header
 from quillon.mailauth import spf
 from quillon.policy.hook import Call, Callout, Hook, Phase, Verdict
 from quillon.policy.world import World
@@ -59,8 +61,10 @@ class Spf:
         if self._settings.add_authentication_results:
             context.results.append(found.text(sender, helo))
         if self._settings.add_headers:
-            words = f"{found.status} ({self._world.hostname}: {found.reason or 'checked'}) client-ip={ip};"
-            context.fields.append(f'Received-SPF: {words} envelope-from="{sender}"; helo={helo};')
+            reason = re.sub(r"[^ -~]|[()\\]", "?", found.reason or "checked")
+            words = f"{found.status} ({self._world.hostname}: {reason}) client-ip={ip};"
+            more = f"envelope-from={header.pvalue(sender)}; helo={header.pvalue(helo)};"
+            context.fields.append(f"Received-SPF: {words} {more}")
         return Verdict.CONT
 
     async def _lookup(self, name: str, kind: str) -> spf.Records:

@@ -7,6 +7,7 @@ from email.utils import getaddresses
 
 from quillon.mail.address import NULL_PATH, AddressError, Mailbox, parse_mailbox
 
+LONGEST = 65536  # characters of one field that are looked at
 PARTS = ("all", "localpart", "user", "detail", "domain")
 
 
@@ -15,7 +16,11 @@ def address_parts(values: Sequence[str], part: str) -> list[str]:
     if part not in PARTS:
         raise ValueError(f"{part!r} is no part of an address: {', '.join(PARTS)}")
     found = []
-    for _, address in getaddresses(list(values)):
+    try:
+        pairs = getaddresses([value[:LONGEST] for value in values])
+    except (RecursionError, ValueError, IndexError):
+        return []  # what a client has written need not be readable
+    for _, address in pairs:
         local, at, domain = address.rpartition("@")
         if not at:
             local, domain = address, ""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import secrets
+import sys
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
@@ -24,6 +25,16 @@ from quillon.policy.world import World
 __all__ = ["Api", "Handle", "Object", "from_octets", "number_text", "to_octets"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+NO_MEMORY = -4.930380657631324e-32  # a number that no function gives
+
+
+def size_of(result: Any) -> int:
+    """Octets of a result's texts, about."""
+    if isinstance(result, str):
+        return len(result)
+    return sum(len(item) for item in result if isinstance(item, str)) + 64 if isinstance(result, tuple) else 64
 
 
 class Handle(Protocol):
@@ -50,6 +61,8 @@ class Api:
         self.constants: dict[str, object] = {}
         self.left_out: dict[str, str] = {}
         self.documented: dict[str, str] = {}
+        self.used: Callable[[], int] = lambda: 0  # octets that scripts hold
+        self.room = sys.maxsize
         self._caller: ContextVar[Call | None] = ContextVar("caller", default=None)
         self.run_kept: Callable[..., Any] = lambda number, *arguments: None
 
@@ -77,7 +90,7 @@ class Api:
 
         def run(*arguments: Any) -> Any:
             try:
-                return function(*arguments)
+                return self._fitting(function(*arguments))
             except Exception as error:
                 return self._failed(error)
 
@@ -97,7 +110,7 @@ class Api:
     def _plain(self, function: Callable[..., Any], octets: bool) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             try:
-                return self.out(function(*self.into(arguments, octets)))
+                return self._fitting(self.out(function(*self.into(arguments, octets))))
             except Exception as error:
                 return self._failed(error)
 
@@ -113,11 +126,23 @@ class Api:
 
         return begin
 
-    def _failed(self, error: Exception) -> tuple[str, str]:
+    def _failed(self, error: Exception) -> Any:
         """What the Lua side raises with the place in the script."""
         if isinstance(error, TypeError) and "argument" in str(error):
             error = TypeError("wrong arguments: " + str(error).partition(" ")[2])
-        return self.fault, to_octets(words_of(error))
+        return self._fitting((self.fault, to_octets(words_of(error))))
+
+    def _fitting(self, result: Any) -> Any:
+        """A result, or NO_MEMORY where there is no room for it: what Lua cannot hold when Python gives it, it cannot
+        refuse either, and a number needs no room."""
+        if result is None or result is True or result is False:
+            return result
+        size = len(result) if type(result) is str else size_of(result)
+        return NO_MEMORY if self.used() + size > self.room else result
+
+    def full(self, size: int) -> bool:
+        """Whether so many octets more are too many."""
+        return self.used() + size > self.room
 
     def into(self, arguments: tuple[Any, ...], octets: bool) -> list[Any]:
         """Arguments of a script for Python. Raises ValueError for tables too deep."""

@@ -66,6 +66,15 @@ local function checked(...)
   if clock() > state.deadline then stop() end
   return ...
 end
+local gmatch = string.gmatch
+function string.gmatch(subject, ...)
+  local nexts = gmatch(subject, ...)
+  if type(subject) ~= "string" or #subject < LONG then return nexts end
+  return function()
+    if not state.deadline then state.deadline = clock() + state.left end
+    return checked(nexts())
+  end
+end
 for _, name in ipairs({"find", "match", "gsub", "rep"}) do
   local plain = string[name]
   string[name] = function(subject, ...)
@@ -88,18 +97,49 @@ local WAIT = {}
 local current = {may_wait = false, session = nil}
 local remaining = setmetatable({}, {__mode = "k"})
 
+-- Coroutines within coroutines, and functions called back by gsub, go deeper on the C stack, which nobody watches.
+local DEEPEST = 100
+local levels = setmetatable({}, {__mode = "k"})
+local function deeper(co)
+  local here = running()
+  local level = (here and levels[here] or 0) + 1
+  if level > DEEPEST then raise("C stack overflow") end
+  levels[co] = level
+end
 local function pass(co, ok, first, ...)
   if ok and first == WAIT then return pass(co, resume(co, yield(WAIT, ...))) end
   return ok, first, ...
 end
-function coroutine.resume(co, ...) return pass(co, resume(co, ...)) end
+function coroutine.resume(co, ...)
+  if type(co) ~= "thread" then raise("bad argument #1 to 'resume' (coroutine expected)") end
+  deeper(co)
+  return pass(co, resume(co, ...))
+end
 local function unwrap(ok, ...)
   if not ok then error((...), 0) end
   return ...
 end
 function coroutine.wrap(f)
   local co = create(f)
-  return function(...) return unwrap(pass(co, resume(co, ...))) end
+  return function(...)
+    deeper(co)
+    return unwrap(pass(co, resume(co, ...)))
+  end
+end
+local gsubs = setmetatable({}, {__mode = "k"})
+local gsub = string.gsub
+local function ended(here, ok, ...)
+  gsubs[here] = gsubs[here] - 1
+  if not ok then error((...), 0) end
+  return ...
+end
+function string.gsub(subject, pattern, replacement, ...)
+  if type(replacement) ~= "function" then return gsub(subject, pattern, replacement, ...) end
+  local here = running() or gsubs
+  local depth = (gsubs[here] or 0) + 1
+  if depth + (levels[here] or 0) > DEEPEST then raise("C stack overflow") end
+  gsubs[here] = depth
+  return ended(here, pcall(gsub, subject, pattern, replacement, ...))
 end
 local wait
 
@@ -245,7 +285,9 @@ local function opened(text, ...)
   local found = read(text, 1, {...})
   return unpack(found, 1, found.n)
 end
+local NO_MEMORY = py.no_memory
 local function good(first, ...)
+  if first == NO_MEMORY then raise("the scripts hold too much memory (Memory_Limit)") end
   if first == FAULT then raise((...)) end
   if first == TOKEN then return opened(...) end
   return first, ...
