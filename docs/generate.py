@@ -217,7 +217,7 @@ WRITTEN_IN_LUA = {
     "msg:get_envelope2(flags, localpart, domain)": "Fill two buffers of msys.core.string_new().",
     "msys.core.string_new()": "A buffer with set, get, append, write, a length and a text.",
     "json.new(), json.decode(text), json.encode(value), json.null": "Tables that print as JSON.",
-    "msys.tls_params.set(parameters, name, value)": "Set a TLS parameter in get_inbound_ and get_outbound_tls_parameters.",
+    "msys.tls_params.set(parameters, name, value)": "Set a TLS parameter; in the hooks of TLS parameters.",
 }
 
 

@@ -20,16 +20,17 @@ from quillon import __version__
 from quillon.config.scope import IPAddress
 from quillon.listener import authentication, relay, trusted
 from quillon.listener.desk import Desk
+from quillon.listener.login import AUTH_KEYS, Login
 from quillon.listener.recorder import SessionRecord
 from quillon.listener.security import Security
 from quillon.listener.transaction import Transaction
 from quillon.mail import reply as replies
-from quillon.mail.event import Authenticated, Rejected
-from quillon.mail.reply import Reply, parse_reply
+from quillon.mail.event import Rejected
+from quillon.mail.reply import Reply
 from quillon.net import eager
 from quillon.net.stream import Stream
 from quillon.policy.context import Context
-from quillon.policy.hook import AuthInfo, Call, Hook, Phase, Session
+from quillon.policy.hook import Call, Phase, Session
 from quillon.smtp import events as smtp
 from quillon.smtp.sasl import Attempt
 from quillon.smtp.server import ServerSession
@@ -39,7 +40,6 @@ from quillon.tls.verdict import HandshakeFailure
 HANDSHAKE_TIMEOUT = 60.0  # seconds
 LINGER = 30.0  # seconds that a last reply may take to leave
 EHLO_KEYS = ("ehlo_string", "ehlo_domain")  # connection context
-AUTH_KEYS = ("auth_name", "auth_user", "auth_status")
 MAX_UNREAD = 65536  # octets pipelined behind a paused command before reading stops
 
 
@@ -55,6 +55,7 @@ class EsmtpSession:
         self._session: ServerSession | None = None
         self._security: Security
         self._transaction: Transaction
+        self._login: Login
         self._task: asyncio.Task[None] | None = None
         self._record: SessionRecord | None = None
         self._early = b""
@@ -81,6 +82,7 @@ class EsmtpSession:
         self._info = Session(_endpoint(remote), _endpoint(local), str(self._id))
         self._security = Security(desk, tls, self._info, self._id, self._context)
         self._transaction = Transaction(desk, self._settings, self._info, self._id, self._context, self._security)
+        self._login = Login(desk, self._settings, self._info, self._id, self._context)
         desk.sessions.add(self)
         desk.deadlines.add(self)
         self._ends_at = now + self._settings.session_time if self._settings.session_time else 0.0
@@ -89,7 +91,7 @@ class EsmtpSession:
         desk.note("connections", remote[0])
         if desk.recorder is not None:
             record = desk.recorder.begin(self._info.remote, self._info.local, self._listen)
-            self._record = self._security.record = self._transaction.record = record
+            self._record = self._security.record = self._transaction.record = self._login.record = record
         self._context.connection.update(self._settings.context or {})
         self._context.connection["pathway"] = self._settings.pathway
         if self._settings.use_ssl:
@@ -171,7 +173,7 @@ class EsmtpSession:
         self._desk.deadlines.discard(self)
         if self._counted:
             self._count(-1)
-        self._log_timed_out_auth()
+        self._login.ended(self._session)
         self._security.release()
         self._transaction.abandon()
         self._info.over = True
@@ -304,7 +306,7 @@ class EsmtpSession:
             self.stream.abort()
             return
         if isinstance(session.waiting, smtp.Authenticate):
-            self._context.connection["auth_status"] = "error"
+            self._login.given_up()
         data = isinstance(session.waiting, smtp.Data)
         session.respond(replies.POLICY_FAILED)
         if data:
@@ -370,7 +372,7 @@ class EsmtpSession:
                 self._listen, self._ip, pathway
             )
             self._settings = dataclasses.replace(self._settings, pathway=pathway, use_ssl=use_ssl)
-            self._transaction.settings = self._settings
+            self._transaction.settings = self._login.settings = self._settings
             limit = self._settings.session_time
             self._ends_at = self._desk.clock.now() + limit if limit else 0.0
             for key, value in (self._settings.context or {}).items():
@@ -427,9 +429,10 @@ class EsmtpSession:
         elif isinstance(event, smtp.Hello):
             await self._on_hello(session, event)
         elif isinstance(event, smtp.BeginAuth):
-            await self._on_begin_auth(session, event)
+            self._login.begin(session, event, self._remote[0])
         elif isinstance(event, smtp.Authenticate):
-            await self._on_authenticate(session, event)
+            await self._login.finish(session, event, self._remote[0])
+            self._close_if_told(session)
         elif isinstance(event, smtp.Extension):
             await self._on_extension(session, event)
         elif isinstance(event, smtp.StartTls):
@@ -499,92 +502,6 @@ class EsmtpSession:
             self._touch()
             self._run()
 
-    # AUTH -----------------------------------------------------------------------------------------------------
-
-    async def _on_begin_auth(self, session: ServerSession, event: smtp.BeginAuth) -> None:
-        if self._desk.authenticator.blocked(self._settings, self._remote[0]):
-            session.respond(replies.AUTH_TOO_MANY)
-            return
-        hostname = self._settings.banner_hostname or self._desk.hostname
-        session.auth(self._desk.authenticator.begin(self._settings, event.mechanism, hostname), event.initial)
-
-    async def _on_authenticate(self, session: ServerSession, event: smtp.Authenticate) -> None:
-        """An exchange is over: check, have policy look at it, log, and let a failure wait."""
-        attempt, context = event.attempt, self._context
-        if self._desk.authenticator.blocked(self._settings, self._remote[0]):
-            session.respond(replies.AUTH_TOO_MANY)
-            return
-        self._desk.authenticator.attempted(self._settings, self._remote[0])
-        status, refusal = await self._status(event)
-        if self._record is not None:
-            self._record.authenticated(event.mechanism, attempt.user, status)
-        for key, value in zip(AUTH_KEYS, (event.mechanism, attempt.user, status), strict=True):
-            context.connection[key] = value
-        if not attempt.user:
-            del context.connection["auth_user"]
-        if self._desk.policy.has(Phase.AUTH):
-            info = AuthInfo(event.mechanism, attempt.user, status)
-            refusal = await self._desk.policy.run(Call(Phase.AUTH, self._info, context, auth=info)) or refusal
-        good = status == "pass" and refusal is None
-        if status == "pass" and not good:
-            context.connection["auth_status"] = "fail"  # policy has the last word
-        self._log_auth(event.mechanism, attempt.user, ok=good)
-        if good:
-            self._desk.authenticator.passed(self._remote[0])
-            context.connection["can_relay"] = "true"
-            session.respond(None)
-        else:
-            await self._refuse_auth(session, refusal, status)
-        self._close_if_told(session)
-
-    async def _status(self, event: smtp.Authenticate) -> tuple[str, Reply | None]:
-        """pass, fail or error, by the hooks that decide instead of the source of credentials, or by that source."""
-        policy, attempt = self._desk.policy, event.attempt
-        if policy.hooks(Hook.PRE_AUTH):
-            call = Call(Hook.PRE_AUTH, self._info, self._context)
-            said = policy.answers(Hook.PRE_AUTH, call, event.mechanism, attempt.user)
-            if said in (authentication.OK, authentication.FAIL):
-                return ("pass" if said == authentication.OK else "fail"), None
-        if authentication.scheme(self._settings, event.mechanism) != "ac_auth":
-            return await self._desk.authenticator.decide(self._settings, event.mechanism, attempt), None
-        call = Call(Hook.AC_AUTH, self._info, self._context)
-        found = policy.answers(Hook.AC_AUTH, call, attempt.user, attempt.password)
-        said, text = found if isinstance(found, tuple) else (found, "")
-        if said == authentication.OK:
-            return "pass", None
-        if said != authentication.FAIL:
-            return "error", None
-        policy.answers(Hook.AC_AUTH_FAILED, call, attempt.user, text or "")
-        try:
-            return "fail", parse_reply(text) if text else None
-        except ValueError as error:
-            policy.report(f"scriptlet: ac_auth_perform_auth: {error}")
-            return "fail", None
-
-    async def _refuse_auth(self, session: ServerSession, refusal: Reply | None, status: str) -> None:
-        reply = refusal or (replies.AUTH_ERROR if status == "error" else replies.AUTH_FAILED)
-        authenticator = self._desk.authenticator
-        if status == "fail":
-            delay = authenticator.delay(self._settings, self._remote[0])
-            if authenticator.blocked(self._settings, self._remote[0]):
-                reply = replies.AUTH_TOO_MANY
-            if delay:
-                await asyncio.sleep(delay)
-        else:
-            authenticator.passed(self._remote[0])
-        session.respond(reply)
-
-    def _log_auth(self, mechanism: str, user: str, *, ok: bool, timed_out: bool = False) -> None:
-        given = authentication.parameters(self._settings, mechanism) or {}
-        if given.get("log_authentication", "false").lower() in ("true", "1", "yes", "on"):
-            desk, info = self._desk, self._info
-            now = desk.clock.now()
-            desk.log(Authenticated(now, info.local, info.remote, user, ok, mechanism, self._id, timed_out))
-
-    def _log_timed_out_auth(self) -> None:
-        if self._session is not None and self._session.authenticating:
-            self._log_auth(self._session.authenticating, "", ok=False, timed_out=True)
-
     # trusted clients ------------------------------------------------------------------------------------------
 
     async def _on_extension(self, session: ServerSession, event: smtp.Extension) -> None:
@@ -636,7 +553,7 @@ class EsmtpSession:
         self._settings = dataclasses.replace(settings, use_ssl=use_ssl, smtp_extensions=self._settings.smtp_extensions)
         self._info.remote = _endpoint(self._remote)
         self._transaction.abandon()
-        self._transaction.settings = self._settings
+        self._transaction.settings = self._login.settings = self._settings
         self._context.connection.pop("can_relay", None)
         self._context.new_message()
         session.client_is(ip, self._settings)

@@ -12,7 +12,6 @@ kept in `refusals` for the rejectlog. Whether a client may relay, and what a pol
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 
 from quillon.config.settings import ReceptionSettings
@@ -20,6 +19,7 @@ from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
 from quillon.mail.reply import Reply
 from quillon.smtp import sasl
+from quillon.smtp.auth import AuthDialog
 from quillon.smtp.command import PathCommand, PathRules, SyntaxFault, parse_path, split
 from quillon.smtp.events import (
     NEED_DATA,
@@ -73,14 +73,12 @@ class ServerSession:
         self._hostname = hostname
         self._client = client
         self._can_starttls = can_starttls
-        self._mechanisms = tuple(mechanisms)
+        self._auth = AuthDialog(mechanisms, settings.auth_in_clear)
         self._trusted = trusted
         self._capabilities: Mapping[str, bool] = capabilities if capabilities is not None else {}
         self.authenticated = False
         self.must_authenticate = settings.enable_authentication
         self._ready: Event | None = None
-        self._exchange: sasl.Exchange | None = None
-        self._mechanism = ""
         self._hello = ""
         self._hello_needed = settings.require_ehlo
         self._buffer = b""
@@ -150,7 +148,7 @@ class ServerSession:
             line = self._next_line()
             if line is None:
                 return NEED_DATA
-            found = self._response(line) if self._exchange is not None else self._command(line)
+            found = self._command(line) if self._auth.exchange is None else self._went_on(self._auth.response(line))
             if found is not None:
                 self._pending = found
                 return found
@@ -199,7 +197,7 @@ class ServerSession:
         Only under Starttls_Injection_Policy = allow is something left in the buffer, to be read as if it had come now.
         """
         self.in_tls, self._handshaking = True, False
-        self.authenticated, self._exchange = False, None
+        self.authenticated, self._auth.exchange = False, None
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -217,18 +215,16 @@ class ServerSession:
         """Answer BeginAuth: go on with this exchange."""
         event, self._pending = self._pending, None
         assert isinstance(event, BeginAuth)
-        self._exchange, self._mechanism = exchange, event.mechanism
-        self._ready = self._step(initial)
+        self._ready = self._went_on(self._auth.begin(event.mechanism, exchange, initial))
 
     def end_exchange(self, attempt: sasl.Attempt) -> None:
         """End the exchange with this attempt instead of the client's next response."""
-        self._exchange = None
-        self._ready = Authenticate(self._mechanism, attempt)
+        self._ready = self._auth.end(attempt)
 
     @property
     def authenticating(self) -> str:
         """The mechanism of the exchange that waits for the client, or nothing."""
-        return self._mechanism if self._exchange is not None else ""
+        return self._auth.mechanism if self._auth.exchange is not None else ""
 
     def close(self, reply: Reply) -> None:
         """End the session from our side: time limits, shutdown."""
@@ -241,7 +237,7 @@ class ServerSession:
     def _next_line(self) -> bytes | None:
         end = self._buffer.find(b"\n", self._at)
         if end < 0:
-            longest = MAX_COMMAND_LINE if self._exchange is None else sasl.MAX_RESPONSE
+            longest = MAX_COMMAND_LINE if self._auth.exchange is None else sasl.MAX_RESPONSE
             if len(self._buffer) - self._at > longest:
                 self._skipping = True
                 self._buffer, self._at = b"", 0
@@ -311,7 +307,7 @@ class ServerSession:
                 continue
             limit = self.settings.max_message_size
             out.append(f"SIZE {limit}" if keyword.name == "SIZE" and limit else keyword.name)
-        offered = self._offered_mechanisms()
+        offered = self._auth.offered(in_tls=self.in_tls)
         if offered and "AUTH" not in taken:
             out += [f"AUTH={' '.join(offered)}", f"AUTH {' '.join(offered)}"]
         out += [name for name, there in self._capabilities.items() if there and name not in out]
@@ -319,11 +315,6 @@ class ServerSession:
 
     def _lists(self, keyword: str) -> bool:
         return keyword in self.settings.smtp_extensions
-
-    def _offered_mechanisms(self) -> list[str]:
-        """Those that may be used now: what sends a password as it is only inside TLS, or if allowed by name."""
-        allowed = self.settings.auth_in_clear
-        return [m for m in self._mechanisms if self.in_tls or m not in sasl.CLEARTEXT or m in allowed]
 
     def _offers_starttls(self) -> bool:
         return self._can_starttls and not self.in_tls and self._lists_starttls()
@@ -449,43 +440,21 @@ class ServerSession:
     # AUTH (RFC 4954) ------------------------------------------------------------------------------------------
 
     def _do_auth(self, argument: str, line: str) -> Event | None:
-        mechanism, _, response = argument.strip().partition(" ")
-        mechanism = mechanism.upper()
-        if not self._mechanisms or self._capabilities.get("AUTH") is False:
+        if not self._auth.mechanisms or self._capabilities.get("AUTH") is False:
             return self._refuse(replies.UNRECOGNIZED)
         if self.authenticated or self._sender is not None or self._hello_needed or not self._hello:
             return self._refuse(replies.BAD_SEQUENCE)
-        if mechanism not in self._mechanisms:
-            return self._refuse(replies.AUTH_MECHANISM_UNKNOWN)
-        if mechanism not in self._offered_mechanisms():
-            return self._refuse(replies.AUTH_NEEDS_TLS)
-        initial = b"" if response == "=" else sasl.decode(response.encode("ascii")) if response else None
-        if response and initial is None:
-            return self._refuse(replies.AUTH_NO_BASE64)
-        return BeginAuth(mechanism, initial)
+        found = self._auth.command(argument, in_tls=self.in_tls)
+        return self._refuse(found) if isinstance(found, Reply) else found
 
-    def _response(self, line: bytes) -> Event | None:
-        """A line of the client in the middle of an exchange."""
-        text = line.rstrip(b"\r\n")
-        if len(line) > sasl.MAX_RESPONSE or not line.endswith(b"\r\n") or text == b"*":
-            self._exchange = None
-            return self._refuse(replies.AUTH_CANCELLED if text == b"*" else replies.AUTH_LINE_TOO_LONG)
-        data = sasl.decode(text)
-        if data is None:
-            self._exchange = None
-            return self._refuse(replies.AUTH_NO_BASE64)
-        return self._step(data)
-
-    def _step(self, response: bytes | None) -> Event | None:
-        assert self._exchange is not None
-        step = self._exchange.step(response)
-        if isinstance(step, sasl.Challenge):
-            self._send(Reply(334, "", base64.b64encode(step.data).decode("ascii")))
-            return None
-        self._exchange = None
-        if isinstance(step, sasl.Malformed):
-            return self._refuse(replies.AUTH_MALFORMED)
-        return Authenticate(self._mechanism, step)
+    def _went_on(self, found: Authenticate | Reply) -> Event | None:
+        """The end of an exchange, a challenge, or a refusal."""
+        if not isinstance(found, Reply):
+            return found
+        if not found.positive:
+            return self._refuse(found)
+        self._send(found)
+        return None
 
     def _answer_auth(self, reply: Reply | None) -> None:
         if reply is not None:
