@@ -3,7 +3,7 @@
     python bench/policy.py [--repeat N]
 
 The same load goes to a fresh server of each kind in turn, so that what else the machine does falls on all of them. A
-hook here is a module's validate_mailfrom that reads a key of each context and writes one, as a TLS policy does.
+hook here is a module's validate_mailfrom that reads a key of the message context and writes one.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ end
 msys.registerModule("%s", m)
 """
 EMPTY = 'msys.registerModule("%s", {init = function() return true end})\n'
+IDLE = """local m = {}
+function m:validate_mailfrom(str, ac, vctx) return msys.core.VALIDATE_CONT end
+msys.registerModule("%s", m)
+"""
 PYTHON = """from quillon.policy.python import Session
 
 
@@ -44,6 +48,9 @@ def validate_mailfrom(session: Session) -> None:
         session.reject(550, "5.7.1 mail of bank.fi comes over TLS")
     session.message_context["seen"] = "yes"
 """
+
+
+SCRIPTS = {"empty": EMPTY, "idle": IDLE, "lua": LUA}
 
 
 def write(folder: Path, kind: str) -> str:
@@ -56,7 +63,7 @@ def write(folder: Path, kind: str) -> str:
         return "\n".join(f'policy "p{n}" {{ module = p{n}.py }}' for n in range(HOOKS))
     names = [f"s{n}" for n in range(1 if kind == "empty" else HOOKS)]
     for name in names:
-        (folder / f"{name}.lua").write_text((EMPTY if kind == "empty" else LUA) % name)
+        (folder / f"{name}.lua").write_text(SCRIPTS[kind] % name)
     return 'scriptlet "scriptlet" { ' + " ".join(f'script "{n}" {{ source = {n} }}' for n in names) + " }"
 
 
@@ -105,6 +112,7 @@ def measure(kind: str) -> float:
 TITLES = {
     "none": "no policy",
     "empty": "a Lua module without callouts",
+    "idle": f"{HOOKS} Lua hooks that only return",
     "lua": f"{HOOKS} Lua hooks",
     "python": f"{HOOKS} Python hooks",
 }

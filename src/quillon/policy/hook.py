@@ -153,10 +153,10 @@ class Call:
             raise ValueError("there is no message in this phase")
         return self.message
 
-    @property
-    def may_wait(self) -> bool:
-        """Whether the callout may wait for something."""
-        return isinstance(self.phase, Phase) and self.phase not in (Phase.SET_BINDING, Phase.DEALLOC)
+
+def may_wait(callout: Phase | Hook) -> bool:
+    """Whether a callout may wait for something."""
+    return isinstance(callout, Phase) and callout not in (Phase.SET_BINDING, Phase.DEALLOC)
 
 
 Callout = Callable[[Call], Verdict | Awaitable[Verdict]]
@@ -199,12 +199,16 @@ class Policy:
     report: Callable[[str], None] = print
     sleep: Callable[[float], Awaitable[None]] = _no_sleep
     trace: Callable[[Traced], None] | None = None
-    _callouts: dict[Phase, list[tuple[str, Callout]]] = field(default_factory=dict)
+    _callouts: dict[Phase, list[tuple[str, str, Callout]]] = field(default_factory=dict)
     _hooks: dict[Hook, list[tuple[str, Callable[..., Any]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for phase in Phase:
-            found = [(module.name, callout) for module in self.modules if (callout := module.callout(phase))]
+            found = [
+                (module.name, f"__bypass_{module.name}", callout)
+                for module in self.modules
+                if (callout := module.callout(phase))
+            ]
             if found:
                 self._callouts[phase] = found
         for hook in Hook:
@@ -216,7 +220,7 @@ class Policy:
         """Each module with the callouts and hooks that it has, in the order of the phases."""
         found = []
         for module in self.modules:
-            names = [phase.value for phase in Phase if any(n == module.name for n, _ in self._callouts.get(phase, ()))]
+            names = [phase.value for phase in Phase if any(n == module.name for n, *_ in self._callouts.get(phase, ()))]
             names += [hook.value for hook in Hook if any(n == module.name for n, _ in self._hooks.get(hook, ()))]
             found.append((module.name, names))
         return found
@@ -234,8 +238,8 @@ class Policy:
         context = call.context
         context.reply, context.disconnect = None, False
         assert isinstance(call.phase, Phase)
-        for name, callout in self._callouts.get(call.phase, ()):
-            if f"__bypass_{name}" in context.connection:
+        for name, bypass, callout in self._callouts.get(call.phase, ()):
+            if bypass in context.connection:
                 continue
             context.module = name
             before = _snapshot(context) if self.trace is not None else {}
@@ -250,7 +254,8 @@ class Policy:
                 self.report(f"scriptlet: {call.phase.value} error in {name}: {words_of(error)}")
                 self._traced(call, name, f"failed: {words_of(error)}", before)
                 return replies.POLICY_FAILED
-            self._traced(call, name, verdict.name, before)
+            if self.trace is not None:
+                self._traced(call, name, verdict.name, before)
             reply = context.reply
             if reply is not None and context.disconnect and reply.code < 400:
                 return Reply(421, "", reply.text)  # to hang up is a refusal: no 250 may stand for mail that is not kept
@@ -278,7 +283,7 @@ class Policy:
         self.trace(Traced(call.phase.value, name, verdict, reply, tuple(changes), place))
 
     async def _again(self, call: Call, callout: Callout) -> Verdict:
-        if not call.may_wait:
+        if not may_wait(call.phase):
             raise PolicyError(f"VALIDATE_AGAIN: {call.phase.value} cannot be called again")
         await self.sleep(CALL_AGAIN)
         verdict = callout(call)

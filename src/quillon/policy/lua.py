@@ -27,6 +27,7 @@ from quillon.policy.hook import (
     Phase,
     PolicyError,
     Verdict,
+    may_wait,
     names_of,
     unknown_callout,
     words_of,
@@ -95,7 +96,9 @@ class LuaModule:
         """The module's function for a callout, with what calls it; None if it has none."""
         found = (self._table[name] for name in names_of(callout))
         function = next((f for f in found if f is not None), None)
-        return None if function is None else self._runtime.bind(callout.value, function, self._table)
+        if function is None:
+            return None
+        return self._runtime.bind(callout.value, function, self._table, may_wait(callout))
 
     def callout(self, phase: Phase) -> Callout | None:
         enter = self._bound(phase)
@@ -254,7 +257,7 @@ class _Runtime:
         api = self.api
         before, api.call = api.call, call
         try:
-            result: tuple[Any, ...] = bound(call.may_wait, table, *given)
+            result: tuple[Any, ...] = bound(table, *given)
         except BaseException as error:
             self._failed(error)
             raise

@@ -42,12 +42,33 @@ for _, kind in ipairs({"vctx", "ac", "msg", "part", "timer", "mutex", "http", "f
 end
 -- the object of a connection is the same in C: its context is its vctx
 core.accept_construct_get_message_construct = function(ac) return {ctx = new.vctx(handle(ac))} end
--- the hot ones without the general way
-do
-  local get, set = rt.direct("vctx:get"), rt.direct("vctx:set")
-  methods.vctx.get = function(self, kind, key) return get(handle(self), kind, key) end
-  methods.vctx.set = function(self, kind, key, value) return set(handle(self), kind, key, value) end
+-- what reads and writes contexts is called most: plain values cross without the general way, and nothing else does
+local good, plain = rt.good, {string = true, number = true, boolean = true, ["nil"] = true}
+local function check(value)
+  if not plain[type(value)] then raise("a context holds texts, no " .. type(value)) end
 end
+local function reader(name)
+  local get = py.functions[name]
+  return function(self, kind, key)
+    if type(key) ~= "string" then check(key) end
+    if type(kind) ~= "number" then check(kind) end
+    return good(get(handle(self), kind, key))
+  end
+end
+local function writer(name)
+  local set = py.functions[name]
+  return function(self, kind, key, value)
+    if type(key) ~= "string" then check(key) end
+    if type(kind) ~= "number" then check(kind) end
+    if type(value) ~= "string" then check(value) end
+    return good(set(handle(self), kind, key, value))
+  end
+end
+methods.vctx.get, methods.vctx.set = reader("vctx:get"), writer("vctx:set")
+for _, name in ipairs({"get", "delete", "exists", "exists_and_get"}) do
+  methods.msg["context_" .. name] = reader("msg:context_" .. name)
+end
+methods.msg.context_set = writer("msg:context_set")
 
 -- where a script speaks is noted, for those who try it out
 for _, spoken in ipairs({{methods.vctx, "set_code"}, {methods.vctx, "disconnect"}, {methods.msg, "code"}, {methods.msg, "discard"}}) do
@@ -349,9 +370,9 @@ local questions = {
 
 local enter = rt.enter
 -- What a module keeps of a session, its `self`, is made with its first callout.
-local function bind(name, f, module)
+local function bind(name, f, module, may_wait)
   local shape, meta = shapes[name] or questions[name], {__index = module}
-  return function(may_wait, s, ...)
+  return function(s, ...)
     local self = s[module]
     if not self then
       if name == "validate_dealloc" then return true, core.VALIDATE_CONT end

@@ -305,11 +305,6 @@ local function bound(name)
   if py.waits[name] then return function(...) return wait(name, ...) end end
   return function(...) return good(f(crossing(...))) end
 end
--- for functions of plain values
-local function direct(name)
-  local f = py.functions[name]
-  return function(...) return good(f(...)) end
-end
 
 -- objects --------------------------------------------------------------------------------------------------------
 -- A script holds a table around a handle that it can neither see nor forge. What a kind of object can do is what Python
@@ -381,7 +376,7 @@ end
 return {
   disarm = disarm, state = state, enter = enter, continue = continue, cancel = cancel, keep = keep,
   kept = function(number) return kept[number] end, drop = function(number) kept[number] = nil end,
-  place = place, bound = bound, direct = direct, new = new,
+  place = place, bound = bound, new = new,
   good = good, raise = raise, class = class, handle = handle, opaque = opaque,
   current = current,
 }
