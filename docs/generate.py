@@ -138,6 +138,7 @@ ARGUMENTS = {
     "get_received_header_text": ("(ac, vctx, buff)", "(session, text)"),
     "ec_message_set_next_attempt": ("(msg, next, tries)", "(delivery, next, tries)"),
     "get_msg_expiration_params": ("(msg, params)", "(delivery, message_expiration, max_retries)"),
+    "outbound_smtp_auth_config": ("(msg, ac, vctx)", "(delivery)"),
     "generate_bounces": ("(msg, reply)", "(delivery, reply)"),
     "generate_rfc3464_message_preamble": ("(msg, reply, buff)", "(delivery, reply, text)"),
 }

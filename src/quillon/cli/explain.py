@@ -11,7 +11,7 @@ from typing import Any
 
 from quillon.cli.configuration import FAULTY, read
 from quillon.config.model import Config
-from quillon.config.scope import Resolution
+from quillon.config.scope import Entry, Resolution
 
 
 def add(commands: Any) -> None:
@@ -84,11 +84,11 @@ def _as_json(row: Resolution) -> dict[str, Any]:
     entry, node = row.entry, row.node
     return {
         "option": row.option.name,
-        "value": entry.text if entry else row.option.default,
+        "value": _text(row, entry) if entry else row.option.default,
         "set_at": str(entry.position) if entry else None,
         "scope": node.path if node else None,
         "status": row.option.status,
-        "beaten": [{"value": e.text, "set_at": str(e.position), "scope": n.path} for n, e in row.beaten],
+        "beaten": [{"value": _text(row, e), "set_at": str(e.position), "scope": n.path} for n, e in row.beaten],
     }
 
 
@@ -99,9 +99,14 @@ def _print(title: dict[str, str], rows: Iterable[Resolution]) -> None:
             print(f"{row.option.name} = {_shown(row.option.default)}    default")
         else:
             status = "" if row.option.status == "honoured" else f" ({row.option.status}, without effect)"
-            print(f"{row.option.name} = {row.entry.text}    {row.entry.position} in {row.node.path}{status}")
+            print(f"{row.option.name} = {_text(row, row.entry)}    {row.entry.position} in {row.node.path}{status}")
         for node, entry in row.beaten:
-            print(f"    beats {entry.text}    {entry.position} in {node.path}")
+            print(f"    beats {_text(row, entry)}    {entry.position} in {node.path}")
+
+
+def _text(row: Resolution, entry: Entry) -> str:
+    """What was written, but for passwords."""
+    return "(hidden)" if row.option.secret else entry.text
 
 
 def _shown(default: str | None) -> str:

@@ -39,6 +39,7 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
     _check_names(config, faults)
     _check_loops(config, list(endpoints), faults)
     _check_delivery(config, faults)
+    _check_outbound_auth(config, faults)
     _check_scripts(config, faults)
     _check_modules(config, faults)
     _check_loggers(config, faults)
@@ -130,6 +131,30 @@ def _check_delivery(config: Config, faults: list[Fault]) -> None:
                 continue
             rivals = bindings + _gateway_stanzas(config, domain)
             _warn_weaker(domain, name, [n for n in rivals if name in n.settings], strength, faults)
+
+
+def _check_outbound_auth(config: Config, faults: list[Fault]) -> None:
+    """A password that has no way to the host, or that goes to whoever answers."""
+    for node in config.root.walk():
+        entry = node.settings.get("outbound_smtp_auth_type")
+        if entry is None or entry.value == "false":
+            continue
+
+        names = ("tls", "tls_verify", "outbound_smtp_auth_in_clear")
+        tls, verify, in_clear = (
+            resolve(config.table.options[name], ancestors(node), config.folder).value for name in names
+        )
+        if in_clear:
+            continue
+        if tls == "no":
+            text = (
+                f"AUTH in {node.path} needs TLS, and TLS = no there: its mail will wait;"
+                " set TLS = required (or Outbound_SMTP_Auth_In_Clear = true)"
+            )
+            faults.append(Fault(entry.position, text, warning=True))
+        elif verify in ("no", "optional"):
+            text = f"AUTH in {node.path} gives the password to whoever answers; set TLS_Verify = host"
+            faults.append(Fault(entry.position, text, warning=True))
 
 
 def _gateway_stanzas(config: Config, domain: Node) -> list[Node]:

@@ -33,7 +33,8 @@ INBOUND = ("esmtp_listener", "listen", "pathway", "pathway_group", "peer")
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One row. `default` is text as in a file, or None; `none` says that the word "none" cancels an inherited value."""
+    """One row. `default` is text as in a file, or None; `none` says that the word "none" cancels an inherited
+    value, `secret` that no value of it is shown."""
 
     name: str
     type: str
@@ -45,6 +46,7 @@ class Option:
     default: str | None = None
     none: bool = False
     restart: bool = False
+    secret: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ def _row(name: str, chapter: str, row: Mapping[str, Any], scopes: frozenset[str]
         row.get("default"),
         row.get("none", False),
         row.get("restart", False),
+        row.get("secret", False),
     )
 
 

@@ -175,6 +175,11 @@ class DeliverySettings:
     exclude_vctx_conn: tuple[re.Pattern[str], ...]
     exclude_vctx_mess: tuple[re.Pattern[str], ...]
     opendkim_sign: bool
+    outbound_smtp_auth_type: str
+    outbound_smtp_auth_user: str
+    outbound_smtp_auth_pass: str
+    outbound_smtp_auth_key: str
+    outbound_smtp_auth_in_clear: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from quillon.policy.context import Context
 from quillon.policy.hook import Call, Hook, Session
 from quillon.policy.tls import Remote, TlsHooks
 from quillon.smtp import client as smtp
-from quillon.smtp.client import ClientSession, Transaction
+from quillon.smtp.client import ClientSession, Login, Transaction
 from quillon.smtp.wire import DotStuffer
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError, Engine
@@ -65,10 +65,12 @@ class Connection:
         domain: str,
         ehlo_name: str,
         *,
+        login: Login | None = None,
         gone: Callable[[Connection], None],
     ) -> None:
         self.settings = settings
         self.tls = tls
+        self.login = login
         self.facts: TlsFacts | None = None
         self.verdict: Verdict | None = None
         self.offered = False
@@ -155,6 +157,37 @@ class Connection:
                 self._session.start_tls()
                 self._wait(self.settings.ehlo_timeout)
                 return
+        if self.login is not None:
+            self._log_in(self.login)
+        else:
+            self._open()
+
+    def _log_in(self, login: Login) -> None:
+        """AUTH comes before any mail, and the password goes through TLS unless the configuration lets it go without."""
+        if not self._session.in_tls and not self.settings.outbound_smtp_auth_in_clear:
+            self._not_logged_in(replies.AUTH_IN_CLEAR)
+        elif login.mechanism not in self._session.extensions.get("AUTH", "").upper().split():
+            self._not_logged_in(replies.AUTH_NOT_OFFERED.because(login.mechanism))
+        else:
+            self._session.log_in(login)
+            self._wait(self.settings.ehlo_timeout)
+
+    def _logged_in(self, reply: Reply) -> None:
+        if reply.code == 235:
+            self._open()
+        else:
+            # the credentials are the operator's matter: mail waits for them to be mended, even after a 5xx
+            self._not_logged_in(replies.AUTH_REFUSED.because(str(reply)))
+
+    def _not_logged_in(self, reply: Reply) -> None:
+        assert self._attempt is not None
+        assert self._step is not None
+        self._attempt.unwilling(self._step, reply, Stage.AFTER_EHLO)
+        self._session.quit()
+        self._write()
+        self._refused()
+
+    def _open(self) -> None:
         self.is_open = True
         self.deadline = 0.0
         if self._opened is not None and not self._opened.done():
@@ -358,6 +391,8 @@ class Connection:
         elif isinstance(event, smtp.GoAhead):
             self._write()
             self._handshake()
+        elif isinstance(event, smtp.LoggedIn):
+            self._logged_in(event.reply)
         elif isinstance(event, smtp.NoGoAhead):
             cause = "starttls_injection" if event.injected else "starttls_refused"
             detail = "" if event.injected else str(event.reply)

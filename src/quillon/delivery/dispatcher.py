@@ -26,7 +26,6 @@ from quillon.mail.event import Attempted, Event, Panic, TlsFacts
 from quillon.mail.message import Message
 from quillon.mail.outcome import Outcome, PermanentFailure, Stage, TransientFailure
 from quillon.mail.reply import parse_reply
-from quillon.policy.hook import Hook
 from quillon.policy.tls import TlsHooks
 from quillon.queue.backlog import Key, key_of
 from quillon.queue.scheduler import Delay, Fail, Limits, Scheduler
@@ -106,9 +105,8 @@ class Dispatcher:
         if routing.domain == message.routing_domain:
             message.via = routing.via
         message.ruling = None
-        if self.around.hooks.asks(Hook.OUTBOUND_PARAMETERS):
-            _, tls = self._settings(key_of(message))
-            message.ruling = ruling.of(message, tls, self.around.hooks)
+        settings, tls = self._settings(key_of(message))
+        message.ruling = ruling.of(message, settings, tls, self.around.hooks)
 
     def reconfigure(self, config: Config, contexts: Contexts, hooks: TlsHooks) -> None:
         """Other settings for what begins from now on; idle connections under other TLS settings are closed."""
@@ -198,7 +196,8 @@ class Dispatcher:
 
     def _settings(self, key: Key) -> tuple[DeliverySettings, OutboundTls]:
         settings, tls = self.config.delivery(key.binding_group, key.binding, key.domain, key.via)
-        return settings, key.ruling if isinstance(key.ruling, OutboundTls) else tls
+        own = key.ruling.tls if isinstance(key.ruling, ruling.Ruling) else None
+        return settings, own or tls
 
     def _limits(self, key: Key) -> Limits:
         settings, _ = self._settings(key)
@@ -246,6 +245,11 @@ class Dispatcher:
             outcome = TransientFailure(replies.POLICY_FAILED, Stage.NOT_CONNECTED, cause="policy_failed")
             self._site_failed(key, outcome, tls, None, "")
             return None
+        login = key.ruling.login if isinstance(key.ruling, ruling.Ruling) else None
+        if login is not None and not (login.user and login.password):
+            outcome = TransientFailure(replies.AUTH_INCOMPLETE, Stage.NOT_CONNECTED)
+            self._site_failed(key, outcome, tls, None, "")
+            return None
         bucket = self._bucket(key, "outbound_throttle_connections", settings.outbound_throttle_connections)
         if bucket is not None and not bucket.take(now):
             self.scheduler.hold(key, bucket.ready_at(now))
@@ -268,6 +272,7 @@ class Dispatcher:
                 _names(key, step),
                 lookup_name(key.domain),
                 self._ehlo_name(key, settings),
+                login=login,
                 gone=self._gone,
             )
             if not self._has_room(step.host):

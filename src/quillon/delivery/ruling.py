@@ -1,28 +1,76 @@
-"""What a policy decides on one message on its way out: its TLS, its retries, its expiry, its bounce."""
+"""What holds for one message on its way out: its TLS, its AUTH, its retries, its expiry, its bounce."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.mail.message import Message
 from quillon.mail.reply import Reply
 from quillon.policy.context import Context
-from quillon.policy.hook import Call, Hook, Policy, Session
+from quillon.policy.hook import Call, Hook, Policy, Session, words_of
 from quillon.policy.message import Content, MessageView
 from quillon.policy.tls import HookFailed, TlsHooks
+from quillon.smtp.client import Login
+
+AUTH_TYPE, AUTH_USER, AUTH_PASS, AUTH_KEY = (f"outbound_smtp_auth_{word}" for word in ("type", "user", "pass", "key"))
+_NONE = ("", "no", "none", "false")
 
 
-def of(message: Message, tls: OutboundTls, hooks: TlsHooks) -> OutboundTls | str | None:
-    """Other settings than those configured, or None; words if policy fails, with which the message has to wait.
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What is particular to a message: other TLS than is configured, and what it authenticates with."""
+
+    tls: OutboundTls | None = None
+    login: Login | None = None
+
+
+def of(message: Message, settings: DeliverySettings, tls: OutboundTls, hooks: TlsHooks) -> Ruling | str | None:
+    """What is particular to a message, or None; words if policy fails, with which the message has to wait.
 
     The message is shown without its header, which may not be resident.
     """
     try:
-        found = hooks.outbound_parameters(call_about(message, Hook.OUTBOUND_PARAMETERS), tls)
+        other = tls
+        if hooks.asks(Hook.OUTBOUND_PARAMETERS):
+            other = hooks.outbound_parameters(call_about(message, Hook.OUTBOUND_PARAMETERS), tls)
+        login = _login(message, settings, hooks.policy)
     except HookFailed as error:
         return str(error)
-    return found if found != tls else None
+    if other == tls and login is None:
+        return None
+    return Ruling(other if other != tls else None, login)
+
+
+def _login(message: Message, settings: DeliverySettings, policy: Policy) -> Login | None:
+    """What AUTH takes: options, above them the message context, above that the hook (manual, outbound_smtp_auth).
+
+    Raises HookFailed.
+    """
+    asked = policy.hooks(Hook.OUTBOUND_AUTH)
+    if not asked and settings.outbound_smtp_auth_type == "false" and AUTH_TYPE not in message.variables():
+        return None
+    call = call_about(message, Hook.OUTBOUND_AUTH)
+    values = call.context.message
+    for option in (AUTH_TYPE, AUTH_USER, AUTH_PASS, AUTH_KEY):
+        values.setdefault(option, getattr(settings, option))
+    for name, answer in asked:
+        call.context.module = name
+        try:
+            answer(call)
+        except Exception as error:
+            text = f"{Hook.OUTBOUND_AUTH.value} error in {name}: {words_of(error)}"
+            policy.report(f"policy: {text}")
+            raise HookFailed(text) from None
+    kind = values.get(AUTH_TYPE, "").upper()
+    if kind.lower() in _NONE:
+        return None
+    user, password = (values.get(option, "") for option in (AUTH_USER, AUTH_PASS))
+    if kind not in ("PLAIN", "LOGIN"):
+        text = f"{AUTH_TYPE} = {kind!r}: it is PLAIN or LOGIN"
+        policy.report(f"policy: {text}")
+        raise HookFailed(text)
+    return Login(kind, "" if user in _NONE else user, "" if password in _NONE else password)
 
 
 def retries(message: Message, settings: DeliverySettings, policy: Policy) -> DeliverySettings:

@@ -101,8 +101,8 @@ class Message:
     """One recipient of a batch. `tries` counts finished attempts; `next_at` is the time of the next one.
 
     `routing_domain` is where the message goes: the recipient's domain, or a gateway as host or host:port. `via` is the
-    recipient's domain where its own Domain stanza rules TLS although a gateway takes the mail. `ruling` is what a
-    policy decided on TLS for this message alone: settings of delivery's own type, or the words of why it could not.
+    recipient's domain where its own Domain stanza rules TLS although a gateway takes the mail. `ruling` is what
+    delivery found out about TLS and AUTH of this message alone, in its own type, or the words of why it could not.
     `priority` 1 goes before others of its queue; `context` is what the message context of this message has beyond the
     batch's. `refused` is the reply with which a policy refused this recipient while others were accepted: it is owed a
     notification and no attempt.

@@ -60,6 +60,7 @@ class Hook(Enum):
     RECEIVED_TEXT = "get_received_header_text"
     NEXT_ATTEMPT = "ec_message_set_next_attempt"
     EXPIRATION = "get_msg_expiration_params"
+    OUTBOUND_AUTH = "outbound_smtp_auth_config"
     GENERATE_BOUNCES = "generate_bounces"
     BOUNCE_TEXT = "generate_rfc3464_message_preamble"
 
@@ -362,7 +363,6 @@ NOT_HERE = {
     "outbound_tls_ciphers": "use get_outbound_tls_parameters",
     "outbound_tls_verify": "use get_outbound_tls_parameters",
     "use_outbound_tls": "use get_outbound_tls_parameters",
-    "outbound_smtp_auth_config": "this version does not authenticate to other servers",
     "generate_rfc3464_message": "use generate_rfc3464_message_preamble",
     "post_validate_set_binding": "use validate_set_binding",
     "pre_ec_can_relay_to": "set can_relay in the connection context in validate_rcptto or before",

@@ -12,7 +12,7 @@ from quillon.mail.message import Message
 
 class Key(NamedTuple):
     """What a queue belongs to. `via` is set where the recipient's own stanza rules TLS behind a gateway, `ruling` where
-    a policy has changed the TLS of its messages."""
+    its messages have TLS or AUTH of their own."""
 
     binding_group: str
     binding: str

@@ -1,8 +1,8 @@
-"""The sending role of SMTP as a machine without I/O (RFC 5321, 2920, 3207).
+"""The sending role of SMTP as a machine without I/O (RFC 5321, 2920, 3207, 4954).
 
     receive(octets)     what the host sent
-    next_event()        Ready, GoAhead, NoGoAhead, SendBody, Done, Broken, or NEED_DATA
-    start_tls(), tls_started(), send(transaction), body_sent(), rset(), quit()
+    next_event()        Ready, GoAhead, NoGoAhead, LoggedIn, SendBody, Done, Broken, or NEED_DATA
+    start_tls(), tls_started(), log_in(login), send(transaction), body_sent(), rset(), quit()
     data_to_send()      commands, pipelined where the host offers it
 
 After the banner and EHLO the machine is `Ready` and says nothing more until it is told to: whether to start TLS, to go
@@ -12,9 +12,10 @@ whether the remote host gave that reply or we made it up.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from quillon.mail import reply as replies
@@ -66,6 +67,22 @@ class NoGoAhead:
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """What AUTH takes: PLAIN or LOGIN, user and password."""
+
+    mechanism: str
+    user: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedIn:
+    """The host answered AUTH: 235, or its refusal."""
+
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
 class SendBody:
     """The host waits for mail data: send it with dots and end, then call `body_sent`."""
 
@@ -91,7 +108,7 @@ class Broken:
     remote: bool
 
 
-Event = Ready | GoAhead | NoGoAhead | SendBody | Done | Reset | Broken
+Event = Ready | GoAhead | NoGoAhead | LoggedIn | SendBody | Done | Reset | Broken
 
 
 class ClientSession:
@@ -112,6 +129,7 @@ class ClientSession:
         self._transaction: Transaction | None = None
         self._mail_reply: Reply | None = None
         self._rcpt_replies: list[Reply] = []
+        self._answers: list[bytes] = []
 
     def receive(self, data: bytes) -> None:
         self._buffer += data
@@ -153,6 +171,16 @@ class ClientSession:
         self.in_tls = True
         self._buffer = b""
         self._hello()
+
+    def log_in(self, login: Login) -> None:
+        """AUTH (RFC 4954, 4616), answered by `LoggedIn`."""
+        user, password = login.user.encode(), login.password.encode()
+        if login.mechanism == "PLAIN":
+            given, answers = b" PLAIN " + base64.b64encode(b"\0" + user + b"\0" + password), []
+        else:
+            given, answers = b" LOGIN", [user, password]
+        self._answers = [base64.b64encode(octets) for octets in answers]
+        self._say(b"AUTH" + given + b"\r\n", Stage.AFTER_EHLO, self._challenged)
 
     def send(self, transaction: Transaction) -> None:
         """Begin a transaction, in one round where the host offers PIPELINING."""
@@ -255,6 +283,14 @@ class ClientSession:
         else:
             self.stage = Stage.HANDSHAKING_TLS
             self._events.append(GoAhead())
+
+    def _challenged(self, reply: Reply) -> None:
+        if reply.code == 334 and self._answers:
+            self._say(self._answers.pop(0) + b"\r\n", Stage.AFTER_EHLO, self._challenged)
+        elif 300 <= reply.code < 400:
+            self._break(replies.MALFORMED_REPLY)  # it wants more than the mechanism has
+        else:
+            self._events.append(LoggedIn(reply))
 
     def _mail(self, reply: Reply) -> None:
         reply = self._mail_reply = _final(reply)
@@ -367,6 +403,7 @@ _UNPRINTABLE = re.compile(rb"[^\x20-\x7e]")
 _NO_REPLY = {
     Stage.READING_BANNER: replies.NO_BANNER,
     Stage.DURING_EHLO: replies.NO_EHLO_RESPONSE,
+    Stage.AFTER_EHLO: replies.NO_AUTH_RESPONSE,
     Stage.DURING_STARTTLS: replies.STARTTLS_NO_GO_AHEAD,
     Stage.HANDSHAKING_TLS: replies.TLS_FAILED,
     Stage.DURING_MAIL: replies.NO_MAIL_RESPONSE,

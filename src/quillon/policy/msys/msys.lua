@@ -355,6 +355,7 @@ local questions = {
     f(t, new.msg(c), p)
     return p.message_expiration, p.max_retries
   end,
+  outbound_smtp_auth_config = function(t, f, s, c) f(t, new.msg(c), s.ac, s.vctx) end,
   generate_bounces = function(t, f, s, c, reply) return f(t, new.msg(c), reply) end,
   generate_rfc3464_message_preamble = function(t, f, s, c, reply, text)
     local buffer = core.string_new(text)

@@ -1,0 +1,227 @@
+"""AUTH to other servers: the sending machine, and mail from one server to another that demands it."""
+
+from __future__ import annotations
+
+import base64
+import smtplib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quillon.cli.main import main
+from quillon.config.load import load
+from quillon.mail.outcome import Stage
+from quillon.smtp.client import Broken, ClientSession, LoggedIn, Login, Ready
+from tests.support.clients import MESSAGE
+from tests.support.server import Server, free_port, until
+from tests.support.sinks import SinkThread
+
+
+def _session() -> ClientSession:
+    session = ClientSession("client.test")
+    session.receive(b"220 hello\r\n250-host\r\n250 AUTH PLAIN LOGIN\r\n")
+    assert isinstance(session.next_event(), Ready)
+    session.data_to_send()
+    return session
+
+
+def test_plain() -> None:
+    session = _session()
+    session.log_in(Login("PLAIN", "bäcker", "grün"))
+    assert session.data_to_send() == b"AUTH PLAIN " + base64.b64encode("\0bäcker\0grün".encode()) + b"\r\n"
+    session.receive(b"235 2.7.0 fine\r\n")
+    event = session.next_event()
+    assert isinstance(event, LoggedIn)
+    assert event.reply.code == 235
+
+
+def test_login() -> None:
+    session = _session()
+    session.log_in(Login("LOGIN", "alice", "secret"))
+    assert session.data_to_send() == b"AUTH LOGIN\r\n"
+    session.receive(b"334 VXNlcm5hbWU6\r\n")
+    assert session.data_to_send() == base64.b64encode(b"alice") + b"\r\n"
+    session.receive(b"334 UGFzc3dvcmQ6\r\n")
+    assert session.data_to_send() == base64.b64encode(b"secret") + b"\r\n"
+    session.receive(b"535 5.7.8 no\r\n")
+    event = session.next_event()
+    assert isinstance(event, LoggedIn)
+    assert str(event.reply) == "535 5.7.8 no"
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+def test_a_host_that_never_has_enough(mechanism: str) -> None:
+    session = _session()
+    session.log_in(Login(mechanism, "alice", "secret"))
+    for _ in range(3):
+        session.receive(b"334 Pw==\r\n")
+    event = session.next_event()
+    assert isinstance(event, Broken)
+    assert event.stage is Stage.AFTER_EHLO
+    assert "secret" not in repr(Login(mechanism, "alice", "secret"))
+
+
+# two servers --------------------------------------------------------------------------------------------------
+
+
+def _receiver(port: int, sink: int, pki: Path, folder: Path, mechanisms: str = "AUTH PLAIN LOGIN") -> str:
+    (folder / "users").write_text("quillon:open sesame\n")
+    return f"""
+    Domain "partner.test" {{ Routes = ( "127.0.0.1:{sink}" ) }}
+    Auth_Failure_Delay = 0
+    ESMTP_Listener {{
+      TLS_Certificate = {pki}/server.pem
+      TLS_Key = {pki}/server.key
+      Enable_Authentication = true
+      AuthPlainParameters = [ uri = "file://{folder}/users" ]
+      AuthLoginParameters = [ uri = "file://{folder}/users" ]
+      SMTP_Extensions = ( "ENHANCEDSTATUSCODES" "STARTTLS" "{mechanisms}" )
+      Listen "127.0.0.1:{port}" {{ }}
+    }}"""
+
+
+def _sender(port: int, to: int, options: str, more: str = "") -> str:
+    return f"""
+    Domain "partner.test" {{ Routes = ( "127.0.0.1:{to}" ) TLS = required {options} }}
+    {more}
+    ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}"""
+
+
+def _send(port: int, *recipients: str) -> None:
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        client.sendmail("a@sender.test", recipients or ["b@partner.test"], MESSAGE)
+
+
+USER = 'Outbound_SMTP_Auth_User = "quillon" Outbound_SMTP_Auth_Pass = "open sesame"'
+
+
+@pytest.mark.parametrize("kind", ["PLAIN", "LOGIN"])
+def test_by_options(server: Callable[..., Server], pki: Path, tmp_path: Path, kind: str) -> None:
+    port, to = free_port(), free_port()
+    with SinkThread() as sink:
+        server(_receiver(to, sink.port, pki, tmp_path), name="r").start()
+        server(_sender(port, to, f"Outbound_SMTP_Auth_Type = {kind} {USER}", "outbound_smtp_auth { }")).start()
+        _send(port)
+        _send(port)
+        until(lambda: len(sink.messages) == 2, "delivery")
+        text = sink.messages[0].data.decode()
+    assert f"auth=pass ({kind}) smtp.auth=quillon" in text
+    assert "with ESMTPSA" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "mechanisms", "words"),
+    [
+        ('Outbound_SMTP_Auth_Type = PLAIN Outbound_SMTP_Auth_User = quillon Outbound_SMTP_Auth_Pass = wrong', "AUTH PLAIN", "454 4.7.0 [internal] the host refused AUTH (535 5.7.8 Sorry)"),
+        (f"Outbound_SMTP_Auth_Type = PLAIN {USER}", "AUTH LOGIN", "454 4.7.0 [internal] the host does not offer the mechanism of AUTH (PLAIN)"),
+        (f"Outbound_SMTP_Auth_Type = LOGIN {USER} TLS = no", "AUTH LOGIN", "454 4.7.0 [internal] AUTH needs TLS, and there is none"),
+        ("Outbound_SMTP_Auth_Type = LOGIN Outbound_SMTP_Auth_User = quillon", "AUTH LOGIN", "454 4.7.0 [internal] no user or no password for AUTH"),
+    ],
+)  # fmt: skip
+def test_mail_waits_without(
+    server: Callable[..., Server], pki: Path, tmp_path: Path, options: str, mechanisms: str, words: str
+) -> None:
+    port, to = free_port(), free_port()
+    receiver = server(_receiver(to, 1, pki, tmp_path, mechanisms), name="r").start()
+    options = options.replace("TLS = no", "")
+    sender = _sender(port, to, options)
+    if words.endswith("there is none"):
+        sender = sender.replace("TLS = required", "TLS = no")
+    running = server(sender).start()
+    _send(port)
+    line = until(lambda: next((x for x in running.log("mainlog.ec") if "@T@" in x), ""), "a failure")
+    assert words in line
+    assert not [x for x in receiver.log("mainlog.ec") if "@R@" in x]
+    assert "sesame" not in running.said()
+
+
+LUA = """
+local m = {}
+function m:outbound_smtp_auth_config(msg, ac, vctx)
+  local key = msg:context_get(msys.core.VCTX_MESS, "outbound_smtp_auth_key")
+  if msg:rcptto():find("^broken") then error("no database") end
+  if key == "bank" and not msg:rcptto():find("^nobody") then
+    msg:context_set(msys.core.VCTX_MESS, "outbound_smtp_auth_type", "PLAIN")
+    msg:context_set(msys.core.VCTX_MESS, "outbound_smtp_auth_user", "quillon")
+    msg:context_set(msys.core.VCTX_MESS, "outbound_smtp_auth_pass", "open sesame")
+  end
+end
+msys.registerModule("auth", m)
+"""
+PYTHON = """
+from quillon.policy.python import Delivery
+
+
+def outbound_smtp_auth_config(delivery: Delivery) -> None:
+    if delivery.message.recipient.startswith("broken"):
+        raise LookupError("no database")
+    context = delivery.message_context
+    if context["outbound_smtp_auth_key"] == "bank" and not delivery.message.recipient.startswith("nobody"):
+        context["outbound_smtp_auth_type"] = "PLAIN"
+        context["outbound_smtp_auth_user"] = "quillon"
+        context["outbound_smtp_auth_pass"] = "open sesame"
+"""
+
+
+@pytest.mark.parametrize("language", ["lua", "python"])
+def test_by_policy(server: Callable[..., Server], pki: Path, tmp_path: Path, language: str) -> None:
+    port, to = free_port(), free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/auth.lua").write_text(LUA)
+    (tmp_path / "q/auth.py").write_text(PYTHON)
+    stanza = {
+        "lua": 'scriptlet "scriptlet" { script "auth" { source = auth } }',
+        "python": 'policy "auth" { module = auth.py }',
+    }
+    with SinkThread() as sink:
+        receiver = server(_receiver(to, sink.port, pki, tmp_path), name="r").start()
+        running = server(_sender(port, to, "Outbound_SMTP_Auth_Key = bank", stanza[language])).start()
+        _send(port, "b@partner.test", "nobody@partner.test", "broken@partner.test")
+        until(lambda: len(sink.messages) == 1, "delivery")
+        # without credentials it came over a connection of its own, and was refused
+        until(lambda: [x for x in running.log("mainlog.ec") if "@P@" in x and "530 5.7.0" in x], "a refusal")
+        until(lambda: [x for x in running.log("mainlog.ec") if "@T@" in x and "451 4.3.0 policy error" in x], "a wait")
+    assert any("outbound_smtp_auth_config error in auth: " in line for line in running.log("paniclog.ec"))
+    assert sum("@R@" in line for line in receiver.log("mainlog.ec")) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("TLS = no Outbound_SMTP_Auth_Type = PLAIN", "its mail will wait"),
+        ("TLS = required Outbound_SMTP_Auth_Type = LOGIN", "gives the password to whoever answers"),
+        ("TLS = no Outbound_SMTP_Auth_Type = PLAIN Outbound_SMTP_Auth_In_Clear = true", ""),
+        ("TLS = required TLS_Verify = host TLS_CA = ca.pem Outbound_SMTP_Auth_Type = PLAIN", ""),
+        ("Outbound_SMTP_Auth_Type = false", ""),
+    ],
+)
+def test_warnings(tmp_path: Path, pki: Path, options: str, words: str) -> None:
+    options = options.replace("ca.pem", f"{pki}/ca.pem")
+    file = tmp_path / "ecelerity.conf"
+    file.write_text(f'Domain "partner.test" {{ {options} }} ESMTP_Listener {{ Listen "127.0.0.1:2525" {{ }} }}')
+    found = [str(fault) for fault in load(str(file)).faults if "AUTH" in str(fault)]
+    assert bool(found) is bool(words)
+    assert all(words in fault for fault in found)
+
+
+def test_an_unknown_mechanism_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "ecelerity.conf"
+    file.write_text("Outbound_SMTP_Auth_Type = CRAM-MD5\n")
+    (fault,) = [str(fault) for fault in load(str(file)).faults if "CRAM-MD5" in str(fault)]
+    assert fault.startswith(f"{file}:1:")
+
+
+def test_explain_does_not_show_passwords(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "ecelerity.conf"
+    file.write_text(
+        _sender(2525, 2526, f"Outbound_SMTP_Auth_Type = PLAIN {USER}") + ' Outbound_SMTP_Auth_Pass = "x-sesame"'
+    )
+    for more in ([], ["--json"]):
+        assert main(["explain", "-c", str(file), "--domain", "partner.test", *more]) == 0
+        said = capsys.readouterr().out
+        assert "outbound_smtp_auth_pass" in said
+        assert "sesame" not in said
+        assert "(hidden)" in said
