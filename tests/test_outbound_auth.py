@@ -186,6 +186,21 @@ def test_by_policy(server: Callable[..., Server], pki: Path, tmp_path: Path, lan
     assert sum("@R@" in line for line in receiver.log("mainlog.ec")) == 1
 
 
+@pytest.mark.parametrize("value", ["5", "None", "'a\\0b'", "'\\udc80'"])
+@pytest.mark.parametrize("option", ["type", "user", "pass"])
+def test_what_no_host_can_be_told(server: Callable[..., Server], tmp_path: Path, option: str, value: str) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/auth.py").write_text(
+        f"def outbound_smtp_auth_config(delivery):\n    delivery.message_context['outbound_smtp_auth_{option}'] = {value}\n"
+    )
+    running = server(_sender(port, 1, USER, 'policy "auth" { module = auth.py }')).start()
+    _send(port)
+    until(lambda: [x for x in running.log("mainlog.ec") if "@T@" in x and "451 4.3.0 policy error" in x], "a wait")
+    (line,) = {x.partition(":")[2] for x in running.log("paniclog.ec")}
+    assert line == f"policy: outbound_smtp_auth_{option} is no text that AUTH can carry"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

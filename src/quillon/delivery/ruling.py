@@ -48,7 +48,8 @@ def _login(message: Message, settings: DeliverySettings, policy: Policy) -> Logi
     Raises HookFailed.
     """
     asked = policy.hooks(Hook.OUTBOUND_AUTH)
-    if not asked and settings.outbound_smtp_auth_type == "false" and AUTH_TYPE not in message.variables():
+    set_here = AUTH_TYPE in message.context or AUTH_TYPE in message.batch.message_context
+    if not asked and not set_here and settings.outbound_smtp_auth_type == "false":
         return None
     call = call_about(message, Hook.OUTBOUND_AUTH)
     values = call.context.message
@@ -59,18 +60,30 @@ def _login(message: Message, settings: DeliverySettings, policy: Policy) -> Logi
         try:
             answer(call)
         except Exception as error:
-            text = f"{Hook.OUTBOUND_AUTH.value} error in {name}: {words_of(error)}"
-            policy.report(f"policy: {text}")
-            raise HookFailed(text) from None
-    kind = values.get(AUTH_TYPE, "").upper()
-    if kind.lower() in _NONE:
-        return None
-    user, password = (values.get(option, "") for option in (AUTH_USER, AUTH_PASS))
-    if kind not in ("PLAIN", "LOGIN"):
-        text = f"{AUTH_TYPE} = {kind!r}: it is PLAIN or LOGIN"
-        policy.report(f"policy: {text}")
-        raise HookFailed(text)
-    return Login(kind, "" if user in _NONE else user, "" if password in _NONE else password)
+            raise _failed(policy, f"{Hook.OUTBOUND_AUTH.value} error in {name}: {words_of(error)}") from None
+    found = []
+    for option in (AUTH_TYPE, AUTH_USER, AUTH_PASS):
+        value = values.get(option, "")
+        if not isinstance(value, str) or "\0" in value or not _encodes(value):
+            raise _failed(policy, f"{option} is no text that AUTH can carry")
+        found.append("" if value in _NONE else value)
+    kind, user, password = found[0].upper(), found[1], found[2]
+    if kind not in ("", "PLAIN", "LOGIN"):
+        raise _failed(policy, f"{AUTH_TYPE} = {kind!r}: it is PLAIN or LOGIN")
+    return Login(kind, user, password) if kind else None
+
+
+def _failed(policy: Policy, text: str) -> HookFailed:
+    policy.report(f"policy: {text}")
+    return HookFailed(text)
+
+
+def _encodes(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def retries(message: Message, settings: DeliverySettings, policy: Policy) -> DeliverySettings:
