@@ -14,6 +14,7 @@ from quillon.config.load import load
 from quillon.mail.outcome import Stage
 from quillon.smtp.client import Broken, ClientSession, LoggedIn, Login, Ready
 from tests.support.clients import MESSAGE
+from tests.support.exim import Exim
 from tests.support.server import Server, free_port, until
 from tests.support.sinks import SinkThread
 
@@ -108,6 +109,26 @@ def test_by_options(server: Callable[..., Server], pki: Path, tmp_path: Path, ki
         text = sink.messages[0].data.decode()
     assert f"auth=pass ({kind}) smtp.auth=quillon" in text
     assert "with ESMTPSA" in text
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("kind", ["PLAIN", "LOGIN"])
+def test_exim(server: Callable[..., Server], pki: Path, tmp_path: Path, kind: str) -> None:
+    exim = Exim(tmp_path / "exim", pki, 1).start()
+    try:
+        for password, line in (
+            ("open sesame", f"A={kind.lower()}:quillon"),
+            ("wrong", "535 Incorrect authentication data"),
+        ):
+            port = free_port()
+            options = f'Outbound_SMTP_Auth_Type = {kind} Outbound_SMTP_Auth_User = quillon Outbound_SMTP_Auth_Pass = "{password}"'
+            running = server(_sender(port, exim.port, options), name=password.replace(" ", "-")).start()
+            _send(port)
+            until(lambda: line in exim.log(), "Exim's log")  # noqa: B023
+            letter = "@D@" if password != "wrong" else "@T@"
+            until(lambda: [x for x in running.log("mainlog.ec") if letter in x], "an outcome")  # noqa: B023
+    finally:
+        exim.stop()
 
 
 @pytest.mark.parametrize(

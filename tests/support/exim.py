@@ -1,4 +1,4 @@
-"""A real Exim: takes mail for any domain into a file, and sends what it is given to one port over TLS only."""
+"""A real Exim: takes mail for any domain into a file, knows one user (quillon, "open sesame"), and sends what it is given to one port over TLS only."""
 
 from __future__ import annotations
 
@@ -58,6 +58,19 @@ keep:
   no_mode_fail_narrower
 begin retry
 * * F,1h,1m
+begin authenticators
+plain:
+  driver = plaintext
+  public_name = PLAIN
+  server_prompts = :
+  server_condition = ${{if and{{{{eq{{$auth2}}{{quillon}}}}{{eq{{$auth3}}{{open sesame}}}}}}}}
+  server_set_id = $auth2
+login:
+  driver = plaintext
+  public_name = LOGIN
+  server_prompts = Username:: : Password::
+  server_condition = ${{if and{{{{eq{{$auth1}}{{quillon}}}}{{eq{{$auth2}}{{open sesame}}}}}}}}
+  server_set_id = $auth1
 """
 
 
