@@ -182,6 +182,13 @@ def _limited(folder: Path, body: str, *, cpu: int = 100, memory: int = 16) -> tu
         "while true do local _ = ('x'):rep(10) end",
         "xpcall(function() while true do end end, function() while true do end end)",
         "for _ = 1, 60 do local _ = (('ab '):rep(1000000)):gsub('b', 'c') end",
+        # what one search with a pattern can take
+        "local _ = ('x' .. (' '):rep(200000) .. 'y'):match('^%s*(.-)%s*$')",
+        "pcall(string.find, ('a'):rep(1000), ('a-'):rep(12) .. '[^a]')",
+        "for _ in (('('):rep(50000)):gmatch('%b()') do end",
+        "local _ = (('ab'):rep(100000)):gsub('.-.-.-[^ab]', function() end)",
+        "while true do local _ = ('ab'):rep(100):find('.-.-c') end",
+        "local n = 0 while true do n = n + 1 local _ = (('x'):rep(10000)):find('(.-.-)' .. n) end",
     ],
 )
 def test_a_script_that_loops_is_stopped(tmp_path: Path, body: str) -> None:

@@ -32,7 +32,7 @@ from quillon.policy.hook import (
     unknown_callout,
     words_of,
 )
-from quillon.policy.msys import LIBRARIES
+from quillon.policy.msys import LIBRARIES, pattern
 from quillon.policy.msys.api import NO_MEMORY, Api, from_octets, size_of, to_octets
 from quillon.policy.msys.json import NULL
 from quillon.policy.world import World
@@ -52,6 +52,7 @@ _REMOVED = (
     "python",
 )
 WITH_MESSAGE = frozenset((Phase.RCPTTO, Phase.DATA, Phase.DATA_SPOOL, Phase.EACH_RCPT, Phase.FINAL_VALIDATION))
+PATTERN_STEPS = (1e5, 1e7)  # of a search: about half a millisecond and 50 of C; see pattern.lua
 COLLECT_AGAIN = 1.0  # seconds between attempts to make scripts that hold too much let go of some
 _VERDICTS = {0: Verdict.CONT, 1: Verdict.DONE, 2: Verdict.AGAIN}
 
@@ -212,9 +213,11 @@ class _Runtime:
                 "spoke": self._spoke,
                 "source": self._source,
                 "translate": self._translate,
+                "search": pattern.searches(),
             }
         )
         runtime = self._chunk("runtime.lua")(given, settings.cpu_limit)
+        self._chunk("pattern.lua")(given, runtime, *(PATTERN_STEPS if settings.cpu_limit else ()))
         tools = self._chunk("msys.lua")(given, runtime)
         self.bind, self._session, self._run = tools["bind"], tools["session"], tools["run"]
         self._authenticate, self._command = tools["authenticate"], tools["command"]

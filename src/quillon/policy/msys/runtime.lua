@@ -13,7 +13,6 @@ local tonumber, concat, find, sub, format = tonumber, table.concat, string.find,
 -- until then, and `left` the seconds that it has.
 jit.off()
 local INTERVAL = 10000  -- instructions
-local LONG = 2048  -- octets, from which on a library function is timed
 local limit = cpu_limit > 0 and cpu_limit / 1000 or huge
 local words = "stopped after more than " .. cpu_limit .. " ms of CPU"
 local state = {over = false, deadline = false, left = limit, said = nil}
@@ -66,22 +65,10 @@ local function checked(...)
   if clock() > state.deadline then stop() end
   return ...
 end
-local gmatch = string.gmatch
-function string.gmatch(subject, ...)
-  local nexts = gmatch(subject, ...)
-  if type(subject) ~= "string" or #subject < LONG then return nexts end
-  return function()
-    if not state.deadline then state.deadline = clock() + state.left end
-    return checked(nexts())
-  end
-end
-for _, name in ipairs({"find", "match", "gsub", "rep"}) do
-  local plain = string[name]
-  string[name] = function(subject, ...)
-    if type(subject) ~= "string" or #subject < LONG and name ~= "rep" then return plain(subject, ...) end
-    if not state.deadline then state.deadline = clock() + state.left end
-    return checked(plain(subject, ...))
-  end
+-- to be called before what is checked
+local function seconds_left()
+  if not state.deadline then state.deadline = clock() + state.left end
+  return state.deadline - clock()
 end
 -- the handler of the library's own xpcall runs where no limit is looked at
 local function handled(handler, ok, ...)
@@ -125,21 +112,6 @@ function coroutine.wrap(f)
     deeper(co)
     return unwrap(pass(co, resume(co, ...)))
   end
-end
-local gsubs = setmetatable({}, {__mode = "k"})
-local gsub = string.gsub
-local function ended(here, ok, ...)
-  gsubs[here] = gsubs[here] - 1
-  if not ok then error((...), 0) end
-  return ...
-end
-function string.gsub(subject, pattern, replacement, ...)
-  if type(replacement) ~= "function" then return gsub(subject, pattern, replacement, ...) end
-  local here = running() or gsubs
-  local depth = (gsubs[here] or 0) + 1
-  if depth + (levels[here] or 0) > DEEPEST then raise("C stack overflow") end
-  gsubs[here] = depth
-  return ended(here, pcall(gsub, subject, pattern, replacement, ...))
 end
 local wait
 
@@ -379,4 +351,5 @@ return {
   place = place, bound = bound, new = new,
   good = good, raise = raise, class = class, handle = handle, opaque = opaque,
   current = current,
+  stop = stop, checked = checked, seconds_left = seconds_left, levels = levels, DEEPEST = DEEPEST,
 }
