@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 
 import pytest
 
-_FOLDERS = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/sbin"))
+_FOLDERS = os.pathsep.join(
+    (os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/sbin", *glob.glob("/usr/lib/postgresql/*/bin"))
+)
 
 
 def require(program: str) -> str:

@@ -14,6 +14,7 @@ from quillon.policy.context import Context
 from quillon.policy.hook import Call, Phase, Policy, Session
 from quillon.policy.lua import load_scripts
 from quillon.policy.message import Content, MessageView
+from quillon.policy.msys import db
 from quillon.policy.world import Lookup, World
 
 MESSAGE = (
@@ -75,8 +76,13 @@ class Stage:
         {body}
         return msys.core.VALIDATE_CONT end
         msys.registerModule("t", m)"""
-        policy = self.load(text)
-        return asyncio.run(self.call(policy, phase, view))
+        return asyncio.run(self._run(self.load(text), phase, view))
+
+    async def _run(self, policy: Policy, phase: Phase, view: MessageView | None) -> Reply | None:
+        try:
+            return await self.call(policy, phase, view)
+        finally:
+            await db.close(self.world.shared)
 
     def call(
         self, policy: Policy, phase: Phase, view: MessageView | None = None, text: str = ""

@@ -49,7 +49,7 @@ from quillon.policy import load as policies
 from quillon.policy.context import Context
 from quillon.policy.hook import Policy, PolicyError, Session, words_of
 from quillon.policy.load import LoadError, Policies, Services
-from quillon.policy.msys import audit
+from quillon.policy.msys import audit, db
 from quillon.policy.tls import TlsHooks
 from quillon.policy.world import Lookup
 from quillon.reception.door import Door, Envelope, Residents
@@ -452,6 +452,7 @@ class Worker:
             session.end(replies.SHUTTING_DOWN)  # what was committed has been answered by now
         self._deadlines.stop()
         self._close(self._policies.policy)
+        await db.close(self._shared)
         self.log(Notice(self._clock.now(), "drained"))
         self._loggers.close()
 

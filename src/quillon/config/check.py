@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import pwd
 
+from quillon.config import datasource
 from quillon.config.check_files import check_files
 from quillon.config.model import CUSTOM_STAGES, Config, log_switch, lookup_name, parse_endpoint
 from quillon.config.scope import Node, ancestors, resolve
@@ -246,9 +247,9 @@ def _check_modules(config: Config, faults: list[Fault]) -> None:
             faults.append(Fault(node.position, f'datasource "{node.label}" has no uri'))
             continue
         for uri in uris.value:
-            if uri.partition(":")[0] not in ("sqlite", "pgsql", "postgresql"):
-                text = f"{uri!r}: a datasource is sqlite:/path or pgsql:host=...;dbname=..."
-                faults.append(Fault(uris.position, text))
+            text = datasource.fault(uri)
+            if text is not None:
+                faults.append(Fault(uris.position, f'datasource "{node.label}": {text}'))
     try:
         config.monitors()
     except ValueError as error:

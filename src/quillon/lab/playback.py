@@ -148,7 +148,7 @@ async def run_scene(config: Config, scene: Scene, lookup: Ask, now: float, repor
             steps.append(Step(f"(message of {len(message)} octets)"))
             steps[-1].replies += await play.data(message)
     play.end()
-    stage.close()
+    await stage.close()
     return steps
 
 
@@ -226,7 +226,7 @@ async def replay(config: Config, lines: Iterable[str], report: Callable[[str], N
         change = await _replayed(stage, config, row)
         if change is not None:
             found.changes.append(change)
-    stage.close()
+    await stage.close()
     return found
 
 

@@ -21,6 +21,7 @@ from quillon.net.clock import Deadlines
 from quillon.policy import load as policies
 from quillon.policy.hook import Traced
 from quillon.policy.load import Policies, Services
+from quillon.policy.msys import db
 from quillon.policy.tls import TlsHooks
 from quillon.reception.door import Door, Residents
 from quillon.smtp.sasl import Attempt
@@ -196,9 +197,12 @@ class Stage:
         """Begin a session."""
         return Play(self, self._desk, listen, remote, local)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Raises PolicyError where a script's end fails."""
-        self.loaded.policy.close()
+        try:
+            self.loaded.policy.close()
+        finally:
+            await db.close(self.loaded.world.shared)
 
 
 class Play:

@@ -6,17 +6,20 @@ Results are cached as the datasource's stanza says. Parameters are bound, never 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
 import asyncpg
 
+from quillon.config.datasource import postgresql_url
 from quillon.policy.hook import words_of
-from quillon.policy.msys.api import Api
+from quillon.policy.msys.api import Api, number_text
 from quillon.policy.world import Datasource, World
 
 TIMEOUT = 30.0  # seconds
@@ -55,21 +58,33 @@ class Databases:
         """A statement that gives no rows. Raises DatabaseError."""
         await self._run(world, name, _source(world, name), sql, parameters, 0)
 
+    async def close(self) -> None:
+        """Let go of the connections; what is still asked fails."""
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            pool.terminate()
+        await asyncio.sleep(0)  # the transports close with the loop's next turn
+
     async def _run(
         self, world: World, name: str, source: Datasource, sql: str, parameters: Any, limit: int
     ) -> list[Row]:
+        """Ask the next database in turn; what cannot be reached is skipped. Raises DatabaseError."""
         turn = self._turn[name] = self._turn.get(name, -1) + 1
-        uri = source.uris[turn % len(source.uris)]
-        driver, _, rest = uri.partition(":")
-        try:
-            if driver == "sqlite":
-                return await self._run_sqlite(str(Path(world.folder) / rest), sql, parameters, limit)
-            return await self._run_postgresql(uri, rest, sql, parameters, limit)
-        except DatabaseError:
-            raise
-        except Exception as error:
-            # drivers raise many kinds; to a script they are one: the query failed
-            raise DatabaseError(f"{name}: {words_of(error)}") from None
+        unreachable = ""
+        for step in range(len(source.uris)):
+            driver, _, rest = source.uris[(turn + step) % len(source.uris)].partition(":")
+            try:
+                if driver == "sqlite":
+                    return await self._run_sqlite(str(Path(world.folder) / rest), sql, parameters, limit)
+                return await self._run_postgresql(rest, sql, parameters, limit)
+            except _Unreachable as error:
+                unreachable = str(error)
+            except DatabaseError:
+                raise
+            except Exception as error:
+                # drivers raise many kinds; to a script they are one: the query failed
+                raise DatabaseError(f"{name}: {words_of(error)}") from None
+        raise DatabaseError(f"{name}: {unreachable}")
 
     async def _run_sqlite(self, path: str, sql: str, parameters: Any, limit: int) -> list[Row]:
         given = parameters if parameters is not None else ()
@@ -83,32 +98,54 @@ class Databases:
             await connection.commit()
         return [_row(names, tuple(values)) for values in found]
 
-    async def _run_postgresql(self, uri: str, rest: str, sql: str, parameters: Any, limit: int) -> list[Row]:
-        pool = self._pools.get(uri)
-        if pool is None:
-            pool = self._pools[uri] = await asyncpg.create_pool(
-                **dsn(rest), min_size=0, max_size=4, command_timeout=TIMEOUT
-            )
+    async def _run_postgresql(self, rest: str, sql: str, parameters: Any, limit: int) -> list[Row]:
         text, values = positional(sql, parameters)
-        async with pool.acquire() as connection:
-            found = await connection.fetch(text, *values)
-        return [_row(list(record.keys()), tuple(record.values())) for record in (found[:limit] if limit > 0 else found)]
+        pool = self._pools.get(rest)
+        if pool is None:
+            pool = self._pools[rest] = asyncpg.create_pool(
+                postgresql_url(rest),
+                min_size=0,
+                max_size=4,
+                command_timeout=TIMEOUT,
+                timeout=TIMEOUT,
+                init=_plain_types,
+            )
+        try:
+            await pool
+            connection = await pool.acquire()
+        except _NOT_REACHED as error:
+            raise _Unreachable(words_of(error)) from None
+        try:
+            if limit <= 0:
+                found = await connection.fetch(text, *values)
+            else:
+                async with connection.transaction():
+                    found = await (await connection.cursor(text, *values)).fetch(limit)
+        finally:
+            await pool.release(connection)
+        return [_row(list(record.keys()), tuple(record.values())) for record in found]
 
 
-def dsn(text: str) -> dict[str, str]:
-    """What stands behind `pgsql:`: `host=a;dbname=b` as keywords, or a URL. Raises DatabaseError."""
-    if text.startswith("//"):
-        return {"dsn": "postgresql:" + text}
-    names = {"host": "host", "port": "port", "dbname": "database", "user": "user", "password": "password"}
-    found = {}
-    for part in re.split(r"[;\s]+", text.strip()):
-        name, equals, value = part.partition("=")
-        if not part:
-            continue
-        if not equals or name.lower() not in names:
-            raise DatabaseError(f"{name!r} is no word of a PostgreSQL connection: {', '.join(names)}")
-        found[names[name.lower()]] = value
-    return found
+_NOT_REACHED = (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError)
+
+
+class _Unreachable(Exception):
+    """A database that did not take the connection."""
+
+
+# Types whose values cross as text, as a script has them: asyncpg's own forms want a Python object of the very type.
+_AS_TEXT: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("int2", "int4", "int8", "oid"), int),
+    **dict.fromkeys(("float4", "float8", "numeric"), float),
+    **dict.fromkeys(("text", "varchar", "bpchar", "name", "uuid", "json", "jsonb", "inet", "cidr"), str),
+    **dict.fromkeys(("date", "time", "timestamp", "timestamptz", "interval"), str),
+    "bool": lambda text: text == "t",
+}
+
+
+async def _plain_types(connection: Any) -> None:
+    for kind, decode in _AS_TEXT.items():
+        await connection.set_type_codec(kind, schema="pg_catalog", encoder=number_text, decoder=decode, format="text")
 
 
 def positional(sql: str, parameters: Any) -> tuple[str, list[Any]]:
@@ -145,6 +182,13 @@ def _source(world: World, name: str) -> Datasource:
     if found is None:
         raise DatabaseError(f"there is no datasource {name!r} in the configuration")
     return found
+
+
+async def close(shared: Mapping[str, Any]) -> None:
+    """Let go of what the worlds with this `shared` have connected to."""
+    databases: Databases | None = shared.get("databases")
+    if databases is not None:
+        await databases.close()
 
 
 def register(api: Api) -> None:
