@@ -133,6 +133,8 @@ ARGUMENTS = {
     "pre_esmtp_auth": ("(ac, auth, vctx): 1 pass, 0 fail, -1 as usual", "(session, mechanism, user)"),
     "ac_auth_perform_auth": ("(user, password, ac, response)", "(session, user, password)"),
     "ac_auth_log_auth_failure": ("(user, ac, response)", "(session, user, response)"),
+    "pre_ec_can_relay_to": ("(domain, ac, vctx): true, false, nil as usual", "(session, domain)"),
+    "config_get_domain_relay": ("(domain, ac, vctx): true, false, nil as usual", "(session, domain)"),
     "core_config_get_message_routing_domain": ("(scope, msg, buff)", "(delivery, scope)"),
     "binding_group_choose_binding": ("(msg, group)", "(delivery, group)"),
     "get_received_header_text": ("(ac, vctx, buff)", "(session, text)"),

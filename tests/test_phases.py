@@ -382,3 +382,53 @@ def test_hooks_of_reception_and_delivery(server: Callable[..., Server], tmp_path
     database.close()
     assert [row[1] for row in rows_left] == ["late"]
     assert rows_left[0][8] > time.time() + 900
+
+
+RELAY = {
+    "lua": """local m = {}
+      function m:pre_ec_can_relay_to(domain, ac, vctx)
+        if domain == "strange.test" then return 1 end
+        if vctx:get(msys.core.VCTX_CONN, "ehlo_domain") ~= "partner" then return nil end
+        if domain == "opened.test" then return true end
+        if domain == "closed.test" then return false end
+      end
+      function m:config_get_domain_relay(domain) return domain == "second.test" or nil end
+      msys.registerModule("s", m)""",
+    "python": """from quillon.policy.python import Session
+
+
+def pre_ec_can_relay_to(session: Session, domain: str) -> object:
+    if domain == "strange.test":
+        return 1
+    if session.connection_context["ehlo_domain"] != "partner":
+        return None
+    return {"opened.test": True, "closed.test": False}.get(domain)
+
+
+def config_get_domain_relay(session: Session, domain: str) -> bool | None:
+    return True if domain == "second.test" else None
+""",
+}
+
+
+@pytest.mark.parametrize("language", list(RELAY))
+def test_policy_decides_to_which_domains_everybody_may_send(server: Callable[..., Server], language: str) -> None:
+    port = free_port()
+    stanza = SCRIPT if language == "lua" else 'policy "s" { module = s.py }'
+    running = server(
+        f"""{stanza} Relay_Domains = ( "ours.test" "closed.test" )
+        ESMTP_Listener {{ Listen "127.0.0.1:{port}" {{ }} }}"""
+    )
+    (running.folder / ("s.lua" if language == "lua" else "s.py")).write_text(RELAY[language])
+    running.start()
+    asked = ("ours.test", "opened.test", "closed.test", "second.test", "strange.test")
+
+    def answers(name: str) -> list[int]:
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            client.ehlo(name)
+            client.mail("a@sender.test")
+            return [client.rcpt(f"b@{domain}")[0] for domain in asked]
+
+    assert answers("partner") == [250, 250, 550, 250, 550]
+    assert answers("another") == [250, 550, 250, 250, 550]
+    assert any("pre_ec_can_relay_to returned 1" in line for line in running.log("paniclog.ec"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from quillon.config.model import Config
 from quillon.config.scope import IPAddress, glob_matches
 from quillon.config.settings import ReceptionSettings
@@ -29,15 +31,23 @@ def needs_no_authentication(settings: ReceptionSettings, client: IPAddress) -> b
 
 
 def refusal(
-    config: Config, settings: ReceptionSettings, client: bool, sender: Mailbox | None, recipient: Mailbox
+    config: Config,
+    settings: ReceptionSettings,
+    client: bool,
+    sender: Mailbox | None,
+    recipient: Mailbox,
+    ruling: Callable[[str], bool | None],
 ) -> Reply | None:
-    """The refusal of a recipient, or None. `client` is the answer of `client_may`."""
-    if (
-        not client
-        and not _sender_may(settings, sender)
-        and not glob_matches(settings.relay_domains + settings.bounce_domains, recipient.domain)
-    ):
-        return replies.RELAYING_DENIED
+    """The refusal of a recipient, or None.
+
+    `client` is the answer of `client_may`; `ruling` that of policy on a domain, None where the configuration decides.
+    """
+    if not client and not _sender_may(settings, sender):
+        may = ruling(recipient.domain)
+        if may is None:
+            may = glob_matches(settings.relay_domains + settings.bounce_domains, recipient.domain)
+        if not may:
+            return replies.RELAYING_DENIED
     if config.delivery("default", "default", recipient.domain)[0].blackhole in ("true", "inline"):
         return replies.BLACKHOLED_INLINE
     return None

@@ -80,13 +80,25 @@ class Transaction:
         """Take a recipient, or say why not."""
         context, policy = self._context, self._desk.policy
         may = relay.client_may(self.settings, client, context.connection)
-        refusal = relay.refusal(self._desk.config, self.settings, may, self._sender, event.mailbox)
+        refusal = relay.refusal(self._desk.config, self.settings, may, self._sender, event.mailbox, self._relays_to)
         if refusal is None and policy.has(Phase.RCPTTO):
             view = self._view(event.mailbox)
             refusal = await policy.run(Call(Phase.RCPTTO, self._info, context, event.line, view))
         if refusal is None:
             self._info.recipients.append(event.mailbox)
         return refusal
+
+    def _relays_to(self, domain: str) -> bool | None:
+        """What policy says on relaying to a domain (manual, pre_ec_can_relay_to); None: as configured."""
+        policy = self._desk.policy
+        for hook in (Hook.RELAY_TO, Hook.DOMAIN_RELAY):
+            if policy.hooks(hook):
+                said = policy.answers(hook, Call(hook, self._info, self._context), domain)
+                if isinstance(said, bool):
+                    return said
+                if said is not None:
+                    policy.report(f"scriptlet: {hook.value} returned {said!r}, not true, false or nil")
+        return None
 
     async def list_complete(self) -> Reply | None:
         """DATA: the list of recipients is complete (manual, validate_rcptto_list)."""

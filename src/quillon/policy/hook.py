@@ -57,6 +57,8 @@ class Hook(Enum):
     AC_AUTH_FAILED = "ac_auth_log_auth_failure"
     ROUTING_DOMAIN = "core_config_get_message_routing_domain"
     CHOOSE_BINDING = "binding_group_choose_binding"
+    RELAY_TO = "pre_ec_can_relay_to"
+    DOMAIN_RELAY = "config_get_domain_relay"
     RECEIVED_TEXT = "get_received_header_text"
     NEXT_ATTEMPT = "ec_message_set_next_attempt"
     EXPIRATION = "get_msg_expiration_params"
@@ -365,8 +367,6 @@ NOT_HERE = {
     "use_outbound_tls": "use get_outbound_tls_parameters",
     "generate_rfc3464_message": "use generate_rfc3464_message_preamble",
     "post_validate_set_binding": "use validate_set_binding",
-    "pre_ec_can_relay_to": "set can_relay in the connection context in validate_rcptto or before",
-    "config_get_domain_relay": "set can_relay in the connection context before RCPT TO",
 }
 """Callouts of the manual that are never called here, and what to use."""
 

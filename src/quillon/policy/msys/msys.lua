@@ -338,6 +338,8 @@ local questions = {
   pre_esmtp_auth = function(t, f, s, c, mechanism, user)
     return f(t, s.ac, {mechanism = mechanism, user = user}, s.vctx)
   end,
+  pre_ec_can_relay_to = function(t, f, s, c, domain) return f(t, domain, s.ac, s.vctx) end,
+  config_get_domain_relay = function(t, f, s, c, domain) return f(t, domain, s.ac, s.vctx) end,
   core_config_get_message_routing_domain = function(t, f, s, c, scope)
     local buffer = core.string_new("")
     f(t, scope, new.msg(c), buffer)
