@@ -362,6 +362,36 @@ def test_guesses_at_the_same_time_count_too(server: Callable[..., Quillon], pki:
         client.close()
 
 
+def test_guesses_count_in_all_workers_and_over_a_reload(
+    server: Callable[..., Quillon], pki: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    more = 'Auth_In_Clear = ( "PLAIN" ) Auth_Failure_Limit = 6'
+    running = server(_config(port, pki, tmp_path / "users", more=more), workers=3).start()
+
+    def answer(password: bytes) -> int:
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            client.ehlo()
+            return client.docmd("AUTH", "PLAIN " + base64.b64encode(b"\0alice\0" + password).decode())[0]
+
+    codes = []
+    for _ in range(8):
+        codes.append(answer(b"wrong"))
+        time.sleep(0.1)  # for the others to hear of it
+    assert codes == [535] * 5 + [421] * 3
+    assert [answer(b"secret") for _ in range(12)] == [421] * 12
+    more += ' Banner_Hostname = "new.test"'
+    running.configure(_config(port, pki, tmp_path / "users", more=more), workers=3)
+    running.reload()
+
+    def banner() -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
+            return sock.recv(1000)
+
+    until(lambda: all(b"new.test" in banner() for _ in range(9)), "reload of all workers")
+    assert [answer(b"secret") for _ in range(6)] == [421] * 6
+
+
 def test_authentication_that_is_demanded_and_sources_that_fail(
     server: Callable[..., Quillon], pki: Path, tmp_path: Path
 ) -> None:

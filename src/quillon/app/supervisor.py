@@ -304,6 +304,10 @@ class Supervisor:
                 notify("READY=1", f"STATUS={self._count} workers")
         elif message["event"] == "answer":
             self._console.answered(child.pid, message)
+        elif message["event"] == "guessed":
+            for other in self._children.values():
+                if other is not child:
+                    other.channel.send({"do": "guessed", "client": message["client"]}, wait=False)
         elif message["event"] == "refused":
             self._say(f"worker {child.number}: reload refused: {message['text']}")
         elif message["event"] == "failed":

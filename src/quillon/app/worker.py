@@ -36,6 +36,7 @@ from quillon.listener import credentials
 from quillon.listener.authentication import Authenticator
 from quillon.listener.desk import Counts, Desk, Sitter
 from quillon.listener.esmtp import EsmtpSession
+from quillon.listener.guessing import Guesses
 from quillon.listener.recorder import Recorder
 from quillon.log.metrics import Metrics
 from quillon.log.sink import Loggers
@@ -131,6 +132,7 @@ class Worker:
         self._residents = Residents(share(node.max_resident_messages, self._count))
         self._finder = HostFinder(self._resolver, node, self._clock)
         self._counts = Counts()
+        self._guesses = Guesses(self._clock.now, self._tell_failure)
         self._sessions: set[Sitter] = set()
         self._door = Door(
             config=config,
@@ -204,6 +206,7 @@ class Worker:
             contexts=self._contexts,
             policy=loaded.policy,
             authenticator=Authenticator(self._clock, self._report, world.auth),
+            guesses=self._guesses,
             recorder=self._recorder,
             note=partial(audit.note, self._shared) if world.monitors else _unheard,
             hooks=self._hooks,
@@ -280,6 +283,12 @@ class Worker:
                 self._answer(message["id"], message["command"])
         elif message["do"] == "reopen":
             self._reopen()
+        elif message["do"] == "guessed":
+            self._guesses.heard(message["client"])
+
+    def _tell_failure(self, client: str) -> None:
+        """A failed authentication, for the other workers; not worth waiting for."""
+        self._channel.send({"event": "guessed", "client": client}, wait=False)
 
     def _answer(self, number: int, command: str) -> None:
         """What the console wants to know of this worker, in parts that fit into a datagram."""

@@ -15,6 +15,7 @@ from quillon.config.settings import InboundTls, ReceptionSettings
 from quillon.listener.authentication import Authenticator
 from quillon.listener.desk import Counts, Desk
 from quillon.listener.esmtp import EsmtpSession
+from quillon.listener.guessing import Guesses
 from quillon.mail.event import Event
 from quillon.mail.message import Batch, IdSource, Message
 from quillon.net.clock import Deadlines
@@ -191,6 +192,7 @@ class Stage:
             counts=Counts(),
             sessions=set(),
             authenticator=self.authenticator,
+            guesses=Guesses(self.clock.now),
         )
 
     def play(self, listen: str, remote: tuple[str, int], local: tuple[str, int]) -> Play:

@@ -1,12 +1,10 @@
-"""AUTH of a worker's sessions: sources of credentials, who has guessed too often, how long an answer waits. Shell."""
+"""AUTH of a worker's sessions: sources of credentials, and whether what a client gave fits. Shell."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -17,8 +15,6 @@ from quillon.policy.world import Authenticate
 from quillon.smtp import sasl
 from quillon.smtp.sasl import MECHANISMS, Attempt, Exchange, Secret, Server, SourceError
 
-MAX_CLIENTS = 50_000  # whose failures are remembered
-LONGEST_DELAY = 30.0  # seconds
 OK, FAIL = 1, 0  # msys.core.EC_AUTH_OK, EC_AUTH_FAIL
 WORKING_CHECKS = 2  # passwords that are hashed at the same time
 
@@ -54,7 +50,6 @@ class Authenticator:
     report: Callable[[str], None]
     schemes: Mapping[str, Authenticate] = field(default_factory=dict)
     _files: dict[tuple[str, str], UserFile] = field(default_factory=dict)
-    _failures: OrderedDict[str, list[float]] = field(default_factory=OrderedDict)
     _room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(WORKING_CHECKS))
 
     def begin(self, settings: ReceptionSettings, mechanism: str, hostname: str) -> Exchange:
@@ -127,39 +122,3 @@ class Authenticator:
         if said not in (OK, FAIL):
             raise SourceError(f"{scheme}:// answered {said!r}")
         return bool(said == OK)
-
-    # guessing -------------------------------------------------------------------------------------------------
-
-    def blocked(self, settings: ReceptionSettings, ip: str) -> bool:
-        """Whether a client has failed so often lately that it may not try now. Counted by each worker."""
-        limit = settings.auth_failure_limit
-        return bool(limit) and len(self._recent(settings, ip)) >= limit
-
-    def attempted(self, settings: ReceptionSettings, ip: str) -> None:
-        """Count an attempt as failed until it has passed: those under way at the same time count too."""
-        key = _key(ip)
-        self._failures[key] = [*self._recent(settings, ip), self.clock.now()]
-        self._failures.move_to_end(key)
-        while len(self._failures) > MAX_CLIENTS:
-            self._failures.popitem(last=False)
-
-    def passed(self, ip: str) -> None:
-        """An attempt has not failed after all."""
-        times = self._failures.get(_key(ip))
-        if times:
-            times.pop()
-
-    def delay(self, settings: ReceptionSettings, ip: str) -> float:
-        """Seconds that the answer to a failure is to wait, twice as many with each one more."""
-        recent = self._recent(settings, ip)
-        return min(settings.auth_failure_delay * 2.0 ** min(len(recent) - 1, 10), LONGEST_DELAY)
-
-    def _recent(self, settings: ReceptionSettings, ip: str) -> list[float]:
-        since = self.clock.now() - settings.auth_failure_window
-        return [time for time in self._failures.get(_key(ip), ()) if time > since]
-
-
-def _key(ip: str) -> str:
-    """Whose failures count together: an IPv4 address, or the network of an IPv6 one, which has addresses to spare."""
-    address = ipaddress.ip_address(ip)
-    return ip if address.version == 4 else str(ipaddress.ip_network(f"{ip}/64", strict=False))

@@ -10,6 +10,7 @@ from typing import Protocol
 from quillon.config.model import Config
 from quillon.config.settings import InboundTls, share
 from quillon.listener.authentication import Authenticator
+from quillon.listener.guessing import Guesses
 from quillon.listener.recorder import Recorder
 from quillon.mail.event import Event, Panic
 from quillon.mail.message import IdSource
@@ -73,6 +74,7 @@ class Desk:
     counts: Counts
     sessions: set[Sitter]
     authenticator: Authenticator
+    guesses: Guesses
     note: Callable[[str, str], None] = lambda event, ip: None
     recorder: Recorder | None = None
     _date: tuple[int, str] = (0, "")

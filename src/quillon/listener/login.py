@@ -35,20 +35,19 @@ class Login:
 
     def begin(self, session: ServerSession, event: BeginAuth, ip: str) -> None:
         """AUTH: begin the exchange, unless the client has failed too often."""
-        authenticator = self._desk.authenticator
-        if authenticator.blocked(self.settings, ip):
+        if self._desk.guesses.blocked(self.settings, ip):
             session.respond(replies.AUTH_TOO_MANY)
             return
         hostname = self.settings.banner_hostname or self._desk.hostname
-        session.auth(authenticator.begin(self.settings, event.mechanism, hostname), event.initial)
+        session.auth(self._desk.authenticator.begin(self.settings, event.mechanism, hostname), event.initial)
 
     async def finish(self, session: ServerSession, event: Authenticate, ip: str) -> None:
         """An exchange is over: check, have policy look at it, log, and let a failure wait."""
-        attempt, context, authenticator = event.attempt, self._context, self._desk.authenticator
-        if authenticator.blocked(self.settings, ip):
+        attempt, context, guesses = event.attempt, self._context, self._desk.guesses
+        if guesses.blocked(self.settings, ip):
             session.respond(replies.AUTH_TOO_MANY)
             return
-        authenticator.attempted(self.settings, ip)
+        guesses.attempted(self.settings, ip)
         status, refusal = await self._status(event)
         if self.record is not None:
             self.record.authenticated(event.mechanism, attempt.user, status)
@@ -64,7 +63,7 @@ class Login:
             context.connection["auth_status"] = "fail"  # policy has the last word
         self._log(event.mechanism, attempt.user, ok=good)
         if good:
-            authenticator.passed(ip)
+            guesses.passed(ip)
             context.connection["can_relay"] = "true"
             session.respond(None)
         else:
@@ -95,16 +94,17 @@ class Login:
             return "fail", None
 
     async def _refuse(self, session: ServerSession, refusal: Reply | None, status: str, ip: str) -> None:
-        authenticator = self._desk.authenticator
+        guesses = self._desk.guesses
         reply = refusal or (replies.AUTH_ERROR if status == "error" else replies.AUTH_FAILED)
         if status == "fail":
-            delay = authenticator.delay(self.settings, ip)
-            if authenticator.blocked(self.settings, ip):
+            guesses.failed(ip)
+            delay = guesses.delay(self.settings, ip)
+            if guesses.blocked(self.settings, ip):
                 reply = replies.AUTH_TOO_MANY
             if delay:
                 await asyncio.sleep(delay)
         else:
-            authenticator.passed(ip)
+            guesses.passed(ip)
         session.respond(reply)
 
     def given_up(self) -> None:
