@@ -94,13 +94,13 @@ SCRIPTS = {
         require("msys.audit") require("msys.audit_series") require("msys.counter") require("msys.gauge_cache")
         local count = msys.counter.open("/site/compat")
         function mod:init()
-          msys.audit_series.define("compat", "cidr", 60, 5)
+          msys.audit_series.define("compat", "cidr", 86400, 5)
           msys.gauge_cache.define("gauge", 10, 60)
           return true
         end
         function mod:validate_mailfrom(str, ac, vctx)
           msys.counter.inc(count) msys.audit_series.add("compat") msys.gauge_cache.inc("gauge", "k")
-          print("audit", msys.audit.connections("60,1") >= 1, msys.audit_series.count("compat", "/32") >= 1,
+          print("audit", msys.audit.connections("86400,1") >= 1, msys.audit_series.count("compat", "/32") >= 1,
             msys.counter.read(count) >= 1, msys.gauge_cache.get("gauge", "k") >= 1, ac:inbound_session_count("/32") >= 1)
           return msys.core.VALIDATE_CONT end""",
     "lookup": """
@@ -156,7 +156,7 @@ def test_scripts_of_the_manuals_purposes(server: Callable[..., Server], tmp_path
     with SinkThread() as sink:
         running = server(f"""
             alerting {{ }}
-            inbound_audit {{ monitors = ( "60,1" ) }}
+            inbound_audit {{ monitors = ( "86400,1" ) }}
             DNS_Servers = ( "127.0.0.1:1" )
             scriptlet "scriptlet" {{ script "boot" {{ source = "msys.boot" }} {scripts} }}
             Binding_Group "g" {{ Binding "fast" {{ }} }}
