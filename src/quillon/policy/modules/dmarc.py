@@ -6,36 +6,17 @@ stanza; DKIM is verified here if no opendkim stanza has done so.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
-
 from quillon.mailauth import dmarc
-from quillon.policy.hook import Call, Callout, Hook, Phase, Verdict
+from quillon.policy.hook import Call, Phase
+from quillon.policy.modules.check import Check
 from quillon.policy.modules.opendkim import results_of, texts_of
 from quillon.policy.msys.addresses import address_parts
-from quillon.policy.world import World
 
 
-class Dmarc:
-    """Named as its stanza."""
+class Dmarc(Check):
+    phase = Phase.DATA
 
-    def __init__(self, name: str, world: World) -> None:
-        self.name = name
-        self._world = world
-
-    def callout(self, phase: Phase) -> Callout | None:
-        return self._check if phase is Phase.DATA else None
-
-    def hook(self, hook: Hook) -> Callable[..., Any] | None:
-        return None
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def _check(self, call: Call) -> Awaitable[Verdict]:
-        return self._checked(call)
-
-    async def _checked(self, call: Call) -> Verdict:
+    async def check(self, call: Call) -> None:
         signatures = await results_of(call, self._world)
         known = call.context.facts.get("spf", ("none", ""))
         domains = address_parts(call.view.header("From"), "domain")
@@ -45,4 +26,3 @@ class Dmarc:
         if found.policy:
             message["dmarc_policy"] = found.policy
         call.context.results.append(found.text())
-        return Verdict.CONT

@@ -5,12 +5,10 @@ Sets arc_cv in the message context: none, pass or fail. Scripts seal with msys.v
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
-
 from quillon.mailauth import arc
 from quillon.mailauth.arc import Chain
-from quillon.policy.hook import Call, Callout, Hook, Phase, Verdict
+from quillon.policy.hook import Call, Phase
+from quillon.policy.modules.check import Check
 from quillon.policy.modules.opendkim import texts_of
 from quillon.policy.world import World
 
@@ -27,26 +25,9 @@ async def chain_of(call: Call, world: World) -> Chain:
     return found
 
 
-class OpenArc:
-    """Named as its stanza."""
+class OpenArc(Check):
+    phase = Phase.DATA
 
-    def __init__(self, name: str, world: World) -> None:
-        self.name = name
-        self._world = world
-
-    def callout(self, phase: Phase) -> Callout | None:
-        return self._check if phase is Phase.DATA else None
-
-    def hook(self, hook: Hook) -> Callable[..., Any] | None:
-        return None
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def _check(self, call: Call) -> Awaitable[Verdict]:
-        return self._checked(call)
-
-    async def _checked(self, call: Call) -> Verdict:
+    async def check(self, call: Call) -> None:
         found = await chain_of(call, self._world)
         call.context.results.append(found.text())
-        return Verdict.CONT

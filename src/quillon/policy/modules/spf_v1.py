@@ -6,13 +6,12 @@ Nothing is refused; the result stands in the message context for scripts to act 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from quillon.mail import header
 from quillon.mailauth import spf
-from quillon.policy.hook import Call, Callout, Hook, Phase, Verdict
+from quillon.policy.hook import Call, Phase
+from quillon.policy.modules.check import Check
 from quillon.policy.world import World
 
 
@@ -26,27 +25,14 @@ class Settings:
     add_authentication_results: bool = True
 
 
-class Spf:
-    """Names of the module's stanza and its world."""
+class Spf(Check):
+    phase = Phase.MAILFROM
 
     def __init__(self, settings: Settings, world: World) -> None:
-        self.name = settings.name
+        super().__init__(settings.name, world)
         self._settings = settings
-        self._world = world
 
-    def callout(self, phase: Phase) -> Callout | None:
-        return self._check if phase is Phase.MAILFROM else None
-
-    def hook(self, hook: Hook) -> Callable[..., Any] | None:
-        return None
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def _check(self, call: Call) -> Awaitable[Verdict]:
-        return self._checked(call)
-
-    async def _checked(self, call: Call) -> Verdict:
+    async def check(self, call: Call) -> None:
         context = call.context
         message = context.message
         local, domain = message.get("mailfrom_localpart", ""), message.get("mailfrom_domain", "")
@@ -65,7 +51,6 @@ class Spf:
             words = f"{found.status} ({self._world.hostname}: {reason}) client-ip={ip};"
             more = f"envelope-from={header.pvalue(sender)}; helo={header.pvalue(helo)};"
             context.fields.append(f"Received-SPF: {words} {more}")
-        return Verdict.CONT
 
     async def _lookup(self, name: str, kind: str) -> spf.Records:
         found = await self._world.lookup(name, kind, "")

@@ -1,0 +1,37 @@
+"""What the modules that check a message have in common: one phase in which they look, and nothing that they refuse."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from quillon.policy.hook import Call, Callout, Hook, Phase, Verdict
+from quillon.policy.world import World
+
+
+class Check(ABC):
+    """Named as its stanza. What it finds stands in the message context, for scripts to act on."""
+
+    phase: ClassVar[Phase]
+
+    def __init__(self, name: str, world: World) -> None:
+        self.name = name
+        self._world = world
+
+    def callout(self, phase: Phase) -> Callout | None:
+        return self._run if phase is self.phase else None
+
+    def hook(self, hook: Hook) -> Callable[..., Any] | None:
+        return None
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """Nothing is held."""
+
+    async def _run(self, call: Call) -> Verdict:
+        await self.check(call)
+        return Verdict.CONT
+
+    @abstractmethod
+    async def check(self, call: Call) -> None:
+        """Look, and note what is found in the call's context."""
