@@ -19,20 +19,29 @@ _LIST_PHASES = (Phase.RCPTTO, Phase.RCPTTO_LIST, Phase.RCPTTO_LIST_FINAL, Phase.
 def dictionary(handle: Handle, kind: object) -> dict[str, str]:
     """The connection or message context. Raises ValueError for a kind that is neither."""
     context = handle.call.context
-    if kind in _CONNECTION:
-        return context.connection
     if kind in _MESSAGE:
         return context.message
+    if kind in _CONNECTION:
+        return context.connection
     raise ValueError("the first argument is msys.core.VCTX_CONN or msys.core.VCTX_MESS")
 
 
+# the next two are called most of all: what is plain text already goes the short way
+
+
 def get(handle: Handle, kind: object, key: object) -> str | None:
-    value = dictionary(handle, kind).get(from_octets(number_text(key)))
-    return None if value is None else to_octets(value)
+    if type(key) is not str or not key.isascii():
+        key = from_octets(number_text(key))
+    value = dictionary(handle, kind).get(key)
+    return value if value is None or value.isascii() else to_octets(value)
 
 
 def put(handle: Handle, kind: object, key: object, value: object) -> None:
-    dictionary(handle, kind)[from_octets(number_text(key))] = from_octets(number_text(value))
+    if type(key) is not str or not key.isascii():
+        key = from_octets(number_text(key))
+    if type(value) is not str or not value.isascii():
+        value = from_octets(number_text(value))
+    dictionary(handle, kind)[key] = value
 
 
 def delete(handle: Handle, kind: object, key: object) -> int:
