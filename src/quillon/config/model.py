@@ -149,7 +149,7 @@ class Config:
         options = self.table.modules["policy"].options
         found = []
         for node in self.root.of("policy"):
-            values = {n: resolve(options[n], [node], self.folder).value for n in ("module", "enabled")}
+            values = {n: resolve(options[n], [node], self.folder).value for n in ("module", "enabled", "cpu_limit")}
             found.append(PolicySettings(node.label, **values))
         return found
 

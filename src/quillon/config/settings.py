@@ -275,11 +275,13 @@ class ScriptSettings:
 
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
-    """A policy stanza: a module in Python. `module` is an absolute path."""
+    """A policy stanza: a module in Python. `module` is an absolute path, `cpu_limit` in milliseconds per callout, 0 is
+    no limit."""
 
     name: str
     module: str
     enabled: bool
+    cpu_limit: int = 500
 
 
 @dataclass(frozen=True, slots=True)

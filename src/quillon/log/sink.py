@@ -142,7 +142,9 @@ class Loggers:
                 file.add(template.line(event))
         if isinstance(event, Panic):
             _complain(event.text)
-        self._soon()
+            self.flush()  # at once, for what follows may be the end
+        else:
+            self._soon()
 
     def _soon(self) -> None:
         if not self._scheduled:

@@ -66,7 +66,7 @@ def load(config: Config, clock: Clock, report: Callable[[str], None], services: 
             raise LoadError(f"{_script_position(config, error.script)}: {error}") from None
     for stanza in config.policies():
         try:
-            loaded = load_module(stanza.name, Path(stanza.module), world)
+            loaded = load_module(stanza.name, Path(stanza.module), world, stanza.cpu_limit)
         except PolicyError as error:
             node = config.root.get("policy", stanza.name)
             raise LoadError(f"{node.settings['module'].position if node else ''}: {error}") from None

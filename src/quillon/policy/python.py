@@ -21,7 +21,7 @@ import asyncio
 import importlib.util
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +40,7 @@ from quillon.policy.hook import (
 )
 from quillon.policy.message import MessageView
 from quillon.policy.msys.addresses import address_parts, mailbox_of, mailboxes_of
+from quillon.policy.watch import LimitError, Watch
 from quillon.policy.world import World
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
 WITH_MESSAGE = frozenset((Phase.RCPTTO, Phase.DATA, Phase.DATA_SPOOL, Phase.EACH_RCPT, Phase.FINAL_VALIDATION))
 ONLY_MESSAGE = frozenset((Phase.SET_BINDING,))
 _AT_ONCE = (*Hook, Phase.SET_BINDING, Phase.DEALLOC)
+LOAD_LIMIT = 10.0  # seconds of CPU: a file may import much
 
 
 class Session:
@@ -301,8 +303,11 @@ class Delivery:
     message_context: dict[str, str]
 
 
-def load_module(name: str, path: Path, world: World) -> PythonModule:
-    """Read a policy file. Raises PolicyError, which names file and line."""
+def load_module(name: str, path: Path, world: World, cpu_limit: int = 0) -> PythonModule:
+    """Read a policy file, whose callouts have `cpu_limit` milliseconds of CPU, 0 for no limit.
+
+    Raises PolicyError, which names file and line.
+    """
     known = f"quillon_policy_{name}"
     spec = importlib.util.spec_from_file_location(known, path)
     if spec is None or spec.loader is None:
@@ -311,19 +316,20 @@ def load_module(name: str, path: Path, world: World) -> PythonModule:
     before = sys.modules.get(known)
     sys.modules[known] = module  # dataclasses of the file look for it there
     try:
-        spec.loader.exec_module(module)
-        found = PythonModule(name, module, world)
+        loading = Watch(LOAD_LIMIT if cpu_limit else 0, world.report)
+        loading.call(spec.loader.exec_module, module)
+        found = PythonModule(name, module, world, Watch(cpu_limit / 1000, world.report))
     except PolicyError:
         raise
     except (Exception, SystemExit) as error:
-        raise PolicyError(f"policy {name}: {_where(error, path)}: {type(error).__name__}: {error}") from None
+        raise PolicyError(f"policy {name}: {_located(error, path)}") from None
     finally:
         if before is not None:
             sys.modules[known] = before
         else:
             del sys.modules[known]
     found.check(path)
-    found.init()
+    found.init(loading)
     return found
 
 
@@ -338,13 +344,20 @@ def _where(error: BaseException, path: Path) -> str:
     return f"{path}:{line}" if line else str(path)
 
 
+def _located(error: BaseException, path: Path) -> str:
+    """An error with file and line."""
+    kind = "" if isinstance(error, LimitError) else f"{type(error).__name__}: "
+    return f"{_where(error, path)}: {kind}{error}"
+
+
 class PythonModule:
     """One policy file, loaded."""
 
-    def __init__(self, name: str, module: ModuleType, world: World) -> None:
+    def __init__(self, name: str, module: ModuleType, world: World, watch: Watch) -> None:
         self.name = name
         self._file = str(module.__file__)
         self._world = world
+        self._watch = watch
         self._owner = _owner(module)
 
     def check(self, path: Path) -> None:
@@ -368,24 +381,25 @@ class PythonModule:
         if function is None:
             return None
         waits = inspect.iscoroutinefunction(function)
+        watch = self._watch
 
         def run(call: Call) -> Verdict | Awaitable[Verdict]:
             try:
                 if phase in ONLY_MESSAGE:
-                    result = function(Message(call.view))
+                    result = watch.call(function, Message(call.view))
                 elif phase in WITH_MESSAGE:
-                    result = function(Session(call, self._world), Message(call.view))
+                    result = watch.call(function, Session(call, self._world), Message(call.view))
                 else:
-                    result = function(Session(call, self._world))
+                    result = watch.call(function, Session(call, self._world))
             except Exception as error:
                 raise self._located(error) from None
             return self._awaited(phase, result) if waits else _verdict(phase, result)
 
         return run
 
-    async def _awaited(self, phase: Phase, result: Awaitable[Any]) -> Verdict:
+    async def _awaited(self, phase: Phase, result: Coroutine[Any, Any, Any]) -> Verdict:
         try:
-            return _verdict(phase, await asyncio.ensure_future(result))
+            return _verdict(phase, await asyncio.ensure_future(self._watch.steps(result)))
         except Exception as error:
             raise self._located(error) from None
 
@@ -403,7 +417,7 @@ class PythonModule:
 
         def run(call: Call, *arguments: Any) -> Any:
             try:
-                return ask(hook, function, call, *arguments)
+                return self._watch.call(ask, hook, function, call, *arguments)
             except Exception as error:
                 raise self._located(error) from None
 
@@ -428,21 +442,21 @@ class PythonModule:
 
     def _located(self, error: Exception) -> PolicyError:
         """An error of the file with its line."""
-        return PolicyError(f"{_where(error, Path(self._file))}: {type(error).__name__}: {error}")
+        return PolicyError(_located(error, Path(self._file)))
 
-    def init(self) -> None:
+    def init(self, loading: Watch) -> None:
         """Call the module's own `init`. Raises PolicyError."""
-        self._call("init")
+        self._call("init", loading)
 
     def close(self) -> None:
-        self._call("deinit")
+        self._call("deinit", self._watch)
 
-    def _call(self, name: str) -> None:
+    def _call(self, name: str, watch: Watch) -> None:
         function = getattr(self._owner, name, None)
         if not callable(function):
             return
         try:
-            function()
+            watch.call(function)
         except Exception as error:
             raise PolicyError(f"policy {self.name}: {name}: {self._located(error)}") from None
 
