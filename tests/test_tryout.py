@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import smtplib
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def _config(folder: Path, port: int = 2525, more: str = "") -> Path:
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        ([], 1, ["S: 454 4.7.0 TLS not available", "S: 550 5.7.1 a verified client certificate is needed"]),
+        ([], 1, ["C: (no STARTTLS: --tls-verified says", "S: 550 5.7.1 a verified client certificate is needed"]),
         (
             ["--tls-verified", "yes"],
             0,
@@ -122,12 +123,39 @@ def test_a_dialog_for_programs_and_what_cannot_be_played(
         (["--script", "d.smtp", "--peer", "nobody"], "nobody"),
         (["--script", "d.smtp", "--listen", "x"], "there is no Listen 'x'; there are: 127.0.0.1:2525"),
         (["--script", "d.smtp", "--certificate", "none.pem"], "none.pem"),
+        (["--script", "d.smtp", "--tls-verified", "no", "--tls-cause", "bogus"], "--tls-cause: 'bogus' is none of "),
+        (
+            ["--script", "d.smtp", "--tls-verified", "no", "--tls-version", "TLSv9"],
+            "--tls-version: 'TLSv9' is none of ",
+        ),
+        (["--script", "d.smtp", "--dns", "d.smtp"], "--dns d.smtp: "),
     ):
         assert main(["policy", "run", *arguments]) == 2
         assert words in capsys.readouterr().err
     (tmp_path / "bank.lua").write_text("nonsense")
     assert main(["policy", "run", "--script", "d.smtp"]) == 2
     assert "bank.lua:1" in capsys.readouterr().err
+
+
+def test_what_a_certificate_is_taken_for_and_a_message_that_is_not_wanted(
+    tmp_path: Path, pki: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tls = f"TLS_Certificate = {pki}/server.pem TLS_Key = {pki}/server.key"
+    _config(tmp_path, more=tls)
+    (tmp_path / "d.smtp").write_text(DIALOG)
+    arguments = ["policy", "run", "--script", "d.smtp", "--certificate", str(pki / "client.pem")]
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert "has no TLS_Client_CA: in a real session no certificate would be asked for" in said.err
+    assert "S: 550 5.7.1 a verified client certificate is needed" in said.out
+    assert "S: 503 5.5.1" in said.out  # DATA
+    assert "S: 500" not in said.out  # nothing of the message
+    assert main([*arguments, "--tls-verified", "yes"]) == 0
+    _config(tmp_path, more=f"{tls} TLS_Client_CA = {pki}/ca.pem")
+    capsys.readouterr()
+    assert main([*arguments, "--tls-verified", "yes"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 CONTROL = """
@@ -196,29 +224,35 @@ def test_recorded_sessions_are_played_again(
                 client.rcpt("b@local.test")
                 client.data(MESSAGE)
 
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        client.ehlo("client.test")  # in clear
+        assert client.mail("c@other.test")[0] == 250
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
+        sock.sendall(b"EHLO c\r\nSTARTTLS\r\n")  # without a handshake
+        until(lambda: b"220 2.0.0" in sock.recv(4096), "go-ahead")
     session("client", "a@bank.fi")
     session("client-expired", "a@bank.fi")
     session("client", "c@other.test", "wrong")
-    assert console("record", "stop")[1].endswith("3 sessions\n")
+    assert console("record", "stop")[1].endswith("5 sessions\n")
     text = record.read_text()
     assert record.stat().st_mode & 0o777 == 0o600
     assert "AGFsaWNl" not in text
     assert "\\r\\nhi" not in text  # no bodies unless asked
     rows = [json.loads(line) for line in text.splitlines()]
     assert sum("dns" in row for row in rows) == 2
-    assert sum("steps" in row for row in rows) == 3
+    assert sum("steps" in row for row in rows) == 5
 
     def replay() -> tuple[int, str]:
         status = main(["replay", "-c", str(running.file), str(record)])
         return status, capsys.readouterr().out
 
-    assert replay() == (0, "3 sessions, 0 end otherwise\n")
+    assert replay() == (0, "5 sessions, 0 end otherwise\n")
     (folder / "bank.lua").write_text(BANK.replace('~= "yes"', '== "yes"'))
     status, said = replay()
     assert status == 1
     assert "MAIL FROM:<a@bank.fi>" in said.replace("mail FROM", "MAIL FROM")
     assert "   was: 250 2.1.0 Sender Ok\n   now: 550 5.7.1 a verified client certificate is needed\n" in said
-    assert said.endswith("3 sessions, 2 end otherwise\n")
+    assert said.endswith("5 sessions, 2 end otherwise\n")
     (folder / "bank.lua").write_text(
         BANK.replace("if records and", "if not records then vctx:set_code(450, '4.7.1 no record') end if records and")
     )

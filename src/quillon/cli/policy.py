@@ -37,9 +37,15 @@ def add(commands: Any) -> None:
     play.add_argument("--listen", metavar="NAME", help="the Listen to come in by; else the first")
     play.add_argument("--peer", default="192.0.2.1", metavar="IP", help="the client's address")
     play.add_argument(
-        "--tls-verified", choices=("yes", "no", "none"), help="in TLS; yes or no: with a client certificate"
+        "--tls-verified",
+        choices=("yes", "no", "none"),
+        help="in TLS: with a client certificate that is verified, or is not, or without one",
     )
-    play.add_argument("--certificate", metavar="FILE", help="the client's certificate, PEM; else one is made")
+    play.add_argument(
+        "--certificate",
+        metavar="FILE",
+        help="the client's certificate, PEM, not verified unless --tls-verified yes says so; else one is made",
+    )
     play.add_argument("--tls-cause", default="unknown_issuer", metavar="CODE", help="why it does not verify, for no")
     play.add_argument("--tls-version", default="TLSv1.3", metavar="VERSION")
     play.add_argument(
@@ -100,7 +106,7 @@ def run_script(given: argparse.Namespace) -> int:
             peer=given.peer,
             verdict=playback.verdict(given.tls_verified, given.certificate, given.tls_cause, given.tls_version),
         )
-        answers = json.loads(Path(given.dns).read_text(encoding="utf-8")) if given.dns else None
+        answers = _dns(given.dns) if given.dns else None
         lookup = playback.answering(answers) if answers is not None else _asking(config)
         steps = asyncio.run(playback.run_scene(config, scene, lookup, given.time or time.time(), _to_stderr))
     except (OSError, ValueError, policies.LoadError, PolicyError) as error:
@@ -113,6 +119,14 @@ def run_script(given: argparse.Namespace) -> int:
             print("\n".join(step.lines()))
     refused = any(reply[:1] in "45" for step in steps for reply in step.replies)
     return 1 if refused else 0
+
+
+def _dns(path: str) -> Any:
+    """Raises OSError, ValueError."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--dns {path}: {error}") from None
 
 
 def _asking(config: Config) -> Any:

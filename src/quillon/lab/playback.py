@@ -19,8 +19,10 @@ from quillon.lab.stage import Play, Stage
 from quillon.listener import recorder
 from quillon.policy.hook import Traced
 from quillon.policy.world import Lookup
+from quillon.tls.causes import CAUSES
 from quillon.tls.verdict import Certificate, Verdict
 
+VERSIONS = ("TLSv1.3", "TLSv1.2", "TLSv1.1", "TLSv1.0")
 Ask = Callable[[str, str, str], Awaitable[Lookup]]
 
 
@@ -82,7 +84,11 @@ def verdict(verified: str | None, certificate: str | None, cause: str, version: 
     shown = None
     if verified != "none":
         shown = Certificate(_certificate(certificate))
-    errors = ((cause, 0, "as the command line has it"),) if verified == "no" else ()
+    if cause not in CAUSES:
+        raise ValueError(f"--tls-cause: {cause!r} is none of {', '.join(CAUSES)}")
+    if version not in VERSIONS:
+        raise ValueError(f"--tls-version: {version!r} is none of {', '.join(VERSIONS)}")
+    errors = ((cause, 0, "as the command line has it"),) if shown is not None and verified != "yes" else ()
     return Verdict(version, "TLS_AES_256_GCM_SHA384", 256, 256, "X25519", shown, shown is not None, errors)
 
 
@@ -124,8 +130,12 @@ def _listen(config: Config, name: str) -> tuple[str, tuple[str, int]]:
 
 async def run_scene(config: Config, scene: Scene, lookup: Ask, now: float, report: Callable[[str], None]) -> list[Step]:
     """Play a script. Raises ValueError, LoadError, PolicyError."""
-    ipaddress.ip_address(scene.peer)
+    address = ipaddress.ip_address(scene.peer)
     listen, local = _listen(config, scene.listen)
+    if scene.verdict is not None and scene.verdict.certificate is not None:
+        _, tls = config.reception(listen, address)
+        if not tls.tls_client_ca:
+            report(f"{listen} has no TLS_Client_CA: in a real session no certificate would be asked for, nor verified")
     steps = [Step("(connects)")]
     stage = Stage(config, lookup, now, report, lambda traced: _note(steps, traced))
     play = stage.play(listen, (scene.peer, 40000), local)
@@ -138,13 +148,18 @@ async def run_scene(config: Config, scene: Scene, lookup: Ask, now: float, repor
             break
         if not line.strip() or line.startswith("#"):
             continue
+        if line.strip().upper() == "STARTTLS" and scene.verdict is None:
+            steps.append(Step("(no STARTTLS: --tls-verified says what a handshake finds)"))
+            continue
         steps.append(Step(line))
         steps[-1].replies += await play.command(line)
-        if line.strip().upper() == "STARTTLS" and scene.verdict is not None and _went_ahead(steps[-1], "220"):
+        if line.strip().upper() == "STARTTLS" and _went_ahead(steps[-1], "220"):
             steps.append(Step("(handshake)"))
             steps[-1].replies += await play.handshake()
-        elif line.strip().upper() == "DATA" and _went_ahead(steps[-1], "354"):
+        elif line.strip().upper() == "DATA":
             message = _message(waiting)
+            if not _went_ahead(steps[-1], "354"):
+                continue  # a client keeps to itself what is not wanted
             steps.append(Step(f"(message of {len(message)} octets)"))
             steps[-1].replies += await play.data(message)
     play.end()

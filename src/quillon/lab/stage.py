@@ -63,14 +63,15 @@ class _Store:
 
 
 class _Engine:
-    """A handshake that has ended as the play has it."""
+    """A handshake that has ended as the play has it; None is one that never ends."""
 
     established = True
 
-    def __init__(self, verdict: Verdict) -> None:
+    def __init__(self, verdict: Verdict | None) -> None:
         self._verdict = verdict
 
     def verdict(self) -> Verdict:
+        assert self._verdict is not None
         return self._verdict
 
 
@@ -81,13 +82,12 @@ class _Contexts:
 
     def server(self, settings: InboundTls) -> _Engine:
         self.load(settings)
-        assert self.verdict is not None
         return _Engine(self.verdict)
 
     def load(self, settings: InboundTls) -> None:
-        """There is TLS if the play has a handshake. Raises ContextError."""
-        if self.verdict is None:
-            raise ContextError("this play has no TLS")
+        """Raises ContextError where the server would have nothing to show; files are not read."""
+        if not settings.tls_certificate and not settings.tls_identities:
+            raise ContextError("there is no TLS_Certificate")
 
 
 class _Stream:
@@ -196,7 +196,8 @@ class Stage:
         )
 
     def play(self, listen: str, remote: tuple[str, int], local: tuple[str, int]) -> Play:
-        """Begin a session."""
+        """Begin a session, in which no handshake ends until one is announced."""
+        self.contexts.verdict = None
         return Play(self, self._desk, listen, remote, local)
 
     async def close(self) -> None:
