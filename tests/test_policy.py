@@ -185,10 +185,17 @@ def _limited(folder: Path, body: str, *, cpu: int = 100, memory: int = 16) -> tu
         # what one search with a pattern can take
         "local _ = ('x' .. (' '):rep(200000) .. 'y'):match('^%s*(.-)%s*$')",
         "pcall(string.find, ('a'):rep(1000), ('a-'):rep(12) .. '[^a]')",
-        "for _ in (('('):rep(50000)):gmatch('%b()') do end",
+        "for _ in (('('):rep(200000)):gmatch('%b()') do end",
         "local _ = (('ab'):rep(100000)):gsub('.-.-.-[^ab]', function() end)",
         "while true do local _ = ('ab'):rep(100):find('.-.-c') end",
         "local n = 0 while true do n = n + 1 local _ = (('x'):rep(10000)):find('(.-.-)' .. n) end",
+        "for _ in (('^'):rep(100000)):gmatch('^.-\\n') do end",
+        "local _ = (('a'):rep(60)):find(('a?'):rep(26) .. 'b')",
+        "local _ = (('b'):rep(4000)):find('[%b].-.-.-z[a]')",
+        "local _ = (('a'):rep(900000)):match(('a'):rep(1900) .. '[b]')",
+        "local _ = (('a'):rep(2000000)):find(('a'):rep(150000) .. 'b', 1, true)",
+        "local _ = (('()'):rep(100000)):find(('%b()'):rep(100) .. 'x')",
+        "local s = (' '):rep(3000000) .. 'x' for _ = 1, 60 do local _ = s:match('^%s*(.-)x?y') end",
     ],
 )
 def test_a_script_that_loops_is_stopped(tmp_path: Path, body: str) -> None:

@@ -32,7 +32,7 @@ from quillon.policy.hook import (
     unknown_callout,
     words_of,
 )
-from quillon.policy.msys import LIBRARIES, pattern
+from quillon.policy.msys import LIBRARIES
 from quillon.policy.msys.api import NO_MEMORY, Api, from_octets, size_of, to_octets
 from quillon.policy.msys.json import NULL
 from quillon.policy.world import World
@@ -213,11 +213,10 @@ class _Runtime:
                 "spoke": self._spoke,
                 "source": self._source,
                 "translate": self._translate,
-                "search": pattern.searches(),
             }
         )
         runtime = self._chunk("runtime.lua")(given, settings.cpu_limit)
-        self._chunk("pattern.lua")(given, runtime, *(PATTERN_STEPS if settings.cpu_limit else ()))
+        self._chunk("pattern.lua")(runtime, *(PATTERN_STEPS if settings.cpu_limit else ()))
         tools = self._chunk("msys.lua")(given, runtime)
         self.bind, self._session, self._run = tools["bind"], tools["session"], tools["run"]
         self._authenticate, self._command = tools["authenticate"], tools["command"]
