@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import smtplib
+import socket
+import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 
 from quillon.config import datasource
 from quillon.policy.hook import Phase
+from quillon.policy.msys import db
 from quillon.policy.world import Datasource
 from tests.support.postgresql import Postgresql
 from tests.support.scripts import Stage
@@ -122,6 +126,50 @@ def test_one_that_is_down_is_skipped_and_all_down_is_said(stage: Stage, database
     assert "refused" in said[3] or "Connect call failed" in said[3]
 
 
+def test_one_that_takes_connections_and_says_nothing_is_asked_last_for_a_while(
+    stage: Stage, database: Postgresql, pki: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "PATIENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        dead = _uri(database, pki, port=silent.getsockname()[1])
+        _sources(stage, two=Datasource((dead, _uri(database, pki)), no_cache=True))
+        begun = time.monotonic()
+        code = "for _ = 1, 20 do out(msys.db.fetch_row('two', 'SELECT 1 AS one').one) end"
+        assert _said(stage, code) == ["1"] * 20
+        assert time.monotonic() - begun < 3
+
+
+def test_a_role_without_connections_left_is_skipped(stage: Stage, database: Postgresql, pki: Path) -> None:
+    database.sql("CREATE ROLE crowded LOGIN PASSWORD 'open sesame' CONNECTION LIMIT 0")
+    full = _uri(database, pki, user="crowded")
+    _sources(stage, two=Datasource((full, _uri(database, pki)), no_cache=True))
+    assert _said(stage, "for _ = 1, 3 do out(msys.db.fetch_row('two', 'SELECT 1 AS one').one) end") == ["1"] * 3
+
+
+def test_a_query_of_sqlite_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "TIMEOUT", 0.5)
+    stage = Stage(tmp_path)
+    _sources(stage, c=Datasource(("sqlite:d.db",)))
+    endless = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT count(*) FROM t"
+    begun = time.monotonic()
+    said = _said(stage, f"out(msys.db.fetch_row('c', '{endless}', nil, {{raise_error = false}}))")
+    assert said[0].startswith("nil|c: ")
+    assert time.monotonic() - begun < 5
+
+
+def test_what_is_cached_belongs_to_a_database(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with sqlite3.connect(tmp_path / f"{name}.db") as database:
+            database.executescript(f"CREATE TABLE t (n TEXT); INSERT INTO t VALUES ('{name}')")
+        database.close()
+    stage = Stage(tmp_path)
+    for name in ("a", "b"):
+        _sources(stage, c=Datasource((f"sqlite:{name}.db",)))
+        _said(stage, "out(msys.db.fetch_row('c', 'SELECT n FROM t').n)")
+    _said(stage, "out(msys.db.fetch_row('c', 'SELECT :x AS x', {[1] = 1, x = 2}).x)")
+    assert stage.said == ["a", "b", "2"]
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -180,11 +228,18 @@ def test_a_server_asks_it_for_each_session_and_survives_its_restart(
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
-        ("pgsql:host=a;dbnam=b", "'dbnam' is no word of a PostgreSQL connection: host,"),
-        ("pgsql:host=a;nonsense", "'nonsense' is not name=value"),
-        ("pgsql:host=a port=x", "'x' is no port"),
+        ("pgsql:host=a;dbnam=b", "a word is none of a PostgreSQL connection, after host=; there are host,"),
+        ("pgsql:host=a;nonsense", "what follows host= is not name=value"),
+        ("pgsql:nonsense", "what follows pgsql: is not name=value"),
+        ("pgsql:host=a password=my secret", "what follows password= is not name=value"),
+        ("pgsql:password=my;secret=x", "after password=; there are"),
+        ("pgsql:password='secret", "what follows pgsql: is not name=value"),
+        ("pgsql:host=1:secret", "host= has a colon and is no IPv6 address"),
+        ("pgsql:host=a port=secret", "port= is no number"),
         ("pgsql:host=a;sslmode=perhaps;password=secret", "'perhaps' is no sslmode: disable,"),
         ("pgsql://a/b?sslmode=perhaps", "'perhaps' is no sslmode"),
+        ("pgsql://u:secret\u2100x@h/db", "the URL cannot be read"),
+        ("pgsql://u:sec/ret@h/db", "has a / in front of its @"),
         ("odbc:DSN=a;PWD=secret", "'odbc' is no driver that is here"),
         ("sqlite:", "sqlite: needs a path"),
     ],
@@ -201,4 +256,11 @@ def test_words_become_a_url() -> None:
         "postgresql://?host=a&password=x%3B%27y+z&dbname=b"
     )
     assert datasource.fault("pgsql://quillon@one:1,two:2/mail?sslmode=verify-full") is None
+    assert (
+        datasource.postgresql_url("host=2001:db8::5 port=5432\n")
+        == "postgresql://?host=%5B2001%3Adb8%3A%3A5%5D&port=5432"
+    )
+    assert datasource.postgresql_url(r"host=/run/postgresql password=a\ b\;c") == (
+        "postgresql://?host=%2Frun%2Fpostgresql&password=a+b%3Bc"
+    )
     assert datasource.fault("sqlite:/var/lib/x.db") is None

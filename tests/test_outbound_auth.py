@@ -63,6 +63,26 @@ def test_a_host_that_never_has_enough(mechanism: str) -> None:
     assert "secret" not in repr(Login(mechanism, "alice", "secret"))
 
 
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+def test_credentials_that_a_host_repeats_go_nowhere(mechanism: str) -> None:
+    session = _session()
+    session.log_in(Login(mechanism, "alice", "open sesame"))
+    sent = session.data_to_send().split()[-1]
+    while mechanism == "LOGIN" and not sent.startswith(b"b3Blbi"):
+        session.receive(b"334 x\r\n")
+        sent = session.data_to_send().split()[-1]
+    session.receive(
+        b"501-5.5.4 AUTH PLAIN " + sent + b"\r\n501-5.5.4 " + sent[3:-2] + b"\r\n501 5.5.4 'open sesame'?\r\n"
+    )
+    event = session.next_event()
+    assert isinstance(event, LoggedIn)
+    assert event.reply.text == "AUTH PLAIN (hidden)\n(hidden)\n'(hidden)'?"
+    session.receive(b"421 4.3.0 after " + sent + b"\r\n")
+    event = session.next_event()
+    assert isinstance(event, Broken)
+    assert event.reply.text == "after (hidden)"
+
+
 # two servers --------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +242,65 @@ def test_what_no_host_can_be_told(server: Callable[..., Server], tmp_path: Path,
     assert line == f"policy: outbound_smtp_auth_{option} is no text that AUTH can carry"
 
 
+@pytest.mark.parametrize("language", ["lua", "python"])
+def test_options_that_are_not_set_are_not_there(
+    server: Callable[..., Server], pki: Path, tmp_path: Path, language: str
+) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/auth.lua").write_text(
+        """local m = {}
+        function m:outbound_smtp_auth_config(msg)
+          local said = {}
+          for _, n in ipairs({"type", "user", "pass", "key"}) do
+            said[#said + 1] = n .. "=" .. msg:context_get(msys.core.VCTX_MESS, "outbound_smtp_auth_" .. n)
+          end
+          print(table.concat(said, ","))
+        end
+        msys.registerModule("auth", m)"""
+    )
+    (tmp_path / "q/auth.py").write_text(
+        """def outbound_smtp_auth_config(delivery):
+    found = {n: delivery.message_context.get("outbound_smtp_auth_" + n, "") for n in ("type", "user", "pass", "key")}
+    delivery.message_context["outbound_smtp_auth_type"] = "<" + ",".join(f"{n}={v}" for n, v in found.items()) + ">"
+"""
+    )
+    stanza = (
+        'scriptlet "s" { script "auth" { source = auth } }'
+        if language == "lua"
+        else 'policy "auth" { module = auth.py }'
+    )
+    with SinkThread() as sink:
+        running = server(_sender(port, sink.port, "TLS = no").replace("TLS = required", "") + stanza).start()
+        _send(port)
+        until(lambda: "type=,user=,pass=,key=" in "\n".join(running.log("paniclog.ec")).lower(), "what is there")
+        if language == "lua":  # and nothing holds the message
+            until(lambda: len(sink.messages) == 1, "delivery")
+
+
+def test_no_log_has_a_password_that_reception_has_set(server: Callable[..., Server], tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/p.py").write_text(
+        """def validate_mailfrom(session):
+    session.message_context["outbound_smtp_auth_pass"] = "open sesame"
+    session.message_context["mine"] = "yes"
+
+
+def validate_rcptto(session, message):
+    session.reject(550, "no")
+"""
+    )
+    running = server(_sender(port, 1, "", 'policy "p" { module = p.py }')).start()
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        client.ehlo()
+        client.mail("a@sender.test")
+        assert client.rcpt("b@partner.test")[0] == 550
+    line = until(lambda: next((x for x in running.log("rejectlog.ec") if "mine=yes" in x), ""), "a rejection")
+    until(lambda: '"mine"' in "\n".join(running.log("events.json")), "an event")
+    assert "sesame" not in line + "\n".join(running.log("events.json"))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -239,6 +318,23 @@ def test_warnings(tmp_path: Path, pki: Path, options: str, words: str) -> None:
     found = [str(fault) for fault in load(str(file)).faults if "AUTH" in str(fault)]
     assert bool(found) is bool(words)
     assert all(words in fault for fault in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('Domain "a.test" { Gateway = "127.0.0.9" Outbound_SMTP_Auth_Type = PLAIN }', 'has no effect: its mail goes to the gateway 127.0.0.9'),
+        ('Domain "a.test" { Gateway = "127.0.0.9" TLS = required TLS_Verify = host TLS_CA = ca.pem } Domain "127.0.0.9" { Outbound_SMTP_Auth_Type = PLAIN }', ""),
+        ('Outbound_SMTP_Auth_Type = PLAIN TLS = required TLS_Verify = host TLS_CA = ca.pem Domain "a.test" { TLS_Verify = no }', 'AUTH in Domain "a.test" gives the password'),
+        ('Outbound_SMTP_Auth_Type = PLAIN TLS = required TLS_Verify = host TLS_CA = ca.pem Domain "a.test" { TLS = no }', "its mail will wait"),
+    ],
+)  # fmt: skip
+def test_where_credentials_go(tmp_path: Path, pki: Path, text: str, words: str) -> None:
+    file = tmp_path / "ecelerity.conf"
+    file.write_text(text.replace("ca.pem", f"{pki}/ca.pem") + ' ESMTP_Listener { Listen "127.0.0.1:2525" { } }')
+    found = [str(fault) for fault in load(str(file)).faults if "AUTH" in str(fault)]
+    assert len(found) == bool(words), found
+    assert not words or words in found[0], found
 
 
 def test_an_unknown_mechanism_is_refused(tmp_path: Path) -> None:

@@ -135,17 +135,28 @@ def _check_delivery(config: Config, faults: list[Fault]) -> None:
 
 
 def _check_outbound_auth(config: Config, faults: list[Fault]) -> None:
-    """A password that has no way to the host, or that goes to whoever answers."""
+    """Credentials that have no effect, a password that has no way to the host, or that goes to whoever answers."""
+    options, folder = config.table.options, config.folder
+    domains = [node for node in config.root.walk() if node.kind == "domain"]
+    ruled = {n.label for domain in domains if "tls" in domain.settings for n in _gateway_stanzas(config, domain)}
     for node in config.root.walk():
-        entry = node.settings.get("outbound_smtp_auth_type")
-        if entry is None or entry.value == "false":
-            continue
-
-        names = ("tls", "tls_verify", "outbound_smtp_auth_in_clear")
-        tls, verify, in_clear = (
-            resolve(config.table.options[name], ancestors(node), config.folder).value for name in names
+        chain = list(ancestors(node))
+        kind, tls, verify, in_clear, gateway = (
+            resolve(options[name], chain, folder).value
+            for name in ("outbound_smtp_auth_type", "tls", "tls_verify", "outbound_smtp_auth_in_clear", "gateway")
         )
-        if in_clear:
+        own = node.settings.get("outbound_smtp_auth_type")
+        if own is not None and own.value != "false" and node.kind == "domain" and gateway is not None:
+            name = lookup_name(gateway[0])
+            if name != node.label:
+                text = (
+                    f"AUTH of {node.path} has no effect: its mail goes to the gateway {name}, whose own stanza rules"
+                    f' AUTH; write it into Domain "{name}"'
+                )
+                faults.append(Fault(own.position, text))
+                continue
+        entry = own or node.settings.get("tls_verify") or node.settings.get("tls")
+        if entry is None or kind == "false" or in_clear or node.label in ruled:
             continue
         if tls == "no":
             text = (

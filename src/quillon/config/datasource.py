@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -20,33 +21,47 @@ _WORDS = (
     "sslrootcert",
     "sslcrl",
 )
-_WORD = re.compile(r"[;\s]*(?P<name>\w+)\s*=\s*(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<plain>[^;\s]*))")
+_WORD = re.compile(
+    r"(?P<name>\w+)\s*=\s*(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<plain>(?:[^;\s'\\]|\\.)(?:[^;\s\\]|\\.)*)?)(?=[;\s]|\Z)"
+)
 
 
 def postgresql_url(text: str) -> str:
     """What stands behind `pgsql:` as a URL: the words of libpq with semicolons or spaces between, or a URL's rest.
 
-    Raises ValueError for words that are none, a port or an sslmode that cannot be.
+    Raises ValueError for words that are none, a port or an sslmode that cannot be; its text has none of their values.
     """
     if text.startswith("//"):
-        given = parse_qs(urlsplit("postgresql:" + text).query)
+        try:
+            given = parse_qs(urlsplit("postgresql:" + text).query)
+        except ValueError:
+            raise ValueError("the URL cannot be read; octets of a password that are special go as %XX") from None
+        if text.count("/") > 3 and "@" in text.split("/", 3)[-1].partition("?")[0]:
+            raise ValueError("the URL has a / in front of its @; in a user or a password it goes as %2F")
         _check_mode(given.get("sslmode", ["prefer"])[-1])
         return "postgresql:" + text
     found: dict[str, str] = {}
-    rest = text.strip(" \t;")
+    rest = text.strip("; \t\r\n")
     while rest:
         match = _WORD.match(rest)
         if match is None:
-            raise ValueError(f"{rest.split(';')[0].strip()!r} is not name=value")
+            raise ValueError(f"what follows {f'{list(found)[-1]}=' if found else 'pgsql:'} is not name=value")
         name = match["name"].lower()
         if name not in _WORDS:
-            raise ValueError(f"{name!r} is no word of a PostgreSQL connection: {', '.join(_WORDS)}")
+            after = f", after {list(found)[-1]}=" if found else ""
+            raise ValueError(f"a word is none of a PostgreSQL connection{after}; there are {', '.join(_WORDS)}")
         quoted = match["quoted"]
-        found[name] = match["plain"] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-        rest = rest[match.end() :].strip(" \t;")
+        found[name] = re.sub(r"\\(.)", r"\1", (match["plain"] or "") if quoted is None else quoted)
+        rest = rest[match.end() :].strip("; \t\r\n")
     if not found.get("port", "1").isdecimal():
-        raise ValueError(f"{found['port']!r} is no port")
+        raise ValueError("port= is no number")
     _check_mode(found.get("sslmode", "prefer"))
+    host = found.get("host", "")
+    if ":" in host and not host.startswith(("/", "[")):
+        try:
+            found["host"] = f"[{ipaddress.IPv6Address(host)}]"  # else its end is read as a port
+        except ValueError:
+            raise ValueError("host= has a colon and is no IPv6 address; a port goes into port=") from None
     return "postgresql://?" + urlencode(found)
 
 

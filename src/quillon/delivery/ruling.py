@@ -54,7 +54,8 @@ def _login(message: Message, settings: DeliverySettings, policy: Policy) -> Logi
     call = call_about(message, Hook.OUTBOUND_AUTH)
     values = call.context.message
     for option in (AUTH_TYPE, AUTH_USER, AUTH_PASS, AUTH_KEY):
-        values.setdefault(option, getattr(settings, option))
+        if getattr(settings, option) not in _NONE:
+            values.setdefault(option, getattr(settings, option))
     for name, answer in asked:
         call.context.module = name
         try:

@@ -148,7 +148,12 @@ def _without_code(event: Rejected | Discarded) -> str:
 
 
 def _context(values: Mapping[str, str]) -> str:
-    return ",".join(f"{key}={_quoted(value)}" for key, value in values.items())
+    return ",".join(f"{key}={_quoted(value)}" for key, value in _without_secrets(values).items())
+
+
+def _without_secrets(values: Mapping[str, str]) -> dict[str, str]:
+    """A context without the password that a policy has set for AUTH to another server."""
+    return {key: value for key, value in values.items() if key != "outbound_smtp_auth_pass"}
 
 
 def _quoted(value: str) -> str:
@@ -174,12 +179,14 @@ def as_json(event: Event) -> str:
     elif isinstance(event, Rejected):
         row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.connection_id)}
         row |= {"pathway": event.pathway, "state": event.state, "reply": str(event.reply), "module": event.module}
-        row |= {"connection_context": dict(event.connection_context), "message_context": dict(event.message_context)}
+        row["connection_context"] = dict(event.connection_context)
+        row["message_context"] = _without_secrets(event.message_context)
         row["tls"] = tls_row(event.tls)
     elif isinstance(event, Discarded):
         row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.origin.connection_id)}
         row |= {"reply": str(event.reply), "module": event.module}
-        row |= {"connection_context": dict(event.connection_context), "message_context": dict(event.message_context)}
+        row["connection_context"] = dict(event.connection_context)
+        row["message_context"] = _without_secrets(event.message_context)
     elif isinstance(event, Authenticated):
         row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.connection_id)}
         row |= {"mechanism": event.mechanism, "user": event.user, "ok": event.ok, "timed_out": event.timed_out}

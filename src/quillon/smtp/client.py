@@ -27,6 +27,9 @@ from quillon.smtp.wire import MAX_REPLY_LINE, MAX_REPLY_LINES
 # RFC 5321 4.2; octets outside of ASCII and control characters are not passed on
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(?:([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |\Z))?(.*))?\Z", re.S)
 
+_BASE64 = re.compile(r"[A-Za-z0-9+/=]{8,}")
+HIDDEN = "(hidden)"
+
 
 class _Wait:
     def __repr__(self) -> str:
@@ -130,6 +133,7 @@ class ClientSession:
         self._mail_reply: Reply | None = None
         self._rcpt_replies: list[Reply] = []
         self._answers: list[bytes] = []
+        self._secrets: list[str] = []
 
     def receive(self, data: bytes) -> None:
         self._buffer += data
@@ -180,6 +184,8 @@ class ClientSession:
         else:
             given, answers = b" LOGIN", [user, password]
         self._answers = [base64.b64encode(octets) for octets in answers]
+        self._secrets = [word.decode() for word in (given[7:], *self._answers[1:]) if word]
+        self._secrets += [word for word in (login.password, base64.b64encode(password).decode()) if len(word) > 3]
         self._say(b"AUTH" + given + b"\r\n", Stage.AFTER_EHLO, self._challenged)
 
     def send(self, transaction: Transaction) -> None:
@@ -224,7 +230,7 @@ class ClientSession:
         if more == b"-":
             return
         lines, self._lines = self._lines, []
-        reply = Reply(int(code), lines[0][1].decode("ascii"), "\n".join(_printable(part) for _, _, part in lines))
+        reply = Reply(int(code), lines[0][1].decode("ascii"), "\n".join(self._shown(part) for _, _, part in lines))
         if (
             reply.code == 421
             and self.stage not in (Stage.READING_BANNER, Stage.READING_CONFIRMATION)
@@ -237,6 +243,14 @@ class ClientSession:
             self._break(replies.MALFORMED_REPLY)  # a reply to nothing we said
             return
         self._expect.pop(0)(reply)
+
+    def _shown(self, text: bytes) -> str:
+        """Text of a reply, which goes to logs and notifications, without the credentials that some hosts repeat."""
+        shown = _printable(text)
+        for secret in self._secrets:
+            shown = shown.replace(secret, HIDDEN)
+        # pieces of what was sent, as of a line that was cut or folded
+        return _BASE64.sub(lambda word: HIDDEN if any(word[0] in s for s in self._secrets) else word[0], shown)
 
     def _bulk(self) -> bool:
         """In a transaction a 421 is taken as the reply to its command, so that each recipient gets an outcome."""

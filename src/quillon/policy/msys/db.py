@@ -22,7 +22,9 @@ from quillon.policy.hook import words_of
 from quillon.policy.msys.api import Api, number_text
 from quillon.policy.world import Datasource, World
 
-TIMEOUT = 30.0  # seconds
+TIMEOUT = 30.0  # seconds of one query
+PATIENCE = 5.0  # seconds until a server takes a connection
+REST = 30.0  # seconds for which one that did not is asked last
 Row = dict[Any, Any]
 
 
@@ -36,13 +38,17 @@ class Databases:
     def __init__(self) -> None:
         self._pools: dict[str, Any] = {}
         self._turn: dict[str, int] = {}
+        self._resting: dict[str, float] = {}  # until when, by the loop's clock
         self._results: dict[str, OrderedDict[str, tuple[float, list[Row]]]] = {}
 
     async def rows(self, world: World, name: str, sql: str, parameters: Any, *, fresh: bool) -> list[Row]:
         """The rows of a query, by column name and by number from 1. Raises DatabaseError."""
         source = _source(world, name)
         cache = self._results.setdefault(name, OrderedDict())
-        key = json.dumps([sql, parameters], default=str, sort_keys=True)
+        try:
+            key = json.dumps([source.uris, sql, parameters], default=str)
+        except (TypeError, ValueError) as error:
+            raise DatabaseError(f"{name}: parameters: {error}") from None
         known = cache.get(key)
         if known is not None and known[0] > world.now() and not fresh and not source.no_cache:
             return known[1]
@@ -70,15 +76,18 @@ class Databases:
     ) -> list[Row]:
         """Ask the next database in turn; what cannot be reached is skipped. Raises DatabaseError."""
         turn = self._turn[name] = self._turn.get(name, -1) + 1
+        uris = [source.uris[(turn + step) % len(source.uris)] for step in range(len(source.uris))]
+        now = asyncio.get_running_loop().time()
         unreachable = ""
-        for step in range(len(source.uris)):
-            driver, _, rest = source.uris[(turn + step) % len(source.uris)].partition(":")
+        for uri in sorted(uris, key=lambda uri: self._resting.get(uri, 0.0) > now):
+            driver, _, rest = uri.partition(":")
             try:
                 if driver == "sqlite":
                     return await self._run_sqlite(str(Path(world.folder) / rest), sql, parameters, limit)
                 return await self._run_postgresql(rest, sql, parameters, limit)
             except _Unreachable as error:
                 unreachable = str(error)
+                self._resting[uri] = asyncio.get_running_loop().time() + REST
             except DatabaseError:
                 raise
             except Exception as error:
@@ -89,13 +98,15 @@ class Databases:
     async def _run_sqlite(self, path: str, sql: str, parameters: Any, limit: int) -> list[Row]:
         given = parameters if parameters is not None else ()
         # one connection a query: each has a thread, and one that were kept would keep the process from ending
-        async with (
-            aiosqlite.connect(path, timeout=TIMEOUT) as connection,
-            connection.execute(sql, given) as cursor,
-        ):
-            found = await (cursor.fetchmany(limit) if limit > 0 else cursor.fetchall())
-            names = [column[0] for column in cursor.description or ()]
-            await connection.commit()
+        async with aiosqlite.connect(path, timeout=TIMEOUT) as connection:
+            try:
+                async with asyncio.timeout(TIMEOUT), connection.execute(sql, given) as cursor:
+                    found = await (cursor.fetchmany(limit) if limit > 0 else cursor.fetchall())
+                    names = [column[0] for column in cursor.description or ()]
+                    await connection.commit()
+            except (TimeoutError, asyncio.CancelledError):
+                await connection.interrupt()
+                raise
         return [_row(names, tuple(values)) for values in found]
 
     async def _run_postgresql(self, rest: str, sql: str, parameters: Any, limit: int) -> list[Row]:
@@ -107,12 +118,13 @@ class Databases:
                 min_size=0,
                 max_size=4,
                 command_timeout=TIMEOUT,
-                timeout=TIMEOUT,
+                timeout=PATIENCE,
                 init=_plain_types,
             )
         try:
             await pool
-            connection = await pool.acquire()
+            # longer than a connection may take, for those that wait for a place
+            connection = await pool.acquire(timeout=2 * PATIENCE)
         except _NOT_REACHED as error:
             raise _Unreachable(words_of(error)) from None
         try:
@@ -126,7 +138,13 @@ class Databases:
         return [_row(list(record.keys()), tuple(record.values())) for record in found]
 
 
-_NOT_REACHED = (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError)
+_NOT_REACHED = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+)
 
 
 class _Unreachable(Exception):
