@@ -112,37 +112,37 @@ def causes_page() -> str:
 
 
 ARGUMENTS = {
-    "validate_connect": ("(ac, vctx)", "(session)"),
-    "inbound_smtp_tls_post_accept": ("(ac, vctx)", "(session)"),
-    "validate_ehlo": ("(str, ac, vctx)", "(session)"),
-    "core_validate_auth_hook": ("(vctx, auth_info, auth_status)", "(session)"),
-    "validate_mailfrom": ("(str, ac, vctx)", "(session)"),
-    "validate_rcptto": ("(msg, str, ac, vctx)", "(session, message)"),
-    "validate_rcptto_list": ("(list, vctx)", "(session)"),
-    "validate_rcptto_list_final": ("(list, vctx)", "(session)"),
-    "validate_data": ("(msg, ac, vctx)", "(session, message)"),
-    "validate_data_spool": ("(msg, ac, vctx)", "(session, message)"),
-    "validate_data_spool_each_rcpt": ("(msg, ac, vctx)", "(session, message)"),
-    "validate_set_binding": ("(msg)", "(message)"),
-    "core_final_validation": ("(msg, ac, vctx)", "(session, message)"),
-    "validate_dealloc": ("()", "(session)"),
-    "get_inbound_tls_parameters": ("(ac, vctx, params)", "(session, parameters)"),
-    "inbound_smtp_tls_verify_callback": ("(ac, vctx, ok, subject, issuer, cert)", "(session, verified, certificate)"),
-    "get_outbound_tls_parameters": ("(msg, params)", "(message, parameters)"),
-    "outbound_smtp_tls_verify_callback": ("(to, ok, subject, issuer, cert)", "(remote, verified, certificate)"),
-    "pre_esmtp_auth": ("(ac, auth, vctx): 1 pass, 0 fail, -1 as usual", "(session, mechanism, user)"),
-    "ac_auth_perform_auth": ("(user, password, ac, response)", "(session, user, password)"),
-    "ac_auth_log_auth_failure": ("(user, ac, response)", "(session, user, response)"),
-    "pre_ec_can_relay_to": ("(domain, ac, vctx): true, false, nil as usual", "(session, domain)"),
-    "config_get_domain_relay": ("(domain, ac, vctx): true, false, nil as usual", "(session, domain)"),
-    "core_config_get_message_routing_domain": ("(scope, msg, buff)", "(delivery, scope)"),
-    "binding_group_choose_binding": ("(msg, group)", "(delivery, group)"),
-    "get_received_header_text": ("(ac, vctx, buff)", "(session, text)"),
-    "ec_message_set_next_attempt": ("(msg, next, tries)", "(delivery, next, tries)"),
-    "get_msg_expiration_params": ("(msg, params)", "(delivery, message_expiration, max_retries)"),
-    "outbound_smtp_auth_config": ("(msg, ac, vctx)", "(delivery)"),
-    "generate_bounces": ("(msg, reply)", "(delivery, reply)"),
-    "generate_rfc3464_message_preamble": ("(msg, reply, buff)", "(delivery, reply, text)"),
+    "validate_connect": "(ac, vctx)",
+    "inbound_smtp_tls_post_accept": "(ac, vctx)",
+    "validate_ehlo": "(str, ac, vctx)",
+    "core_validate_auth_hook": "(vctx, auth_info, auth_status)",
+    "validate_mailfrom": "(str, ac, vctx)",
+    "validate_rcptto": "(msg, str, ac, vctx)",
+    "validate_rcptto_list": "(list, vctx)",
+    "validate_rcptto_list_final": "(list, vctx)",
+    "validate_data": "(msg, ac, vctx)",
+    "validate_data_spool": "(msg, ac, vctx)",
+    "validate_data_spool_each_rcpt": "(msg, ac, vctx)",
+    "validate_set_binding": "(msg)",
+    "core_final_validation": "(msg, ac, vctx)",
+    "validate_dealloc": "()",
+    "get_inbound_tls_parameters": "(ac, vctx, params)",
+    "inbound_smtp_tls_verify_callback": "(ac, vctx, ok, subject, issuer, cert)",
+    "get_outbound_tls_parameters": "(msg, params)",
+    "outbound_smtp_tls_verify_callback": "(to, ok, subject, issuer, cert)",
+    "pre_esmtp_auth": "(ac, auth, vctx): 1 pass, 0 fail, -1 as usual",
+    "ac_auth_perform_auth": "(user, password, ac, response)",
+    "ac_auth_log_auth_failure": "(user, ac, response)",
+    "pre_ec_can_relay_to": "(domain, ac, vctx): true, false, nil as usual",
+    "config_get_domain_relay": "(domain, ac, vctx): true, false, nil as usual",
+    "core_config_get_message_routing_domain": "(scope, msg, buff)",
+    "binding_group_choose_binding": "(msg, group)",
+    "get_received_header_text": "(ac, vctx, buff)",
+    "ec_message_set_next_attempt": "(msg, next, tries)",
+    "get_msg_expiration_params": "(msg, params)",
+    "outbound_smtp_auth_config": "(msg, ac, vctx)",
+    "generate_bounces": "(msg, reply)",
+    "generate_rfc3464_message_preamble": "(msg, reply, buff)",
 }
 
 
@@ -160,7 +160,7 @@ def policy_page() -> str:
     for title, callouts in (("Phases, in their order", Phase), ("Questions", Hook)):
         out += ["", f"## {title}", "", "| Callout | Lua | Python |", "| --- | --- | --- |"]
         for callout in callouts:
-            in_lua, in_python = ARGUMENTS[callout.value]
+            in_lua, in_python = ARGUMENTS[callout.value], f"({', '.join(python.takes(callout))})"
             names = " / ".join(f"`{name}`" for name in names_of(callout))
             out.append(f"| {names} | `{in_lua}` | `{in_python}` |")
     out += [

@@ -302,3 +302,32 @@ def test_no_script_takes_the_worker_with_it(tmp_path: Path, body: str) -> None:
     context = Context()
     assert _run(policy, context=context) is None
     assert (context.message["still"], reports) == ("here", [])
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("do return end", "s.lua:3: it returned nil, not VALIDATE_CONT, VALIDATE_DONE or VALIDATE_AGAIN"),
+        ("do return 17 end", "s.lua:3: it returned 17, not"),
+        ("local _ = ('x'):find('[a')", "s.lua:3: malformed pattern (missing ']')"),
+        ("local _ = (('x'):rep(9000000)):match('.*.*[a')", "s.lua:3: malformed pattern"),
+        ("local _ = ('x'):find('x', {})", "s.lua:3: bad argument #2 to 'find'"),
+        ("local _ = ('x'):rep({})", "s.lua:3: bad argument #2"),
+        ("error({})", "validate_mailfrom error in m"),
+    ],
+)
+def test_every_error_has_its_place(tmp_path: Path, body: str, words: str) -> None:
+    policy, reports = _limited(tmp_path, body)
+    assert _run(policy) == Reply(451, "4.3.0", "policy error, please try later")
+    assert words in reports[0], reports
+
+
+def test_a_misspelt_callout_alone_is_named(tmp_path: Path) -> None:
+    for name, words in (
+        ("validate_mailfrm", "m: validate_mailfrm is no callout; did you mean validate_mailfrom?"),
+        ("Validate_Mailfrom", "m: Validate_Mailfrom is no callout; did you mean validate_mailfrom?"),
+        ("validate_sender", "no usable methods found for module m in registerModule call; it has validate_sender"),
+    ):
+        with pytest.raises(PolicyError) as raised:
+            _policy(tmp_path, f"local m = {{}} function m:{name}() return 0 end msys.registerModule('m', m)")
+        assert words in str(raised.value)

@@ -247,7 +247,7 @@ def test_parameters_are_checked_and_paths_made_whole(tmp_path: Path) -> None:
     [
         ("def validate_connect(session)\n    pass\n", r"p\.py:1: SyntaxError"),
         ("import nothing_of_the_kind\n", r"p\.py:1: ModuleNotFoundError"),
-        ("import sys\nsys.exit(0)\n", r"p\.py:2: SystemExit"),
+        ("import sys\nsys.exit(0)\n", r"p\.py:2: sys.exit would end the server"),
         ("def validate_mailfrm(session): pass\n", r"validate_mailfrm is no callout; did you mean validate_mailfrom\?"),
         ("def msg_gen_data_spool(session): pass\n", "that this version does not have"),
         ("x = 1\n", "has no function named as a phase or hook"),

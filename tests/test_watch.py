@@ -68,6 +68,38 @@ def test_a_callout_that_loops_is_stopped(tmp_path: Path, body: str, kind: str) -
     assert reports[0].endswith("stopped after more than 100 ms of CPU")
 
 
+@pytest.mark.parametrize("limit", [0, 100])
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_callout_cannot_end_the_server(tmp_path: Path, kind: str, limit: int) -> None:
+    policy, reports = _policy(
+        tmp_path, f"import sys\n{kind} validate_mailfrom(session):\n    sys.exit(1)\n", limit=limit
+    )
+    assert _run(policy) == Reply(451, "4.3.0", "policy error, please try later")
+    assert reports[0].endswith("p.py:4: sys.exit would end the server")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("def validate_mailfrom(session, more): pass", "p.py:2: validate_mailfrom is called with (session): missing a"),
+        ("\ndef validate_data(session): pass", "p.py:3: validate_data is called with (session, message): too many"),
+        ("def pre_esmtp_auth(session): pass", "p.py:2: pre_esmtp_auth is called with (session, mechanism, user): too"),
+        ("\n\ndef validate_mailfrm(session): pass", "p.py:4: validate_mailfrm is no callout; did you mean"),
+        ("def Validate_Mailfrom(session): pass", "p.py:2: Validate_Mailfrom is no callout; did you mean"),
+    ],
+)
+def test_what_could_not_be_called_does_not_load(tmp_path: Path, body: str, words: str) -> None:
+    with pytest.raises(PolicyError) as raised:
+        _policy(tmp_path, body)
+    assert words in str(raised.value)
+
+
+def test_a_wrong_return_value_has_its_place(tmp_path: Path) -> None:
+    policy, reports = _policy(tmp_path, "def validate_mailfrom(session): return 5\n")
+    assert _run(policy) is not None
+    assert reports[0].endswith("p.py:2: it returned 5, not a Verdict or nothing")
+
+
 def test_a_question_and_the_end_are_within_the_limit_too(tmp_path: Path) -> None:
     policy, reports = _policy(
         tmp_path,

@@ -348,7 +348,7 @@ def unknown_callout(names: Iterable[str]) -> str | None:
             continue
         if name in NOT_HERE:
             return f"{name} is a callout that this version does not have ({NOT_HERE[name]}); it would never be called"
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.92)
+        close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.92)
         if close:
             return f"{name} is no callout; did you mean {close[0]}?"
     return None

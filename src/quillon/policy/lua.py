@@ -93,10 +93,13 @@ class LuaModule:
         self._table = table
         self._runtime = runtime
 
+    def _function(self, callout: Phase | Hook) -> Any:
+        found = (self._table[name] for name in names_of(callout))
+        return next((f for f in found if f is not None), None)
+
     def _bound(self, callout: Phase | Hook) -> Any:
         """The module's function for a callout, with what calls it; None if it has none."""
-        found = (self._table[name] for name in names_of(callout))
-        function = next((f for f in found if f is not None), None)
+        function = self._function(callout)
         if function is None:
             return None
         return self._runtime.bind(callout.value, function, self._table, may_wait(callout))
@@ -105,7 +108,7 @@ class LuaModule:
         enter = self._bound(phase)
         if enter is None:
             return None
-        runtime, key = self._runtime, phase.value
+        runtime = self._runtime
         with_message = phase in WITH_MESSAGE or phase is Phase.SET_BINDING
         with_text = phase in (Phase.EHLO, Phase.MAILFROM)
 
@@ -119,13 +122,21 @@ class LuaModule:
                 given = (to_octets(call.auth.user), call.auth.mechanism, call.auth.status)
             result = runtime.enter(enter, call, given)
             if result[0] is True:
-                return _verdict(key, result)
-            return self._waited(key, call, result)
+                return self._verdict(phase, result)
+            return self._waited(phase, call, result)
 
         return run
 
-    async def _waited(self, key: str, call: Call, result: tuple[Any, ...]) -> Verdict:
-        return _verdict(key, await self._runtime.waited(call, result))
+    async def _waited(self, phase: Phase, call: Call, result: tuple[Any, ...]) -> Verdict:
+        return self._verdict(phase, await self._runtime.waited(call, result))
+
+    def _verdict(self, phase: Phase, result: tuple[Any, ...]) -> Verdict:
+        said = result[1] if len(result) > 1 else None
+        if said not in _VERDICTS:
+            place = self._runtime.defined(self._function(phase))
+            shown = "nil" if said is None else repr(said)
+            raise PolicyError(f"{place}: it returned {shown}, not VALIDATE_CONT, VALIDATE_DONE or VALIDATE_AGAIN")
+        return _VERDICTS[said]
 
     def hook(self, hook: Hook) -> Callable[..., Any] | None:
         enter = self._bound(hook)
@@ -222,6 +233,7 @@ class _Runtime:
         self._authenticate, self._command = tools["authenticate"], tools["command"]
         self._continue, self._cancel = runtime["continue"], runtime["cancel"]
         self._disarm, self._state = runtime["disarm"], runtime["state"]
+        self.defined = runtime["defined"]
         self._kept, self._forget = runtime["kept"], runtime["drop"]
         self._collect = lua.eval("collectgarbage")
         if self._memory:
@@ -356,12 +368,13 @@ class _Runtime:
     def _register(self, name: str, number: int, names: str) -> None:
         """Note a module; its table is taken up once the script has run: see codec.py for why not now."""
         found = [from_octets(word) for word in names.split()]
-        known = {name for callout in (*Phase, *Hook) for name in names_of(callout)} | {"init", "deinit"}
-        if not known & set(found):
-            raise PolicyError(f"no usable methods found for module {name} in registerModule call")
         unknown = unknown_callout(found)
         if unknown is not None:
             raise PolicyError(f"{name}: {unknown}")
+        known = {name for callout in (*Phase, *Hook) for name in names_of(callout)} | {"init", "deinit"}
+        if not known & set(found):
+            names = ", ".join(sorted(found)) or "nothing"
+            raise PolicyError(f"no usable methods found for module {name} in registerModule call; it has {names}")
         self._noted.append((from_octets(name), number))
         self.registered += 1
 
@@ -445,13 +458,6 @@ class _Runtime:
         stops, self._world.stops = self._world.stops, []
         for stop in stops:
             stop()
-
-
-def _verdict(key: str, result: tuple[Any, ...]) -> Verdict:
-    said = result[1] if len(result) > 1 else None
-    if said not in _VERDICTS:
-        raise PolicyError(f"{key} returned {said!r}, not VALIDATE_CONT, VALIDATE_DONE or VALIDATE_AGAIN")
-    return _VERDICTS[said]
 
 
 def _text(value: Any) -> Any:

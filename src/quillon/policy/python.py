@@ -57,6 +57,27 @@ __all__ = [
 
 WITH_MESSAGE = frozenset((Phase.RCPTTO, Phase.DATA, Phase.DATA_SPOOL, Phase.EACH_RCPT, Phase.FINAL_VALIDATION))
 ONLY_MESSAGE = frozenset((Phase.SET_BINDING,))
+_TAKES: dict[Phase | Hook, tuple[str, ...]] = {
+    **dict.fromkeys(ONLY_MESSAGE, ("message",)),
+    **dict.fromkeys(WITH_MESSAGE, ("session", "message")),
+    Hook.INBOUND_PARAMETERS: ("session", "parameters"),
+    Hook.INBOUND_VERIFY: ("session", "verified", "certificate"),
+    Hook.OUTBOUND_PARAMETERS: ("message", "parameters"),
+    Hook.OUTBOUND_VERIFY: ("remote", "verified", "certificate"),
+    Hook.PRE_AUTH: ("session", "mechanism", "user"),
+    Hook.AC_AUTH: ("session", "user", "password"),
+    Hook.AC_AUTH_FAILED: ("session", "user", "response"),
+    Hook.RELAY_TO: ("session", "domain"),
+    Hook.DOMAIN_RELAY: ("session", "domain"),
+    Hook.ROUTING_DOMAIN: ("delivery", "scope"),
+    Hook.CHOOSE_BINDING: ("delivery", "group"),
+    Hook.RECEIVED_TEXT: ("session", "text"),
+    Hook.NEXT_ATTEMPT: ("delivery", "next", "tries"),
+    Hook.EXPIRATION: ("delivery", "message_expiration", "max_retries"),
+    Hook.OUTBOUND_AUTH: ("delivery",),
+    Hook.GENERATE_BOUNCES: ("delivery", "reply"),
+    Hook.BOUNCE_TEXT: ("delivery", "reply", "text"),
+}
 _AT_ONCE = (*Hook, Phase.SET_BINDING, Phase.DEALLOC)
 LOAD_LIMIT = 10.0  # seconds of CPU: a file may import much
 
@@ -303,6 +324,11 @@ class Delivery:
     message_context: dict[str, str]
 
 
+def takes(callout: Phase | Hook) -> tuple[str, ...]:
+    """What a callout is called with."""
+    return _TAKES.get(callout, ("session",))
+
+
 def load_module(name: str, path: Path, world: World, cpu_limit: int = 0) -> PythonModule:
     """Read a policy file, whose callouts have `cpu_limit` milliseconds of CPU, 0 for no limit.
 
@@ -344,6 +370,23 @@ def _where(error: BaseException, path: Path) -> str:
     return f"{path}:{line}" if line else str(path)
 
 
+def _line(function: Callable[..., Any]) -> int:
+    """Where a function of the file begins."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code.co_firstlineno if code is not None else 1
+
+
+def _arguments_fault(function: Callable[..., Any], count: int) -> str | None:
+    """Why a function cannot be called with so many arguments, or None."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError as error:
+        return str(error)
+    except ValueError:
+        return None  # one that does not tell
+    return None
+
+
 def _located(error: BaseException, path: Path) -> str:
     """An error with file and line."""
     kind = "" if isinstance(error, LimitError) else f"{type(error).__name__}: "
@@ -366,9 +409,17 @@ class PythonModule:
         for callout, function in found:
             if callout in _AT_ONCE and function is not None and inspect.iscoroutinefunction(function):
                 raise PolicyError(f"policy {self.name}: {path}: {callout.value} is async; here it cannot wait")
-        unknown = unknown_callout(name for name in _own_functions(self._owner) if not name.startswith("_"))
-        if unknown is not None:
-            raise PolicyError(f"policy {self.name}: {path}: {unknown}")
+        for name in _own_functions(self._owner):
+            unknown = None if name.startswith("_") else unknown_callout([name])
+            if unknown is not None:
+                raise PolicyError(f"policy {self.name}: {path}:{_line(getattr(self._owner, name))}: {unknown}")
+        for callout, function in found:
+            if function is None:
+                continue
+            wrong = _arguments_fault(function, len(takes(callout)))
+            if wrong is not None:
+                text = f"{callout.value} is called with ({', '.join(takes(callout))}): {wrong}"
+                raise PolicyError(f"policy {self.name}: {path}:{_line(function)}: {text}")
         if not any(function for _, function in found):
             raise PolicyError(f"policy {self.name}: {path} has no function named as a phase or hook")
 
@@ -393,15 +444,23 @@ class PythonModule:
                     result = watch.call(function, Session(call, self._world))
             except Exception as error:
                 raise self._located(error) from None
-            return self._awaited(phase, result) if waits else _verdict(phase, result)
+            return self._awaited(function, result) if waits else self._verdict(function, result)
 
         return run
 
-    async def _awaited(self, phase: Phase, result: Coroutine[Any, Any, Any]) -> Verdict:
+    async def _awaited(self, function: Callable[..., Any], result: Coroutine[Any, Any, Any]) -> Verdict:
         try:
-            return _verdict(phase, await asyncio.ensure_future(self._watch.steps(result)))
+            said = await asyncio.ensure_future(self._watch.steps(result))
         except Exception as error:
             raise self._located(error) from None
+        return self._verdict(function, said)
+
+    def _verdict(self, function: Callable[..., Any], said: Any) -> Verdict:
+        if said is None:
+            return Verdict.CONT
+        if not isinstance(said, Verdict):
+            raise PolicyError(f"{self._file}:{_line(function)}: it returned {said!r}, not a Verdict or nothing")
+        return said
 
     def hook(self, hook: Hook) -> Callable[..., Any] | None:
         function = self._function(hook)
@@ -477,11 +536,3 @@ def _own_functions(owner: Any) -> list[str]:
     if isinstance(owner, ModuleType):
         return [n for n, f in vars(owner).items() if inspect.isfunction(f) and f.__module__ == owner.__name__]
     return [name for name, function in inspect.getmembers(owner, inspect.ismethod)]
-
-
-def _verdict(phase: Phase, result: Any) -> Verdict:
-    if result is None:
-        return Verdict.CONT
-    if not isinstance(result, Verdict):
-        raise PolicyError(f"{phase.value} returned {result!r}, not a Verdict or nothing")
-    return result

@@ -59,20 +59,20 @@ class Watch:
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """What the function gives. Raises LimitError, and what the function raises."""
         global _running
-        if not self._limit:
-            return function(*arguments)
-        outer, _running = _running, _Running(self._limit, self._report)
+        outer, _running = _running, _Running(self._limit, self._report) if self._limit else None
         try:
             return function(*arguments)
         except TooLong as error:
             words = f"stopped after more than {self._limit * 1000:.0f} ms of CPU"
             raise LimitError(words).with_traceback(error.__traceback__) from None
+        except SystemExit as error:
+            raise LimitError("sys.exit would end the server").with_traceback(error.__traceback__) from None
         finally:
             _running = outer
 
     def steps(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """The same coroutine, each of whose steps is within the limit."""
-        return _Steps(self, coroutine) if self._limit else coroutine
+        return _Steps(self, coroutine)
 
 
 class _Steps(Coroutine[Any, Any, T]):

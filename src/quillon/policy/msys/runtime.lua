@@ -2,6 +2,7 @@
 -- Given: the table of Python functions, and the CPU limit in milliseconds (0: none).
 local py, cpu_limit = ...
 local sethook, getinfo, clock = debug.sethook, debug.getinfo, os.clock
+local protected, gsub = xpcall, string.gsub
 local create, resume, yield, running = coroutine.create, coroutine.resume, coroutine.yield, coroutine.running
 local error, type, select, setmetatable, tostring, pcall = error, type, select, setmetatable, tostring, pcall
 local huge = math.huge
@@ -119,7 +120,13 @@ local wait
 -- remembers the coroutine that it came from, and must find it alive whenever it goes.
 local FINISHED = {}
 local spare, stopped, buried = {}, {}, 0
-local function body(f, ...) return body(yield(FINISHED, pcall(f, ...))) end
+-- errors of Lua's own functions that were called through those here have no place in the script yet
+local function located(fault)
+  if type(fault) ~= "string" or find(fault, "^[^\n]-%.lua:%d+: ") then return fault end
+  local where = place()
+  return (where ~= "" and where .. ": " or "") .. gsub(fault, "^msys:%d+: ", "")
+end
+local function body(f, ...) return body(yield(FINISHED, protected(f, located, ...))) end
 
 local function results(co, ok, ...)
   spare[#spare + 1] = co
@@ -348,6 +355,11 @@ end
 return {
   disarm = disarm, state = state, enter = enter, continue = continue, cancel = cancel, keep = keep,
   kept = function(number) return kept[number] end, drop = function(number) kept[number] = nil end,
+  -- where a function begins
+  defined = function(f)
+    local info = getinfo(f, "S")
+    return info.short_src .. ":" .. info.linedefined
+  end,
   place = place, bound = bound, new = new,
   good = good, raise = raise, class = class, handle = handle, opaque = opaque,
   current = current,
