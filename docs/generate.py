@@ -207,7 +207,8 @@ INNER = {"msys.cidr.find", "msys.cidr.lookup", "msys.cidr.ready", "json.parse", 
 INNER |= {"msys.trylock", "msys.waitlock", "mutex:waitlock", "msg:envelope"}
 WRITTEN_IN_LUA = {
     "msys.registerModule(name, table)": "Register callouts.",
-    "msys.registerAuth(scheme, table)": "Register `authenticate(file, parameters, user, password)` for a uri's scheme.",
+    "msys.registerAuth(scheme, table)": "Register `table:authenticate(path, parameters, user, password)`"
+    " for a uri's scheme; it returns EC_AUTH_OK, EC_AUTH_FAIL or EC_AUTH_ERROR of msys.core.",
     "msys.registerControl(prefix, function)": "Register a console command: `cc.argc`, `cc.argv[0]`; `print` answers.",
     "msys.cidr.query(name[, ip])": "The value of the longest block that holds an address.",
     "msys.db.query(cache, sql[, parameters][, options])": "An iterator over rows. *waits*",

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quillon.config.load import load as load_config
 from quillon.mailauth import arc, dkim, dmarc, spf
 from quillon.mailauth.dkim import DkimError, PrivateKey, Signer, Texts
 from quillon.net.eager import at_once
@@ -315,3 +316,23 @@ def test_fields_that_claim_to_be_ours(field: str, stays: bool) -> None:
     head = f"Foo: Authentication-Results: mx.test; dmarc=pass\r\n{field}\r\nFrom: a@b\r\n\r\n".encode()
     found = content.without_results(Content(head, len(head)), "mx.test").head
     assert found == (head if stays else head.replace(f"{field}\r\n".encode(), b""))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Opendkim_Sign = true", "Opendkim_Sign = true in global needs an opendkim stanza"),
+        (
+            'opendkim "d" { verify = true } Domain "a.test" { Opendkim_Sign = true }',
+            "needs a dkim_domain or a key in its",
+        ),
+        ("Opendkim_Sign = false", ""),
+        ('opendkim "d" { dkim_domain "a.test" { selector = s key = k.pem } } Opendkim_Sign = true', ""),
+    ],
+)
+def test_what_is_to_be_signed_needs_a_key(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "ecelerity.conf"
+    file.write_text(text + ' ESMTP_Listener { Listen "127.0.0.1:2525" { } }')
+    found = [str(fault) for fault in load_config(str(file)).faults if "Opendkim_Sign" in str(fault)]
+    assert len(found) == bool(words), found
+    assert not words or words in found[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import smtplib
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +127,26 @@ def test_what_waits_uses_nothing_up_and_what_the_server_does_is_not_interrupted(
 
     assert asyncio.run(run()) is None
     assert reports == []
+
+
+def test_the_end_of_a_process_is_not_interrupted(tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text("def validate_mailfrom(session): pass\n")
+    (tmp_path / "ecelerity.conf").write_text(
+        'policy "p" { module = p.py } ESMTP_Listener { Listen "127.0.0.1:2525" { } }'
+    )
+    # its globals are taken down after the interpreter's signal handlers are
+    text = """import sys, time
+from quillon.cli.main import main
+class Slow:
+    def __del__(self):
+        end = time.thread_time() + 0.3
+        while time.thread_time() < end: pass
+import builtins
+builtins.slow = Slow()
+sys.exit(main(["policy", "check"]))
+"""
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "p: validate_mailfrom\n"), done.stderr
 
 
 def test_without_a_limit_nothing_is_stopped(tmp_path: Path) -> None:

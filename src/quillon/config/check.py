@@ -261,11 +261,25 @@ def _check_modules(config: Config, faults: list[Fault]) -> None:
             text = datasource.fault(uri)
             if text is not None:
                 faults.append(Fault(uris.position, f'datasource "{node.label}": {text}'))
+    _check_signing(config, faults)
     try:
         config.monitors()
     except ValueError as error:
         node = next(config.root.of("inbound_audit"))
         faults.append(Fault(node.settings["monitors"].position, str(error)))
+
+
+def _check_signing(config: Config, faults: list[Fault]) -> None:
+    """Mail that is to be signed needs somebody who signs it."""
+    values = [config.module_values(node) for node in config.module_nodes("opendkim")]
+    keys = any(value["key"] for value in values) or any(
+        child for node in config.module_nodes("opendkim") for child in node.of("dkim_domain")
+    )
+    for node in config.root.walk():
+        entry = node.settings.get("opendkim_sign")
+        if entry is not None and entry.value is True and not keys:
+            missing = "a dkim_domain or a key in its opendkim stanza" if values else "an opendkim stanza"
+            faults.append(Fault(entry.position, f"Opendkim_Sign = true in {node.path} needs {missing}"))
 
 
 def _check_scripts(config: Config, faults: list[Fault]) -> None:

@@ -117,6 +117,8 @@ def faults(config: Config, schemes: Collection[str]) -> list[str]:
                     read(scheme.lower(), path)
                 elif scheme.lower() == "ac_auth" and config.module_nodes("ac_auth"):
                     continue
+                elif scheme.lower() == "ac_auth":
+                    raise SourceError("ac_auth:// needs a stanza ac_auth { }")
                 elif scheme.lower() not in schemes:
                     raise SourceError(f"{scheme}:// is a source of credentials that nobody has registered")
             except SourceError as error:

@@ -90,7 +90,11 @@ def _own_modules(config: Config, world: World) -> list[Module]:
             )
         )
     for node in config.module_nodes("opendkim"):
-        found.append(OpenDkim(_dkim_settings(config, node), world, partial(_signs, config)))
+        try:
+            found.append(OpenDkim(_dkim_settings(config, node), world, partial(_signs, config)))
+        except PolicyError as error:
+            text = str(error)
+            raise PolicyError(text if text.startswith(node.position.file) else f"{node.position}: {text}") from None
     found += [Dmarc(node.label, world) for node in config.module_nodes("dmarc")]
     found += [OpenArc(node.label, world) for node in config.module_nodes("openarc")]
     return found

@@ -33,7 +33,7 @@ from quillon.policy.hook import (
     words_of,
 )
 from quillon.policy.msys import LIBRARIES
-from quillon.policy.msys.api import NO_MEMORY, Api, from_octets, size_of, to_octets
+from quillon.policy.msys.api import NO_MEMORY, Api, from_octets, size_of, to_octets, words_for_scripts
 from quillon.policy.msys.json import NULL
 from quillon.policy.world import World
 
@@ -297,7 +297,7 @@ class _Runtime:
                 found = await inner
                 given = (True, *found) if isinstance(found, tuple) else (True, found)
             except Exception as error:
-                given = (False, to_octets(words_of(error)))
+                given = (False, to_octets(words_for_scripts(error)))
             except BaseException:
                 inner.cancel()
                 self._cancel(coroutine)

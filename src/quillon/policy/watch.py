@@ -10,6 +10,7 @@ Only the main thread is watched, which is where policies run.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -55,6 +56,9 @@ class Watch:
             signal.signal(signal.SIGPROF, _tick)
             signal.siginterrupt(signal.SIGPROF, False)
             signal.setitimer(signal.ITIMER_PROF, TICK, TICK)
+            # the interpreter's own end takes the handler away first, and a tick without one ends the process
+            atexit.unregister(_stop_ticking)
+            atexit.register(_stop_ticking)
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """What the function gives. Raises LimitError, and what the function raises."""
@@ -91,6 +95,10 @@ class _Steps(Coroutine[Any, Any, T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         return (yield from self._inner.__await__())
+
+
+def _stop_ticking() -> None:
+    signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _tick(_signal: int, frame: FrameType | None) -> None:

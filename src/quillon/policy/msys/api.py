@@ -37,6 +37,14 @@ def size_of(result: Any) -> int:
     return sum(len(item) for item in result if isinstance(item, str)) + 64 if isinstance(result, tuple) else 64
 
 
+def words_for_scripts(error: Exception) -> str:
+    """An error's words, without names of ours where a function has been called with wrong arguments."""
+    words = words_of(error)
+    if isinstance(error, TypeError) and "argument" in words:
+        return "wrong arguments: " + words.partition(" ")[2]
+    return words
+
+
 class Handle(Protocol):
     """What stands behind `vctx`, `ac` and `msg`: a callout, or whichever one runs in a session."""
 
@@ -128,9 +136,7 @@ class Api:
 
     def _failed(self, error: Exception) -> Any:
         """What the Lua side raises with the place in the script."""
-        if isinstance(error, TypeError) and "argument" in str(error):
-            error = TypeError("wrong arguments: " + str(error).partition(" ")[2])
-        return self._fitting((self.fault, to_octets(words_of(error))))
+        return self._fitting((self.fault, to_octets(words_for_scripts(error))))
 
     def _fitting(self, result: Any) -> Any:
         """A result, or NO_MEMORY where there is no room for it: what Lua cannot hold when Python gives it, it cannot

@@ -111,6 +111,8 @@ def signer_of(api: Api, options: Any, default_domain: str) -> Signer:
     selector = str(given.get("selector") or "")
     if not domain or not selector:
         raise ValueError("signing needs signing_domain and selector")
+    if not given.get("keybuf") and not given.get("keyfile"):
+        raise ValueError("signing needs keyfile, the path of a PEM key, or keybuf, the key itself")
     if str(given.get("digest", "rsa-sha256")) == "rsa-sha1":
         raise ValueError("rsa-sha1 must not be used to sign (RFC 8301)")
     if given.get("keybuf"):
@@ -131,7 +133,8 @@ def signer_of(api: Api, options: Any, default_domain: str) -> Signer:
 def _register_sign(api: Api) -> None:
     @api.function("msys.validate.opendkim.sign")
     def sign(call: Call, vctx: Any = None, options: Any = None) -> bool:
-        """Sign a message, in core_final_validation."""
+        """sign(msg, vctx, {signing_domain, selector, keyfile or keybuf[, header_canon, body_canon, identity]}): sign a
+        message, in core_final_validation."""
         if call.phase is not Phase.FINAL_VALIDATION and call.view.message_id:
             raise ValueError("sign in core_final_validation: what is changed later breaks the signature")
         domains = [address.rpartition("@")[2] for address in call.view.header("From")]
@@ -157,7 +160,9 @@ def _register_arc(api: Api) -> None:
         """Validate the ARC chain of a message; arc_cv in its context is none, pass or fail."""
         return (await validated(call)).status
 
-    async def seal(call: Call, options: Any, results: str | None = None) -> bool:
+    async def seal(call: Call, options: Any = None, results: str | None = None) -> bool:
+        """seal(msg, {signing_domain, selector, keyfile or keybuf[, authservid]}[, results]): seal a message, in
+        core_final_validation; `results` is what ARC-Authentication-Results says behind the server's name."""
         given = options if isinstance(options, dict) else {}
         signer = signer_of(api, given, "")
         chain = await validated(call)
