@@ -99,6 +99,14 @@ def test_serve_of_a_faulty_configuration_does_not_start(folder: Path) -> None:
     assert "ecelerity.conf:1:7:" in done.stderr
 
 
+def test_serve_with_a_policy_that_does_not_load_does_not_start(folder: Path) -> None:
+    (folder / "p.py").write_text("def validate_rcptto(session): pas s\n")
+    (folder / "ecelerity.conf").write_text('policy "p" { module = p.py }')
+    done = _quillon("serve", folder=folder)
+    assert done.returncode == 2
+    assert f"{folder}/p.py:1" in done.stderr
+
+
 @pytest.mark.parametrize("folder_name", ["enforced-partner"])
 def test_the_examples_load(folder_name: str, pki: Path, tmp_path: Path) -> None:
     import shutil

@@ -346,6 +346,14 @@ def test_priority_strings() -> None:
     assert "-DHE-RSA" in priority_string(outbound(tls_enable_dhe_ciphers=False))
 
 
+def test_a_file_that_openssl_cannot_open_is_said(pki: Path) -> None:
+    contexts = Contexts(lambda: NOW)
+    with pytest.raises(ContextError, match=r"^TLS_CA /nowhere\.pem: No such file or directory$"):
+        contexts.load_client(outbound(tls_verify="ca", tls_ca="/nowhere.pem"))
+    with pytest.raises(ContextError, match=r"^TLS_Certificate /nowhere\.pem: No such file or directory$"):
+        contexts.load(inbound_tls("/nowhere.pem", str(pki / "server.key")))
+
+
 def test_what_gnutls_cannot_read_is_said(pki: Path) -> None:
     contexts = Contexts(lambda: NOW)
     with pytest.raises(ContextError, match="is no GnuTLS priority string"):

@@ -66,7 +66,7 @@ def test_a_callout_that_loops_is_stopped(tmp_path: Path, body: str, kind: str) -
         assert time.process_time() - begun < 3
         assert len(reports) == count
         assert _run(policy, "well") is None
-    assert f"error in p: {tmp_path}/p.py:" in reports[0]
+    assert reports[0].startswith(f"policy: validate_mailfrom error in p: {tmp_path}/p.py:")
     assert reports[0].endswith("stopped after more than 100 ms of CPU")
 
 

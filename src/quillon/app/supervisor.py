@@ -22,7 +22,7 @@ from typing import Any
 
 from quillon.app import compose, worker
 from quillon.app.channel import Channel
-from quillon.app.console import Console
+from quillon.app.console import ERROR, Console
 from quillon.app.notify import notify, reloading
 from quillon.app.privileges import Identity, PrivilegeError, become, identity, make_folder
 from quillon.config.load import load
@@ -40,6 +40,10 @@ GRACE = 15.0  # seconds beyond drain_timeout before a worker is killed; more tha
 
 class StartError(Exception):
     """Quillon cannot start; the message says why."""
+
+
+class FaultyError(StartError):
+    """What the configuration names does not load: a script, a key, a certificate."""
 
 
 @dataclass
@@ -91,6 +95,7 @@ class Supervisor:
             raise StartError(str(error)) from None
         self._loggers = Loggers(self._config.loggers(), lambda flush: flush())
         problems = compose.try_out(self._config, self._clock)
+        kind = FaultyError if problems else StartError
         try:
             self._loggers.open()
         except OSError as error:
@@ -99,7 +104,7 @@ class Supervisor:
             self._remove_pidfile()
             if who.uid is not None:
                 problems.append(f"these were tried as user {self._config.security().user}, whom Security names")
-            raise StartError("\n".join(problems))
+            raise kind("\n".join(problems))
         self._catch_signals()
         for number in range(self._count):
             self._fork(number)
@@ -164,8 +169,10 @@ class Supervisor:
         return "logs reopened"
 
     def _console_reload(self) -> str:
-        self._signals.append(signal.SIGHUP)
-        return "reload requested; the paniclog tells if it is refused"
+        problems = self._reload()
+        if problems:
+            return f"{ERROR}reload refused, the running configuration stays: " + "; ".join(problems)
+        return "configuration reloaded; the paniclog tells if a worker refuses it"
 
     def _keep(self, made: dict[str, list[socket.socket]]) -> None:
         for name, sockets in made.items():
@@ -348,8 +355,8 @@ class Supervisor:
 
     # reload and end -------------------------------------------------------------------------------------------
 
-    def _reload(self) -> None:
-        """Use a new configuration everywhere, or keep the running one and say why."""
+    def _reload(self) -> list[str]:
+        """Use a new configuration everywhere, or keep the running one and say why; gives what is wrong with it."""
         reloading()
         loaded = load(self._config.files[0])
         for fault in loaded.faults:
@@ -373,7 +380,7 @@ class Supervisor:
                     sock.close()
             self._panic("config: reload refused, the running configuration stays: " + "; ".join(problems))
             notify("READY=1")
-            return
+            return problems
         self._config = loaded.config
         self._keep(made)
         wanted = {listen.name for listen in loaded.config.listens()}
@@ -388,6 +395,7 @@ class Supervisor:
         self._reopen_logs()
         self._say("configuration reloaded")
         notify("READY=1")
+        return []
 
     def _reopen_logs(self) -> None:
         loggers = Loggers(self._config.loggers(), lambda flush: flush())

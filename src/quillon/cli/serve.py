@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from quillon.app.supervisor import StartError, Supervisor
+from quillon.app.supervisor import FaultyError, StartError, Supervisor
+from quillon.cli.configuration import FAULTY
 from quillon.config.load import load
 
 
@@ -21,12 +22,12 @@ def run(given: argparse.Namespace) -> int:
     for fault in loaded.faults:
         print(fault, file=sys.stderr, flush=True)
     if loaded.config is None:
-        return 2
+        return FAULTY
     try:
         return Supervisor(loaded.config, _say).run()
     except StartError as error:
         print(f"quillon: {error}", file=sys.stderr, flush=True)
-        return 1
+        return FAULTY if isinstance(error, FaultyError) else 1
 
 
 def _say(text: str) -> None:

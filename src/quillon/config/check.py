@@ -211,7 +211,7 @@ def _check_control(config: Config, faults: list[Fault]) -> None:
         if node.label in others:
             faults.append(Fault(node.position, f'Listen "{node.label}" is an ESMTP listener\'s address too'))
         if not node.label.startswith("/"):
-            text = 'the console of this version listens on Unix sockets only: write a path, such as "/tmp/2025"'
+            text = 'the console of this version listens on Unix sockets only: write a whole path, such as "/tmp/2025"'
             faults.append(Fault(node.position, text))
 
 

@@ -415,7 +415,7 @@ def parse_endpoint(text: str) -> tuple[str, int, str]:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(
-            f'{text!r} is no address to listen on: write ":25", "192.0.2.1:25", "[2001:db8::1]:25" or a path'
+            f'{text!r} is no address to listen on: write ":25", "192.0.2.1:25", "[2001:db8::1]:25" or a path from /'
         )
     if host in ("", "*"):
         return "0.0.0.0", int(port), ""  # noqa: S104 - any address is what the operator wrote

@@ -166,6 +166,9 @@ Callout = Callable[[Call], Verdict | Awaitable[Verdict]]
 
 
 class Module(Protocol):
+    """`facility` begins the panic lines of its errors: the stanza that it came from."""
+
+    facility: str
     name: str
 
     def callout(self, phase: Phase) -> Callout | None:
@@ -254,7 +257,7 @@ class Policy:
                     verdict = await self._again(call, callout)
             except Exception as error:
                 # whatever a script does wrong is its own fault; the session is told 451 and goes on
-                self.report(f"scriptlet: {call.phase.value} error in {name}: {words_of(error)}")
+                self._report(name, call.phase, error)
                 self._traced(call, name, f"failed: {words_of(error)}", before)
                 return replies.POLICY_FAILED
             if self.trace is not None:
@@ -271,6 +274,10 @@ class Policy:
                 break
         context.module = ""  # whoever refuses now, it was none of them
         return None
+
+    def _report(self, name: str, callout: Phase | Hook, error: Exception) -> None:
+        facility = next(module.facility for module in self.modules if module.name == name)
+        self.report(f"{facility}: {callout.value} error in {name}: {words_of(error)}")
 
     def _traced(self, call: Call, name: str, verdict: str, before: Mapping[tuple[str, str], str]) -> None:
         if self.trace is None:
@@ -303,7 +310,7 @@ class Policy:
                 said = answer(call, *arguments)
             except Exception as error:
                 # as for a phase: the script's fault, told to the operator
-                self.report(f"scriptlet: {hook.value} error in {name}: {words_of(error)}")
+                self._report(name, hook, error)
                 continue
             if said is not None:
                 return said

@@ -88,6 +88,8 @@ class _Current:
 class LuaModule:
     """One table given to msys.registerModule."""
 
+    facility = "scriptlet"
+
     def __init__(self, name: str, table: Any, runtime: _Runtime) -> None:
         self.name = name
         self._table = table

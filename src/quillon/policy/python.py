@@ -396,6 +396,8 @@ def _located(error: BaseException, path: Path) -> str:
 class PythonModule:
     """One policy file, loaded."""
 
+    facility = "policy"
+
     def __init__(self, name: str, module: ModuleType, world: World, watch: Watch) -> None:
         self.name = name
         self._file = str(module.__file__)

@@ -89,7 +89,7 @@ def _server_context(settings: InboundTls, pairs: tuple[tuple[str, str], ...]) ->
         context.set_verify(mode, note_error)
         if settings.tls_client_ca:
             ca = settings.tls_client_ca
-            _try(f"TLS_Client_CA {ca}", lambda: context.load_verify_locations(ca))
+            _try_file("TLS_Client_CA", ca, context.load_verify_locations)
             _try(f"TLS_Client_CA {ca}", lambda: context.load_client_ca(ca.encode()))
     return context
 
@@ -109,8 +109,7 @@ def _client_context(settings: OutboundTls) -> SSL.Context:
     if settings.tls_ca == SYSTEM_TRUST:
         context.set_default_verify_paths()
     elif settings.tls_ca:
-        ca = settings.tls_ca
-        _try(f"TLS_CA {ca}", lambda: context.load_verify_locations(ca))
+        _try_file("TLS_CA", settings.tls_ca, context.load_verify_locations)
     return context
 
 
@@ -134,7 +133,7 @@ def _context(method: int, settings: InboundTls | OutboundTls) -> SSL.Context:
         raise ContextError(f"TLS_EC_Curve_Names {groups!r}: a group is unknown to OpenSSL")
     if settings.tls_enable_dhe_ciphers:
         path = settings.tls_dhparams_file or str(resources.files(__package__).joinpath("ffdhe2048.pem"))
-        _try(f"TLS_DHParams_File {path}", lambda: context.load_tmp_dh(path))
+        _try_file("TLS_DHParams_File", path, context.load_tmp_dh)
     return context
 
 
@@ -154,7 +153,7 @@ def cipher_list(settings: InboundTls | OutboundTls) -> str:
 
 
 def _load_pair(context: SSL.Context, certificate: str, key: str) -> None:
-    _try(f"TLS_Certificate {certificate}", lambda: context.use_certificate_chain_file(certificate))
+    _try_file("TLS_Certificate", certificate, context.use_certificate_chain_file)
     source = key or certificate
     _try(f"TLS_Key {source}", lambda: context.use_privatekey(_private_key(source)))
     _try(f"TLS_Key {source} and TLS_Certificate {certificate}", context.check_privatekey)
@@ -165,6 +164,16 @@ def _private_key(path: str) -> Any:
         return serialization.load_pem_private_key(Path(path).read_bytes(), None)
     except (TypeError, UnsupportedAlgorithm) as error:  # encrypted, or of a kind that TLS does not know
         raise ValueError(str(error)) from None
+
+
+def _try_file(what: str, path: str, do: Callable[[str], object]) -> None:
+    """`do` with a file's path; why a file cannot be opened is nothing that OpenSSL would tell."""
+
+    def opened() -> None:
+        with open(path, "rb"):
+            do(path)
+
+    _try(f"{what} {path}", opened)
 
 
 def _try(what: str, do: Callable[[], object]) -> None:

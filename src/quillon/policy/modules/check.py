@@ -13,6 +13,7 @@ from quillon.policy.world import World
 class Check(ABC):
     """Named as its stanza. What it finds stands in the message context, for scripts to act on."""
 
+    facility: str
     phase: ClassVar[Phase]
 
     def __init__(self, name: str, world: World) -> None:

@@ -14,6 +14,7 @@ from quillon.policy.msys.addresses import address_parts
 
 
 class Dmarc(Check):
+    facility = "dmarc"
     phase = Phase.DATA
 
     async def check(self, call: Call) -> None:

@@ -26,6 +26,7 @@ async def chain_of(call: Call, world: World) -> Chain:
 
 
 class OpenArc(Check):
+    facility = "openarc"
     phase = Phase.DATA
 
     async def check(self, call: Call) -> None:

@@ -65,6 +65,8 @@ async def results_of(call: Call, world: World) -> list[Result]:
 class OpenDkim:
     """`signs` tells whether opendkim_sign is on for a message's binding group, binding and recipient domain."""
 
+    facility = "opendkim"
+
     def __init__(self, settings: Settings, world: World, signs: Callable[[str, str, str], bool]) -> None:
         self.name = settings.name
         self._settings = settings

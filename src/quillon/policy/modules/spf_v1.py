@@ -26,6 +26,7 @@ class Settings:
 
 
 class Spf(Check):
+    facility = "spf_v1"
     phase = Phase.MAILFROM
 
     def __init__(self, settings: Settings, world: World) -> None:
