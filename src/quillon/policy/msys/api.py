@@ -98,7 +98,11 @@ class Api:
 
         def run(*arguments: Any) -> Any:
             try:
-                return self._fitting(function(*arguments))
+                result = function(*arguments)
+                # as `_fitting` has it, for what is given most
+                if result is None or (type(result) is str and self.used() + len(result) <= self.room):
+                    return result
+                return self._fitting(result)
             except Exception as error:
                 return self._failed(error)
 
