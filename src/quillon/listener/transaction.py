@@ -97,7 +97,7 @@ class Transaction:
                 if isinstance(said, bool):
                     return said
                 if said is not None:
-                    policy.report(f"scriptlet: {hook.value} returned {said!r}, not true, false or nil")
+                    policy.report(f"policy: {hook.value} returned {said!r}, not true, false or nil")
         return None
 
     async def list_complete(self) -> Reply | None:
