@@ -113,7 +113,7 @@ def causes_page() -> str:
 
 ARGUMENTS = {
     "validate_connect": "(ac, vctx)",
-    "inbound_smtp_tls_post_accept": "(ac, vctx)",
+    "inbound_smtp_tls_post_accept": "(mc, vctx)",
     "validate_ehlo": "(str, ac, vctx)",
     "core_validate_auth_hook": "(vctx, auth_info, auth_status)",
     "validate_mailfrom": "(str, ac, vctx)",
@@ -127,9 +127,9 @@ ARGUMENTS = {
     "core_final_validation": "(msg, ac, vctx)",
     "validate_dealloc": "()",
     "get_inbound_tls_parameters": "(ac, vctx, params)",
-    "inbound_smtp_tls_verify_callback": "(ac, vctx, ok, subject, issuer, cert)",
+    "inbound_smtp_tls_verify_callback": "(mc, ssl_ctx, preverify_ok, subject, issuer, cert)",
     "get_outbound_tls_parameters": "(msg, params)",
-    "outbound_smtp_tls_verify_callback": "(to, ok, subject, issuer, cert)",
+    "outbound_smtp_tls_verify_callback": "(dc, ssl_ctx, preverify_ok, subject, issuer, cert)",
     "pre_esmtp_auth": "(ac, auth, vctx): 1 pass, 0 fail, -1 as usual",
     "ac_auth_perform_auth": "(user, password, ac, response)",
     "ac_auth_log_auth_failure": "(user, ac, response)",

@@ -87,6 +87,13 @@ msg:get_envelope2(msys.core.EC_MSG_ENV_TO | msys.core.EC_MSG_ENV_COMPLETE, l, d)
         ("out(msys.type(msg), msys.type({}), msys.type(msys.core.string_new()))", "msg|table|ec_string"),
         # operators
         ("out(6 & 3, 6 | 3, 6 ^^ 3, 1 << 4, 256 >> 4, ~0, 7 \\ 2, -7 \\ 2, 1 != 2)", "2|7|5|16|16|-1|3|-3|true"),
+        ("out(0xFFFFFFFF & 0xFFFFFF00, 1 << 31, 1 << 32, -1 & 0xFF, 7.9 & 15, -256 >> 4, ~5, 3000000000 ^^ 1)", "4294967040|2147483648|4294967296|255|7|-16|-6|3000000001"),
+        # Lua's own
+        ("out(os.time(), os.date('!%Y', 0), os.time({year = 2000, month = 1, day = 1, hour = 12}) > 9e8, type(os.clock()))", "1700000000|1970|true|number"),
+        ("out(xpcall(function() error('x', 0) end, function(e) return debug.traceback(e):match('^x.stack') end))", "false|x?stack"),
+        ("out(loadstring('return 6 & 3, limit')()) out((loadstring('x = = 1'))) out(collectgarbage('count') > 1, collectgarbage())", "2|nil\nnil\ntrue|0"),
+        ("out(select(2, pcall(io.open, 'x')):match('io.open is not in this version') ~= nil)", "true"),
+        ("out(select(2, pcall(require('curl').new)):match('use msys.http.client$') ~= nil)", "true"),
         # counters
         ("local c = msys.counter.open('/site/x') msys.counter.inc(c) msys.counter.add(c, 5) out(msys.counter.read('/site/x')) msys.counter.reset(c) out(msys.counter.read(c)) msys.counter.unlink(c)", "6\n0"),
         # bounces

@@ -70,7 +70,7 @@ def test_modules_run_in_order_until_one_is_done_or_refuses(tmp_path: Path) -> No
 def test_disconnect(tmp_path: Path) -> None:
     policy, _ = _policy(tmp_path, _module('vctx:disconnect("421", "4.7.1 bye\\r\\nnow")'))
     context = Context()
-    assert _run(policy, context=context) == Reply(421, "4.7.1", "bye now")
+    assert _run(policy, context=context) == Reply(421, "4.7.1", "bye\nnow")
     assert context.disconnect
     assert context.module == "m"
 
@@ -115,13 +115,45 @@ def test_a_failing_script_is_a_451_and_a_line_that_names_it(tmp_path: Path, body
     assert "validate_mailfrom error in m" in reports[0]
 
 
+def test_who_returns_nothing_has_decided_nothing_but_what_was_refused(tmp_path: Path) -> None:
+    policy, reports = _policy(tmp_path, _module("do return end"))
+    assert _run(policy) is None
+    assert len(reports) == 1
+    assert reports[0].endswith("it returned nothing")
+    for ending in ("do return end", "do return nil end", "do return true end"):
+        policy, reports = _policy(tmp_path, _module(f"vctx:set_code(550, 'no') {ending}"))
+        assert _run(policy) == Reply(550, "", "no")
+        assert len(reports) == (ending != "do return end")
+
+
+def test_globals_belong_to_a_script(tmp_path: Path) -> None:
+    (tmp_path / "helper.lua").write_text("function twice(n) return 2 * n end return {count = 0}")
+    (tmp_path / "old.lua").write_text("module('old.style', package.seeall) function f() return tostring(1) end")
+    scripts = [
+        f"""mod = {{}} limit = {n} helper = require('helper') require('old')
+        function mod:validate_mailfrom(str, ac, vctx)
+          helper.count = helper.count + 1
+          vctx:set(2, 'seen{n}', limit .. twice({n}) .. helper.count .. old.style.f() .. tostring(_G.limit) .. tostring(other))
+          return msys.core.VALIDATE_CONT
+        end
+        msys.registerModule('m{n}', mod)"""
+        for n in (1, 2)
+    ]
+    policy, reports = _policy(tmp_path, *scripts)
+    context = Context()
+    assert _run(policy, context=context) is None, reports
+    assert (context.message["seen1"], context.message["seen2"]) == ("12111nil", "24112nil")
+
+
 @pytest.mark.parametrize(
     "attack",
     [
-        "os.execute('true')", "io.open('/etc/passwd')", "require('ffi')", "require('os')", "require('io')", "debug.getinfo(1)",
-        "package.loadlib('x', 'y')", "dofile('/etc/passwd')", "loadstring('return 1')()", "python.eval('1')", "jit.off()",
+        "os.execute('true')", "io.open('/etc/passwd')", "require('ffi')", "require('os').getenv('HOME')",
+        "require('io').popen('true')", "debug.getinfo(1)", "setfenv(1, {})", "module('m')", "pcall(module, 'm') error()",
+        "assert(loadstring('\\27LJ'))()", "assert(loadstring('os.exit()'))()", "string.byte = function() return 1 end assert(loadstring('\\27LJ'))()",
+        "package.loadlib('x', 'y')", "dofile('/etc/passwd')", "python.eval('1')", "jit.off()",
         "getmetatable(vctx).__index = nil", "vctx.get.__globals__.x()", "string.dump(print)", "require('../../etc/passwd')",
-        "getfenv(0).x = 1", "vctx._call.session()", "collectgarbage('stop')", "newproxy()",
+        "getfenv(0).x = 1", "vctx._call.session()", "newproxy()",
     ],
 )  # fmt: skip
 def test_scripts_reach_nothing_beyond_the_api(tmp_path: Path, attack: str) -> None:
@@ -307,7 +339,8 @@ def test_no_script_takes_the_worker_with_it(tmp_path: Path, body: str) -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("do return end", "s.lua:3: it returned nil, not VALIDATE_CONT, VALIDATE_DONE or VALIDATE_AGAIN"),
+        ("do return nil end", "s.lua:3: it returned nil, not VALIDATE_CONT, VALIDATE_DONE or VALIDATE_AGAIN"),
+        ("do return true end", "s.lua:3: it returned true, not VALIDATE_CONT, VALIDATE_DONE or VALIDATE_AGAIN"),
         ("do return 17 end", "s.lua:3: it returned 17, not"),
         ("local _ = ('x'):find('[a')", "s.lua:3: malformed pattern (missing ']')"),
         ("local _ = (('x'):rep(9000000)):match('.*.*[a')", "s.lua:3: malformed pattern"),

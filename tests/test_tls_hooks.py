@@ -22,19 +22,19 @@ from tests.test_tls_engines import outbound
 
 LUA = """
 local m = {}
-function m:inbound_smtp_tls_verify_callback(ac, vctx, ok, subject, issuer, cert)
-  vctx:set(msys.core.VCTX_CONN, "seen", tostring(ok) .. " " .. subject .. " " .. cert.cause .. " " .. cert.san)
+function m:inbound_smtp_tls_verify_callback(mc, ssl_ctx, ok, subject, issuer, cert)
+  mc.ctx:set(msys.core.VCTX_CONN, "seen", tostring(ok ~= 0) .. " " .. subject .. " " .. cert.cause .. " " .. cert.san)
   if cert.sha256 == "@PIN@" then return true end
-  if subject == "/CN=client.bank.fi" and ok then return 1 end
-  return nil
+  if subject == "/CN=client.bank.fi" and ok == 1 then return 1 end
 end
-function m:inbound_smtp_tls_post_accept(ac, vctx)
-  if vctx:get(msys.core.VCTX_CONN, "tls_client_verify_error") == "unknown_issuer" then
-    vctx:disconnect(421, "4.7.0 not you")
+function m:inbound_smtp_tls_post_accept(mc)
+  if mc.ctx:get(msys.core.VCTX_CONN, "tls_client_verify_error") == "unknown_issuer" then
+    mc.ctx.code, mc.ctx.disconnect = 421, 1
+    mc.ctx:set(msys.core.VCTX_CONN, "_tls_note", "421 4.7.0 not you")
   end
 end
 function m:get_inbound_tls_parameters(ac, vctx, params)
-  if vctx:get(msys.core.VCTX_CONN, "pathway") == "without" then params.use_tls = 0 end
+  if vctx:get(msys.core.VCTX_CONN, "pathway") == "without" and params.use_tls == 1 then params.use_tls = 0 end
   if vctx:get(msys.core.VCTX_CONN, "pathway") == "strict" then params.tls_verify = "require" end
   if vctx:get(msys.core.VCTX_CONN, "pathway") == "broken" then error("no parameters today") end
 end

@@ -30,7 +30,7 @@ from quillon.mail.reply import Reply
 from quillon.net import eager
 from quillon.net.stream import Stream
 from quillon.policy.context import Context
-from quillon.policy.hook import Call, Phase, Session
+from quillon.policy.hook import Call, Phase, Session, reply_of
 from quillon.smtp import events as smtp
 from quillon.smtp.sasl import Attempt
 from quillon.smtp.server import ServerSession
@@ -153,7 +153,13 @@ class EsmtpSession:
             await self._begin_smtp(in_tls=True)
 
     def _refuse_tls(self, refusal: Reply) -> None:
-        """Policy does not want this handshake (manual, inbound_smtp_tls_post_accept): say so and hang up."""
+        """Policy does not want this handshake (manual, inbound_smtp_tls_post_accept): say so and hang up.
+
+        `_tls_note` of the context is what is said, where a script has set it.
+        """
+        note = self._context.connection.get("_tls_note")
+        if note:
+            refusal = reply_of(421, note.removeprefix("421 "))
         if self._session is None:
             hostname = self._settings.banner_hostname or self._desk.hostname
             self._session = ServerSession(self._settings, hostname, self._remote[0], can_starttls=False, in_tls=True)

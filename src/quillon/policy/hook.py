@@ -337,8 +337,8 @@ def reply_of(code: int, text: str) -> Reply:
     """A reply out of what a policy wrote. Raises ValueError."""
     if not 200 <= code <= 599:
         raise ValueError(f"{code} is no SMTP reply code")
-    words = _LINE_END.sub(" ", text).strip()
-    match = re.match(r"([245]\.[0-9]{1,3}\.[0-9]{1,3}) (.*)", words)
+    words = "\n".join(line.strip() for line in _LINE_END.split(text.strip()))
+    match = re.match(r"([245]\.[0-9]{1,3}\.[0-9]{1,3}) (.*)", words, re.DOTALL)
     return Reply(code, match[1], match[2]) if match else Reply(code, "", words or "no text")
 
 

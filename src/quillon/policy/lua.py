@@ -124,21 +124,34 @@ class LuaModule:
                 given = (to_octets(call.auth.user), call.auth.mechanism, call.auth.status)
             result = runtime.enter(enter, call, given)
             if result[0] is True:
-                return self._verdict(phase, result)
+                return self._verdict(phase, call, result)
             return self._waited(phase, call, result)
 
         return run
 
     async def _waited(self, phase: Phase, call: Call, result: tuple[Any, ...]) -> Verdict:
-        return self._verdict(phase, await self._runtime.waited(call, result))
+        return self._verdict(phase, call, await self._runtime.waited(call, result))
 
-    def _verdict(self, phase: Phase, result: tuple[Any, ...]) -> Verdict:
+    def _verdict(self, phase: Phase, call: Call, result: tuple[Any, ...]) -> Verdict:
         said = result[1] if len(result) > 1 else None
-        if said not in _VERDICTS:
-            place = self._runtime.defined(self._function(phase))
-            shown = "nil" if said is None else repr(said)
-            raise PolicyError(f"{place}: it returned {shown}, not VALIDATE_CONT, VALIDATE_DONE or VALIDATE_AGAIN")
-        return _VERDICTS[said]
+        if type(said) is int and said in _VERDICTS:
+            return _VERDICTS[said]
+        place = self._runtime.defined(self._function(phase))
+        view = call.message
+        said_so = (call.context.reply, view.reply if view is not None else None)
+        refused = any(reply is not None and reply.code >= 400 for reply in said_so)
+        if len(result) == 1:
+            # one that comes to its end has decided nothing, which the manual has logged; to return what is no
+            # verdict, such as a constant that does not exist, is a decision that nobody can carry out
+            if not refused:
+                self._runtime.report(f"{phase.value} error in {self.name}: {place}: it returned nothing")
+            return Verdict.CONT
+        shown = "nil" if said is None else str(said).lower() if isinstance(said, bool) else repr(said)
+        words = f"{place}: it returned {shown}, not VALIDATE_CONT, VALIDATE_DONE or VALIDATE_AGAIN"
+        if not refused:
+            raise PolicyError(words)
+        self._runtime.report(f"{phase.value} error in {self.name}: {words}")
+        return Verdict.DONE
 
     def hook(self, hook: Hook) -> Callable[..., Any] | None:
         enter = self._bound(hook)
@@ -148,7 +161,9 @@ class LuaModule:
         def run(call: Call, *arguments: object) -> Any:
             given = (call, *(to_octets(value) if isinstance(value, str) else value for value in arguments))
             result = self._runtime.enter(enter, call, given)
-            return _text(result[1]) if len(result) == 2 else tuple(_text(value) for value in result[1:])
+            if len(result) <= 2:
+                return _text(result[1]) if len(result) == 2 else None
+            return tuple(_text(value) for value in result[1:])
 
         return run
 
@@ -202,7 +217,6 @@ class _Runtime:
             library(self.api)
         self._build(settings)
         self._seal(settings)
-        self._require = self._lua.globals()["require"]
 
     def _build(self, settings: ScriptSettings) -> None:
         lua, api = self._lua, self.api
@@ -232,6 +246,7 @@ class _Runtime:
         self._chunk("pattern.lua")(runtime, *(PATTERN_STEPS if settings.cpu_limit else ()))
         tools = self._chunk("msys.lua")(given, runtime)
         self.bind, self._session, self._run = tools["bind"], tools["session"], tools["run"]
+        self._load = tools["load"]
         self._authenticate, self._command = tools["authenticate"], tools["command"]
         self._continue, self._cancel = runtime["continue"], runtime["cancel"]
         self._disarm, self._state = runtime["disarm"], runtime["state"]
@@ -362,7 +377,7 @@ class _Runtime:
 
     def require(self, source: str) -> None:
         try:
-            self.run(self._require, source)
+            self.run(self._load, source)
             self._take_up()
         except (lupa.LuaError, PolicyError) as error:
             raise PolicyError(f"scriptlet: {error}") from None
@@ -418,6 +433,10 @@ class _Runtime:
     def _spoke(self, place: str) -> None:
         if self.api.call is not None:
             self.api.call.context.place = from_octets(place)
+
+    def report(self, text: str) -> None:
+        """One panic line."""
+        self._world.report(f"scriptlet: {text}")
 
     def _later(self, number: int) -> None:
         if self._world.later is None:

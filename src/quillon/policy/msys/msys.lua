@@ -29,9 +29,20 @@ msys.validation = msys.validate
 if msys.counter then msys.counter.STRICT, msys.counter.RELAXED = 0, 1 end
 
 -- what the manual has and this server has not: an error that says so
+local libraries = {}  -- those of Lua and curl, as far as they are here
+local function left_out(name, reason)
+  return function() raise(name .. " is not in this version: " .. reason) end
+end
 for name, reason in pairs(py.left_out) do
   local path, last = name:match("^([%w_.]+)%.([%w_]+)$")
-  at(path)[last] = function() raise(name .. " is not in this version: " .. reason) end
+  if not path then
+    libraries[name] = left_out(name, reason)
+  elseif roots[path:match("^%w+")] then
+    at(path)[last] = left_out(name, reason)
+  else
+    libraries[path] = libraries[path] or {}
+    libraries[path][last] = left_out(name, reason)
+  end
 end
 
 -- objects
@@ -40,8 +51,9 @@ local methods = {}
 for _, kind in ipairs({"vctx", "ac", "msg", "part", "timer", "mutex", "http", "file", "dkim", "sig", "xmldoc", "xmlnode", "null"}) do
   new[kind], methods[kind] = rt.class(kind)
 end
--- the object of a connection is the same in C: its context is its vctx
+-- one object stands for what are two in C, and so has the fields of both: `ctx` is the vctx
 core.accept_construct_get_message_construct = function(ac) return {ctx = new.vctx(handle(ac))} end
+rt.fields.ac.ctx = function(self) return new.vctx(handle(self)) end
 -- what reads and writes contexts is called most: plain values cross without the general way, and nothing else does
 local good, plain = rt.good, {string = true, number = true, boolean = true, ["nil"] = true}
 local function check(value)
@@ -245,43 +257,130 @@ local function operator(event, f)
     return f(whole(a), whole(b))
   end
 end
-_BIT.band, _BIT.bor, _BIT.bxor = operator("__and", bit.band), operator("__or", bit.bor), operator("__xor", bit.bxor)
-_BIT.shl, _BIT.shr = operator("__shl", bit.lshift), operator("__shr", bit.rshift)
+-- Integers of 64 bits, as far as a number of Lua holds them: a half of 32 bits each, the upper one with the sign.
+local floor, ceil = math.floor, math.ceil
+local HALF = 2^32
+local function integer(value) return value < 0 and ceil(value) or floor(value) end
+local function bits(f)
+  return function(a, b)
+    a, b = integer(a), integer(b)
+    if a >= 0 and b >= 0 and a < 2^31 and b < 2^31 then return f(a, b) end
+    return f(floor(a / HALF), floor(b / HALF)) * HALF + f(a % HALF, b % HALF) % HALF
+  end
+end
+_BIT.band, _BIT.bor, _BIT.bxor =
+  operator("__and", bits(bit.band)), operator("__or", bits(bit.bor)), operator("__xor", bits(bit.bxor))
+local function shifted(a, by)
+  if by >= 64 or by <= -64 then return 0 end
+  if by < 0 then return floor(a / 2^-by) end
+  local moved = a * 2^by % 2^64
+  return moved < 2^63 and moved or moved - 2^64
+end
+_BIT.shl = operator("__shl", function(a, by) return shifted(integer(a), integer(by)) end)
+_BIT.shr = operator("__shr", function(a, by) return shifted(integer(a), -integer(by)) end)
 _BIT.idiv = operator("__intdiv", function(a, b)
   if b == 0 then raise("attempt to divide by zero") end
-  local quotient = a / b
-  return quotient < 0 and math.ceil(quotient) or math.floor(quotient)
+  return integer(a / b)
 end)
-local bnot = operator("__not", function(a) return bit.bnot(a) end)
+local bnot = operator("__not", function(a) return -integer(a) - 1 end)
 function _BIT.bnot(a) return bnot(a, 0) end
 
--- require
-local loaded = {
+-- scripts --------------------------------------------------------------------------------------------------------
+-- Each script has globals of its own, with what all have copied into them; what it requires runs among them.
+local setfenv, loadstring, getinfo, byte = setfenv, loadstring, debug.getinfo, string.byte
+local shared = {}
+for _, name in ipairs({"_VERSION", "assert", "bit", "coroutine", "error", "gcinfo", "getmetatable", "ipairs", "json", "math",
+  "msys", "next", "pairs", "pcall", "print", "rawequal", "rawget", "rawset", "select", "setmetatable", "string", "table",
+  "thread", "tonumber", "tostring", "type", "unpack", "xml", "xpcall", "_BIT", "_TLS", "_OSTLS"}) do
+  shared[name] = _G[name]
+end
+for name, found in pairs(libraries) do shared[name] = found end
+-- time is the server's, which a replay has recorded
+local time_of, date_of, now = os.time, os.date, core.get_now_ts
+shared.os.clock, shared.os.difftime = os.clock, os.difftime
+function shared.os.time(parts)
+  if parts == nil then return floor(now()) end
+  return time_of(parts)
+end
+function shared.os.date(format, time) return date_of(format or "%c", time or now()) end
+shared.debug.traceback = debug.traceback
+local memory = gcinfo
+function shared.collectgarbage(what) return what == "count" and memory() or 0 end
+
+local builtin = {
   string = string, table = table, math = math, coroutine = coroutine, json = json, xml = xml, thread = thread,
+  os = shared.os, io = shared.io, debug = shared.debug, curl = shared.curl, bit = bit, strict = true,
   ["msys.http.client"] = msys.http.client, ["opendkim.dkim"] = core,
   ["msys.extended.message"] = methods.msg, ["msys.extended.message_routing"] = methods.msg,
-  ["msys.extended.ac"] = methods.ac, ["msys.extended.vctx"] = methods.vctx, ["msys.boot"] = true, bit = bit,
+  ["msys.extended.ac"] = methods.ac, ["msys.extended.vctx"] = methods.vctx, ["msys.boot"] = true,
 }
-for path, found in pairs(tables) do loaded[path] = found end
+for path, found in pairs(tables) do builtin[path] = found end
 for _, name in ipairs({"timer", "dumper", "threadpool", "os", "datasource", "tls_params", "idn", "validate", "base64", "qp"}) do
-  loaded["msys." .. name] = loaded["msys." .. name] or msys[name] or {}
+  builtin["msys." .. name] = builtin["msys." .. name] or msys[name] or {}
 end
-local loading, loadstring = {}, loadstring
-function require(name)
-  local found = loaded[name]
-  if found ~= nil then return found end
-  if loading[name] then raise("require: " .. name .. " requires itself") end
-  local text, path = py.source(name)
-  if text == nil then raise("require: " .. path) end
-  local translated, fault = py.translate(text, path)
-  local chunk
-  if translated then chunk, fault = loadstring(translated, "@" .. path) end
-  if chunk == nil then error(fault, 0) end
-  loading[name] = true
-  local result = chunk(name)
-  loading[name] = nil
-  loaded[name] = result == nil and true or result
-  return loaded[name]
+
+local LONGEST = 65536  -- octets that loadstring takes: reading them is not interrupted
+local function compiled(text, label, env)
+  local translated, chunk, fault = py.translate(text, label)
+  if translated then chunk, fault = loadstring(translated, "@" .. label) else fault = chunk end
+  if not translated or chunk == nil then return nil, fault end
+  return setfenv(chunk, env)
+end
+-- a table of a name with dots in it, made where there is none
+local function place_in(env, name)
+  for part in name:gmatch("[^.]+") do
+    if rawget(env, part) == nil then rawset(env, part, {}) end
+    env = rawget(env, part)
+    if type(env) ~= "table" then raise("module: " .. name .. " is something else already") end
+  end
+  return env
+end
+local stanzas = {}  -- results of the scripts of stanzas, which are loaded once
+local function globals()
+  local env, loaded, loading = {}, {}, {}
+  for name, value in pairs(shared) do env[name] = value end
+  env._G = env
+  function env.require(name)
+    local found = loaded[name]
+    if found == nil then found = builtin[name] end
+    if found == nil then found = stanzas[name] end
+    if found ~= nil then return found end
+    if loading[name] then raise("require: " .. tostring(name) .. " requires itself") end
+    local text, path = py.source(name)
+    if text == nil then raise("require: " .. path) end
+    local chunk, fault = compiled(text, path, env)
+    if chunk == nil then error(fault, 0) end
+    loading[name] = true
+    local result = chunk(name)
+    loading[name] = nil
+    if loaded[name] == nil then loaded[name] = result == nil and true or result end
+    return loaded[name]
+  end
+  function env.loadstring(text, label)
+    if type(text) ~= "string" or #text > LONGEST or byte(text) == 27 then
+      return nil, "loadstring takes the text of a script, 64 KiB at most"
+    end
+    return compiled(text, type(label) == "string" and label or "loadstring", env)
+  end
+  function env.module(name, ...)
+    local caller = getinfo(2, "S")
+    if type(name) ~= "string" or not caller or caller.what == "C" or caller.short_src == "msys" then
+      raise("module is called at the head of a script, with its name")
+    end
+    local found = type(loaded[name]) == "table" and loaded[name] or place_in(env, name)
+    loaded[name] = found
+    found._M, found._NAME, found._PACKAGE = found, name, name:match("^(.*%.)[^.]*$") or ""
+    setfenv(2, found)
+    for i = 1, select("#", ...) do select(i, ...)(found) end
+  end
+  env.package = {
+    loaded = loaded,
+    seeall = function(module) return setmetatable(module, {__index = env}) end,
+  }
+  return env
+end
+local function load_script(name)
+  stanzas[name] = globals().require(name)
 end
 
 -- callouts -------------------------------------------------------------------------------------------------------
@@ -307,10 +406,13 @@ local shapes = {
   core_validate_auth_hook = function(t, f, s, user, name, status)
     return f(t, s.vctx, {user = user, name = name}, status) or core.VALIDATE_CONT
   end,
-  inbound_smtp_tls_post_accept = function(t, f, s) return f(t, s.ac, s.vctx) or core.VALIDATE_CONT end,
+  inbound_smtp_tls_post_accept = function(t, f, s)
+    return f(t, s.ac, s.vctx, nil, nil, core.get_now_ts()) or core.VALIDATE_CONT
+  end,
 }
+local USE_TLS = {no = 0, ifavailable = 1, required = 2}
 local function parameters(use_tls, tls_verify, certfile, keyfile, ca, cipherlist)
-  return {use_tls = use_tls, tls_verify = tls_verify, certfile = certfile, keyfile = keyfile, ca = ca,
+  return {use_tls = USE_TLS[use_tls], tls_verify = tls_verify, certfile = certfile, keyfile = keyfile, ca = ca,
           cipherlist = cipherlist}
 end
 local function certificate(subject, issuer, sha256, spki_sha256, san, cause, ...)
@@ -329,11 +431,11 @@ local questions = {
   end,
   inbound_smtp_tls_verify_callback = function(t, f, s, c, ok, ...)
     local cert = certificate(...)
-    return f(t, s.ac, s.vctx, ok, cert.subject, cert.issuer, cert)
+    return f(t, s.ac, s.vctx, ok and 1 or 0, cert.subject, cert.issuer, cert)
   end,
   outbound_smtp_tls_verify_callback = function(t, f, s, c, ok, ...)
     local cert, host, ip, domain = certificate(...)
-    return f(t, {host = host, ip = ip, domain = domain}, ok, cert.subject, cert.issuer, cert)
+    return f(t, {host = host, ip = ip, domain = domain}, nil, ok and 1 or 0, cert.subject, cert.issuer, cert)
   end,
   pre_esmtp_auth = function(t, f, s, c, mechanism, user)
     return f(t, s.ac, {mechanism = mechanism, user = user}, s.vctx)
@@ -389,6 +491,7 @@ return {
   bind = bind,
   session = function(current) return {handle = current, ac = new.ac(current), vctx = new.vctx(current)} end,
   run = function(may_wait, f, ...) return enter(may_wait, nil, f, ...) end,
+  load = load_script,
   new = new,
   authenticate = function(number, ...) local t = rt.kept(number) return t.authenticate(t, rt.good(...)) end,
   command = function(number, ...) return rt.kept(number)(rt.good(...)) end,

@@ -293,8 +293,10 @@ local function handle(self)
   if found == nil then raise("this is no object of the server; was a method called with a dot instead of a colon?") end
   return found
 end
+local fields_of = {}
 local function class(kind)
   local methods, fields, setters = {}, {}, {}
+  fields_of[kind] = fields
   for name in pairs(py.functions) do
     local owner, mark, rest = name:match("^(%w+)([:.])([%w_]+)$")
     if owner == kind then
@@ -360,7 +362,7 @@ return {
     local info = getinfo(f, "S")
     return info.short_src .. ":" .. info.linedefined
   end,
-  place = place, bound = bound, new = new,
+  place = place, bound = bound, new = new, fields = fields_of,
   good = good, raise = raise, class = class, handle = handle, opaque = opaque,
   current = current,
   stop = stop, checked = checked, seconds_left = seconds_left, levels = levels, DEEPEST = DEEPEST,

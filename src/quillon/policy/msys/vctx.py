@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from quillon.mail.address import Mailbox
-from quillon.policy.hook import Call, Phase, set_reply
+from quillon.mail.reply import Reply
+from quillon.policy.hook import Call, Phase, reply_of, set_reply
 from quillon.policy.msys.addresses import mailboxes_of
 from quillon.policy.msys.api import Api, Handle, from_octets, number_text, to_octets
 
@@ -91,6 +92,26 @@ def register(api: Api) -> None:
         """The text of the answer set so far."""
         call = handle.call
         return call.context.reply.text if call.context.reply else ""
+
+    def answer(handle: Handle) -> Reply:
+        return handle.call.context.reply or reply_of(250, "")
+
+    @api.function("vctx.code=")
+    def set_field_code(handle: Handle, code: object) -> None:
+        """The code of the answer, as `set_code` sets it."""
+        context = handle.call.context
+        context.reply = reply_of(code_of(code), answer(handle).text)
+
+    @api.function("vctx.note=")
+    def set_field_note(handle: Handle, text: object) -> None:
+        """The text of the answer."""
+        context = handle.call.context
+        context.reply = reply_of(answer(handle).code, number_text(text))
+
+    @api.function("vctx.disconnect=")
+    def set_field_disconnect(handle: Handle, on: object) -> None:
+        """Whether the connection will be closed behind the answer: 1 or 0."""
+        handle.call.context.disconnect = bool(on)
 
     @api.function("vctx.disconnect_set")
     def disconnecting(handle: Handle) -> bool:
