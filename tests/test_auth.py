@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import smtplib
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
@@ -419,14 +421,19 @@ function auth:authenticate(filename, params, user, password)
   if filename == "dir" and params.realm == "r" and user == "root" and password == "letmein" then return msys.core.EC_AUTH_OK end
   return msys.core.EC_AUTH_FAIL
 end
-function m:init() msys.registerAuth("myscheme", auth) return true end
+function m:init()
+  refusal = msys.readfile("refusal")
+  msys.registerAuth("myscheme", auth)
+  return refusal ~= nil
+end
 function m:core_validate_auth_hook(vctx, info, status)
   vctx:set(1, "seen", info.user .. info.name .. status)
   if vctx:get(1, "tls") ~= "on" then vctx:set_code(530, "5.7.0 Must issue a STARTTLS command first") end
 end
 function m:ac_auth_perform_auth(username, password, ac, response)
-  if password == "testx" then local res = "531 Get out of town" response:write(res, #res) end
-  return password == "test2006" and msys.core.EC_AUTH_OK or msys.core.EC_AUTH_FAIL
+  if password == "testx" then response:write(refusal, #refusal) end
+  local row = msys.db.fetch_row("users", "SELECT password FROM users WHERE name = ?", {username})
+  return row ~= nil and password == row.password and msys.core.EC_AUTH_OK or msys.core.EC_AUTH_FAIL
 end
 msys.registerModule("m", m)
 """
@@ -436,8 +443,14 @@ def test_lua_has_schemes_and_the_last_word(server: Callable[..., Quillon], pki: 
     port = free_port()
     (tmp_path / "q").mkdir()
     (tmp_path / "q/s.lua").write_text(LUA)
+    (tmp_path / "q/refusal").write_text("531 Get out of town")
+    with contextlib.closing(sqlite3.connect(tmp_path / "q/users.db")) as users:
+        users.execute("CREATE TABLE users (name TEXT, password TEXT)")
+        users.execute("INSERT INTO users VALUES ('Test User', 'test2006')")
+        users.commit()
     config = f"""
     scriptlet "scriptlet" {{ script "s" {{ source = s }} }}
+    datasource "users" {{ uri = ( "sqlite:users.db" ) }}
     ac_auth {{ }}
     ESMTP_Listener {{
       TLS_Certificate = {pki}/server.pem
@@ -474,6 +487,14 @@ def test_lua_has_schemes_and_the_last_word(server: Callable[..., Quillon], pki: 
     assert attempt("PLAIN", "root", "letmein", tls=False) == (530, b"5.7.0 Must issue a STARTTLS command first")
     assert attempt("LOGIN", "Test User", "test2006")[0] == 235
     assert attempt("LOGIN", "Test User", "testx") == (531, b"Get out of town")
+    assert attempt("LOGIN", "Nobody", "test2006")[0] == 535
+    (tmp_path / "q/refusal").write_text("531 Not today")
+    running.reload()
+    until(lambda: attempt("LOGIN", "Test User", "testx") == (531, b"Not today"), "the new text")
+    (tmp_path / "q/refusal").unlink()
+    running.reload()
+    until(lambda: any("init of m did not return true" in line for line in running.log("paniclog.ec")), "a refusal")
+    assert attempt("LOGIN", "Test User", "testx") == (531, b"Not today")
     assert [line for line in running.log("paniclog.ec") if "no backend" in line]
 
 

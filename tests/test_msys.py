@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from quillon.config.settings import ScriptSettings
 from quillon.mail.reply import Reply
-from quillon.policy.hook import Phase, PolicyError
+from quillon.policy.hook import Phase, Policy, PolicyError
+from quillon.policy.lua import load_scripts
 from quillon.policy.world import Datasource
 from tests.support.scripts import Stage
 
@@ -176,9 +178,33 @@ def test_dns(stage: Stage) -> None:
     assert _said(stage, code) == ["a.bank.fi,b.bank.fi", "10|b.bank.fi", "v=spf1 -all"]
 
 
-def test_what_waits_cannot_in_set_binding(stage: Stage) -> None:
-    assert stage.run("msys.sleep(0)", Phase.SET_BINDING) is not None
-    assert "msys.sleep would have to wait, which this phase cannot" in stage.faults[0]
+def test_what_waits_can_in_set_binding_but_not_at_the_end(stage: Stage) -> None:
+    assert stage.run("msys.sleep(0) out(msg:rcptto())", Phase.SET_BINDING) is None
+    assert stage.said == ["b@example.com"]
+    assert stage.run("do return msys.core.VALIDATE_AGAIN end", Phase.SET_BINDING) is not None
+    assert "VALIDATE_AGAIN: validate_set_binding cannot be called again" in stage.faults[0]
+    policy = stage.load("""local m = {} function m:validate_data() return 0 end
+        function m:validate_dealloc() msys.sleep(0) end msys.registerModule("m", m)""")
+    asyncio.run(stage.call(policy, Phase.DATA))
+    asyncio.run(stage.call(policy, Phase.DEALLOC))
+    assert "msys.sleep would have to wait, which this phase cannot" in stage.faults[-1]
+
+
+def test_what_waits_can_while_scripts_load(stage: Stage) -> None:
+    (stage.folder / "list").write_text("bank.fi")
+    (stage.folder / "lib.lua").write_text("msys.sleep(0) return msys.readfile('list')")
+    stage.lookups["bank.fi", "TXT"] = [(0, "v=spf1 -all")]
+    (stage.folder / "s.lua").write_text("""local list = require("lib") local m = {}
+    function m:init() record = msys.dnsLookup("bank.fi", "TXT")[1] return true end
+    function m:validate_data() print("OUT " .. list .. record) return 0 end
+    msys.registerModule("m", m)""")
+
+    async def play() -> None:
+        modules = await load_scripts(ScriptSettings((("s", "s"),), 200, 200, True), [stage.folder], stage.world)
+        await stage.call(Policy(modules, stage.reports.append), Phase.DATA)
+
+    asyncio.run(play())
+    assert stage.reports == ["scriptlet: OUT bank.fiv=spf1 -all"]
 
 
 def test_recipients(stage: Stage) -> None:
@@ -387,9 +413,12 @@ def test_timers_run_and_end_with_their_scripts(stage: Stage) -> None:
         function m:init() every = msys.timer.every(0.02, function() n = n + 1 print("OUT tick") end, "rep")
           once = msys.timer.after(0.01, function() print("OUT once") end) out = every:name()
           stopped = msys.timer.after(0.01, function() print("OUT never") end) stopped:stop()
+          waits = msys.timer.every(0.01, function() msys.sleep(0.01) print("OUT slept") msys.sleep(5) end)
           msys.timer.at(msys.core.get_now_ts(), function() error("broken") end) return true end
         function m:validate_data(msg) print("OUT " .. out)
-          msys.runInPool("IO", function() print("OUT later") end, true) return 0 end
+          msys.runInPool("IO", function() msys.sleep(0) print("OUT later") end, true)
+          msys.runInPool("IO", function() msys.sleep(0) error("away") end, function(ok, said) print("OUT " .. said) end)
+          return 0 end
         msys.registerModule("m", m)""")
         await stage.call(policy, Phase.DATA)
         await asyncio.sleep(0.07)
@@ -402,6 +431,9 @@ def test_timers_run_and_end_with_their_scripts(stage: Stage) -> None:
     assert stage.said.count("tick") in (2, 3)
     assert {"once", "later", "rep"} <= set(stage.said)
     assert "never" not in stage.said
+    assert stage.said.count("slept") == 1
+    assert any("away" in line for line in stage.said)
+    assert any("runInPool error" in line and "away" in line for line in stage.faults)
     assert [fault for fault in stage.faults if "timer (without name) error" in fault]
 
 

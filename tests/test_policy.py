@@ -25,7 +25,9 @@ def _policy(folder: Path, *scripts: str) -> tuple[Policy, list[str]]:
         (folder / f"s{number}.lua").write_text(text)
         names.append((f"s{number}", f"s{number}"))
     settings = ScriptSettings(tuple(names), 200, 200, True)
-    return Policy(load_scripts(settings, [folder], World(lambda: 12.5, reports.append)), reports.append), reports
+    return Policy(
+        at_once(load_scripts(settings, [folder], World(lambda: 12.5, reports.append))), reports.append
+    ), reports
 
 
 def _run(policy: Policy, phase: Phase = Phase.MAILFROM, context: Context | None = None, **more: object) -> Reply | None:
@@ -200,7 +202,9 @@ def _limited(folder: Path, body: str, *, cpu: int = 100, memory: int = 16) -> tu
     reports: list[str] = []
     (folder / "s.lua").write_text(_module(body))
     settings = ScriptSettings((("s", "s"),), 200, 200, True, cpu, memory)
-    return Policy(load_scripts(settings, [folder], World(lambda: 12.5, reports.append)), reports.append), reports
+    return Policy(
+        at_once(load_scripts(settings, [folder], World(lambda: 12.5, reports.append))), reports.append
+    ), reports
 
 
 @pytest.mark.parametrize(
@@ -273,7 +277,7 @@ def test_a_script_that_keeps_what_clients_send_ends_with_451_and_no_worker(tmp_p
     )
     reports: list[str] = []
     settings = ScriptSettings((("s", "s"),), 200, 200, True, 0, 4)
-    policy = Policy(load_scripts(settings, [tmp_path], World(time.monotonic, reports.append)), reports.append)
+    policy = Policy(at_once(load_scripts(settings, [tmp_path], World(time.monotonic, reports.append))), reports.append)
     answers = [_run(policy, context=Context({}, {"grow": "yes"})) for _ in range(6000)]
     assert answers[0] is None
     assert answers[-1] == Reply(451, "4.3.0", "policy error, please try later")
@@ -295,7 +299,7 @@ def test_a_script_that_loops_when_it_is_loaded_does_not_load(tmp_path: Path) -> 
     (tmp_path / "s.lua").write_text("while true do end")
     settings = ScriptSettings((("s", "s"),), 200, 200, True, 100, 16)
     with pytest.raises(PolicyError, match=r"s\.lua:1: stopped after more than 100 ms of CPU"):
-        load_scripts(settings, [tmp_path], World(lambda: 12.5, print))
+        at_once(load_scripts(settings, [tmp_path], World(lambda: 12.5, print)))
 
 
 def test_a_callout_that_would_never_be_called_is_refused(tmp_path: Path) -> None:

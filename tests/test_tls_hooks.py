@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from quillon.net.eager import at_once
 from quillon.policy.context import Context
 from quillon.policy.hook import Call, Hook, Policy, PolicyError, Session
 from quillon.policy.python import load_module
@@ -190,7 +191,7 @@ def _hooks(folder: Path, text: str) -> tuple[TlsHooks, list[str]]:
     (folder / "p.py").write_text(text)
     said: list[str] = []
     return TlsHooks(
-        Policy([load_module("p", folder / "p.py", World(lambda: 0.0, said.append))], said.append), str(folder)
+        Policy([at_once(load_module("p", folder / "p.py", World(lambda: 0.0, said.append)))], said.append), str(folder)
     ), said
 
 
@@ -251,14 +252,15 @@ def test_parameters_are_checked_and_paths_made_whole(tmp_path: Path) -> None:
         ("def validate_mailfrm(session): pass\n", r"validate_mailfrm is no callout; did you mean validate_mailfrom\?"),
         ("def msg_gen_data_spool(session): pass\n", "that this version does not have"),
         ("x = 1\n", "has no function named as a phase or hook"),
-        ("async def validate_set_binding(message): pass\n", "is async"),
+        ("async def validate_dealloc(session): pass\n", "is async"),
+        ("def validate_connect(session): pass\nasync def deinit(): pass\n", "deinit is async"),
         ("def validate_connect(session): pass\ndef init(): 1 / 0\n", r"init: .*p\.py:2: ZeroDivisionError"),
     ],
 )
 def test_a_policy_file_that_does_not_load(tmp_path: Path, text: str, error: str) -> None:
     (tmp_path / "p.py").write_text(text)
     with pytest.raises(PolicyError, match=error):
-        load_module("p", tmp_path / "p.py", World(lambda: 0.0, print))
+        at_once(load_module("p", tmp_path / "p.py", World(lambda: 0.0, print)))
 
 
 def test_a_python_policy_decides_and_its_errors_have_a_line(tmp_path: Path, server: Callable[..., Server]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from quillon.mail.reply import Reply
+from quillon.net.eager import at_once
 from quillon.policy.context import Context
 from quillon.policy.hook import Call, Hook, Phase, Policy, PolicyError, Session
 from quillon.policy.python import load_module
@@ -26,7 +27,7 @@ def _policy(folder: Path, body: str, *, limit: int = 100) -> tuple[Policy, list[
     reports: list[str] = []
     (folder / "p.py").write_text("import asyncio, re, time\n" + body)
     world = World(time.time, reports.append)
-    return Policy([load_module("p", folder / "p.py", world, limit)], reports.append), reports
+    return Policy([at_once(load_module("p", folder / "p.py", world, limit))], reports.append), reports
 
 
 def _run(policy: Policy, key: str = "loop") -> Reply | None:

@@ -10,6 +10,7 @@ from typing import Any
 from quillon.config.settings import ScriptSettings
 from quillon.mail.address import Mailbox
 from quillon.mail.reply import Reply
+from quillon.net.eager import at_once
 from quillon.policy.context import Context
 from quillon.policy.hook import Call, Phase, Policy, Session
 from quillon.policy.lua import load_scripts
@@ -54,7 +55,7 @@ class Stage:
             (self.folder / f"t{number}.lua").write_text(text)
             names.append((f"t{number}", f"t{number}"))
         settings = ScriptSettings(tuple(names), 200, 200, True, **self._settings)
-        return Policy(load_scripts(settings, [self.folder], self.world), self.reports.append, asyncio.sleep)
+        return Policy(at_once(load_scripts(settings, [self.folder], self.world)), self.reports.append, asyncio.sleep)
 
     def view(self, *, own: bool = False) -> MessageView:
         end = self.message.index(b"\r\n\r\n") + 4

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
 from collections.abc import Callable
+from functools import cache
 
 from quillon.config.model import Config
 from quillon.config.scope import Node, ancestors
@@ -18,6 +20,8 @@ from quillon.net.resolver import Resolver
 from quillon.policy import load as policies
 from quillon.policy.hook import PolicyError
 from quillon.policy.load import LoadError
+from quillon.policy.msys import db
+from quillon.policy.world import Lookup
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError
 
@@ -64,9 +68,26 @@ def try_out(config: Config, clock: Clock) -> list[str]:
     return problems
 
 
+async def load_to_look(config: Config, clock: Clock, report: Callable[[str], None]) -> policies.Policies:
+    """The policies of a configuration as a worker loads them, but nothing of them runs later. Raises LoadError."""
+
+    @cache
+    def asked() -> Resolver:
+        return resolver(config.node(), clock)
+
+    async def lookup(name: str, kind: str, server: str) -> Lookup:
+        answer = await asked().lookup(name, kind, server)
+        return Lookup(answer.records, "" if answer.status == "ok" else answer.detail or answer.status, answer.status)
+
+    services = policies.Services(lookup=lookup, hostname=hostname(config.node()), live=False)
+    loaded = await policies.load(config, clock, report, services)
+    await db.close(loaded.world.shared)
+    return loaded
+
+
 def _try_policies(config: Config, clock: Clock) -> None:
     """Raises LoadError, PolicyError."""
-    loaded = policies.load(config, clock, lambda _: None)
+    loaded = asyncio.run(load_to_look(config, clock, lambda _: None))
     problems = credentials.faults(config, loaded.world.auth)
     loaded.policy.close()
     if problems:

@@ -79,6 +79,7 @@ class Worker:
         self._clock = SystemClock()
         self._servers: dict[str, asyncio.AbstractServer] = {}
         self._draining = asyncio.Event()
+        self._one_reload = asyncio.Lock()  # scripts may wait while they load
         self._metrics = Metrics()
         self._recorder: Recorder | None = None
         self._orders: set[asyncio.Task[None]] = set()
@@ -88,11 +89,11 @@ class Worker:
         loop = self._loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._unexpected)
         loop.add_signal_handler(signal.SIGTERM, self._draining.set)
-        loop.add_reader(self._channel.fileno(), self._told)
         self._loggers = Loggers(self._config.loggers(), loop.call_soon, self._config.custom_loggers())
         self._loggers.open()
         messages = self._open_spool()
-        self._build(self._config)
+        await self._build(self._config)
+        loop.add_reader(self._channel.fileno(), self._told)
         self._deadlines.start()
         self._store.start()
         for name, sock in self._sockets.items():
@@ -118,7 +119,7 @@ class Worker:
                 self.log(Notice(self._clock.now(), f"took over {taken} messages from {folder}"))
         return self._store.open()
 
-    def _build(self, config: Config) -> None:
+    async def _build(self, config: Config) -> None:
         """Put the parts together. Raises LoadError."""
         node = config.node()
         self._deadlines = Deadlines(self._clock)
@@ -126,7 +127,7 @@ class Worker:
         self._hostname = compose.hostname(node)
         self._resolver = compose.resolver(node, self._clock)
         self._shared: dict[str, Any] = {}
-        self._policies = policies.load(config, self._clock, self._report, self._services())
+        self._policies = await policies.load(config, self._clock, self._report, self._services())
         self._hooks = TlsHooks(self._policies.policy, config.folder)
         self._ids = IdSource(os.getpid())
         self._residents = Residents(share(node.max_resident_messages, self._count))
@@ -373,6 +374,10 @@ class Worker:
 
     async def _reload(self, new: dict[str, socket.socket]) -> None:
         """Read the configuration again and use it, or keep the running one and say why."""
+        async with self._one_reload:
+            await self._reloaded(new)
+
+    async def _reloaded(self, new: dict[str, socket.socket]) -> None:
         loaded = load(self._config.files[0])
         try:
             if loaded.config is None:
@@ -389,7 +394,7 @@ class Worker:
     async def _adopt(self, config: Config, new: dict[str, socket.socket]) -> None:
         node = config.node()
         resolver = compose.resolver(node, self._clock)
-        loaded = policies.load(config, self._clock, self._report, self._services())
+        loaded = await policies.load(config, self._clock, self._report, self._services())
         faults = credentials.faults(config, loaded.world.auth)
         if faults:
             loaded.policy.close()

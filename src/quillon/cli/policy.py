@@ -71,7 +71,7 @@ def run_check(given: argparse.Namespace) -> int:
     if config is None:
         return FAULTY
     try:
-        loaded = policies.load(config, SystemClock(), _to_stderr)
+        loaded = asyncio.run(compose.load_to_look(config, SystemClock(), _to_stderr))
     except policies.LoadError as error:
         print(error, file=sys.stderr)
         return FAULTY

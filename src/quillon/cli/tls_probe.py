@@ -79,7 +79,8 @@ async def _run(config: Config, given: argparse.Namespace) -> int:
     found = await _hosts(config, given.host, routing.domain, settings, clock)
     # somebody sits in front of it
     settings = dataclasses.replace(settings, connect_timeout=PATIENCE, ehlo_timeout=PATIENCE)
-    policy = policies.load(config, clock, lambda text: print(text, file=sys.stderr)).policy
+    loaded = await compose.load_to_look(config, clock, lambda text: print(text, file=sys.stderr))
+    policy = loaded.policy
     around = Surroundings(clock, deadlines, Contexts(clock.now), TlsHooks(policy, config.folder))
     ehlo = compose.hostname(config.node())
     reports = []

@@ -137,7 +137,7 @@ async def run_scene(config: Config, scene: Scene, lookup: Ask, now: float, repor
         if not tls.tls_client_ca:
             report(f"{listen} has no TLS_Client_CA: in a real session no certificate would be asked for, nor verified")
     steps = [Step("(connects)")]
-    stage = Stage(config, lookup, now, report, lambda traced: _note(steps, traced))
+    stage = await Stage.of(config, lookup, now, report, lambda traced: _note(steps, traced))
     play = stage.play(listen, (scene.peer, 40000), local)
     if scene.verdict is not None:
         play.over_tls(scene.verdict)
@@ -236,7 +236,7 @@ async def replay(config: Config, lines: Iterable[str], report: Callable[[str], N
     async def lookup(name: str, kind: str, server: str) -> Lookup:
         return answers.get((name, kind, server), Lookup((), "not recorded", "failed"))
 
-    stage = Stage(config, lookup, sessions[0]["at"] if sessions else 0.0, report)
+    stage = await Stage.of(config, lookup, sessions[0]["at"] if sessions else 0.0, report)
     for row in sorted(sessions, key=lambda item: float(item["at"])):
         change = await _replayed(stage, config, row)
         if change is not None:

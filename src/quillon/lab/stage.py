@@ -130,28 +130,37 @@ class _Authenticator(Authenticator):
         return self.outcome or await super().decide(settings, mechanism, attempt)
 
 
-class Stage:
-    """Plays sessions with a configuration. `lookup` answers DNS; `trace` is told of every callout.
+async def _injected(*_: object) -> None:
+    """Mail of a policy's own goes nowhere here."""
 
-    Raises LoadError for a configuration whose policies do not load.
-    """
+
+def _sessions(service: str, block: str) -> int:
+    """The one that is played."""
+    return 1
+
+
+def _hostname(config: Config) -> str:
+    return config.node().hostname or "localhost"
+
+
+class Stage:
+    """Plays sessions with a configuration."""
 
     def __init__(
         self,
         config: Config,
-        lookup: Callable[[str, str, str], Any],
-        now: float,
+        clock: StageClock,
+        loaded: Policies,
         report: Callable[[str], None],
         trace: Callable[[Traced], None] | None = None,
     ) -> None:
         self.config = config
-        self.clock = StageClock(now)
+        self.clock = clock
         self.events: list[Event] = []
         self.contexts = _Contexts()
         node = config.node()
-        self.hostname = node.hostname or "localhost"
-        services = Services(lookup=lookup, inject=self._injected, sessions=lambda *_: 1, hostname=self.hostname)
-        self.loaded: Policies = policies.load(config, self.clock, report, services)
+        self.hostname = _hostname(config)
+        self.loaded = loaded
         if self.loaded.policy.modules:
             self.loaded.policy.trace = trace
         self.authenticator = _Authenticator(self.clock, report, self.loaded.world.auth)
@@ -159,8 +168,22 @@ class Stage:
         self._desk = self._new_desk()
         self._desk.door.node = dataclasses.replace(node, large_message_threshold=2**40)
 
-    async def _injected(self, *_: object) -> None:
-        """Mail of a policy's own goes nowhere here."""
+    @classmethod
+    async def of(
+        cls,
+        config: Config,
+        lookup: Callable[[str, str, str], Any],
+        now: float,
+        report: Callable[[str], None],
+        trace: Callable[[Traced], None] | None = None,
+    ) -> Stage:
+        """One at a time in seconds; `lookup` answers DNS, `trace` is told of every callout.
+
+        Raises LoadError for a configuration whose policies do not load.
+        """
+        clock = StageClock(now)
+        services = Services(lookup=lookup, inject=_injected, sessions=_sessions, hostname=_hostname(config))
+        return cls(config, clock, await policies.load(config, clock, report, services), report, trace)
 
     def _new_desk(self) -> Desk:
         config, policy = self.config, self.loaded.policy

@@ -74,19 +74,19 @@ class Login:
         policy, attempt = self._desk.policy, event.attempt
         if policy.hooks(Hook.PRE_AUTH):
             call = Call(Hook.PRE_AUTH, self._info, self._context)
-            said = policy.answers(Hook.PRE_AUTH, call, event.mechanism, attempt.user)
+            said = await policy.asked(Hook.PRE_AUTH, call, event.mechanism, attempt.user)
             if said in (authentication.OK, authentication.FAIL):
                 return ("pass" if said == authentication.OK else "fail"), None
         if authentication.scheme(self.settings, event.mechanism) != "ac_auth":
             return await self._desk.authenticator.decide(self.settings, event.mechanism, attempt), None
         call = Call(Hook.AC_AUTH, self._info, self._context)
-        found = policy.answers(Hook.AC_AUTH, call, attempt.user, attempt.password)
+        found = await policy.asked(Hook.AC_AUTH, call, attempt.user, attempt.password)
         said, text = found if isinstance(found, tuple) else (found, "")
         if said == authentication.OK:
             return "pass", None
         if said != authentication.FAIL:
             return "error", None
-        policy.answers(Hook.AC_AUTH_FAILED, call, attempt.user, text or "")
+        await policy.asked(Hook.AC_AUTH_FAILED, call, attempt.user, text or "")
         try:
             return "fail", parse_reply(text) if text else None
         except ValueError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from quillon.config.model import Config
 from quillon.config.scope import IPAddress, glob_matches
@@ -30,20 +30,20 @@ def needs_no_authentication(settings: ReceptionSettings, client: IPAddress) -> b
     )
 
 
-def refusal(
+async def refusal(
     config: Config,
     settings: ReceptionSettings,
     client: bool,
     sender: Mailbox | None,
     recipient: Mailbox,
-    ruling: Callable[[str], bool | None],
+    ruling: Callable[[str], Awaitable[bool | None]],
 ) -> Reply | None:
     """The refusal of a recipient, or None.
 
     `client` is the answer of `client_may`; `ruling` that of policy on a domain, None where the configuration decides.
     """
     if not client and not _sender_may(settings, sender):
-        may = ruling(recipient.domain)
+        may = await ruling(recipient.domain)
         if may is None:
             may = glob_matches(settings.relay_domains + settings.bounce_domains, recipient.domain)
         if not may:

@@ -80,7 +80,9 @@ class Transaction:
         """Take a recipient, or say why not."""
         context, policy = self._context, self._desk.policy
         may = relay.client_may(self.settings, client, context.connection)
-        refusal = relay.refusal(self._desk.config, self.settings, may, self._sender, event.mailbox, self._relays_to)
+        refusal = await relay.refusal(
+            self._desk.config, self.settings, may, self._sender, event.mailbox, self._relays_to
+        )
         if refusal is None and policy.has(Phase.RCPTTO):
             view = self._view(event.mailbox)
             refusal = await policy.run(Call(Phase.RCPTTO, self._info, context, event.line, view))
@@ -88,12 +90,12 @@ class Transaction:
             self._info.recipients.append(event.mailbox)
         return refusal
 
-    def _relays_to(self, domain: str) -> bool | None:
+    async def _relays_to(self, domain: str) -> bool | None:
         """What policy says on relaying to a domain (manual, pre_ec_can_relay_to); None: as configured."""
         policy = self._desk.policy
         for hook in (Hook.RELAY_TO, Hook.DOMAIN_RELAY):
             if policy.hooks(hook):
-                said = policy.answers(hook, Call(hook, self._info, self._context), domain)
+                said = await policy.asked(hook, Call(hook, self._info, self._context), domain)
                 if isinstance(said, bool):
                     return said
                 if said is not None:

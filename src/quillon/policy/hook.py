@@ -10,6 +10,7 @@ A callout may wait (for DNS, a database, time): then the phase waits, and with i
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -157,9 +158,12 @@ class Call:
         return self.message
 
 
+_WAITING_HOOKS = (Hook.PRE_AUTH, Hook.AC_AUTH, Hook.AC_AUTH_FAILED, Hook.RELAY_TO, Hook.DOMAIN_RELAY)
+
+
 def may_wait(callout: Phase | Hook) -> bool:
     """Whether a callout may wait for something."""
-    return isinstance(callout, Phase) and callout not in (Phase.SET_BINDING, Phase.DEALLOC)
+    return callout is not Phase.DEALLOC if isinstance(callout, Phase) else callout in _WAITING_HOOKS
 
 
 Callout = Callable[[Call], Verdict | Awaitable[Verdict]]
@@ -293,11 +297,26 @@ class Policy:
         self.trace(Traced(call.phase.value, name, verdict, reply, tuple(changes), place))
 
     async def _again(self, call: Call, callout: Callout) -> Verdict:
-        if not may_wait(call.phase):
+        if call.phase in (Phase.SET_BINDING, Phase.DEALLOC):
             raise PolicyError(f"VALIDATE_AGAIN: {call.phase.value} cannot be called again")
         await self.sleep(CALL_AGAIN)
         verdict = callout(call)
         return verdict if isinstance(verdict, Verdict) else await verdict
+
+    async def asked(self, hook: Hook, call: Call, *arguments: object) -> Any:
+        """As `answers`, of modules that may have to wait."""
+        for name, answer in self._hooks.get(hook, ()):
+            call.context.module = name
+            try:
+                said = answer(call, *arguments)
+                if inspect.isawaitable(said):
+                    said = await said
+            except Exception as error:
+                self._report(name, hook, error)
+                continue
+            if said is not None:
+                return said
+        return None
 
     def answers(self, hook: Hook, call: Call, *arguments: object) -> Any:
         """What the first module that has something to say answers to a question; None if none has.

@@ -25,6 +25,8 @@ from quillon.policy.modules.spf_v1 import Spf
 from quillon.policy.python import load_module
 from quillon.policy.world import Datasource, World
 
+PATIENCE = 30.0  # seconds that scripts may wait, for DNS or a database, until they are loaded
+
 
 class LoadError(Exception):
     """A part of a configuration cannot be made; the message says which and why."""
@@ -32,7 +34,10 @@ class LoadError(Exception):
 
 @dataclass
 class Services:
-    """What a worker gives to the policies that it loads; `shared` outlives a reload."""
+    """What a worker gives to the policies that it loads; `shared` outlives a reload.
+
+    Without `live` a policy is only looked at: it loads as it would, and nothing of it runs later.
+    """
 
     lookup: Callable[[str, str, str], Any] | None = None
     inject: Callable[[Mailbox, Sequence[Mailbox], bytes], Any] | None = None
@@ -40,6 +45,7 @@ class Services:
     delay_domain: Callable[[str, str], None] | None = None
     hostname: str = "localhost"
     shared: dict[str, Any] = field(default_factory=dict)
+    live: bool = True
 
 
 @dataclass
@@ -50,9 +56,22 @@ class Policies:
     world: World
 
 
-def load(config: Config, clock: Clock, report: Callable[[str], None], services: Services | None = None) -> Policies:
+async def load(
+    config: Config, clock: Clock, report: Callable[[str], None], services: Services | None = None
+) -> Policies:
     """The scripts of the scriptlet stanza, then the Python policies. Raises LoadError."""
-    world = _world(config, clock, report, services or Services())
+    world = _world(config, clock, report, services or Services(live=False))
+    try:
+        async with asyncio.timeout(PATIENCE):
+            modules = await _modules(config, world)
+    except TimeoutError:
+        raise LoadError(f"the policies waited for more than {PATIENCE:.0f} seconds while they loaded") from None
+    policy = Policy(modules, report, _sleep) if modules else NO_POLICY
+    return Policies(policy, world)
+
+
+async def _modules(config: Config, world: World) -> list[Module]:
+    """Raises LoadError."""
     try:
         modules: list[Module] = _own_modules(config, world)
     except PolicyError as error:
@@ -61,19 +80,18 @@ def load(config: Config, clock: Clock, report: Callable[[str], None], services: 
     if settings is not None:
         folders = [Path(config.folder), *dict.fromkeys(Path(file).parent for file in config.files)]
         try:
-            modules += load_scripts(settings, list(dict.fromkeys(folders)), world)
+            modules += await load_scripts(settings, list(dict.fromkeys(folders)), world)
         except PolicyError as error:
             raise LoadError(f"{_script_position(config, error.script)}: {error}") from None
     for stanza in config.policies():
         try:
-            loaded = load_module(stanza.name, Path(stanza.module), world, stanza.cpu_limit)
+            loaded = await load_module(stanza.name, Path(stanza.module), world, stanza.cpu_limit)
         except PolicyError as error:
             node = config.root.get("policy", stanza.name)
             raise LoadError(f"{node.settings['module'].position if node else ''}: {error}") from None
         if stanza.enabled:
             modules.append(loaded)
-    policy = Policy(modules, report, _sleep) if modules else NO_POLICY
-    return Policies(policy, world)
+    return modules
 
 
 def _own_modules(config: Config, world: World) -> list[Module]:
@@ -150,13 +168,11 @@ def _world(config: Config, clock: Clock, report: Callable[[str], None], services
     if services.sessions is not None:
         world.sessions = services.sessions
     world.delay_domain = services.delay_domain
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        # a policy that is only looked at: it loads as it would, and nothing runs later
+    if not services.live:
         world.later = _nothing
         world.after = lambda seconds, function: _stopped
         return world
+    loop = asyncio.get_running_loop()
     world.later = lambda function: _drop(loop.call_soon(function))
     world.after = lambda seconds, function: loop.call_later(seconds, function).cancel
     return world

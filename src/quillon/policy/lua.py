@@ -57,7 +57,7 @@ COLLECT_AGAIN = 1.0  # seconds between attempts to make scripts that hold too mu
 _VERDICTS = {0: Verdict.CONT, 1: Verdict.DONE, 2: Verdict.AGAIN}
 
 
-def load_scripts(settings: ScriptSettings, folders: Sequence[Path], world: World) -> list[LuaModule]:
+async def load_scripts(settings: ScriptSettings, folders: Sequence[Path], world: World) -> list[LuaModule]:
     """The modules that the scripts register. Raises PolicyError, which names script and line."""
     runtime = _Runtime(folders, world, settings)
     for name, source in settings.scripts:
@@ -65,14 +65,14 @@ def load_scripts(settings: ScriptSettings, folders: Sequence[Path], world: World
             continue  # the manual's own start script, which has nothing to start here
         before = runtime.registered
         try:
-            runtime.require(source)
+            await runtime.require(source)
             if runtime.registered == before:
                 raise PolicyError(f"scriptlet: {source} registers no module with msys.registerModule")
         except PolicyError as error:
             error.script = name
             raise
     for module in runtime.modules:
-        module.init()
+        await module.init()
     return runtime.modules if settings.enabled else []
 
 
@@ -161,32 +161,34 @@ class LuaModule:
         def run(call: Call, *arguments: object) -> Any:
             given = (call, *(to_octets(value) if isinstance(value, str) else value for value in arguments))
             result = self._runtime.enter(enter, call, given)
-            if len(result) <= 2:
-                return _text(result[1]) if len(result) == 2 else None
-            return tuple(_text(value) for value in result[1:])
+            return _answer(result) if result[0] is True else self._waited_answer(call, result)
 
         return run
 
-    def init(self) -> None:
+    async def _waited_answer(self, call: Call, result: tuple[Any, ...]) -> Any:
+        return _answer(await self._runtime.waited(call, result))
+
+    async def init(self) -> None:
         """Call the module's own `init`, which has to return true. Raises PolicyError."""
-        self._call("init")
-
-    def close(self) -> None:
-        try:
-            self._call("deinit")
-        finally:
-            self._runtime.close()
-
-    def _call(self, name: str) -> None:
-        function = self._table[name]
+        function = self._table["init"]
         if function is None:
             return
         try:
-            result = self._runtime.run(function, self._table)
+            result = await self._runtime.run_waiting(function, self._table)
         except (lupa.LuaError, PolicyError) as error:
-            raise PolicyError(f"scriptlet: {name} of {self.name}: {error}") from None
+            raise PolicyError(f"scriptlet: init of {self.name}: {error}") from None
         if result is not True:
-            raise PolicyError(f"scriptlet: {name} of {self.name} did not return true")
+            raise PolicyError(f"scriptlet: init of {self.name} did not return true")
+
+    def close(self) -> None:
+        function = self._table["deinit"]
+        try:
+            if function is not None and self._runtime.run(function, self._table) is not True:
+                raise PolicyError(f"scriptlet: deinit of {self.name} did not return true")
+        except lupa.LuaError as error:
+            raise PolicyError(f"scriptlet: deinit of {self.name}: {error}") from None
+        finally:
+            self._runtime.close()
 
 
 class _Runtime:
@@ -255,7 +257,7 @@ class _Runtime:
         self._collect = lua.eval("collectgarbage")
         if self._memory:
             api.used, api.room = lua.get_memory_used, self._room
-        api.run_kept = lambda number, *arguments: self.run(self._kept(number), *arguments)
+        api.run_kept = lambda number: self.run_waiting(self._kept(number))
 
     def _chunk(self, name: str) -> Any:
         text = importlib.resources.files("quillon.policy.msys").joinpath(name).read_text(encoding="utf-8")
@@ -375,9 +377,9 @@ class _Runtime:
 
     # loading --------------------------------------------------------------------------------------------------
 
-    def require(self, source: str) -> None:
+    async def require(self, source: str) -> None:
         try:
-            self.run(self._load, source)
+            await self.run_waiting(self._load, source)
             self._take_up()
         except (lupa.LuaError, PolicyError) as error:
             raise PolicyError(f"scriptlet: {error}") from None
@@ -441,12 +443,12 @@ class _Runtime:
     def _later(self, number: int) -> None:
         if self._world.later is None:
             raise PolicyError("nothing can run later here")
-        self._world.later(lambda: self._run_now(number))
+        self._world.later(lambda: self.api.aside(self._run_aside(number)))
 
-    def _run_now(self, number: int) -> None:
+    async def _run_aside(self, number: int) -> None:
         """Run a function of a script that nobody waits for."""
         try:
-            self.run(self._kept(number))
+            await self.run_waiting(self._kept(number))
         except (lupa.LuaError, PolicyError) as error:
             self._world.report(f"scriptlet: runInPool error: {words_of(error)}")
         finally:
@@ -479,6 +481,13 @@ class _Runtime:
         stops, self._world.stops = self._world.stops, []
         for stop in stops:
             stop()
+
+
+def _answer(result: tuple[Any, ...]) -> Any:
+    """What a hook has returned: nothing, a value, or several."""
+    if len(result) <= 2:
+        return _text(result[1]) if len(result) == 2 else None
+    return tuple(_text(value) for value in result[1:])
 
 
 def _text(value: Any) -> Any:

@@ -34,6 +34,7 @@ from quillon.policy.hook import (
     Phase,
     PolicyError,
     Verdict,
+    may_wait,
     names_of,
     set_reply,
     unknown_callout,
@@ -78,7 +79,6 @@ _TAKES: dict[Phase | Hook, tuple[str, ...]] = {
     Hook.GENERATE_BOUNCES: ("delivery", "reply"),
     Hook.BOUNCE_TEXT: ("delivery", "reply", "text"),
 }
-_AT_ONCE = (*Hook, Phase.SET_BINDING, Phase.DEALLOC)
 LOAD_LIMIT = 10.0  # seconds of CPU: a file may import much
 
 
@@ -329,7 +329,7 @@ def takes(callout: Phase | Hook) -> tuple[str, ...]:
     return _TAKES.get(callout, ("session",))
 
 
-def load_module(name: str, path: Path, world: World, cpu_limit: int = 0) -> PythonModule:
+async def load_module(name: str, path: Path, world: World, cpu_limit: int = 0) -> PythonModule:
     """Read a policy file, whose callouts have `cpu_limit` milliseconds of CPU, 0 for no limit.
 
     Raises PolicyError, which names file and line.
@@ -355,7 +355,7 @@ def load_module(name: str, path: Path, world: World, cpu_limit: int = 0) -> Pyth
         else:
             del sys.modules[known]
     found.check(path)
-    found.init(loading)
+    await found.init(loading)
     return found
 
 
@@ -409,7 +409,7 @@ class PythonModule:
         """That it has something to call, and nothing that cannot be called. Raises PolicyError."""
         found = [(callout, self._function(callout)) for callout in (*Phase, *Hook)]
         for callout, function in found:
-            if callout in _AT_ONCE and function is not None and inspect.iscoroutinefunction(function):
+            if not may_wait(callout) and function is not None and inspect.iscoroutinefunction(function):
                 raise PolicyError(f"policy {self.name}: {path}: {callout.value} is async; here it cannot wait")
         for name in _own_functions(self._owner):
             unknown = None if name.startswith("_") else unknown_callout([name])
@@ -422,6 +422,8 @@ class PythonModule:
             if wrong is not None:
                 text = f"{callout.value} is called with ({', '.join(takes(callout))}): {wrong}"
                 raise PolicyError(f"policy {self.name}: {path}:{_line(function)}: {text}")
+        if inspect.iscoroutinefunction(getattr(self._owner, "deinit", None)):
+            raise PolicyError(f"policy {self.name}: {path}: deinit is async; here it cannot wait")
         if not any(function for _, function in found):
             raise PolicyError(f"policy {self.name}: {path} has no function named as a phase or hook")
 
@@ -475,14 +477,22 @@ class PythonModule:
             Hook.OUTBOUND_VERIFY: self._verify,
         }
         ask: Callable[..., Any] = questions.get(hook, self._plain)
+        waits = inspect.iscoroutinefunction(function)
 
         def run(call: Call, *arguments: Any) -> Any:
             try:
-                return self._watch.call(ask, hook, function, call, *arguments)
+                said = self._watch.call(ask, hook, function, call, *arguments)
             except Exception as error:
                 raise self._located(error) from None
+            return self._waited_answer(said) if waits else said
 
         return run
+
+    async def _waited_answer(self, said: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            return await asyncio.ensure_future(self._watch.steps(said))
+        except Exception as error:
+            raise self._located(error) from None
 
     def _parameters(self, hook: Hook, function: Callable[..., Any], call: Call, *values: str) -> tuple[str, ...]:
         given = TlsParameters(*values)
@@ -505,21 +515,27 @@ class PythonModule:
         """An error of the file with its line."""
         return PolicyError(_located(error, Path(self._file)))
 
-    def init(self, loading: Watch) -> None:
-        """Call the module's own `init`. Raises PolicyError."""
-        self._call("init", loading)
-
-    def close(self) -> None:
-        self._call("deinit", self._watch)
-
-    def _call(self, name: str, watch: Watch) -> None:
-        function = getattr(self._owner, name, None)
+    async def init(self, loading: Watch) -> None:
+        """Call the module's own `init`, plain or async. Raises PolicyError."""
+        function = getattr(self._owner, "init", None)
         if not callable(function):
             return
         try:
-            watch.call(function)
+            given = loading.call(function)
+            if inspect.iscoroutine(given):
+                await asyncio.ensure_future(loading.steps(given))
         except Exception as error:
-            raise PolicyError(f"policy {self.name}: {name}: {self._located(error)}") from None
+            raise PolicyError(f"policy {self.name}: init: {self._located(error)}") from None
+
+    def close(self) -> None:
+        """Call the module's own `deinit`, which cannot wait. Raises PolicyError."""
+        function = getattr(self._owner, "deinit", None)
+        if not callable(function):
+            return
+        try:
+            self._watch.call(function)
+        except Exception as error:
+            raise PolicyError(f"policy {self.name}: deinit: {self._located(error)}") from None
 
 
 def _owner(module: ModuleType) -> Any:

@@ -11,6 +11,7 @@ script wait. An exception becomes an error of the script, with the script's line
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import secrets
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
+from quillon.net import eager
 from quillon.policy.hook import Call, words_of
 from quillon.policy.msys.codec import Object, decode, encode, from_octets, number_text, plain_number, to_octets
 from quillon.policy.world import World
@@ -43,6 +45,10 @@ def words_for_scripts(error: Exception) -> str:
     if isinstance(error, TypeError) and "argument" in words:
         return "wrong arguments: " + words.partition(" ")[2]
     return words
+
+
+async def _nothing(_number: int) -> None:
+    """There are no scripts."""
 
 
 class Handle(Protocol):
@@ -72,7 +78,15 @@ class Api:
         self.used: Callable[[], int] = lambda: 0  # octets that scripts hold
         self.room = sys.maxsize
         self._caller: ContextVar[Call | None] = ContextVar("caller", default=None)
-        self.run_kept: Callable[..., Any] = lambda number, *arguments: None
+        self.run_kept: Callable[[int], Coroutine[Any, Any, Any]] = _nothing
+        self._aside: set[asyncio.Task[None]] = set()
+
+    def aside(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Let something run that nobody waits for; it reports its errors itself."""
+        task = eager.start(coroutine)
+        if task is not None:
+            self._aside.add(task)
+            task.add_done_callback(self._aside.discard)
 
     def function(self, name: str, *, octets: bool = False) -> Callable[[F], F]:
         """Register a function under its name in Lua."""

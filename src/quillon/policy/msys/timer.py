@@ -22,6 +22,7 @@ class Timer:
     every: float
     function: int
     cancel: Callable[[], None] | None = None
+    runs: bool = False
 
 
 @dataclass
@@ -75,6 +76,16 @@ def register(api: Api) -> None:
 
 
 def _register_timers(api: Api) -> None:
+    async def run(timer: Timer) -> None:
+        timer.runs = True
+        try:
+            await api.run_kept(timer.function)
+        except Exception as error:
+            # nobody waits for it: the script's fault is told to the operator
+            api.world.report(f"scriptlet: timer {timer.name or '(without name)'} error: {words_of(error)}")
+        finally:
+            timer.runs = False
+
     def begin(timer: Timer) -> None:
         if api.world.after is None:
             raise ValueError("no timer can run here")
@@ -83,11 +94,8 @@ def _register_timers(api: Api) -> None:
             timer.cancel = None
             if timer.every:
                 begin(timer)
-            try:
-                api.run_kept(timer.function)
-            except Exception as error:
-                # nobody waits for it: the script's fault is told to the operator
-                api.world.report(f"scriptlet: timer {timer.name or '(without name)'} error: {words_of(error)}")
+            if not timer.runs:  # one that waits for longer than its interval is not begun anew meanwhile
+                api.aside(run(timer))
 
         timer.cancel = api.world.after(timer.delay, ring)
 
