@@ -217,7 +217,7 @@ def test_recipients(stage: Stage) -> None:
     out(#vctx:recipient_list()) vctx:recipient_list({"e@x.fi"})"""
     assert _said(stage, code, Phase.DATA) == ["a@x.fi b@x.fi ", "2"]
     assert [str(mailbox) for mailbox in stage.session.recipients] == ["e@x.fi"]
-    assert stage.run("vctx:add_recipient('z@x.fi')", Phase.EACH_RCPT) is not None
+    assert stage.run("vctx:add_recipient('z@x.fi')", Phase.FINAL_VALIDATION) is not None
     assert "the recipients cannot be changed in validate_data_spool_each_rcpt" in stage.faults[0]
 
 

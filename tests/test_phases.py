@@ -123,6 +123,54 @@ def test_refusals_of_all_recipients_and_transient_ones_are_of_the_transaction(
     assert running.events("reception") == []
 
 
+def test_words_senders_routes_and_recipients_of_scripts(server: Callable[..., Server], tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/s.lua").write_text("""local m, c = {}, msys.core
+    function m:validate_mailfrom(str, ac, vctx) vctx:set_code(250, "2.1.0 welcome " .. vctx:get(c.VCTX_CONN, "connection_message_count")) end
+    function m:validate_rcptto(msg, str, ac, vctx)
+      if msg:rcptto():find("^routed") then msg:routing_domain("OTHER.test") vctx:set_code(251, "2.1.5 I send it\\r\\nelsewhere") end
+      if msg:rcptto():find("^renamed") then msg:mailfrom("new@sender.test") end
+      return c.VALIDATE_CONT
+    end
+    function m:validate_data(msg, ac, vctx)
+      msg:header("X-Dateless", vctx:get(c.VCTX_MESS, "rfc2822_date_missing") or "no") return c.VALIDATE_CONT
+    end
+    function m:validate_data_spool_each_rcpt(msg, ac, vctx)
+      if msg:rcptto():find("^routed") then
+        vctx:add_recipient("added@partner.test") vctx:remove_recipient("removed@partner.test") msg:header("X-Route", msg:routing_domain())
+      end
+      return c.VALIDATE_CONT
+    end
+    function m:validate_set_binding(msg)
+      if msg:binding("nowhere") == nil and msg:binding("default") == "default" and msg:binding_group("none") == nil then
+        msg:binding_group("default") msg:mailfrom("verp+" .. msg:rcptto():gsub("@", "=") .. "@sender.test")
+      end
+      return c.VALIDATE_CONT
+    end
+    msys.registerModule("m", m)""")
+    with SinkThread() as sink, SinkThread() as other:
+        config = _config(port, sink.port, SCRIPT)
+        server(config + f' Domain "other.test" {{ Gateway = "127.0.0.1:{other.port}" }}').start()
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            client.ehlo()
+            assert client.mail("a@sender.test") == (250, b"2.1.0 welcome 0")
+            assert client.rcpt("routed@partner.test") == (251, b"2.1.5 I send it\n2.1.5 elsewhere")
+            assert client.rcpt("removed@partner.test")[0] == 250
+            assert client.data(MESSAGE)[0] == 250
+            assert client.mail("a@sender.test") == (250, b"2.1.0 welcome 1")
+            assert client.rcpt("renamed@partner.test")[0] == 250
+            assert client.data("Subject: no date\r\n\r\nhi\r\n")[0] == 250
+        got = until(lambda: found if len(found := sink.messages + other.messages) == 3 else None, "delivery")
+        by = {message.recipients[0]: message for message in got}
+        assert by.keys() == {"routed@partner.test", "added@partner.test", "renamed@partner.test"}
+        assert by["added@partner.test"].sender == "verp+added=partner.test@sender.test"
+        assert b"X-Route: other.test\r\n" in by["routed@partner.test"].data
+        assert b"X-Dateless: no\r\n" in by["routed@partner.test"].data
+        assert b"X-Dateless: true\r\n" in by["renamed@partner.test"].data
+        assert [message.recipients for message in other.messages] == [("routed@partner.test",)]
+
+
 def test_bodies_large_and_small_that_policy_changes(server: Callable[..., Server], tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / "q").mkdir()

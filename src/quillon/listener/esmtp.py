@@ -471,8 +471,9 @@ class EsmtpSession:
         context.message["mailfrom_string"] = event.line
         context.message["mailfrom_localpart"] = event.mailbox.local
         context.message["mailfrom_domain"] = event.mailbox.domain
+        context.connection["connection_message_count"] = str(session.messages)
         refusal = await self._policy(Phase.MAILFROM, event.line)
-        session.respond(refusal)
+        session.respond(refusal or self._own_words(Phase.MAILFROM))
         if refusal is None:
             self._transaction.begin(event.mailbox)
             self._rcpt_commands = 0
@@ -486,7 +487,8 @@ class EsmtpSession:
         self._rcpt_commands += 1
         context.connection["connection_rcpt_count"] = str(session.recipients)
         context.connection["message_rcpt_count"] = str(self._rcpt_commands)
-        session.respond(await self._transaction.recipient(event, self._ip))
+        refusal = await self._transaction.recipient(event, self._ip)
+        session.respond(refusal or self._own_words(Phase.RCPTTO))
         self._close_if_told(session)
 
     async def _on_data(self, event: smtp.Data) -> None:
@@ -502,6 +504,7 @@ class EsmtpSession:
         if reply.positive:
             self._desk.note("receptions", self._remote[0])
             self._context.connection["connection_message_count"] = str(session.messages + 1)
+            reply = self._own_words(Phase.DATA, Phase.DATA_SPOOL) or reply
         session.respond(reply)
         self._close_if_told(session)
         if self._task is None:
@@ -574,6 +577,13 @@ class EsmtpSession:
             self._context.disconnect = False
             return None
         return await policy.run(Call(phase, self._info, self._context, text))
+
+    def _own_words(self, *phases: Phase) -> Reply | None:
+        """The reply that a callout has set for what is taken, such as 251, or None for the usual one."""
+        reply = self._context.reply
+        if reply is None or not 250 <= reply.code < 300 or not any(map(self._desk.policy.has, phases)):
+            return None
+        return reply
 
     def _close_if_told(self, session: ServerSession) -> None:
         if self._context.disconnect:

@@ -12,7 +12,7 @@ from quillon.listener.desk import Desk
 from quillon.listener.recorder import SessionRecord
 from quillon.listener.security import Security
 from quillon.mail import reply as replies
-from quillon.mail.address import NULL_PATH, Mailbox
+from quillon.mail.address import NULL_PATH, Mailbox, parse_mailbox
 from quillon.mail.message import MessageId, Origin
 from quillon.mail.reply import Reply
 from quillon.policy.context import Context
@@ -59,6 +59,7 @@ class Transaction:
         """MAIL FROM has been accepted."""
         self._sender = sender
         self._info.recipients.clear()
+        self._info.routes.clear()
         self._batch_id = self._desk.ids.next(self._desk.clock.now())
 
     def abandon(self) -> None:
@@ -72,6 +73,7 @@ class Transaction:
         self._intake = None
         self._deciding = self.committing = False
         self._info.recipients.clear()
+        self._info.routes.clear()
         self._sender = NULL_PATH
 
     # recipients -----------------------------------------------------------------------------------------------
@@ -86,6 +88,10 @@ class Transaction:
         if refusal is None and policy.has(Phase.RCPTTO):
             view = self._view(event.mailbox)
             refusal = await policy.run(Call(Phase.RCPTTO, self._info, context, event.line, view))
+            if refusal is None and view.sender != str(self._sender):
+                self._sender = parse_mailbox(view.sender, pedantic=False) if view.sender else NULL_PATH
+            if refusal is None and view.routing_domain:
+                self._info.routes[event.mailbox] = view.routing_domain
         if refusal is None:
             self._info.recipients.append(event.mailbox)
         return refusal

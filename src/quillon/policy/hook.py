@@ -100,7 +100,8 @@ class Session:
     """What a callout may know of the session: `remote` and `local` are ip:port.
 
     `capabilities` are EHLO keywords that policy has added (True) or taken away (False), `delay` seconds by which it
-    slows the session down, `recipients` those of the transaction. `stores` keep what modules remember of the session,
+    slows the session down, `recipients` those of the transaction, `routes` the routing domains that were chosen for
+    some of them. `stores` keep what modules remember of the session,
     which has ended once it is `over`.
     """
 
@@ -111,6 +112,7 @@ class Session:
     capabilities: dict[str, bool] = field(default_factory=dict)
     delay: float = 0.0
     recipients: list[Mailbox] = field(default_factory=list)
+    routes: dict[Mailbox, str] = field(default_factory=dict)
     stores: dict[int, Any] = field(default_factory=dict)
     over: bool = False
 

@@ -159,6 +159,8 @@ def _world(config: Config, clock: Clock, report: Callable[[str], None], services
     world.datasources = {
         s.name: Datasource(s.uri, s.cache_life, s.cache_size, s.max_rows, s.no_cache) for s in config.datasources()
     }
+    bindings = config.bindings()
+    world.bindings = {"binding": bindings.keys(), "binding_group": frozenset(bindings.values())}
     world.monitors = config.monitors()
     world.option = lambda path: option(config, path)
     if services.lookup is not None:

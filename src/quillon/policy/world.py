@@ -6,7 +6,7 @@ test) its use is an error that says so.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,9 +60,9 @@ class World:
     console text, `sessions(service, CIDR block)` counts open ones, `later` runs a function when the phase is over,
     `after` when seconds have passed, and gives what cancels it.
 
-    `monitors` are those of inbound_audit as (seconds, windows). Counters and caches live in `shared`, which outlives a
-    reload. `auth` and `control` are schemes and console commands that scripts have registered, `stops` what to call
-    when they are replaced.
+    `bindings` has the names of bindings and of binding groups. `monitors` are those of inbound_audit as (seconds,
+    windows). Counters and caches live in `shared`, which outlives a reload. `auth` and `control` are schemes and
+    console commands that scripts have registered, `stops` what to call when they are replaced.
     """
 
     now: Callable[[], float]
@@ -77,6 +77,7 @@ class World:
     after: Callable[[float, Callable[[], None]], Callable[[], None]] | None = None
     delay_domain: Callable[[str, str], None] | None = None
     datasources: Mapping[str, Datasource] = field(default_factory=dict)
+    bindings: Mapping[str, Collection[str]] = field(default_factory=lambda: {"binding": (), "binding_group": ()})
     monitors: Sequence[tuple[int, int]] = ()
     shared: dict[str, Any] = field(default_factory=dict)
     auth: dict[str, Authenticate] = field(default_factory=dict)

@@ -150,6 +150,8 @@ class Door:
         if refusal is not None:
             return refusal
         data = Content(intake.head, intake.received, intake.read)
+        if policy.modules and not content.has_field(intake.head, b"date"):
+            context.message["rfc2822_date_missing"] = "true"
         validation = Validation(
             self.config,
             policy,

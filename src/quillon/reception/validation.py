@@ -8,6 +8,7 @@ answered with a notification. A transient refusal of one makes the whole transac
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from quillon.policy.hook import Call, Hook, Phase, Policy, Session
 from quillon.policy.message import Content, MessageView
 
 BATCH_PHASES = (Phase.DATA, Phase.DATA_SPOOL)
+MOST_RECIPIENTS = 10_000  # of one message, where callouts for one add another
 
 
 @dataclass(slots=True)
@@ -94,13 +96,28 @@ class Validation:
                     return decision
         if decision.discarded is not None:
             return decision
-        for recipient in recipients:
+        copies: list[tuple[Mailbox, Copy]] = []
+        todo, known = deque(recipients), set(recipients)
+        before = list(recipients)
+        while todo:
+            recipient = todo.popleft()
+            if recipients != before and recipient not in recipients:
+                continue  # taken away by the callout of another one
             copy = await self._copy(session, context, batch_id, decision, recipient, internal=internal)
             if isinstance(copy, Reply):
                 decision.refusal = copy
                 return decision
-            decision.copies.append(copy)
-        decision.refusal = _whole_refusal(decision.copies)
+            copies.append((recipient, copy))
+            if recipients != before:
+                if len(known) > MOST_RECIPIENTS:
+                    self.report("policy: validate_data_spool_each_rcpt adds recipients without end")
+                    decision.refusal = replies.POLICY_FAILED
+                    return decision
+                todo += [added for added in recipients if added not in known]
+                known.update(recipients)
+        kept = set(recipients)
+        decision.copies += [copy for recipient, copy in copies if recipient in kept]
+        decision.refusal = _whole_refusal(decision.copies) or (None if decision.copies else replies.NO_VALID_RECIPIENTS)
         return decision
 
     async def _copy(
@@ -116,7 +133,7 @@ class Validation:
         """A recipient's copy, or the refusal of the whole transaction."""
         copy = Copy(self.next_id(), decision.sender, recipient, decision.content, context.message)
         if not self._asks():
-            fault = self._bind(copy, "", "", "", internal=internal)
+            fault = self._bind(copy, "", "", session.routes.get(recipient, ""), internal=internal)
             return fault or copy
         mine = Context(context.connection, dict(context.message))
         mine.message["rcptto_localpart"] = recipient.local
@@ -124,6 +141,7 @@ class Validation:
         mine.message["rcptto_string"] = f"RCPT TO:<{recipient}>"
         view = _view(session, str(copy.number), str(batch_id), decision.sender, recipient, decision.content.copy())
         view.own_copy = True
+        view.routing_domain = session.routes.get(recipient, "")
         phases = (Phase.SET_BINDING,) if internal else (Phase.EACH_RCPT, Phase.SET_BINDING)
         for phase in (*phases, Phase.FINAL_VALIDATION):
             if phase is Phase.FINAL_VALIDATION:

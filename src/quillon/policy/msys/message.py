@@ -48,9 +48,10 @@ def _register_envelope(api: Api) -> None:
 
     @api.function("msg:mailfrom")
     def mailfrom(call: Call, address: str | None = None) -> str:
-        """The sender; another one where the message may be changed."""
+        """The sender; another one where the message may be changed, in rcptto and in set_binding."""
         if address is not None:
-            _may_change(call, "the sender")
+            if call.phase not in (Phase.RCPTTO, Phase.SET_BINDING):
+                _may_change(call, "the sender")
             call.view.sender = str(mailbox_of(address))
         return call.view.sender
 
@@ -119,9 +120,13 @@ def _register_binding(api: Api, name: str) -> None:
             if call.phase not in _SETTING_BINDING:
                 raise ValueError(f"msg:{name} is chosen in validate_set_binding")
             setattr(call.view, name, number_text(value))
-        return getattr(call.view, name) or None
+        chosen = getattr(call.view, name)
+        return chosen if chosen in api.world.bindings[name] else None
 
-    api.documented[f"msg:{name}"] = "Choose by name, in validate_set_binding; the name chosen, or nil."
+    api.documented[f"msg:{name}"] = (
+        "Choose by name, in validate_set_binding; the name chosen, or nil. Mail for which nothing but a name that does"
+        " not exist has been chosen is a 451."
+    )
 
 
 def _may_change(call: Call, what: str) -> None:

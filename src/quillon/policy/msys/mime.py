@@ -75,6 +75,16 @@ def octets(node: Mime) -> bytes:
     return out.getvalue()
 
 
+def set_octets(node: Mime, data: bytes) -> None:
+    """Another header and body of a part."""
+    other = message_from_bytes(data, policy=_WIRE)
+    for name in set(node.keys()):
+        del node[name]
+    for name, value in other.raw_items():
+        node.set_raw(name, value)
+    node.set_payload(other.get_payload())
+
+
 def tree_of(view: MessageView, *, writable: bool) -> Tree:
     return Tree(message_from_bytes(view.content.whole, policy=_WIRE), view, writable)
 
@@ -295,14 +305,17 @@ def _replace_text(node: Mime, pattern: bytes, replacement: bytes) -> bool:
     after = replaced(before, pattern, replacement)
     if after == before:
         return False
-    set_text(node, after.removesuffix(END_MARK).decode("utf-8", "replace"), None, None)
+    text = after.removesuffix(END_MARK)
+    if not (text_of(node) or "").endswith("\n"):
+        text = text.removesuffix(b"\r\n")  # which was put there to be searched
+    set_text(node, text.decode("utf-8", "replace"), None, None)
     return True
 
 
 def _register_make(api: Api) -> None:
     @api.function("msg:makeBoundary")
-    def make_boundary(call: Call) -> str:
-        """A boundary that no part holds."""
+    def make_boundary(call: Call, *parts: Any) -> str:
+        """A boundary that no part holds, whichever parts are given: it is made by chance, of 128 bits."""
         return new_boundary()
 
     @api.function("msg:makeContainer")
@@ -339,6 +352,9 @@ def _register_make(api: Api) -> None:
         return True
 
 
+_ABSENT = object()
+
+
 def _register_part(api: Api) -> None:
     @api.function("part:content_type")
     def content_type(part: Part) -> dict[str, Any]:
@@ -363,14 +379,14 @@ def _register_part(api: Api) -> None:
         return text_of(part.node)
 
     @api.function("part:header")
-    def header(part: Part, name: str, value: Any = None, mode: str | None = None) -> Any:
-        """As msg:header, for the header of one part."""
+    def header(part: Part, name: str, value: Any = _ABSENT, mode: str | None = None) -> Any:
+        """As msg:header, for the header of one part; nil as the value deletes too."""
         node = part.node
-        if value is None:
+        if value is _ABSENT:
             return [headers.decoded(str(found)) for found in node.get_all(name, [])]
         before = [] if mode in (None, "replace") else [str(found) for found in node.get_all(name, [])]
         del node[name]
-        new = [] if value == "" and mode is None else texts(value)
+        new = [] if value is None or (value == "" and mode is None) else texts(value)
         for item in [*new, *before] if mode == "prepend" else [*before, *new]:
             node[name] = headers.encoded(name, item).decode("ascii").partition(":")[2].strip()
         part.tree.changed()
@@ -398,8 +414,6 @@ def _register_search(api: Api, name: str, read: Any) -> None:
         return match_table(read(part.node), pattern) or False
 
     api.documented[f"part:{name}_match"] = f"The matches of a regular expression in the {name} of a part, or false."
-    if name == "raw":
-        return
 
     @api.function(f"part:{name}_replace", octets=True)
     def replace(part: Part, pattern: bytes, replacement: bytes) -> bool:
@@ -409,7 +423,9 @@ def _register_search(api: Api, name: str, read: Any) -> None:
             before = read(part.node)
             after = replaced(before, pattern, replacement)
             done = after != before and not part.node.is_multipart()
-            if done:
+            if done and name == "raw":
+                set_octets(part.node, after)
+            elif done:
                 part.node.set_payload(after.decode("ascii", "surrogateescape"))
         if done:
             part.tree.changed()

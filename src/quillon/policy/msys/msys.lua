@@ -218,6 +218,17 @@ msys.db.query = function(cache, sql, parameters, options)
   return function() n = n + 1 return found[n] end
 end
 
+-- nodes come as a table that a generic for can run over as well
+local each = {__call = function(list)
+  local at = (list.at or 0) + 1
+  list.at = list[at] and at
+  return list[at]
+end}
+for _, owner in ipairs({{methods.xmldoc, "xpath"}, {methods.xmlnode, "children"}}) do
+  local find = owner[1][owner[2]]
+  owner[1][owner[2]] = function(...) return setmetatable(find(...), each) end
+end
+
 local cidr_ready, cidr_load, cidr_find = msys.cidr.ready, msys.cidr.lookup, msys.cidr.find
 msys.cidr.ready, msys.cidr.lookup, msys.cidr.find = nil, nil, nil
 function msys.cidr.query(name, ip)

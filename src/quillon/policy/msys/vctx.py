@@ -10,11 +10,19 @@ from quillon.policy.hook import Call, Phase, reply_of, set_reply
 from quillon.policy.msys.addresses import mailboxes_of
 from quillon.policy.msys.api import Api, Handle, from_octets, number_text, to_octets
 
+SERVICES = ("SMTP", "ECStream", "Control", "ECmmove2", "ECCluster", "inbound_cidr")
 LONGEST_TARPIT = 60.0  # seconds
 
 _CONNECTION = (1, "VCTX_CONN", "ECMESS_CTX_CONN")
 _MESSAGE = (2, "VCTX_MESS", "ECMESS_CTX_MESS")
-_LIST_PHASES = (Phase.RCPTTO, Phase.RCPTTO_LIST, Phase.RCPTTO_LIST_FINAL, Phase.DATA, Phase.DATA_SPOOL)
+_LIST_PHASES = (
+    Phase.RCPTTO,
+    Phase.RCPTTO_LIST,
+    Phase.RCPTTO_LIST_FINAL,
+    Phase.DATA,
+    Phase.DATA_SPOOL,
+    Phase.EACH_RCPT,
+)
 
 
 def dictionary(handle: Handle, kind: object) -> dict[str, str]:
@@ -174,6 +182,8 @@ def _register_session(api: Api) -> None:
     @api.function("ac:inbound_session_count")
     def session_count(handle: Handle, block: str = "", service: str = "SMTP") -> int:
         """Open sessions of this worker, of an address block (`/24` and `/32` are of the client's address)."""
+        if service not in SERVICES and service:
+            raise ValueError(f"{service!r} is no service: {', '.join(SERVICES)}")
         return api.world.sessions(service or "SMTP", peer_block(handle, block or ""))
 
     @api.function("ac.remote_addr")
