@@ -211,11 +211,14 @@ def test_dkim_and_arc_by_scripts(tmp_path: Path, key: rsa.RSAPrivateKey) -> None
       return 0 end
     function m:validate_data(msg, ac, vctx)
       local dkim, status = msys.validate.opendkim.verify(msg)
-      print("OUT " .. tostring(status == msys.core.DKIM_STAT_OK) .. msys.validate.opendkim.get_num_sigs(dkim))
+      print("OUT " .. tostring(status == msys.core.DKIM_STAT_OK) .. (msys.validate.opendkim.get_num_sigs(dkim)))
       local sig = msys.validate.opendkim.get_sig(dkim, 0)
       if sig then
-        print("OUT " .. msys.validate.opendkim.get_sig_domain(sig) .. msys.validate.opendkim.get_sig_keysize(sig)
-          .. msys.validate.opendkim.get_sig_selector(sig) .. table.concat({msys.validate.opendkim.get_sig_canons(sig)}, "/"))
+        local header, stat, body = msys.validate.opendkim.get_sig_canons(sig)
+        print("OUT " .. (msys.validate.opendkim.get_sig_domain(sig)) .. (msys.validate.opendkim.get_sig_keysize(sig))
+          .. (msys.validate.opendkim.get_sig_selector(sig)) .. header .. "/" .. body)
+        print("OUT " .. tostring(msys.validate.opendkim.get_sig_hdrsigned(sig, "from")) .. stat
+          .. tostring(msys.validate.opendkim.get_sig_hdrsigned(sig, "X-None")))
       end
       print("OUT " .. msys.validate.openarc.verify(msg) .. msg:context_get(2, "arc_cv"))
       return 0 end
@@ -227,4 +230,4 @@ def test_dkim_and_arc_by_scripts(tmp_path: Path, key: rsa.RSAPrivateKey) -> None
     assert stage.message.startswith(b"ARC-Seal: i=1;")
     stage.context.new_message()
     asyncio.run(stage.call(policy, Phase.DATA))
-    assert stage.said == ["false", "true1", "bank.fi2048s1relaxed/relaxed", "passpass"]
+    assert stage.said == ["false", "true1", "bank.fi2048s1relaxed/relaxed", "true0false", "passpass"]

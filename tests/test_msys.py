@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.server
 import sqlite3
 import threading
@@ -96,6 +97,9 @@ msg:get_envelope2(msys.core.EC_MSG_ENV_TO | msys.core.EC_MSG_ENV_COMPLETE, l, d)
         ("out(loadstring('return 6 & 3, limit')()) out((loadstring('x = = 1'))) out(collectgarbage('count') > 1, collectgarbage())", "2|nil\nnil\ntrue|0"),
         ("out(select(2, pcall(io.open, 'x')):match('io.open is not in this version') ~= nil)", "true"),
         ("out(select(2, pcall(require('curl').new)):match('use msys.http.client$') ~= nil)", "true"),
+        ("out(msys.pcre.replace('a5b', 'a(.)', '$$${1}$1'))", "$55b"),
+        ("out(msys.expandMacro('%{spfv1:i} %{spfv1:d} %{spfv1:v} %{vctx_conn:ehlo_domain}'))", "192.0.2.7 bank.fi in-addr client.test"),
+        ("local d = xml.parsexml('<a><b/><b/><c/></a>') local s = '' for n in d:root():children() do s = s .. n:name() end for n in d:xpath('//b') do s = s .. n:name() end out(s, #d:xpath('//b'))", "bbcbb|2"),
         # counters
         ("local c = msys.counter.open('/site/x') msys.counter.inc(c) msys.counter.add(c, 5) out(msys.counter.read('/site/x')) msys.counter.reset(c) out(msys.counter.read(c)) msys.counter.unlink(c)", "6\n0"),
         # bounces
@@ -218,7 +222,7 @@ def test_recipients(stage: Stage) -> None:
     assert _said(stage, code, Phase.DATA) == ["a@x.fi b@x.fi ", "2"]
     assert [str(mailbox) for mailbox in stage.session.recipients] == ["e@x.fi"]
     assert stage.run("vctx:add_recipient('z@x.fi')", Phase.FINAL_VALIDATION) is not None
-    assert "the recipients cannot be changed in validate_data_spool_each_rcpt" in stage.faults[0]
+    assert "the recipients cannot be changed in core_final_validation" in stage.faults[0]
 
 
 def test_ec_message_build_inject_and_forward(stage: Stage) -> None:
@@ -307,9 +311,14 @@ def test_gauge_caches_and_series(stage: Stage) -> None:
 
 def test_cidr(stage: Stage) -> None:
     (stage.folder / "zone").write_text("# test\n:127.0.0.3:listed $\n192.0.2\n192.0.2.128/25 :4:upper\n2001:db8::/32\n")
-    init = "msys.cidr.define('z', {type = 'rbldnsd', source = 'zone', interpolate = true, default_value = 'none'})"
+    (stage.folder / "addresses").write_text("10.79.0.0/16:127.0.0.3:x\n10.80.0.0/16\n1111::/64 :5:y\n")
+    init = """msys.cidr.define('z', {type = 'rbldnsd', source = 'zone', interpolate = true, default_value = 'none', value = 'txt'})
+    msys.cidr.define('a', {type = 'rbldnsd', source = 'addresses'})"""
     code = "out(msys.cidr.query('z'), msys.cidr.query('z', '192.0.2.200'), msys.cidr.query('z', '2001:db8::1'), msys.cidr.query('z', '10.0.0.1'))"
     assert _said(stage, code, init=init) == ["listed 192.0.2.7|upper|listed 2001:db8::1|none"]
+    stage.reports.clear()
+    code = "out(msys.cidr.query('a', '10.79.1.1'), msys.cidr.query('a', '10.80.1.1'), msys.cidr.query('a', '1111::1'), msys.cidr.query('a', '10.81.0.1'))"
+    assert _said(stage, code, init=init) == ["127.0.0.3|127.0.0.2|127.0.0.5|nil"]
     (stage.folder / "zone").write_text("not an address\n")
     with pytest.raises(PolicyError, match="zone: line 1"):
         stage.run("", init=init)
@@ -340,12 +349,38 @@ def test_databases(stage: Stage) -> None:
     out(msys.db.execute("c", "INSERT INTO t VALUES (?, ?)", {"x'; DROP TABLE t; --", 5}))
     out(msys.db.fetch_row("c", "SELECT count(*) AS n FROM t", nil, {nocache = true}).n)
     out(msys.db.execute("c", "NONSENSE", nil, {raise_error = false}))
-    out(pcall(msys.db.query, "c", "NONSENSE"))"""
+    out(pcall(msys.db.query, "c", "NONSENSE"))
+    local row = msys.db.fetch_row("c", "SELECT ? AS a, ? AS b, coalesce(?, '?') AS c", {nil, 2}) out(row.a, row.b, row.c)
+    out(msys.db.fetch_row("c", "SELECT ? IS NULL AS a", {nil}).a)"""
     said = _said(stage, code)
     assert said[:6] == ["a|1", "b|2", "ö|nil", "2", "nil", "true"]
     assert said[6] == "4"
     assert said[7].startswith("false|c: near")
     assert said[8].startswith("false|")
+    assert said[9:] == ["nil|2|?", "1"]
+
+
+def test_a_cidr_of_a_datasource(stage: Stage) -> None:
+    with contextlib.closing(sqlite3.connect(stage.folder / "d.db")) as database:
+        database.executescript(
+            "CREATE TABLE t (n INT, block TEXT, v TEXT); INSERT INTO t VALUES (1, '10.0.0.0/8', 'x')"
+        )
+    stage.world.datasources = {"c": Datasource(("sqlite:d.db",))}
+    init = """local function define(name, more)
+      more.type, more.cachename, more.query = "datasource", "c", more.query or "SELECT block, v FROM t"
+      msys.cidr.define(name, more)
+    end
+    define("first", {}) define("numbers", {query = "SELECT n, block, v FROM t", cidr_column = 2, value_column = "3"})
+    define("names", {cidr_column = "block", value_column = "v"}) define("wrong", {value_column = "w"})"""
+    code = """for _, name in ipairs({"first", "numbers", "names"}) do
+      out(msys.cidr.query(name, "10.1.1.1"), msys.cidr.query(name, "11.1.1.1")) end
+    out(select(2, pcall(msys.cidr.query, "wrong", "10.1.1.1")):match("there is no column 'w'") ~= nil)"""
+    assert _said(stage, code, init=init) == ["true|nil", "x|nil", "x|nil", "true"]
+
+
+def test_a_script_may_have_nothing_but_timers(stage: Stage) -> None:
+    stage.world.after = lambda seconds, function: lambda: None
+    assert stage.load("t = msys.timer.after(10, function() end)").modules == []
 
 
 @pytest.fixture
@@ -438,12 +473,15 @@ def test_timers_run_and_end_with_their_scripts(stage: Stage) -> None:
 
 
 def test_rfc3464(stage: Stage) -> None:
-    code = """msg:code(550, "5.1.1 no such user") out(msys.rfc3464.compute_delivery_status(msg, msys.core.FAILED))
+    code = """msg:code(550, "5.1.1 no such user") out(msys.rfc3464.compute_delivery_status_string(msg, msys.core.FAILED))
+    out(msys.rfc3464.compute_delivery_status(msg, msys.core.FAILED).Action, msys.rfc3464.extract_delivery_status(msg))
+    out(msys.rfc3464.extract_delivery_status(msys.rfc3464.create_mdn(msg, msys.core.FAILED))["Final-Recipient"])
     local mdn = msys.rfc3464.create_mdn(msg, msys.core.DELAYED) out(mdn:header("Subject")[1], mdn:rcptto())
     out(msys.rfc3464.send_mdn(msg, msys.core.FAILED)) msg:code(250, "fine")"""
     said = _said(stage, code)
     assert "Status: 5.1.1" in said[0]
-    assert said[1:] == ["Delivery status notification: delayed|alice@bank.fi", "1"]
+    assert said[1:3] == ["failed|nil", "rfc822; b@example.com"]
+    assert said[3:] == ["Delivery status notification: delayed|alice@bank.fi", "1"]
     sender, recipients, data = stage.injected[0]
     assert (str(sender), str(recipients[0])) == ("", "alice@bank.fi")
     assert message_from_bytes(data).get_content_type() == "multipart/report"

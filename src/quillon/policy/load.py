@@ -196,15 +196,20 @@ def option(config: Config, path: Sequence[str]) -> tuple[str, str]:
     """An option's value by its path, as `config get` of the console has it. Raises ValueError."""
     *scopes, name = path
     node: Node | None = config.root
+    chain: list[Node] = []
     at = 0
-    while node is not None and at < len(scopes):
+    while node is not None:
+        chain.append(node)
+        if at >= len(scopes):
+            break
         kind = scopes[at].lower()
         named = node.get(kind, scopes[at + 1]) if at + 1 < len(scopes) else None
         if named is not None:
             node, at = named, at + 2
         else:
             node, at = node.get(kind), at + 1
-    entry = node.settings.get(name.lower()) if node is not None else None
+    # what a stanza does not set, or one that is not there, falls back to the scopes around it
+    entry = next((node.settings[name.lower()] for node in reversed(chain) if name.lower() in node.settings), None)
     if entry is not None:
         return entry.text, f"{name} = {entry.text}"
     known = config.table.options.get(name.lower())

@@ -63,10 +63,10 @@ async def load_scripts(settings: ScriptSettings, folders: Sequence[Path], world:
     for name, source in settings.scripts:
         if source == "msys.boot":
             continue  # the manual's own start script, which has nothing to start here
-        before = runtime.registered
+        before = runtime.registered, len(world.stops)
         try:
             await runtime.require(source)
-            if runtime.registered == before:
+            if (runtime.registered, len(world.stops)) == before:  # not even a timer
                 raise PolicyError(f"scriptlet: {source} registers no module with msys.registerModule")
         except PolicyError as error:
             error.script = name

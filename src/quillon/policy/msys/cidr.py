@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,9 @@ from quillon.policy.msys.vctx import peer_block
 from quillon.policy.world import World
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Value = str | bool  # true for a block of a datasource that has no column of values
+_V4 = re.compile(r"[0-9]+\.[0-9./]+(?=[:\s]|\Z)")
+_WORD = re.compile(r"\s*(?=:)|\s+|\Z")
 
 
 @dataclass
@@ -22,18 +27,18 @@ class Table:
     """Blocks by prefix length, so that the longest match is found in as many steps as there are lengths."""
 
     options: dict[str, Any]
-    blocks: dict[tuple[int, int], dict[int, str]] = field(default_factory=dict)
+    blocks: dict[tuple[int, int], dict[int, Value]] = field(default_factory=dict)
     loaded_at: float = 0.0
     loading: asyncio.Task[None] | None = None
 
-    def fill(self, rows: list[tuple[Network, str]]) -> None:
-        blocks: dict[tuple[int, int], dict[int, str]] = {}
+    def fill(self, rows: list[tuple[Network, Value]]) -> None:
+        blocks: dict[tuple[int, int], dict[int, Value]] = {}
         for block, value in rows:
             key = (block.version, block.prefixlen)
             blocks.setdefault(key, {})[int(block.network_address)] = value
         self.blocks = blocks
 
-    def query(self, ip: str) -> str | None:
+    def query(self, ip: str) -> Value | None:
         """The value of the longest block that holds an address. Raises ValueError for what is none."""
         address = ipaddress.ip_address(ip)
         number, width = int(address), address.max_prefixlen
@@ -46,19 +51,23 @@ class Table:
         return None
 
 
-def parse(text: str) -> list[tuple[Network, str]]:
-    """Lines of rbldnsd: `:value:text` sets the value of the lines below, `block [:value:text]`. Raises ValueError."""
-    rows: list[tuple[Network, str]] = []
+def parse(text: str, wanted: str = "a") -> list[tuple[Network, Value]]:
+    """Lines of rbldnsd: `:address:text` holds for the lines below, `block [:address:text]` for its own.
+
+    `wanted` is what a block gives: its address (`a`) or its text (`txt`). Raises ValueError.
+    """
+    rows: list[tuple[Network, Value]] = []
     value = "127.0.0.2"
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith(("#", "$", "@")):
             continue
         if line.startswith(":"):
-            value = _value(line)
+            value = _value(line, wanted)
             continue
-        word, _, rest = line.partition(" ")
+        # an IPv6 block has a space in front of its colon (manual, msys.cidr.define)
+        word, rest = _WORD.split(line, maxsplit=1) if _V4.match(line) else (*line.split(maxsplit=1), "")[:2]
         try:
-            rows.append((_block(word), _value(rest.strip()) if rest.strip().startswith(":") else value))
+            rows.append((_block(word), _value(rest, wanted) if rest.startswith(":") else value))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
     return rows
@@ -72,11 +81,19 @@ def _block(word: str) -> Network:
     return ipaddress.ip_network(word, strict=False)
 
 
-def _value(text: str) -> str:
-    """`:2:listed` and `:127.0.0.2:listed`: the text where there is one, else the address."""
+def _value(text: str, wanted: str) -> str:
+    """Address or text of `:2:listed` and `:127.0.0.2:listed`."""
     _, code, rest = ([*text.split(":", 2), "", ""])[:3]
     address = code if "." in code or not code else f"127.0.0.{code}"
-    return rest or address
+    return rest if wanted == "txt" else address
+
+
+def _column(row: Mapping[Any, Any], name: object) -> Any:
+    """A column by its name or its number from 1. Raises ValueError."""
+    key = int(name) if isinstance(name, float) or (isinstance(name, str) and name.isdecimal()) else name
+    if key not in row:
+        raise ValueError(f"there is no column {key!r}, or it is NULL")
+    return row[key]
 
 
 class Tables:
@@ -91,6 +108,8 @@ class Tables:
         kind = options.get("type")
         if kind not in NEEDED:
             raise ValueError(f"{kind!r} is no type of cidr: {', '.join(NEEDED)}")
+        if options.get("value", "a") not in ("a", "txt"):
+            raise ValueError(f"cidr {name}: value is a or txt")
         missing = [key for key in NEEDED[str(kind)] if key not in options]
         if missing:
             raise ValueError(f"cidr {name}: {missing[0]} is missing")
@@ -107,7 +126,8 @@ class Tables:
     def _load_file(self, found: Table) -> None:
         path = str(found.options["source"])
         try:
-            found.fill(parse(files.read(self._world.folder, path).decode("utf-8", "replace")))
+            text = files.read(self._world.folder, path).decode("utf-8", "replace")
+            found.fill(parse(text, str(found.options.get("value", "a"))))
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror}") from None
         except ValueError as error:
@@ -120,8 +140,10 @@ class Tables:
         options = found.options
         cache = str(options.get("cachename") or options.get("source"))
         rows = await databases.rows(self._world, cache, str(options["query"]), None, fresh=True)
-        cidr, value = str(options.get("cidr_column", "cidr")), str(options.get("value_column", "value"))
-        found.fill([(_block(str(row[cidr])), str(row[value])) for row in rows])
+        cidr, value = options.get("cidr_column", 1), options.get("value_column")
+        found.fill(
+            [(_block(str(_column(row, cidr))), True if value is None else str(_column(row, value))) for row in rows]
+        )
         found.loaded_at = self._world.now()
 
     async def refresh(self, name: str, found: Table) -> None:
@@ -161,21 +183,22 @@ def register(api: Api) -> None:
         found = tables.get(name)
         if found.options["type"] == "empty":
             return True
-        late = api.world.now() - found.loaded_at > float(found.options.get("refresh", 1800))
+        refresh = float(found.options.get("refresh", 1800))
+        late = refresh > 0 and api.world.now() - found.loaded_at > refresh
         if found.loaded_at and late and (found.loading is None or found.loading.done()):
             found.loading = asyncio.ensure_future(tables.refresh(name, found))
         return bool(found.loaded_at)
 
     @api.function("msys.cidr.find")
-    def find(name: str, ip: str | None = None) -> str | None:
-        """The value of an address."""
+    def find(name: str, ip: str | None = None) -> Value | None:
+        """The value of an address; true where its table has none."""
         found = tables.get(name)
         ip = ip or peer_block(api.session_call(), "")
         value = found.query(ip.strip("[]"))
         if value is None:
             default = found.options.get("default_value")
             return None if default is None else str(default)
-        return value.replace("$", ip) if found.options.get("interpolate") else value
+        return value.replace("$", ip) if isinstance(value, str) and found.options.get("interpolate") else value
 
     @api.function("msys.cidr.reload")
     async def reload(name: str) -> bool:

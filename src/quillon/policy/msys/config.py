@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Mapping
 
 from quillon.policy.msys.api import Api
 
-_MACRO = re.compile(r"%\{(vctx_conn|vctx_mess):([^}]*)\}")
+_MACRO = re.compile(r"%\{(vctx_conn|vctx_mess|spfv1):([^}]*)\}")
 
 
 def register(api: Api) -> None:
@@ -20,7 +22,17 @@ def register(api: Api) -> None:
 
     @api.function("msys.expandMacro")
     def expand(text: str) -> str:
-        """Text with `%{vctx_conn:key}` and `%{vctx_mess:key}` replaced; a key that is not there is empty."""
-        context = api.session_call().context
-        sources = {"vctx_conn": context.connection, "vctx_mess": context.message}
+        """Text with `%{vctx_conn:key}`, `%{vctx_mess:key}` and `%{spfv1:i}` replaced, this one for the letters of RFC
+        7208 7.2 without transformers; a key that is not there is empty."""
+        call = api.session_call()
+        context = call.context
+        local = context.message.get("mailfrom_localpart", "") or "postmaster"
+        helo = context.connection.get("ehlo_domain", "")
+        domain = context.message.get("mailfrom_domain", "") or helo
+        ip = ipaddress.ip_address(call.session.remote.rpartition(":")[0].strip("[]"))
+        letters = {"s": f"{local}@{domain}", "l": local, "o": domain, "d": domain, "h": helo, "c": str(ip)}
+        letters["i"] = str(ip) if ip.version == 4 else ".".join(ip.exploded.replace(":", ""))
+        letters["v"] = "in-addr" if ip.version == 4 else "ip6"
+        sources: dict[str, Mapping[str, str]]
+        sources = {"vctx_conn": context.connection, "vctx_mess": context.message, "spfv1": letters}
         return _MACRO.sub(lambda match: sources[match[1]].get(match[2], ""), text)

@@ -28,6 +28,9 @@ REST = 30.0  # seconds for which one that did not is asked last
 Row = dict[Any, Any]
 
 
+_PLACE = re.compile(r"(?P<text>'(?:[^']|'')*'|\"[^\"]*\"|::)|(?P<mark>\?)|(?<![:\w]):(?P<name>[A-Za-z_]\w*)")
+
+
 class DatabaseError(ValueError):
     """A query failed; the message has the driver's words."""
 
@@ -44,6 +47,7 @@ class Databases:
     async def rows(self, world: World, name: str, sql: str, parameters: Any, *, fresh: bool) -> list[Row]:
         """The rows of a query, by column name and by number from 1. Raises DatabaseError."""
         source = _source(world, name)
+        parameters = _bound(sql, parameters)
         cache = self._results.setdefault(name, OrderedDict())
         try:
             key = json.dumps([source.uris, sql, parameters], default=str)
@@ -62,7 +66,7 @@ class Databases:
 
     async def execute(self, world: World, name: str, sql: str, parameters: Any) -> None:
         """A statement that gives no rows. Raises DatabaseError."""
-        await self._run(world, name, _source(world, name), sql, parameters, 0)
+        await self._run(world, name, _source(world, name), sql, _bound(sql, parameters), 0)
 
     async def close(self) -> None:
         """Let go of the connections; what is still asked fails."""
@@ -166,6 +170,17 @@ async def _plain_types(connection: Any) -> None:
         await connection.set_type_codec(kind, schema="pg_catalog", encoder=number_text, decoder=decode, format="text")
 
 
+def _bound(sql: str, parameters: Any) -> Any:
+    """A table of a script whose nils are NULL: it has holes, or ends before the last question mark."""
+    if not isinstance(parameters, (list, dict)):
+        return parameters
+    given = dict(enumerate(parameters, 1)) if isinstance(parameters, list) else parameters
+    if any(not isinstance(key, int) for key in given):
+        return parameters
+    marks = sum(1 for found in _PLACE.finditer(sql) if found["mark"])
+    return [given.get(n) for n in range(1, max([marks, *given]) + 1)]
+
+
 def positional(sql: str, parameters: Any) -> tuple[str, list[Any]]:
     """`?` and `:name` as `$1`, which is what PostgreSQL has; text in quotes is left alone. Raises DatabaseError."""
     values: list[Any] = []
@@ -185,7 +200,7 @@ def positional(sql: str, parameters: Any) -> tuple[str, list[Any]]:
             values.append(given.pop(0))
         return f"${len(values)}"
 
-    text = re.sub(r"(?P<text>'(?:[^']|'')*'|\"[^\"]*\"|::)|(?P<mark>\?)|(?<![:\w]):(?P<name>[A-Za-z_]\w*)", bind, sql)
+    text = _PLACE.sub(bind, sql)
     return text, values or given
 
 

@@ -28,7 +28,9 @@ REASONS: dict[str, str] = (
         ),
         _SCANNER,
     )
-    | dict.fromkeys(("msys.apn.apn_status_classifier", "msys.gcm.gcm_classify_error"), _PUSH)
+    | dict.fromkeys(
+        ("msys.apn.apn_status_classifier", "msys.gcm.gcm_classify_error", "msys.gcm.gcm_get_result_error_code"), _PUSH
+    )
     | dict.fromkeys(("msys.httpsrv.register", "msys.httpclnt.http_status_classifier"), _HTTP)
     | dict.fromkeys(("curl.new", "curl.escape", "curl.unescape"), "use msys.http.client")
     | dict.fromkeys(

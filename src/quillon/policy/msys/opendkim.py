@@ -76,10 +76,12 @@ def _register_verify(api: Api) -> None:
         found = await dkim.verify(content.head, content.body, _lookup(api), api.world.now())
         return Object("dkim", found), status_of(found)
 
+    ok = STATUS["DKIM_STAT_OK"]
+
     @api.function("msys.validate.opendkim.get_num_sigs")
-    def get_num_sigs(results: list[Result]) -> int:
-        """How many signatures there are."""
-        return len(results)
+    def get_num_sigs(results: list[Result]) -> tuple[int, int]:
+        """How many signatures there are, and a DKIM_STAT."""
+        return len(results), ok
 
     @api.function("msys.validate.opendkim.get_sig")
     def get_sig(results: list[Result], number: int = 0) -> tuple[Object | None, int]:
@@ -90,8 +92,8 @@ def _register_verify(api: Api) -> None:
         return Object("sig", found), result_status(found)
 
     def getter(name: str, read: Any, doc: str) -> None:
-        api.function(f"msys.validate.opendkim.get_sig_{name}")(read)
-        api.documented[f"msys.validate.opendkim.get_sig_{name}"] = doc
+        api.function(f"msys.validate.opendkim.get_sig_{name}")(lambda result: (read(result), ok))
+        api.documented[f"msys.validate.opendkim.get_sig_{name}"] = f"{doc} Behind it a DKIM_STAT."
 
     getter("domain", lambda r: r.domain, "The domain that signed.")
     getter("selector", lambda r: r.selector, "The selector of its key.")
@@ -99,9 +101,18 @@ def _register_verify(api: Api) -> None:
     getter("signalg", lambda r: r.algorithm, "The algorithm.")
     getter("keysize", lambda r: r.key_bits, "Bits of the key.")
     getter("errorstr", lambda r: r.reason or r.status, "What is wrong with it.")
-    getter("hdrsigned", lambda r: r.headers, "The header fields that it covers.")
-    getter("canons", lambda r: tuple(r.canonicalization.split("/")), "Canonicalizations of header and body.")
     getter("flags", lambda r: 1 if r.status == "pass" else 0, "1 if it holds.")
+
+    @api.function("msys.validate.opendkim.get_sig_canons")
+    def canons(result: Result) -> tuple[str, int, str]:
+        """The canonicalization of the header, a DKIM_STAT, and that of the body."""
+        head, _, body = result.canonicalization.partition("/")
+        return head, ok, body or "simple"
+
+    @api.function("msys.validate.opendkim.get_sig_hdrsigned")
+    def hdrsigned(result: Result, name: str) -> tuple[bool, int]:
+        """Whether it covers a header field, and a DKIM_STAT."""
+        return name.lower() in (header.strip().lower() for header in result.headers.split(":")), ok
 
 
 def signer_of(api: Api, options: Any, default_domain: str) -> Signer:

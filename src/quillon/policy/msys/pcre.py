@@ -29,6 +29,9 @@ def compiled(pattern: bytes) -> regex.Pattern[bytes]:
         raise PatternError(f"{pattern.decode('latin-1')!r} is no regular expression: {error}") from None
 
 
+_GROUP = regex.compile(rb"\$\$|\$(\d{1,2})|\$\{(\d{1,2})\}")
+
+
 def search(subject: bytes, pattern: bytes) -> regex.Match[bytes] | None:
     """Raises PatternError, also for a search that takes longer than LONGEST_SEARCH."""
     try:
@@ -49,8 +52,11 @@ def match_table(subject: bytes, pattern: bytes) -> dict[Any, bytes] | None:
 
 
 def replaced(subject: bytes, pattern: bytes, replacement: bytes) -> bytes:
-    """Every match replaced; `$1` and `\\1` stand for groups. Raises PatternError."""
-    template = regex.sub(rb"\$(\d{1,2})", rb"\\g<\1>", replacement.replace(b"\\", b"\\\\"))
+    """Every match replaced; `$1`, `${1}` and `\\1` stand for groups, `$$` for a dollar. Raises PatternError."""
+    template = _GROUP.sub(
+        lambda found: b"$" if found[0] == b"$$" else rb"\g<" + (found[1] or found[2]) + b">",
+        replacement.replace(b"\\", b"\\\\"),
+    )
     template = regex.sub(rb"\\\\(\d)", rb"\\g<\1>", template)
     try:
         result: bytes = compiled(pattern).sub(template, subject, timeout=LONGEST_SEARCH)

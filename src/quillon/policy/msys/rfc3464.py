@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from email import message_from_bytes
 from email.utils import formatdate, make_msgid
 
 from quillon.mail import header
@@ -62,15 +64,34 @@ def notification(call: Call, action: int, hostname: str) -> bytes:
     return head + b"\r\n" + body + mark + b"--\r\n"
 
 
+def _fields(text: str) -> dict[str, str]:
+    """Fields by name; of several recipients, the first."""
+    found: dict[str, str] = {}
+    for line in re.sub(r"\r?\n[ \t]+", " ", text).splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            found.setdefault(name.strip(), value.strip())
+    return found
+
+
 def register(api: Api) -> None:
     @api.function("msys.rfc3464.compute_delivery_status")
-    def compute(call: Call, action: int) -> str:
-        """The fields of a delivery status."""
-        return delivery_status(call, action, api.world.hostname)
+    def compute(call: Call, action: int) -> dict[str, str]:
+        """The fields of a delivery status by their names."""
+        return _fields(delivery_status(call, action, api.world.hostname))
+
+    @api.function("msys.rfc3464.extract_delivery_status")
+    def extract(call: Call) -> dict[str, str] | None:
+        """The fields of the delivery status in a message by their names; nil where it is no notification."""
+        for part in message_from_bytes(call.view.content.whole).walk():
+            if part.get_content_type() == "message/delivery-status":
+                groups = part.get_payload()
+                return _fields("\n".join(map(str, groups)) if isinstance(groups, list) else str(groups)) or None
+        return None
 
     @api.function("msys.rfc3464.compute_delivery_status_string")
     def compute_string(call: Call, action: int) -> str:
-        """The fields of a delivery status."""
+        """The fields of a delivery status as text."""
         return delivery_status(call, action, api.world.hostname)
 
     @api.function("msys.rfc3464.create_mdn")
