@@ -576,7 +576,11 @@ class EsmtpSession:
         if not policy.has(phase):
             self._context.disconnect = False
             return None
-        return await policy.run(Call(phase, self._info, self._context, text))
+        before = self._info.delay
+        refusal = await policy.run(Call(phase, self._info, self._context, text))
+        if self._info.delay > before:
+            await asyncio.sleep(self._info.delay - before)  # this answer waits already
+        return refusal
 
     def _own_words(self, *phases: Phase) -> Reply | None:
         """The reply that a callout has set for what is taken, such as 251, or None for the usual one."""

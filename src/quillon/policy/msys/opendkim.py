@@ -125,7 +125,7 @@ def signer_of(api: Api, options: Any, default_domain: str) -> Signer:
     if not given.get("keybuf") and not given.get("keyfile"):
         raise ValueError("signing needs keyfile, the path of a PEM key, or keybuf, the key itself")
     if str(given.get("digest", "rsa-sha256")) == "rsa-sha1":
-        raise ValueError("rsa-sha1 must not be used to sign (RFC 8301)")
+        _say_once(api, "digest = rsa-sha1 must not be used to sign (RFC 8301): mail is signed with rsa-sha256")
     if given.get("keybuf"):
         data = str(given["keybuf"]).encode()
     else:
@@ -139,6 +139,14 @@ def signer_of(api: Api, options: Any, default_domain: str) -> Signer:
     if not {head, body} <= {"simple", "relaxed"}:
         raise ValueError("a canonicalization is simple or relaxed")
     return Signer(domain, selector, dkim.load_private_key(data), head, body, names, str(given.get("identity") or ""))
+
+
+def _say_once(api: Api, text: str) -> None:
+    """A panic line, the first time that something happens in this worker."""
+    said: set[str] = api.world.shared.setdefault("said", set())
+    if text not in said:
+        said.add(text)
+        api.world.report(f"scriptlet: {text}")
 
 
 def _register_sign(api: Api) -> None:
