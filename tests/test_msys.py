@@ -7,7 +7,7 @@ import contextlib
 import http.server
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email import message_from_bytes
 from pathlib import Path
 
@@ -381,6 +381,39 @@ def test_a_cidr_of_a_datasource(stage: Stage) -> None:
 def test_a_script_may_have_nothing_but_timers(stage: Stage) -> None:
     stage.world.after = lambda seconds, function: lambda: None
     assert stage.load("t = msys.timer.after(10, function() end)").modules == []
+    assert len(stage.world.stops) == 1
+    stage.world.stop()
+    assert stage.world.stops == {}
+
+
+def test_timers_that_have_run_leave_nothing_behind(stage: Stage) -> None:
+    waiting: list[Callable[[], None]] = []
+    stage.world.after = lambda seconds, function: waiting.append(function) or (lambda: None)  # type: ignore[func-returns-value]
+
+    async def play() -> list[int]:
+        policy = stage.load("""local m, n, kept = {}, 0, setmetatable({}, {__mode = "k"})
+        function m:validate_data()
+          local own = function() n = n + 1 if n == 3 then again:start() end end
+          kept[own] = true
+          again = msys.timer.after(1, own)
+          own = nil
+          local count = 0
+          for _ in pairs(kept) do count = count + 1 end
+          print("OUT " .. count)
+          for _ = 1, 20000 do local garbage = {} end  -- so that the collector runs
+          return 0
+        end
+        msys.registerModule("m", m)""")
+        for _ in range(200):
+            await stage.call(policy, Phase.DATA)
+            while waiting:
+                waiting.pop()()
+        return [int(line) for line in stage.said]
+
+    counts = asyncio.run(play())
+    assert stage.faults == []
+    assert max(counts) < 50
+    assert stage.world.stops == {}
 
 
 @pytest.fixture

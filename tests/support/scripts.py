@@ -55,7 +55,12 @@ class Stage:
             (self.folder / f"t{number}.lua").write_text(text)
             names.append((f"t{number}", f"t{number}"))
         settings = ScriptSettings(tuple(names), 200, 200, True, **self._settings)
-        return Policy(at_once(load_scripts(settings, [self.folder], self.world)), self.reports.append, asyncio.sleep)
+        return Policy(
+            at_once(load_scripts(settings, [self.folder], self.world)),
+            self.reports.append,
+            asyncio.sleep,
+            stop=self.world.stop,
+        )
 
     def view(self, *, own: bool = False) -> MessageView:
         end = self.message.index(b"\r\n\r\n") + 4

@@ -6,6 +6,7 @@ let go only after its notification is committed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from email.utils import formatdate
 
@@ -37,6 +38,7 @@ class Bouncer:
         self._ids = ids
         self._clock = clock
         self._hostname = hostname
+        self._waiting: set[asyncio.Task[None]] = set()
 
     def failed(
         self, message: Message, outcome: PermanentFailure, done: Callable[[bool], None], policy: Policy = NO_POLICY
@@ -87,7 +89,10 @@ class Bouncer:
         def answered(reply: Reply) -> None:
             done(reply.positive)
 
-        self._door.accept(envelope, intake, None, Context(), answered)
+        task = self._door.accept(envelope, intake, None, Context(), answered)
+        if task is not None:  # a policy waits: nobody else holds it
+            self._waiting.add(task)
+            task.add_done_callback(self._waiting.discard)
 
     def _original(self, message: Message, wanted: str) -> bytes:
         """The original or its header section, as far as it can be read."""

@@ -30,7 +30,7 @@ from quillon.mail.reply import Reply
 from quillon.net import eager
 from quillon.net.stream import Stream
 from quillon.policy.context import Context
-from quillon.policy.hook import Call, Phase, Session, reply_of
+from quillon.policy.hook import NO_TEXT, Call, Phase, Session, reply_of
 from quillon.smtp import events as smtp
 from quillon.smtp.sasl import Attempt
 from quillon.smtp.server import ServerSession
@@ -163,7 +163,11 @@ class EsmtpSession:
         if self._session is None:
             hostname = self._settings.banner_hostname or self._desk.hostname
             self._session = ServerSession(self._settings, hostname, self._remote[0], can_starttls=False, in_tls=True)
-        self.end(Reply(421, refusal.enhanced or "4.7.0", refusal.text or "TLS Negotiation failed."))
+        self.end(
+            Reply(
+                421, refusal.enhanced or "4.7.0", "TLS Negotiation failed." if refusal.text == NO_TEXT else refusal.text
+            )
+        )
 
     def unsecured(self, failure: Any) -> None:
         assert isinstance(failure, HandshakeFailure)

@@ -24,6 +24,7 @@ from quillon.policy.context import Context
 from quillon.policy.message import MessageView
 
 _LINE_END = re.compile(r"[\r\n]+")
+NO_TEXT = "no text"  # of a reply for which a policy gave none
 CALL_AGAIN = 0.1  # seconds until a callout that returned AGAIN is called once more
 
 
@@ -205,12 +206,14 @@ class Traced:
 
 @dataclass
 class Policy:
-    """`report` gets one line for each callout that failed; `sleep` lets time pass; `trace` is told of each callout."""
+    """`report` gets one line for each callout that failed; `sleep` lets time pass; `trace` is told of each callout;
+    `stop` ends what the modules have begun."""
 
     modules: Sequence[Module] = ()
     report: Callable[[str], None] = print
     sleep: Callable[[float], Awaitable[None]] = _no_sleep
     trace: Callable[[Traced], None] | None = None
+    stop: Callable[[], None] | None = None
     _callouts: dict[Phase, list[tuple[str, str, Callout]]] = field(default_factory=dict)
     _hooks: dict[Hook, list[tuple[str, Callable[..., Any]]]] = field(default_factory=dict)
 
@@ -338,8 +341,17 @@ class Policy:
         return None
 
     def close(self) -> None:
+        """The policy is replaced. Raises PolicyError for those whose end fails, once all have ended."""
+        failed = []
         for module in self.modules:
-            module.close()
+            try:
+                module.close()
+            except PolicyError as error:
+                failed.append(str(error))
+        if self.stop is not None:
+            self.stop()
+        if failed:
+            raise PolicyError("; ".join(failed))
 
 
 def _snapshot(context: Context) -> dict[tuple[str, str], str]:
@@ -360,7 +372,7 @@ def reply_of(code: int, text: str) -> Reply:
         raise ValueError(f"{code} is no SMTP reply code")
     words = "\n".join(line.strip() for line in _LINE_END.split(text.strip()))
     match = re.match(r"([245]\.[0-9]{1,3}\.[0-9]{1,3}) (.*)", words, re.DOTALL)
-    return Reply(code, match[1], match[2]) if match else Reply(code, "", words or "no text")
+    return Reply(code, match[1], match[2]) if match else Reply(code, "", words or NO_TEXT)
 
 
 def words_of(error: BaseException) -> str:

@@ -64,9 +64,13 @@ async def load(
     try:
         async with asyncio.timeout(PATIENCE):
             modules = await _modules(config, world)
-    except TimeoutError:
-        raise LoadError(f"the policies waited for more than {PATIENCE:.0f} seconds while they loaded") from None
-    policy = Policy(modules, report, _sleep) if modules else NO_POLICY
+    except BaseException as error:
+        world.stop()  # what one script has begun before another one failed
+        if isinstance(error, TimeoutError):
+            words = f"the policies waited for more than {PATIENCE:.0f} seconds while they loaded"
+            raise LoadError(words) from None
+        raise
+    policy = Policy(modules, report, _sleep, stop=world.stop) if modules or world.stops else NO_POLICY
     return Policies(policy, world)
 
 

@@ -187,8 +187,6 @@ class LuaModule:
                 raise PolicyError(f"scriptlet: deinit of {self.name} did not return true")
         except lupa.LuaError as error:
             raise PolicyError(f"scriptlet: deinit of {self.name}: {error}") from None
-        finally:
-            self._runtime.close()
 
 
 class _Runtime:
@@ -257,6 +255,7 @@ class _Runtime:
         self._collect = lua.eval("collectgarbage")
         if self._memory:
             api.used, api.room = lua.get_memory_used, self._room
+        api.drop_kept = self._forget
         api.run_kept = lambda number: self.run_waiting(self._kept(number))
 
     def _chunk(self, name: str) -> Any:
@@ -475,12 +474,6 @@ class _Runtime:
                 return text, str(path)
         looked = ", ".join(str(folder) for folder in self._folders)
         return None, f"there is no {relative}.lua in {looked}"
-
-    def close(self) -> None:
-        """The scripts are replaced: what they have started ends."""
-        stops, self._world.stops = self._world.stops, []
-        for stop in stops:
-            stop()
 
 
 def _answer(result: tuple[Any, ...]) -> Any:

@@ -62,7 +62,7 @@ class World:
 
     `bindings` has the names of bindings and of binding groups. `monitors` are those of inbound_audit as (seconds,
     windows). Counters and caches live in `shared`, which outlives a reload. `auth` and `control` are schemes and
-    console commands that scripts have registered, `stops` what to call when they are replaced.
+    console commands that scripts have registered, `stops` what to call when they are replaced, by whose it is.
     """
 
     now: Callable[[], float]
@@ -82,4 +82,9 @@ class World:
     shared: dict[str, Any] = field(default_factory=dict)
     auth: dict[str, Authenticate] = field(default_factory=dict)
     control: dict[str, Callable[[Sequence[str]], Awaitable[str]]] = field(default_factory=dict)
-    stops: list[Callable[[], None]] = field(default_factory=list)
+    stops: dict[int, Callable[[], None]] = field(default_factory=dict)
+
+    def stop(self) -> None:
+        """The policies are replaced: what they have begun ends."""
+        for stop in list(self.stops.values()):
+            stop()

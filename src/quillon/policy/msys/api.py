@@ -78,6 +78,7 @@ class Api:
         self.used: Callable[[], int] = lambda: 0  # octets that scripts hold
         self.room = sys.maxsize
         self._caller: ContextVar[Call | None] = ContextVar("caller", default=None)
+        self.drop_kept: Callable[[int], object] = lambda number: None
         self.run_kept: Callable[[int], Coroutine[Any, Any, Any]] = _nothing
         self._aside: set[asyncio.Task[None]] = set()
 

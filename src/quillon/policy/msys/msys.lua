@@ -204,8 +204,24 @@ for _, name in ipairs({"after", "at", "every"}) do
   local make = msys.timer[name]
   msys.timer[name] = function(seconds, closure, label)
     if type(closure) ~= "function" then raise("a timer takes seconds and a function") end
-    return make(seconds, rt.keep(closure), label)
+    local number = rt.keep(closure)
+    local timer = make(seconds, number, label)
+    rawset(timer, 1, closure)
+    rawset(timer, 2, number)
+    return timer
   end
+end
+-- a function is kept for the server only while its timer runs
+local stop_timer, start_timer = methods.timer.stop, methods.timer.start
+function methods.timer.stop(self)
+  stop_timer(self)
+  rt.drop(rawget(self, 2))
+end
+function methods.timer.start(self)
+  self:stop()
+  local number = rt.keep(rawget(self, 1))
+  rawset(self, 2, number)
+  start_timer(self, number)
 end
 msys.runInInst = nil
 
@@ -313,7 +329,10 @@ function shared.os.time(parts)
   if parts == nil then return floor(now()) end
   return time_of(parts)
 end
-function shared.os.date(format, time) return date_of(format or "%c", time or now()) end
+function shared.os.date(format, time)
+  if format ~= nil and #format > 1000 then raise("os.date takes a format of 1000 octets at most") end
+  return date_of(format or "%c", time or now())
+end
 shared.debug.traceback = debug.traceback
 local memory = gcinfo
 function shared.collectgarbage(what) return what == "count" and memory() or 0 end
@@ -362,8 +381,9 @@ local function globals()
     local chunk, fault = compiled(text, path, env)
     if chunk == nil then error(fault, 0) end
     loading[name] = true
-    local result = chunk(name)
+    local good, result = pcall(chunk, name)
     loading[name] = nil
+    if not good then error(result, 0) end
     if loaded[name] == nil then loaded[name] = result == nil and true or result end
     return loaded[name]
   end
@@ -391,7 +411,7 @@ local function globals()
   return env
 end
 local function load_script(name)
-  stanzas[name] = globals().require(name)
+  if stanzas[name] == nil then stanzas[name] = globals().require(name) end
 end
 
 -- callouts -------------------------------------------------------------------------------------------------------

@@ -75,41 +75,55 @@ def register(api: Api) -> None:
     _register_locks(api)
 
 
-def _register_timers(api: Api) -> None:
-    async def run(timer: Timer) -> None:
-        timer.runs = True
-        try:
-            await api.run_kept(timer.function)
-        except Exception as error:
-            # nobody waits for it: the script's fault is told to the operator
-            api.world.report(f"scriptlet: timer {timer.name or '(without name)'} error: {words_of(error)}")
-        finally:
-            timer.runs = False
+class _Timers:
+    """Those of a runtime. What they have begun ends with `World.stop`."""
 
-    def begin(timer: Timer) -> None:
-        if api.world.after is None:
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._world = api.world
+
+    def begin(self, timer: Timer) -> None:
+        """Raises ValueError where nothing runs later."""
+        if self._world.after is None:
             raise ValueError("no timer can run here")
+        timer.cancel = self._world.after(timer.delay, lambda: self._ring(timer))
+        self._world.stops[id(timer)] = lambda: self.stop(timer)
 
-        def ring() -> None:
-            timer.cancel = None
-            if timer.every:
-                begin(timer)
-            if not timer.runs:  # one that waits for longer than its interval is not begun anew meanwhile
-                api.aside(run(timer))
-
-        timer.cancel = api.world.after(timer.delay, ring)
-
-    def stop(timer: Timer) -> None:
+    def stop(self, timer: Timer) -> None:
+        self._world.stops.pop(id(timer), None)
         if timer.cancel is not None:
             timer.cancel()
             timer.cancel = None
+
+    def _ring(self, timer: Timer) -> None:
+        timer.cancel = None
+        self._world.stops.pop(id(timer), None)
+        if timer.every:
+            self.begin(timer)
+        if not timer.runs:  # one that waits for longer than its interval is not begun anew meanwhile
+            self._api.aside(self._run(timer))
+
+    async def _run(self, timer: Timer) -> None:
+        timer.runs, function = True, timer.function
+        try:
+            await self._api.run_kept(function)
+        except Exception as error:
+            # nobody waits for it: the script's fault is told to the operator
+            self._world.report(f"scriptlet: timer {timer.name or '(without name)'} error: {words_of(error)}")
+        finally:
+            timer.runs = False
+            if not timer.every:
+                self._api.drop_kept(function)
+
+
+def _register_timers(api: Api) -> None:
+    timers = _Timers(api)
 
     def made(delay: float, every: float, function: int, name: str | None) -> Object:
         if not isinstance(delay, (int, float)) or delay < 0:
             raise ValueError("a timer takes seconds and a function")
         timer = Timer(name or "", float(delay), every, function)
-        begin(timer)
-        api.world.stops.append(lambda: stop(timer))
+        timers.begin(timer)
         return Object("timer", timer)
 
     @api.function("msys.timer.after")
@@ -132,13 +146,14 @@ def _register_timers(api: Api) -> None:
     @api.function("timer:stop")
     def timer_stop(timer: Timer) -> None:
         """Do not call it any more."""
-        stop(timer)
+        timers.stop(timer)
 
     @api.function("timer:start")
-    def timer_start(timer: Timer) -> None:
+    def timer_start(timer: Timer, function: int) -> None:
         """Begin anew."""
-        stop(timer)
-        begin(timer)
+        timers.stop(timer)
+        timer.function = function
+        timers.begin(timer)
 
     @api.function("timer:name")
     def timer_name(timer: Timer) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from quillon.mail.address import Mailbox
 from quillon.mail.reply import Reply
-from quillon.policy.hook import Call, Phase, reply_of, set_reply
+from quillon.policy.hook import NO_TEXT, Call, Phase, reply_of, set_reply
 from quillon.policy.msys.addresses import mailboxes_of
 from quillon.policy.msys.api import Api, Handle, from_octets, number_text, to_octets
 
@@ -108,7 +108,8 @@ def register(api: Api) -> None:
     def set_field_code(handle: Handle, code: object) -> None:
         """The code of the answer, as `set_code` sets it."""
         context = handle.call.context
-        context.reply = reply_of(code_of(code), answer(handle).text)
+        text = answer(handle).text
+        context.reply = reply_of(code_of(code), "" if text == NO_TEXT else text)
 
     @api.function("vctx.note=")
     def set_field_note(handle: Handle, text: object) -> None:
