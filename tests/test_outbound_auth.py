@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import smtplib
+import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -185,16 +188,21 @@ function m:outbound_smtp_auth_config(msg, ac, vctx)
   if key == "bank" and not msg:rcptto():find("^nobody") then
     msg:context_set(msys.core.VCTX_MESS, "outbound_smtp_auth_type", "PLAIN")
     msg:context_set(msys.core.VCTX_MESS, "outbound_smtp_auth_user", "quillon")
-    msg:context_set(msys.core.VCTX_MESS, "outbound_smtp_auth_pass", "open sesame")
+    msys.sleep(0.05)
+    local row = msys.db.fetch_row("secrets", "SELECT password FROM secrets WHERE user = ?", {"quillon"})
+    msg:context_set(msys.core.VCTX_MESS, "outbound_smtp_auth_pass", row.password)
   end
 end
 msys.registerModule("auth", m)
 """
 PYTHON = """
+import asyncio
+
 from quillon.policy.python import Delivery
 
 
-def outbound_smtp_auth_config(delivery: Delivery) -> None:
+async def outbound_smtp_auth_config(delivery: Delivery) -> None:
+    await asyncio.sleep(0.05)
     if delivery.message.recipient.startswith("broken"):
         raise LookupError("no database")
     context = delivery.message_context
@@ -211,8 +219,12 @@ def test_by_policy(server: Callable[..., Server], pki: Path, tmp_path: Path, lan
     (tmp_path / "q").mkdir()
     (tmp_path / "q/auth.lua").write_text(LUA)
     (tmp_path / "q/auth.py").write_text(PYTHON)
+    with contextlib.closing(sqlite3.connect(tmp_path / "q/secrets.db")) as secrets:
+        secrets.execute("CREATE TABLE secrets (user TEXT, password TEXT)")
+        secrets.execute("INSERT INTO secrets VALUES ('quillon', 'open sesame')")
+        secrets.commit()
     stanza = {
-        "lua": 'scriptlet "scriptlet" { script "auth" { source = auth } }',
+        "lua": 'datasource "secrets" { uri = ( "sqlite:secrets.db" ) } scriptlet "scriptlet" { script "auth" { source = auth } }',
         "python": 'policy "auth" { module = auth.py }',
     }
     with SinkThread() as sink:
@@ -225,6 +237,32 @@ def test_by_policy(server: Callable[..., Server], pki: Path, tmp_path: Path, lan
         until(lambda: [x for x in running.log("mainlog.ec") if "@T@" in x and "451 4.3.0 policy error" in x], "a wait")
     assert any("outbound_smtp_auth_config error in auth: " in line for line in running.log("paniclog.ec"))
     assert sum("@R@" in line for line in receiver.log("mainlog.ec")) == 1
+
+
+def test_mail_for_which_policy_is_still_asked_survives(
+    server: Callable[..., Server], pki: Path, tmp_path: Path
+) -> None:
+    port, to = free_port(), free_port()
+    (tmp_path / "q").mkdir()
+    script = tmp_path / "q/auth.py"
+    slow = PYTHON.replace("asyncio.sleep(0.05)", "asyncio.sleep(0.05 if delivery.message.recipient < 'c' else 100)")
+    script.write_text(slow)
+    with SinkThread() as sink:
+        server(_receiver(to, sink.port, pki, tmp_path), name="r").start()
+        config = _sender(port, to, "Outbound_SMTP_Auth_Key = bank", 'policy "auth" { module = auth.py }')
+        running = server(config).start()
+        for recipient in ("a@partner.test", "c@partner.test", "b@partner.test", "d@partner.test"):
+            _send(port, recipient)
+        until(lambda: len(sink.messages) >= 1, "delivery of those that do not wait")
+        running.kill()
+        running.start()
+        time.sleep(1)
+        # a reload that comes while they wait asks for them again
+        script.write_text(PYTHON)
+        running.reload()
+        until(lambda: len(sink.messages) == 4, "delivery of all")
+        assert running.stop() == 0
+    assert {message.recipients[0] for message in sink.messages} == {f"{name}@partner.test" for name in "abcd"}
 
 
 @pytest.mark.parametrize("value", ["5", "None", "'a\\0b'", "'\\udc80'"])

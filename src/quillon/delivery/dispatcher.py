@@ -37,6 +37,7 @@ from quillon.tls.context import Contexts
 TICK = 0.25  # seconds between looks at delayed queues
 UNLIMITED = 2**31
 MAX_RESTING = 4096  # addresses noted before those that rest no more are dropped
+ASKED_AT_ONCE = 100  # messages that are out of their queue while a policy is asked about them
 RETRY_NOTICE = 60.0  # seconds until a notification that could not be stored is tried again
 
 
@@ -70,6 +71,7 @@ class Dispatcher:
     _buckets: dict[tuple[int, str], Bucket] = field(default_factory=dict)
     _opening: list[str] = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _asking: set[asyncio.Task[None]] = field(default_factory=set)
     _pumping: bool = False
     _stopping: bool = False
     _timer: asyncio.TimerHandle | None = None
@@ -117,6 +119,8 @@ class Dispatcher:
         self._resting.clear()
         for connection in self._pool.drain():
             connection.quit()
+        for task in self._asking:
+            task.cancel()  # the new policy is asked
         self.scheduler.rekey(self._reroute, self.around.clock.now())
         self.scheduler.set_total(self._total())
         self._kick()
@@ -239,6 +243,9 @@ class Dispatcher:
             self._kick()
 
     async def _connect(self, key: Key) -> Connection | None:
+        if isinstance(key.ruling, ruling.Pending):
+            await self._rule(key)
+            return None
         settings, tls = self._settings(key)
         now = self.around.clock.now()
         if isinstance(key.ruling, str):
@@ -292,6 +299,22 @@ class Dispatcher:
                 self._rest(step.host.ip, settings.host_failure_retry)
         self._site_failed(key, step, tls, facts, host)
         return None
+
+    async def _rule(self, key: Key) -> None:
+        """Ask what the messages of a queue authenticate with, and put each into the queue where it belongs then."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._asking.add(task)
+        messages: list[Message] = []
+        try:
+            while messages := self.scheduler.take(key, ASKED_AT_ONCE):
+                while messages:
+                    messages[0].ruling = await ruling.asked(messages[0], *self._settings(key), self.around.hooks)
+                    self.scheduler.enqueue(messages.pop(0), self.around.clock.now())
+        finally:
+            self._asking.discard(task)
+            self.scheduler.put_back(key, messages)
+            self._kick()
 
     def _rest(self, ip: str, seconds: int) -> None:
         now = self.around.clock.now()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 
 from quillon.config.settings import DeliverySettings, OutboundTls
@@ -25,43 +26,70 @@ class Ruling:
     login: Login | None = None
 
 
-def of(message: Message, settings: DeliverySettings, tls: OutboundTls, hooks: TlsHooks) -> Ruling | str | None:
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Policy has to be asked what a message authenticates with, which may take a while: `asked` does."""
+
+
+def of(
+    message: Message, settings: DeliverySettings, tls: OutboundTls, hooks: TlsHooks
+) -> Ruling | Pending | str | None:
     """What is particular to a message, or None; words if policy fails, with which the message has to wait.
 
     The message is shown without its header, which may not be resident.
     """
+    if hooks.asks(Hook.OUTBOUND_AUTH):
+        return Pending()
+    set_here = AUTH_TYPE in message.context or AUTH_TYPE in message.batch.message_context
+    login = None
     try:
-        other = tls
-        if hooks.asks(Hook.OUTBOUND_PARAMETERS):
-            other = hooks.outbound_parameters(call_about(message, Hook.OUTBOUND_PARAMETERS), tls)
-        login = _login(message, settings, hooks.policy)
+        if set_here or settings.outbound_smtp_auth_type != "false":
+            login = _login(_auth_call(message, settings), hooks.policy)
+        return _ruling(message, tls, hooks, login)
     except HookFailed as error:
         return str(error)
+
+
+async def asked(message: Message, settings: DeliverySettings, tls: OutboundTls, hooks: TlsHooks) -> Ruling | str | None:
+    """As `of`, once outbound_smtp_auth_config has been asked."""
+    call = _auth_call(message, settings)
+    policy = hooks.policy
+    try:
+        for name, answer in policy.hooks(Hook.OUTBOUND_AUTH):
+            call.context.module = name
+            try:
+                said = answer(call)
+                if inspect.isawaitable(said):
+                    await said
+            except Exception as error:
+                raise _failed(policy, f"{Hook.OUTBOUND_AUTH.value} error in {name}: {words_of(error)}") from None
+        return _ruling(message, tls, hooks, _login(call, policy))
+    except HookFailed as error:
+        return str(error)
+
+
+def _ruling(message: Message, tls: OutboundTls, hooks: TlsHooks, login: Login | None) -> Ruling | None:
+    """Raises HookFailed."""
+    other = tls
+    if hooks.asks(Hook.OUTBOUND_PARAMETERS):
+        other = hooks.outbound_parameters(call_about(message, Hook.OUTBOUND_PARAMETERS), tls)
     if other == tls and login is None:
         return None
     return Ruling(other if other != tls else None, login)
 
 
-def _login(message: Message, settings: DeliverySettings, policy: Policy) -> Login | None:
-    """What AUTH takes: options, above them the message context, above that the hook (manual, outbound_smtp_auth).
-
-    Raises HookFailed.
-    """
-    asked = policy.hooks(Hook.OUTBOUND_AUTH)
-    set_here = AUTH_TYPE in message.context or AUTH_TYPE in message.batch.message_context
-    if not asked and not set_here and settings.outbound_smtp_auth_type == "false":
-        return None
+def _auth_call(message: Message, settings: DeliverySettings) -> Call:
+    """What AUTH takes: options, above them the message context, above that the hook (manual, outbound_smtp_auth)."""
     call = call_about(message, Hook.OUTBOUND_AUTH)
-    values = call.context.message
     for option in (AUTH_TYPE, AUTH_USER, AUTH_PASS, AUTH_KEY):
         if getattr(settings, option) not in _NONE:
-            values.setdefault(option, getattr(settings, option))
-    for name, answer in asked:
-        call.context.module = name
-        try:
-            answer(call)
-        except Exception as error:
-            raise _failed(policy, f"{Hook.OUTBOUND_AUTH.value} error in {name}: {words_of(error)}") from None
+            call.context.message.setdefault(option, getattr(settings, option))
+    return call
+
+
+def _login(call: Call, policy: Policy) -> Login | None:
+    """Raises HookFailed for what AUTH cannot take."""
+    values = call.context.message
     found = []
     for option in (AUTH_TYPE, AUTH_USER, AUTH_PASS):
         value = values.get(option, "")

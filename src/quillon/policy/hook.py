@@ -161,7 +161,14 @@ class Call:
         return self.message
 
 
-_WAITING_HOOKS = (Hook.PRE_AUTH, Hook.AC_AUTH, Hook.AC_AUTH_FAILED, Hook.RELAY_TO, Hook.DOMAIN_RELAY)
+_WAITING_HOOKS = (
+    Hook.PRE_AUTH,
+    Hook.AC_AUTH,
+    Hook.AC_AUTH_FAILED,
+    Hook.RELAY_TO,
+    Hook.DOMAIN_RELAY,
+    Hook.OUTBOUND_AUTH,
+)
 
 
 def may_wait(callout: Phase | Hook) -> bool:
