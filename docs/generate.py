@@ -18,7 +18,7 @@ from quillon.delivery.probe import VALUES
 from quillon.lab import selftest
 from quillon.lab.faults import FAULTS
 from quillon.lab.trial import Result
-from quillon.policy import python
+from quillon.policy import python, python_module
 from quillon.policy.hook import NOT_HERE, Hook, Phase, names_of
 from quillon.policy.msys import LIBRARIES
 from quillon.policy.msys.api import Api
@@ -160,7 +160,7 @@ def policy_page() -> str:
     for title, callouts in (("Phases, in their order", Phase), ("Questions", Hook)):
         out += ["", f"## {title}", "", "| Callout | Lua | Python |", "| --- | --- | --- |"]
         for callout in callouts:
-            in_lua, in_python = ARGUMENTS[callout.value], f"({', '.join(python.takes(callout))})"
+            in_lua, in_python = ARGUMENTS[callout.value], f"({', '.join(python_module.takes(callout))})"
             names = " / ".join(f"`{name}`" for name in names_of(callout))
             out.append(f"| {names} | `{in_lua}` | `{in_python}` |")
     out += [

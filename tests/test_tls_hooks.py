@@ -12,7 +12,7 @@ import pytest
 from quillon.net.eager import at_once
 from quillon.policy.context import Context
 from quillon.policy.hook import Call, Hook, Policy, PolicyError, Session
-from quillon.policy.python import load_module
+from quillon.policy.python_module import load_module
 from quillon.policy.tls import HookFailed, Remote, TlsHooks
 from quillon.policy.world import World
 from quillon.tls.verdict import Certificate, Verdict

@@ -16,7 +16,7 @@ from quillon.mail.reply import Reply
 from quillon.net.eager import at_once
 from quillon.policy.context import Context
 from quillon.policy.hook import Call, Hook, Phase, Policy, PolicyError, Session
-from quillon.policy.python import load_module
+from quillon.policy.python_module import load_module
 from quillon.policy.world import World
 from tests.support.server import Server, free_port, until
 

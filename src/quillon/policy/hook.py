@@ -69,6 +69,9 @@ class Hook(Enum):
     BOUNCE_TEXT = "generate_rfc3464_message_preamble"
 
 
+WITH_MESSAGE = frozenset((Phase.RCPTTO, Phase.DATA, Phase.DATA_SPOOL, Phase.EACH_RCPT, Phase.FINAL_VALIDATION))
+"""Phases whose callouts are called with the message, beside the session."""
+
 ALIASES: dict[str, tuple[str, ...]] = {
     Phase.AUTH.value: ("core_validate_auth", "validate_auth"),
     Phase.FINAL_VALIDATION.value: ("final_validation",),

@@ -22,7 +22,7 @@ from quillon.policy.modules.dmarc import Dmarc
 from quillon.policy.modules.openarc import OpenArc
 from quillon.policy.modules.opendkim import OpenDkim
 from quillon.policy.modules.spf_v1 import Spf
-from quillon.policy.python import load_module
+from quillon.policy.python_module import load_module
 from quillon.policy.world import Datasource, World
 
 PATIENCE = 30.0  # seconds that scripts may wait, for DNS or a database, until they are loaded

@@ -21,6 +21,7 @@ import lupa.luajit21 as lupa
 from quillon.config.settings import ScriptSettings
 from quillon.policy import dialect
 from quillon.policy.hook import (
+    WITH_MESSAGE,
     Call,
     Callout,
     Hook,
@@ -51,7 +52,6 @@ _REMOVED = (
     "module",
     "python",
 )
-WITH_MESSAGE = frozenset((Phase.RCPTTO, Phase.DATA, Phase.DATA_SPOOL, Phase.EACH_RCPT, Phase.FINAL_VALIDATION))
 PATTERN_STEPS = (1e5, 1e7)  # of a search: about half a millisecond and 50 of C; see pattern.lua
 COLLECT_AGAIN = 1.0  # seconds between attempts to make scripts that hold too much let go of some
 _VERDICTS = {0: Verdict.CONT, 1: Verdict.DONE, 2: Verdict.AGAIN}
