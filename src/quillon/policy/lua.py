@@ -244,10 +244,12 @@ class _Runtime:
         )
         runtime = self._chunk("runtime.lua")(given, settings.cpu_limit)
         self._chunk("pattern.lua")(runtime, *(PATTERN_STEPS if settings.cpu_limit else ()))
-        tools = self._chunk("msys.lua")(given, runtime)
-        self.bind, self._session, self._run = tools["bind"], tools["session"], tools["run"]
-        self._load = tools["load"]
-        self._authenticate, self._command = tools["authenticate"], tools["command"]
+        self._chunk("operators.lua")(runtime)
+        tables = self._chunk("msys.lua")(given, runtime)
+        self._load = self._chunk("scripts.lua")(given, runtime, tables)
+        callouts = self._chunk("callouts.lua")(runtime)
+        self.bind, self._session, self._run = callouts["bind"], callouts["session"], callouts["run"]
+        self._authenticate, self._command = callouts["authenticate"], callouts["command"]
         self._continue, self._cancel = runtime["continue"], runtime["cancel"]
         self._disarm, self._state = runtime["disarm"], runtime["state"]
         self.defined = runtime["defined"]

@@ -1,0 +1,49 @@
+-- The operators that the dialect adds, as the functions of _BIT that dialect.py puts in their place. A metamethod goes
+-- first, as for the operators of Lua itself.
+-- Given: what runtime.lua gives.
+local rt = ...
+local raise = rt.raise
+
+_BIT = {}
+local function whole(value)
+  local number = tonumber(value)
+  if number == nil then raise("attempt to perform arithmetic on a " .. type(value) .. " value") end
+  return number
+end
+local function operator(event, f)
+  return function(a, b)
+    if type(a) == "table" or type(b) == "table" then
+      local meta = type(a) == "table" and getmetatable(a) or type(b) == "table" and getmetatable(b)
+      local own = type(meta) == "table" and rawget(meta, event)
+      if own then return own(a, b) end
+    end
+    return f(whole(a), whole(b))
+  end
+end
+-- Integers of 64 bits, as far as a number of Lua holds them: a half of 32 bits each, the upper one with the sign.
+local floor, ceil = math.floor, math.ceil
+local HALF = 2^32
+local function integer(value) return value < 0 and ceil(value) or floor(value) end
+local function bits(f)
+  return function(a, b)
+    a, b = integer(a), integer(b)
+    if a >= 0 and b >= 0 and a < 2^31 and b < 2^31 then return f(a, b) end
+    return f(floor(a / HALF), floor(b / HALF)) * HALF + f(a % HALF, b % HALF) % HALF
+  end
+end
+_BIT.band, _BIT.bor, _BIT.bxor =
+  operator("__and", bits(bit.band)), operator("__or", bits(bit.bor)), operator("__xor", bits(bit.bxor))
+local function shifted(a, by)
+  if by >= 64 or by <= -64 then return 0 end
+  if by < 0 then return floor(a / 2^-by) end
+  local moved = a * 2^by % 2^64
+  return moved < 2^63 and moved or moved - 2^64
+end
+_BIT.shl = operator("__shl", function(a, by) return shifted(integer(a), integer(by)) end)
+_BIT.shr = operator("__shr", function(a, by) return shifted(integer(a), -integer(by)) end)
+_BIT.idiv = operator("__intdiv", function(a, b)
+  if b == 0 then raise("attempt to divide by zero") end
+  return integer(a / b)
+end)
+local bnot = operator("__not", function(a) return -integer(a) - 1 end)
+function _BIT.bnot(a) return bnot(a, 0) end
