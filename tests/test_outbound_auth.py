@@ -265,6 +265,26 @@ def test_mail_for_which_policy_is_still_asked_survives(
     assert {message.recipients[0] for message in sink.messages} == {f"{name}@partner.test" for name in "abcd"}
 
 
+def test_tls_that_a_reload_demands_holds_for_mail_whose_policy_is_being_asked(
+    server: Callable[..., Server], tmp_path: Path
+) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    script = tmp_path / "q/auth.py"
+    script.write_text(PYTHON.replace("0.05", "100"))
+    with SinkThread() as sink:
+        gateway = f'Gateway = "127.0.0.1:{sink.port}" Outbound_SMTP_Auth_Key = none'
+        policy = 'policy "auth" { module = auth.py }'
+        running = server(_sender(port, 1, gateway, policy).replace("TLS = required", "")).start()
+        _send(port)
+        time.sleep(0.5)  # until policy is asked
+        running.configure(_sender(port, 1, gateway, policy))
+        script.write_text("def outbound_smtp_auth_config(delivery):\n    pass\n")
+        running.reload()
+        until(lambda: [x for x in running.log("mainlog.ec") if "@T@" in x and "TLS" in x], "a wait")
+        assert sink.messages == []
+
+
 @pytest.mark.parametrize("value", ["5", "None", "'a\\0b'", "'\\udc80'"])
 @pytest.mark.parametrize("option", ["type", "user", "pass"])
 def test_what_no_host_can_be_told(server: Callable[..., Server], tmp_path: Path, option: str, value: str) -> None:

@@ -313,7 +313,7 @@ class Dispatcher:
                     self.scheduler.enqueue(messages.pop(0), self.around.clock.now())
         finally:
             self._asking.discard(task)
-            self.scheduler.put_back(key, messages)
+            self._return(messages)
             self._kick()
 
     def _rest(self, ip: str, seconds: int) -> None:
