@@ -416,6 +416,7 @@ class Dispatcher:
     async def _load_and_send(self, connection: Connection, messages: list[Message]) -> None:
         """Read a body that is not resident, off the event loop."""
         outcome: Outcome
+        around = self.around
         try:
             body = await self.store.body(messages[0].batch)
         except Exception as error:
@@ -428,18 +429,15 @@ class Dispatcher:
             for message in messages:
                 self._settle(message, outcome, connection.tls, None, "")
             self._free(connection)
+        elif self.around is not around or not connection.usable or connection not in self._keys:
+            # reading took its time: the connection may be gone, or a reload may want other TLS
+            self._return(messages)
+            connection.quit()
+            self._kick()
         else:
             self._deliver(connection, messages, body)
 
     def _deliver(self, connection: Connection, messages: list[Message], body: bytes | str) -> None:
-        # a body that had to be read took its time: the connection may be gone, or a reload may want other TLS
-        key = self._keys.get(connection)
-        if key is None or not connection.usable or connection.tls != self._settings(key)[1]:
-            self._return(messages)
-            connection.quit()
-            self._kick()
-            return
-
         def settle(message: Message, outcome: Outcome) -> None:
             self._settle(message, outcome, connection.tls, connection.facts, connection.host_name, connection.local_ip)
 
