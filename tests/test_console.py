@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,41 @@ def test_commands(running: Running) -> None:
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "reload refused, the running configuration stays: " in refused.stderr
     assert "'perhaps'" in refused.stderr
+
+
+def test_a_policy_that_takes_long_to_load_holds_up_nobody(running: Running) -> None:
+    """It is tried in a process of its own: the console answers, a worker that dies is replaced, the end is at once."""
+    folder = running.server.folder
+    (folder / "slow.py").write_text(
+        "import pathlib, time\nmark = pathlib.Path(__file__).with_suffix('.mark')\n"
+        "if not mark.exists():\n    mark.touch()\n    time.sleep(8)\ndef validate_mailfrom(session):\n    pass\n"
+    )
+    slow = running.text() + ' policy "slow" { module = slow.py }'
+    running.server.configure(slow, workers=2)
+    answers: list[str] = []
+    asking = [threading.Thread(target=lambda: answers.append(running.ask("config reload"))) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    time.sleep(0.5)
+    begun = time.monotonic()
+    os.kill(running.server.workers()[0], 9)
+    assert running.ask("version").startswith("quillon ")
+    until(lambda: "# HELP" in running.ask("metrics") and len(set(running.server.workers())) >= 2, "a new worker")
+    assert time.monotonic() - begun < 7
+    assert answers == []
+    for thread in asking:
+        thread.join()
+    assert ["configuration reloaded" in answer for answer in answers] == [True] * 3
+    # the two that came meanwhile were one reload more
+    until(lambda: len(running.server.events("notice")) == 4, "both workers have reloaded twice", 60)
+    (folder / "slow.py").write_text("import os\nos._exit(1)\n")
+    assert "has ended; does a policy crash while it loads?" in running.ask("config reload")
+    (folder / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    running.server.reload()
+    time.sleep(0.5)
+    begun = time.monotonic()
+    assert running.server.stop() == 0
+    assert time.monotonic() - begun < 10
 
 
 def test_clients_that_misbehave_hold_up_nobody(running: Running) -> None:

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-_LIMIT = 65536
+LIMIT = 65536
 _MAX_DESCRIPTORS = 250  # SCM_MAX_FD is 253
 _ROOM = socket.CMSG_LEN(_MAX_DESCRIPTORS * array.array("i").itemsize)
 
@@ -32,7 +32,7 @@ class Channel:
         """False if it cannot be sent: the other end is gone, or it is too large; without `wait` also where the other
         end does not read what stands already."""
         octets = json.dumps(message).encode()
-        if len(octets) > _LIMIT or len(descriptors) > _MAX_DESCRIPTORS:
+        if len(octets) > LIMIT or len(descriptors) > _MAX_DESCRIPTORS:
             return False
         flags = 0 if wait else socket.MSG_DONTWAIT
         try:
@@ -49,7 +49,7 @@ class Channel:
         try:
             flags = 0 if wait else socket.MSG_DONTWAIT
             # not socket.recv_fds, which leaves its flags unused
-            data, beside, _, _ = self.sock.recvmsg(_LIMIT, _ROOM, flags | socket.MSG_CMSG_CLOEXEC)
+            data, beside, _, _ = self.sock.recvmsg(LIMIT, _ROOM, flags | socket.MSG_CMSG_CLOEXEC)
         except (ConnectionError, BlockingIOError):
             return None
         descriptors = array.array("i")

@@ -22,6 +22,7 @@ from quillon.log.metrics import render
 MAX_LINE = 4096
 MAX_CLIENTS = 32
 PATIENCE = 5.0  # seconds for a client to say its line, and for the workers to answer
+LOCAL_PATIENCE = 300.0  # seconds for what the supervisor does itself, which always answers
 
 ERROR = "error: "  # how an answer begins that is none
 HELP = """help                what can be asked
@@ -51,13 +52,14 @@ class _Client:
 
 
 class Console:
-    """`ask` puts a request to every worker and gives their process ids; `local` are the supervisor's own commands."""
+    """`ask` puts a request to every worker and gives their process ids; `local` are the supervisor's own commands, each
+    given what takes its answer."""
 
     def __init__(
         self,
         selector: selectors.BaseSelector,
         ask: Callable[[dict[str, Any]], set[int]],
-        local: Mapping[str, Callable[[], str]],
+        local: Mapping[str, Callable[[Callable[[str], None]], None]],
     ) -> None:
         self._selector = selector
         self._ask = ask
@@ -153,7 +155,8 @@ class Console:
         elif command == "pid":
             self._end(number, f"{os.getpid()}\n")
         elif command in self._local:
-            self._end(number, self._local[command]() + "\n")
+            client.ends_at = time.monotonic() + LOCAL_PATIENCE
+            self._local[command](lambda text: self._end(number, text + "\n") if number in self._clients else None)
         else:
             # what is none of the server's own may be one that a script has registered
             known = command if command in _OF_WORKERS or words[0] == "record" else "control"

@@ -25,6 +25,7 @@ from quillon.app.channel import Channel
 from quillon.app.console import ERROR, Console
 from quillon.app.notify import notify, reloading
 from quillon.app.privileges import Identity, PrivilegeError, become, identity, make_folder
+from quillon.app.rehearsal import Rehearsal
 from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.scope import resolve
@@ -36,6 +37,10 @@ from quillon.net.clock import SystemClock
 
 RESTART_DELAY = 1.0  # seconds before a worker that died soon after its start is replaced
 GRACE = 15.0  # seconds beyond drain_timeout before a worker is killed; more than the spool takes to close
+
+
+Told = Callable[[list[str]], None]
+"""Hears what is wrong with a configuration that was to be used; nothing if it is in force."""
 
 
 class StartError(Exception):
@@ -69,6 +74,9 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._pidfile = -1
         self._stopping = 0.0
+        self._rehearsal: Rehearsal | None = None  # a configuration that is tried out before it is used
+        self._told: list[Told] = []  # who is to hear what comes of it
+        self._asked: list[Told] = []  # who has asked for a reload since it began
         self._status = 0
         self._signals: list[int] = []
         self._announced = False
@@ -162,17 +170,18 @@ class Supervisor:
             child.channel.send(request, wait=False)  # one that does not read will not answer, which is then told
         return {child.pid for child in ready}
 
-    def _console_reopen(self) -> str:
+    def _console_reopen(self, answer: Callable[[str], None]) -> None:
         for child in self._children.values():
             child.channel.send({"do": "reopen"}, wait=False)
         self._reopen_logs()
-        return "logs reopened"
+        answer("logs reopened")
 
-    def _console_reload(self) -> str:
-        problems = self._reload()
-        if problems:
-            return f"{ERROR}reload refused, the running configuration stays: " + "; ".join(problems)
-        return "configuration reloaded; the paniclog tells if a worker refuses it"
+    def _console_reload(self, answer: Callable[[str], None]) -> None:
+        def ended(problems: list[str]) -> None:
+            refused = f"{ERROR}reload refused, the running configuration stays: " + "; ".join(problems)
+            answer(refused if problems else "configuration reloaded; the paniclog tells if a worker refuses it")
+
+        self._reload(ended)
 
     def _keep(self, made: dict[str, list[socket.socket]]) -> None:
         for name, sockets in made.items():
@@ -224,7 +233,7 @@ class Supervisor:
         if pid == 0:
             status = worker.FAULTY
             try:
-                self._become_child(number, ours)
+                self._let_go(ours, number)
                 status = worker.main(self._config, number, self._count, self._sockets[number], theirs)
             except BaseException:
                 traceback.print_exc()
@@ -236,8 +245,8 @@ class Supervisor:
         self._children[pid] = _Child(number, pid, ours, time.monotonic())
         self._selector.register(ours, selectors.EVENT_READ, pid)
 
-    def _become_child(self, number: int, ours: Channel) -> None:
-        """Let go of what belongs to the supervisor and to the other workers."""
+    def _let_go(self, ours: Channel, number: int = -1) -> None:
+        """In a child: let go of what belongs to the supervisor and to the workers, but for the sockets of `number`."""
         signal.set_wakeup_fd(-1)
         for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(caught, signal.SIG_DFL)
@@ -246,6 +255,8 @@ class Supervisor:
         self._console.close_inherited()
         for child in self._children.values():
             child.channel.close()
+        if self._rehearsal is not None:
+            self._rehearsal.channel.close()
         for sock in self._wake:
             sock.close()
         self._loggers.close()
@@ -264,12 +275,16 @@ class Supervisor:
             waits.append(self._stopping - time.monotonic())
         if self._console.deadline:
             waits.append(self._console.deadline - time.monotonic())
+        if self._rehearsal is not None:
+            waits.append(self._rehearsal.ends_at - time.monotonic())
         self._hear(self._selector.select(max(min(waits, default=60.0), 0.0)))
         self._console.expire()
         caught, self._signals = self._signals, []
         self._reap()
         if signal.SIGHUP in caught and not self._stopping:
-            self._reload()
+            self._reload(_heard_by_nobody)
+        if self._rehearsal is not None and time.monotonic() >= self._rehearsal.ends_at:
+            self._rehearsed(late=True)
         if {signal.SIGTERM, signal.SIGINT} & set(caught):
             self._stop()
         if self._stopping and time.monotonic() >= self._stopping:
@@ -355,35 +370,64 @@ class Supervisor:
 
     # reload and end -------------------------------------------------------------------------------------------
 
-    def _reload(self) -> list[str]:
-        """Use a new configuration everywhere, or keep the running one and say why; gives what is wrong with it."""
+    def _reload(self, *told: Told) -> None:
+        """Use a new configuration everywhere, or keep the running one and say why."""
+        if self._rehearsal is not None:
+            self._asked += told  # files may have changed since: they are read again
+            return
         reloading()
+        self._told += told
         loaded = load(self._config.files[0])
         for fault in loaded.faults:
             if fault.warning:
                 self._say(str(fault))
-        problems = [str(fault) for fault in loaded.errors]
+        if loaded.config is None:
+            self._reloaded([str(fault) for fault in loaded.errors])
+            return
+        self._rehearsal = Rehearsal(loaded.config, self._clock, self._let_go)
+        self._selector.register(self._rehearsal, selectors.EVENT_READ, lambda _: self._rehearsed(late=False))
+
+    def _rehearsed(self, *, late: bool) -> None:
+        """A configuration has been tried out."""
+        rehearsal = self._rehearsal
+        if rehearsal is None:
+            return
+        self._selector.unregister(rehearsal)
+        self._rehearsal = None
+        problems = rehearsal.late() if late else rehearsal.problems()
+        changed = _needs_restart(self._config, rehearsal.config)
+        problems += [f"{name} has changed, which needs a restart" for name in changed]
+        if not problems:
+            problems = self._use(rehearsal.config)
+        self._reloaded(problems)
+
+    def _reloaded(self, problems: list[str]) -> None:
+        if problems:
+            self._panic("config: reload refused, the running configuration stays: " + "; ".join(problems))
+        else:
+            self._say("configuration reloaded")
+        notify("READY=1")
+        told, self._told = self._told, []
+        for tell in told:
+            tell(problems)
+        asked, self._asked = self._asked, []
+        if asked:
+            self._reload(*asked)
+
+    def _use(self, config: Config) -> list[str]:
+        """Let a configuration be in force; gives what prevents that."""
         made: dict[str, list[socket.socket]] = {}
-        if loaded.config is not None:
-            problems = compose.try_out(loaded.config, self._clock)
-            changed = _needs_restart(self._config, loaded.config)
-            problems += [f"{name} has changed, which needs a restart" for name in changed]
-            try:
-                if not problems:
-                    made = self._bind(loaded.config.listens(), fresh=False)
-                    self._bind_console(loaded.config)
-            except BindError as error:
-                problems.append(str(error))
-        if loaded.config is None or problems:
+        try:
+            made = self._bind(config.listens(), fresh=False)
+            self._bind_console(config)
+        except BindError as error:
             for unused in made.values():
                 for sock in unused:
                     sock.close()
-            self._panic("config: reload refused, the running configuration stays: " + "; ".join(problems))
-            notify("READY=1")
-            return problems
-        self._config = loaded.config
+            return [str(error)]
+        self._config = config
         self._keep(made)
-        wanted = {listen.name for listen in loaded.config.listens()}
+        wanted = {listen.name for listen in config.listens()}
         for sockets in self._sockets:
             for name in sockets.keys() - wanted:
                 sockets.pop(name).close()
@@ -393,8 +437,6 @@ class Supervisor:
             if not child.channel.send(told, [sock.fileno() for sock in new.values()], wait=False):
                 self._panic(f"worker {child.number} (pid {child.pid}) does not take the reload: restart Quillon")
         self._reopen_logs()
-        self._say("configuration reloaded")
-        notify("READY=1")
         return []
 
     def _reopen_logs(self) -> None:
@@ -412,6 +454,10 @@ class Supervisor:
             return
         notify("STOPPING=1")
         self._say("draining")
+        if self._rehearsal is not None:
+            self._selector.unregister(self._rehearsal)
+            self._rehearsal.end()
+            self._rehearsal = None
         self._console.close()
         self._due.clear()
         self._stopping = time.monotonic() + self._config.node().drain_timeout + GRACE
@@ -439,6 +485,10 @@ class Supervisor:
 
     def _panic(self, text: str) -> None:
         self._loggers.log(Panic(self._clock.now(), text))
+
+
+def _heard_by_nobody(_problems: list[str]) -> None:
+    """SIGHUP waits for no answer; the paniclog has it."""
 
 
 def _status_words(code: int) -> str:

@@ -7,7 +7,7 @@ import socket
 import sys
 from typing import Any
 
-from quillon.app.console import ERROR
+from quillon.app.console import ERROR, LOCAL_PATIENCE
 from quillon.config.load import load
 
 
@@ -31,7 +31,7 @@ def run(given: argparse.Namespace) -> int:
         path = sockets[0].path
     try:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(15)
+            sock.settimeout(LOCAL_PATIENCE)
             sock.connect(path)
             sock.sendall((" ".join(given.words) + "\n").encode())
             said = b""

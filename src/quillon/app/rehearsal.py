@@ -1,0 +1,78 @@
+"""Trying a configuration out in a process of its own.
+
+Its scripts may wait, loop, or crash while they load; the supervisor serves its workers and the console meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from quillon.app import compose
+from quillon.app.channel import LIMIT, Channel
+from quillon.config.model import Config
+from quillon.net.clock import Clock
+
+PATIENCE = 120.0  # seconds; policies have 30 for what they wait for, and certificates are read besides
+_ROOM = LIMIT // 8  # characters of what is wrong, for a character may take six octets
+
+
+class Rehearsal:
+    """A trial that is under way. `config` is what is tried.
+
+    `alone` is called in the new process, with this end of the channel, to let go of what belongs to its parent.
+    """
+
+    def __init__(self, config: Config, clock: Clock, alone: Callable[[Channel], None]) -> None:
+        self.config = config
+        self.channel, theirs = Channel.pair()
+        self.ends_at = time.monotonic() + PATIENCE
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                alone(self.channel)
+                problems = compose.try_out(config, clock)
+                theirs.send({"problems": problems if sum(map(len, problems)) < _ROOM else _shortened(problems)})
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(0)
+        theirs.close()
+
+    def fileno(self) -> int:
+        return self.channel.fileno()
+
+    def problems(self) -> list[str]:
+        """What is wrong with the configuration, once the channel can be read."""
+        got = self.channel.receive(wait=False)
+        self.channel.close()
+        if got is None:
+            return ["the process that tried the configuration out has ended; does a policy crash while it loads?"]
+        found: list[str] = got[0]["problems"]
+        return found
+
+    def late(self) -> list[str]:
+        """It has taken too long."""
+        self.end()
+        return [
+            f"to try the configuration out took more than {PATIENCE:.0f} s; does a policy hang while it loads?"
+        ]
+
+    def end(self) -> None:
+        """The outcome does not matter any more."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self.channel.close()
+
+
+def _shortened(problems: list[str]) -> list[str]:
+    words = "; ".join(problems)
+    return [f"{words[:_ROOM]} ... ({len(problems)} faults in all; `quillon check` prints each)"]
