@@ -12,9 +12,12 @@ from email.errors import HeaderParseError
 from email.header import Header, decode_header, make_header
 from functools import lru_cache
 
+from quillon.mail import charset
+
 _NAME = re.compile(r"[!-9;-~]+")
 _FOLD = re.compile(r"\r\n(?=[ \t])")
 _UNFOLD = re.compile(r"\r\n[ \t]+")
+LONGEST_DECODED = 65536  # characters of a value; the library takes time that grows with the square of them
 _LINE_LENGTH = 76  # RFC 5322 2.1.1 asks for at most 78
 
 
@@ -48,9 +51,12 @@ def values(head: bytes, name: str) -> list[str]:
 
 def decoded(value: str) -> str:
     """A value as `raw_values` gives it, as text."""
-    if "=?" in value:
+    if "=?" in value and len(value) <= LONGEST_DECODED:
         try:
-            return str(make_header(decode_header(value)))
+            words = decode_header(value)
+            if any(name is not None and charset.codec_of(name) is None for _, name in words):
+                return value
+            return str(make_header(words))
         except (HeaderParseError, LookupError, UnicodeError, ValueError):
             return value
     return value if value.isascii() else value.encode("latin-1").decode("utf-8", "replace")

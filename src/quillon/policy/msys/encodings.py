@@ -5,7 +5,12 @@ from __future__ import annotations
 import base64
 import quopri
 
+from quillon.mail import charset as charsets
 from quillon.policy.msys.api import Api
+
+LONGEST_DOMAIN = 1000  # octets; preparing one takes time that grows with the square of its length
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_NO_BASE64 = bytes(set(range(256)) - set(_ALPHABET))
 
 
 def register(api: Api) -> None:
@@ -17,14 +22,14 @@ def register(api: Api) -> None:
     @api.function("msys.base64.decode", octets=True)
     def base64_decode(text: bytes) -> bytes:
         """What base64 stands for; white space and what is no base64 is left out."""
-        data = bytes(octet for octet in text if octet in _ALPHABET)
+        data = text.translate(None, _NO_BASE64)
         return base64.b64decode(data + b"=" * (-len(data) % 4))
 
     @api.function("msys.qp.encode", octets=True)
     def qp_encode(text: bytes, charset: bytes | None = None, dotstuffing: bool = False) -> bytes:
         """Quoted-printable; with a charset the text is converted from UTF-8 before."""
         if charset:
-            text = text.decode("utf-8", "replace").encode(charset.decode("ascii"), "replace")
+            text = charsets.encoded(text.decode("utf-8", "replace"), charset.decode("latin-1"))
         out = quopri.encodestring(text.replace(b"\r\n", b"\n")).replace(b"\n", b"\r\n")
         if dotstuffing:
             out = out.replace(b"\r\n.", b"\r\n..")
@@ -35,11 +40,21 @@ def register(api: Api) -> None:
     def qp_decode(text: bytes, charset: bytes | None = None) -> bytes:
         """What quoted-printable stands for; with a charset converted to UTF-8."""
         data = quopri.decodestring(text)
-        return data.decode(charset.decode("ascii"), "replace").encode() if charset else data
+        if charset is None:
+            return data
+        name = charset.decode("latin-1")
+        if charsets.codec_of(name) is None:
+            raise ValueError(f"{name[:80]!r} is no charset")
+        return charsets.decoded(data, name).encode()
+
+    def short(name: str) -> None:
+        if len(name) > LONGEST_DOMAIN:
+            raise ValueError(f"a domain has {LONGEST_DOMAIN} octets at most")
 
     @api.function("msys.idn.to_idn")
     def to_idn(name: str) -> str:
         """A domain in A-labels."""
+        short(name)
         try:
             return name.encode("idna").decode("ascii")
         except UnicodeError as error:
@@ -48,10 +63,8 @@ def register(api: Api) -> None:
     @api.function("msys.idn.to_utf8")
     def to_utf8(name: str) -> str:
         """A domain in U-labels."""
+        short(name)
         try:
             return name.encode("ascii").decode("idna")
         except UnicodeError as error:
             raise ValueError(f"{name!r} has no U-labels: {error}") from None
-
-
-_ALPHABET = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")

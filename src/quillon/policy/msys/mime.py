@@ -18,6 +18,7 @@ from email.message import Message as Part_
 from email.utils import formatdate, make_msgid
 from typing import Any, TypeAlias
 
+from quillon.mail import charset as charsets
 from quillon.mail import header as headers
 from quillon.policy.hook import Call
 from quillon.policy.message import Content, MessageView
@@ -96,15 +97,32 @@ def text_of(node: Mime) -> str | None:
     data = node.get_payload(decode=True)
     if not isinstance(data, bytes):
         return None
-    try:
-        return data.decode(node.get_content_charset("utf-8"), "replace")
-    except LookupError:
-        return data.decode("latin-1")
+    return charsets.decoded(data, charset_of(node) or "utf-8")
+
+
+def charset_of(node: Mime) -> str | None:
+    """The charset of a part's Content-Type, if it names one."""
+    found = _parameter(node, "content-type", "charset")
+    return found.lower() if found else None
+
+
+def _parameter(node: Mime, header: str, name: str) -> str | None:
+    """A parameter of a header field, decoded (RFC 2231); None where it is not there."""
+    found = node.get_param(name, header=header)
+    if isinstance(found, tuple):
+        charset, _, text = found
+        found = charsets.decoded(text.encode("latin-1", "replace"), charset or "us-ascii")
+    return found if isinstance(found, str) else None
+
+
+def filename_of(node: Mime) -> str | None:
+    """The name of the file that a part is."""
+    return _parameter(node, "content-disposition", "filename") or _parameter(node, "content-type", "name")
 
 
 def set_text(node: Mime, value: str, kind: str | None, charset: str | None) -> None:
     """Another text, with its Content-Type and transfer encoding. Raises ValueError for an unknown charset."""
-    charset = charset or node.get_content_charset("utf-8") or "utf-8"
+    charset = charset or charset_of(node) or "utf-8"
     kind = kind or (node.get_content_type() if node.get_content_maintype() == "text" else "text/plain")
     data, encoding = encoded(value, charset)
     for name in ("Content-Type", "Content-Transfer-Encoding"):
@@ -118,10 +136,7 @@ def set_text(node: Mime, value: str, kind: str | None, charset: str | None) -> N
 
 def encoded(value: str, charset: str) -> tuple[bytes, str]:
     """Text as octets in a transfer encoding, and its name: 7bit where that does, else quoted-printable."""
-    try:
-        data = value.encode(charset, "replace")
-    except LookupError:
-        raise ValueError(f"{charset!r} is no charset") from None
+    data = charsets.encoded(value, charset)
     data = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     if data.isascii() and all(len(line) <= MAX_LINE for line in data.split(b"\r\n")):
         return data, "7bit"
@@ -360,10 +375,10 @@ def _register_part(api: Api) -> None:
     def content_type(part: Part) -> dict[str, Any]:
         """mimetype, charset, encoding, is_attachment, filename."""
         node = part.node
-        name = node.get_filename()
+        name = filename_of(node)
         found: dict[str, Any] = {
             "mimetype": node.get_content_type(),
-            "charset": node.get_content_charset(),
+            "charset": charset_of(node),
             "encoding": str(node.get("Content-Transfer-Encoding", "7bit")).lower(),
             "is_attachment": name is not None or node.get_content_disposition() == "attachment",
             "filename": name,
