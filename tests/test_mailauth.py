@@ -121,6 +121,15 @@ def test_keys_that_cannot_be_used(record: str, words: str) -> None:
         dkim.public_key(record, "rsa-sha256", "bank.fi", "@bank.fi")
 
 
+def test_lists_of_a_key_record() -> None:
+    """White space around the words (RFC 6376 3.2), however much: a pattern for it took the square of that."""
+    key, wide = _record(RSA).partition("p=")[2], " " * 100_000
+    record = f"v=DKIM1; h=sha1{wide}: sha256 ; s={wide}x:email; p={key}"
+    assert dkim.public_key(record, "rsa-sha256", "bank.fi", "@bank.fi") == RSA.public_key()
+    with pytest.raises(DkimError, match="own domain only"):
+        dkim.public_key(f"{record}; t=y{wide}:{wide}s", "rsa-sha256", "bank.fi", "@other.test")
+
+
 def test_small_keys_and_other_things_sign_nothing() -> None:
     small = rsa.generate_private_key(65537, 1024)
     assert dkim.load_private_key(

@@ -205,7 +205,9 @@ class DigestMd5:
         start = self._start(user, secret)
         if start is None or not self._fits(fields):
             return Attempt(user, False)
-        if not hmac.compare_digest(_digest(start, fields, "AUTHENTICATE"), fields["response"].lower()):
+        if not hmac.compare_digest(
+            _digest(start, fields, "AUTHENTICATE").encode(), fields["response"].lower().encode()
+        ):
             return Attempt(user, False)
         self._proved = Attempt(user, True)
         return Challenge(b"rspauth=" + _digest(start, fields, "").encode("ascii"))
