@@ -1,19 +1,26 @@
 """Retries by the manual's arithmetic, and which queue gets what."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quillon.config.options import table
+from quillon.config.scope import resolve
+from quillon.config.settings import DeliverySettings, build
+from quillon.delivery import ruling
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
 from quillon.mail.message import NULL_ID, Batch, IdSource, Message, Origin
 from quillon.mail.outcome import Delivered, PermanentFailure, Stage, TransientFailure
+from quillon.policy.hook import Hook, Policy
 from quillon.queue import retry
 from quillon.queue.backlog import Key
 from quillon.queue.scheduler import Delay, Fail, Limits, Remove, Scheduler
 from quillon.queue.throttle import Bucket
+from tests.support.scripts import Answers
 
 IDS = IdSource(1)
 LATER = TransientFailure(replies.parse_reply("450 4.2.1 later"), Stage.AFTER_RCPT)
@@ -187,3 +194,41 @@ def test_a_throttle_tells_when_it_is_ready() -> None:
     assert not bucket.take(105.0)
     assert bucket.ready_at(105.0) == pytest.approx(110.0)
     assert bucket.take(110.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "at"), [(5.0, 100.0), (500.0, 500.0), (math.inf, 1000.0), (math.nan, 300.0), ("x", 300.0)]
+)
+def test_no_attempt_lies_behind_the_expiry_for_ever(said: object, at: float) -> None:
+    """A policy may choose the time; one that never comes would keep the message, untold, for good."""
+    reports: list[str] = []
+    policy = Policy([Answers(Hook.NEXT_ATTEMPT, lambda *_: said)], reports.append)
+    message, now = _message(), 100.0
+    settled = _scheduler(Rules(retry_interval=200, message_expiration=1000)).settle(
+        message, LATER, now, lambda when: ruling.next_attempt(message, when, now, policy)
+    )
+    assert settled == Delay(at)
+    assert bool(reports) is (at == 300.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "limits"),
+    [
+        ((60, 3), (60, "3")),
+        ((60.0, "none"), (60, "none")),
+        (("60", "auto"), (60, "auto")),
+        ((-1, 0), (0, "0")),
+        ((60, math.inf), None),
+        ((math.nan, 3), None),
+        ((60, "\u00b2"), None),
+        ((None, 3), None),
+        (60, None),
+    ],
+)
+def test_limits_that_are_none_change_nothing(said: object, limits: tuple[int, str] | None) -> None:
+    reports: list[str] = []
+    policy = Policy([Answers(Hook.EXPIRATION, lambda *_: said)], reports.append)
+    before = build(DeliverySettings, lambda name: resolve(table().options[name], [], "/").value)
+    found = ruling.retries(_message(), before, policy)
+    assert (found.message_expiration, found.max_retries) == (limits or (before.message_expiration, before.max_retries))
+    assert bool(reports) is (limits is None)

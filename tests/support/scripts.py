@@ -12,7 +12,7 @@ from quillon.mail.address import Mailbox
 from quillon.mail.reply import Reply
 from quillon.net.eager import at_once
 from quillon.policy.context import Context
-from quillon.policy.hook import Call, Phase, Policy, Session
+from quillon.policy.hook import Call, Hook, Phase, Policy, Session
 from quillon.policy.lua import load_scripts
 from quillon.policy.message import Content, MessageView
 from quillon.policy.msys import db
@@ -103,6 +103,24 @@ class Stage:
     @property
     def faults(self) -> list[str]:
         return [line for line in self.reports if "OUT " not in line]
+
+
+class Answers:
+    """A module with one answer to one question."""
+
+    name = facility = "p"
+
+    def __init__(self, hook: Hook, answer: Callable[..., object]) -> None:
+        self._hook, self._answer = hook, answer
+
+    def callout(self, phase: Phase) -> None:
+        return None
+
+    def hook(self, hook: Hook) -> Callable[..., object] | None:
+        return self._answer if hook is self._hook else None
+
+    def close(self) -> None:
+        return None
 
 
 Runner = Callable[..., Stage]

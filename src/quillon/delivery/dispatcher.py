@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from quillon.config.model import Config, lookup_name
 from quillon.config.settings import DeliverySettings, OutboundTls, share
@@ -71,7 +72,7 @@ class Dispatcher:
     _buckets: dict[tuple[int, str], Bucket] = field(default_factory=dict)
     _opening: list[str] = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _asking: set[asyncio.Task[None]] = field(default_factory=set)
+    _asking: set[asyncio.Task[ruling.Ruling | str | None]] = field(default_factory=set)
     _pumping: bool = False
     _stopping: bool = False
     _timer: asyncio.TimerHandle | None = None
@@ -97,7 +98,11 @@ class Dispatcher:
         self._reroute(message)
         if message.refused:
             _, tls = self._settings(key_of(message))
-            self._settle(message, PermanentFailure(parse_reply(message.refused), Stage.IDLE), tls, None, "")
+            try:
+                refusal = parse_reply(message.refused)
+            except ValueError:  # what stands in a spool ends no server
+                refusal = replies.REFUSED
+            self._settle(message, PermanentFailure(refusal, Stage.IDLE), tls, None, "")
         else:
             self.scheduler.enqueue(message, now)
 
@@ -130,6 +135,8 @@ class Dispatcher:
         self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
+        for task in self._asking:
+            task.cancel()
         for connection in self._pool.drain():
             connection.quit()
         end = self.around.clock.now() + seconds
@@ -187,14 +194,21 @@ class Dispatcher:
                     break
         now = self.around.clock.now()
         for key in self.scheduler.next(now):
+            if isinstance(key.ruling, ruling.Pending):
+                self._ask(key)
+                self.scheduler.closed(key, was_connected=False)  # to ask takes no connection
+                continue
             task = asyncio.get_running_loop().create_task(self._open(key))
             self._tasks.add(task)
             task.add_done_callback(self._opened)
 
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self.log(Panic(self.around.clock.now(), f"delivery: unexpected {task.exception()!r}"))
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._unexpected(error)
+
+    def _unexpected(self, error: BaseException) -> None:
+        self.log(Panic(self.around.clock.now(), f"delivery: unexpected {error!r}"))
 
     # settings -------------------------------------------------------------------------------------------------
 
@@ -243,9 +257,6 @@ class Dispatcher:
             self._kick()
 
     async def _connect(self, key: Key) -> Connection | None:
-        if isinstance(key.ruling, ruling.Pending):
-            await self._rule(key)
-            return None
         settings, tls = self._settings(key)
         now = self.around.clock.now()
         if isinstance(key.ruling, str):
@@ -300,21 +311,30 @@ class Dispatcher:
         self._site_failed(key, step, tls, facts, host)
         return None
 
-    async def _rule(self, key: Key) -> None:
-        """Ask what the messages of a queue authenticate with, and put each into the queue where it belongs then."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._asking.add(task)
-        messages: list[Message] = []
-        try:
-            while messages := self.scheduler.take(key, ASKED_AT_ONCE):
-                while messages:
-                    messages[0].ruling = await ruling.asked(messages[0], *self._settings(key), self.around.hooks)
-                    self.scheduler.enqueue(messages.pop(0), self.around.clock.now())
-        finally:
-            self._asking.discard(task)
-            self._return(messages)
-            self._kick()
+    def _ask(self, key: Key) -> None:
+        """Have policy asked what the messages of a queue authenticate with, so many at once."""
+        while len(self._asking) < ASKED_AT_ONCE:
+            messages = self.scheduler.take(key, ASKED_AT_ONCE - len(self._asking))
+            if not messages:
+                break
+            for message in messages:
+                asked = ruling.asked(message, *self._settings(key_of(message)), self.around.hooks)
+                task = asyncio.get_running_loop().create_task(asked)
+                self._asking.add(task)
+                task.add_done_callback(partial(self._asked, message))
+
+    def _asked(self, message: Message, task: asyncio.Task[ruling.Ruling | str | None]) -> None:
+        """Policy has said what a message authenticates with: put it into the queue where it belongs then."""
+        self._asking.discard(task)
+        if task.cancelled():  # a reload, or the end
+            self._return([message])
+        else:
+            error = task.exception()
+            message.ruling = f"unexpected {error!r}" if error is not None else task.result()
+            if error is not None:
+                self._unexpected(error)
+            self.scheduler.enqueue(message, self.around.clock.now())
+        self._kick()
 
     def _rest(self, ip: str, seconds: int) -> None:
         now = self.around.clock.now()
@@ -466,7 +486,7 @@ class Dispatcher:
             outcome,
             now,
             lambda when: ruling.next_attempt(message, when, now, policy),
-            ruling.retries(message, self._settings(key_of(message))[0], policy),
+            lambda: ruling.retries(message, self._settings(key_of(message))[0], policy),
         )
         if isinstance(settled, Fail):
             outcome = settled.outcome

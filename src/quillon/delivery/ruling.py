@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import math
 from dataclasses import dataclass, replace
 
 from quillon.config.settings import DeliverySettings, OutboundTls
@@ -15,6 +17,7 @@ from quillon.policy.tls import HookFailed, TlsHooks
 from quillon.smtp.client import Login
 
 AUTH_TYPE, AUTH_USER, AUTH_PASS, AUTH_KEY = (f"outbound_smtp_auth_{word}" for word in ("type", "user", "pass", "key"))
+PATIENCE = 60.0  # seconds that outbound_smtp_auth_config may take for a message
 _NONE = ("", "no", "none", "false")
 
 
@@ -55,15 +58,19 @@ async def asked(message: Message, settings: DeliverySettings, tls: OutboundTls, 
     call = _auth_call(message, settings)
     policy = hooks.policy
     try:
-        for name, answer in policy.hooks(Hook.OUTBOUND_AUTH):
-            call.context.module = name
-            try:
-                said = answer(call)
-                if inspect.isawaitable(said):
-                    await said
-            except Exception as error:
-                raise _failed(policy, f"{Hook.OUTBOUND_AUTH.value} error in {name}: {words_of(error)}") from None
+        async with asyncio.timeout(PATIENCE):
+            for name, answer in policy.hooks(Hook.OUTBOUND_AUTH):
+                call.context.module = name
+                try:
+                    said = answer(call)
+                    if inspect.isawaitable(said):
+                        await said
+                except Exception as error:
+                    raise _failed(policy, f"{Hook.OUTBOUND_AUTH.value} error in {name}: {words_of(error)}") from None
         return _ruling(message, tls, hooks, _login(call, policy))
+    except TimeoutError:
+        words = f"{Hook.OUTBOUND_AUTH.value} error in {call.context.module}: it waited longer than {PATIENCE:.0f} s"
+        return str(_failed(policy, words))
     except HookFailed as error:
         return str(error)
 
@@ -125,13 +132,22 @@ def retries(message: Message, settings: DeliverySettings, policy: Policy) -> Del
         return settings
     try:
         expiration, limit = said
-        text = str(int(limit)) if isinstance(limit, (int, float)) else str(limit).lower()
-        if text not in ("auto", "none") and not text.isdigit():
-            raise ValueError(f"max_retries = {limit!r}")
-        return replace(settings, message_expiration=max(int(expiration), 0), max_retries=text)
+        if limit not in ("auto", "none"):
+            limit = str(_whole("max_retries", limit))
+        return replace(settings, message_expiration=_whole("message_expiration", expiration), max_retries=limit)
     except (TypeError, ValueError) as error:
-        policy.report(f"scriptlet: {Hook.EXPIRATION.value} error: {error}")
+        policy.report(f"policy: {Hook.EXPIRATION.value} error: {error}")
         return settings
+
+
+def _whole(name: str, value: object) -> int:
+    """A number out of what a script gives, not below 0. Raises ValueError."""
+    try:
+        if isinstance(value, (int, float, str)):
+            return max(int(value), 0)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"{name} = {value!r}")
 
 
 def next_attempt(message: Message, when: float, now: float, policy: Policy) -> float:
@@ -139,7 +155,12 @@ def next_attempt(message: Message, when: float, now: float, policy: Policy) -> f
     if not policy.hooks(Hook.NEXT_ATTEMPT):
         return when
     said = policy.answers(Hook.NEXT_ATTEMPT, call_about(message, Hook.NEXT_ATTEMPT), when, message.tries)
-    return max(float(said), now) if isinstance(said, (int, float)) and not isinstance(said, bool) else when
+    if said is None:
+        return when
+    if isinstance(said, bool) or not isinstance(said, (int, float)) or math.isnan(said):
+        policy.report(f"policy: {Hook.NEXT_ATTEMPT.value} error: it returned {said!r}, which is no time")
+        return when
+    return max(said, now)
 
 
 def bounces(message: Message, reply: Reply, policy: Policy) -> bool:

@@ -10,7 +10,10 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-_LINE = re.compile(r"([2-5][0-5][0-9])(?:[ -]|\Z)(?:([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:\s|\Z))?(.*)", re.S)
+NO_TEXT = "no text"  # of a reply for which a policy gave none
+LINE_LENGTH = 500  # octets of a reply line's text: RFC 5321 4.5.3.1.5 has 512 for the line
+MOST_TEXT = 8192  # characters of a reply's text
+_LINE = re.compile(r"([2-5][0-9][0-9])(?:[ -]|\Z)(?:([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:\s|\Z))?(.*)", re.S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Reply:
     def encode(self) -> bytes:
         """The reply as it goes over the wire, each line with its code and CRLF."""
         prefix = f"{self.enhanced} " if self.enhanced else ""
-        lines = self.text.split("\n")
+        lines = [part for line in self.text.split("\n") for part in _parts(line)]
         out = [f"{self.code}-{prefix}{line}\r\n" for line in lines[:-1]]
         out.append(f"{self.code} {prefix}{lines[-1]}\r\n")
         return "".join(out).encode("ascii", "replace")
@@ -52,13 +55,26 @@ class Reply:
         return Reply(self.code, self.enhanced, f"{self.text} ({cause})")
 
 
+def words(text: str) -> str:
+    """The text of a reply out of what somebody wrote: no control characters, lines joined by LF, of some length."""
+    lines = (re.sub(r"[\0-\x08\x0b-\x1f\x7f]", "?", line).strip() for line in re.split(r"[\r\n]+", text.strip()))
+    return "\n".join(lines)[:MOST_TEXT]
+
+
 def parse_reply(text: str) -> Reply:
     """Read `550 5.7.1 relaying denied` as an operator or a script wrote it. Raises ValueError."""
     match = _LINE.match(text.strip())
     if match is None:
-        raise ValueError(f"not an SMTP reply: {text!r}")
+        raise ValueError(f"not an SMTP reply: {text[:80]!r}")
     code, enhanced, rest = match.groups()
-    return Reply(int(code), enhanced or "", rest.strip() or "no text")
+    return Reply(int(code), enhanced or "", words(rest) or NO_TEXT)
+
+
+def _parts(line: str) -> list[str]:
+    """A line in pieces that a client has to be able to read."""
+    if len(line) <= LINE_LENGTH:
+        return [line]
+    return [line[at : at + LINE_LENGTH] for at in range(0, len(line), LINE_LENGTH)]
 
 
 def _r(text: str) -> Reply:
@@ -185,4 +201,5 @@ MAX_TIME = _r("554 5.4.7 [internal] exceeded max time without delivery")
 EXPIRED_UNATTEMPTED = _r("554 5.4.5 [internal] Delivery not attempted (message expired)")
 BLACKHOLED_INLINE = _r("551 5.7.1 recipient blackholed")
 BLACKHOLED = _r("554 5.7.0 [internal] Blackholed")
+REFUSED = _r("550 5.7.1 [internal] refused by policy")
 BODY_MISSING = _r("550 5.3.0 [internal] message body missing")

@@ -102,11 +102,12 @@ class Scheduler:
         outcome: Outcome,
         now: float,
         choose: Callable[[float], float] = lambda when: when,
-        settings: RetrySettings | None = None,
+        limits: Callable[[], RetrySettings] | None = None,
     ) -> Settled:
         """What becomes of a message whose attempt ended. Counts the attempt.
 
-        `choose` may put the next attempt at another time, `settings` limit retries otherwise than the queue's.
+        For one that is to be tried again `limits` may limit retries otherwise than its queue does, and `choose` put the
+        next attempt at another time, though not behind its expiry.
         """
         message.tries += 1
         if isinstance(outcome, Delivered):
@@ -114,11 +115,13 @@ class Scheduler:
         message.last_reply = str(outcome.reply)
         if isinstance(outcome, PermanentFailure):
             return Fail(outcome)
-        settings = settings or self._limits(key_of(message)).retry
+        settings = limits() if limits is not None else self._limits(key_of(message)).retry
         reason = retry.give_up(settings, message, now)
         if reason is not None:
             return Fail(PermanentFailure(reason, outcome.stage, outcome.remote_ip, outcome.cause, outcome.sent))
-        message.next_at = choose(now + retry.delay(settings, message.tries))
+        expiry = message.batch.received_at + settings.message_expiration
+        due = now + retry.delay(settings, message.tries)
+        message.next_at = min(choose(due), max(expiry, due))
         self.enqueue(message, now)
         return Delay(message.next_at)
 
