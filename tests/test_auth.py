@@ -94,6 +94,8 @@ def test_digest_md5_by_the_example_of_rfc_2831() -> None:
         assert sasl.exchange("DIGEST-MD5", _server(users)).step(changed.format(good).encode()) == Attempt(
             "chris", False
         )
+    strange = line.format('"\u00fc"').encode()
+    assert sasl.exchange("DIGEST-MD5", _server(users)).step(strange) == Attempt("chris", False)
     assert isinstance(sasl.exchange("DIGEST-MD5", _server(users)).step(b"username=x"), Malformed)
 
 
@@ -430,8 +432,11 @@ function m:core_validate_auth_hook(vctx, info, status)
   vctx:set(1, "seen", info.user .. info.name .. status)
   if vctx:get(1, "tls") ~= "on" then vctx:set_code(530, "5.7.0 Must issue a STARTTLS command first") end
 end
+function m:pre_esmtp_auth(ac, auth) if auth.user == "preboom" then error("never") end end
 function m:ac_auth_perform_auth(username, password, ac, response)
   if password == "testx" then response:write(refusal, #refusal) end
+  if password == "welcome" then response:write("235 2.7.0 welcome") end
+  if password == "broken" then error("no database") end
   local row = msys.db.fetch_row("users", "SELECT password FROM users WHERE name = ?", {username})
   return row ~= nil and password == row.password and msys.core.EC_AUTH_OK or msys.core.EC_AUTH_FAIL
 end
@@ -488,6 +493,10 @@ def test_lua_has_schemes_and_the_last_word(server: Callable[..., Quillon], pki: 
     assert attempt("LOGIN", "Test User", "test2006")[0] == 235
     assert attempt("LOGIN", "Test User", "testx") == (531, b"Get out of town")
     assert attempt("LOGIN", "Nobody", "test2006")[0] == 535
+    # a refusal is none with the words of a success, and what fails has not agreed
+    assert attempt("LOGIN", "Test User", "welcome") == (535, b"5.7.8 Sorry")
+    assert attempt("LOGIN", "Test User", "broken") == (451, b"4.3.0 policy error, please try later")
+    assert attempt("LOGIN", "preboom", "test2006") == (451, b"4.3.0 policy error, please try later")
     (tmp_path / "q/refusal").write_text("531 Not today")
     running.reload()
     until(lambda: attempt("LOGIN", "Test User", "testx") == (531, b"Not today"), "the new text")

@@ -162,3 +162,10 @@ def test_faults_have_their_line(text: str, words: str) -> None:
     with pytest.raises(DialectError) as caught:
         translate(text, "p")
     assert words in str(caught.value)
+
+
+def test_a_string_without_an_end_is_for_lua_to_say() -> None:
+    """Reading on behind each bracket, or each \\z, took time that grows with the square of the text, and more."""
+    for text in ("x = 1 & [" + "[" * 50_000, 'x = 1 & "' + "\\z " * 50_000, "x = 1 & [==[ ]] ]=]"):
+        assert translate(text) == text
+    assert translate("x = 1 != [==[ ]] ]=] ]==]") == "x = 1 ~= [==[ ]] ]=] ]==]"

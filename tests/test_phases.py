@@ -477,6 +477,111 @@ def test_policy_decides_to_which_domains_everybody_may_send(server: Callable[...
             client.mail("a@sender.test")
             return [client.rcpt(f"b@{domain}")[0] for domain in asked]
 
-    assert answers("partner") == [250, 250, 550, 250, 550]
-    assert answers("another") == [250, 550, 250, 250, 550]
+    assert answers("partner") == [250, 250, 550, 250, 451]
+    assert answers("another") == [250, 550, 250, 250, 451]
     assert any("pre_ec_can_relay_to returned 1" in line for line in running.log("paniclog.ec"))
+
+
+FAILING = """local m = {}
+function m:pre_ec_can_relay_to(domain) if domain == "broken.test" then error("no table") end end
+function m:core_config_get_message_routing_domain(scope, msg, buff) if msg:rcptto():find("^broken") then error("no table") end end
+function m:binding_group_choose_binding(msg)
+  if msg:rcptto():find("^table") then return setmetatable({}, {__tostring = function() while true do end end}) end end
+function m:validate_set_binding(msg) msg:binding_group("g") return msys.core.VALIDATE_CONT end
+msys.registerModule("s", m)"""
+
+
+def test_a_question_that_fails_lets_nothing_through(server: Callable[..., Server], tmp_path: Path) -> None:
+    """What a script would have said, nobody knows: mail waits, instead of going where it should perhaps not."""
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/s.lua").write_text(FAILING)
+    with SinkThread() as sink:
+        more = ' Binding_Group g { Binding b1 { } } Relay_Domains = ( "partner.test" "broken.test" )'
+        running = server(_config(port, sink.port, SCRIPT + more).replace("Relay_Hosts = ( 127.0.0.0/8 )", "")).start()
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            client.ehlo()
+            client.mail("a@sender.test")
+            assert client.rcpt("b@broken.test")[0] == 451
+            client.rset()
+            for recipient in ("broken@partner.test", "table@partner.test"):
+                with pytest.raises(smtplib.SMTPDataError) as raised:
+                    client.sendmail("a@sender.test", [recipient], MESSAGE)
+                assert raised.value.smtp_code == 451
+            client.sendmail("a@sender.test", ["good@partner.test"], MESSAGE)
+        until(lambda: len(sink.messages) == 1, "delivery")
+    lines = running.log("paniclog.ec")
+    assert any("pre_ec_can_relay_to error in s: " in line and line.endswith("no table") for line in lines)
+    assert any("binding_group_choose_binding error in s: it returned a table" in line for line in lines)
+
+
+REFUSING = """local m = {}
+function m:validate_data_spool_each_rcpt(msg, ac, vctx)
+  if msg:rcptto():find("^bad") then vctx:set_code(571, "5.7.1 not\\0for\\r\\nyou " .. ("x"):rep(20000)) end
+  return msys.core.VALIDATE_CONT end
+function m:get_msg_expiration_params(msg, params) params.max_retries = math.huge end
+function m:ec_message_set_next_attempt(msg) return 0 / 0 end
+function m:validate_ehlo(str, ac, vctx) if str:find("long") then vctx:set_code(550, ("y"):rep(2000)) end return 0 end
+msys.registerModule("s", m)"""
+
+
+def test_no_refusal_or_answer_of_a_script_stops_the_server(server: Callable[..., Server], tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/s.lua").write_text(REFUSING)
+    with SinkThread() as sink:
+        running = server(_config(port, sink.port, SCRIPT)).start()
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            assert [len(line) for line in client.ehlo("long")[1].split(b"\n")] == [500] * 4
+            client.sendmail("a@sender.test", ["good@partner.test", "bad@partner.test"], MESSAGE)
+        until(lambda: len(sink.messages) == 2, "delivery and a notification")
+        (notice,) = [m for m in sink.messages if list(m.recipients) == ["a@sender.test"]]
+        assert b"571 5.7.1 not?for you xxx" in b" ".join(notice.data.split())
+        assert running.stop() == 0
+        running.start()
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            client.sendmail("a@sender.test", ["good@partner.test"], MESSAGE)
+        until(lambda: len(sink.messages) == 3, "delivery after a restart")
+    assert "unexpected" not in "".join(running.log("paniclog.ec"))
+
+
+def test_a_tarpit_takes_no_time_of_a_policy(server: Callable[..., Server], tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/s.lua").write_text(
+        """local m = {} function m:validate_connect(ac, vctx) vctx:tarpit(1.5) msys.sleep(0.01) return 0 end
+        function m:validate_ehlo(str, ac, vctx) msys.sleep(0.01) return 0 end
+        msys.registerModule("s", m)"""
+    )
+    server(_config(port, 1, SCRIPT, "Policy_Time = 1")).start()
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        assert client.ehlo()[0] == 250
+
+
+CONTEXTS = """from quillon.policy.python import Session
+
+
+def validate_mailfrom(session: Session) -> None:
+    kind = session.message_context["mailfrom_localpart"]
+    context = session.message_context if kind != "connection" else session.connection_context
+    context["k" if kind != "key" else 5] = b"x" if kind != "key" else "x"
+    if kind == "refused":
+        session.reject(550, "5.7.1 no")
+"""
+
+
+def test_a_context_holds_texts(server: Callable[..., Server], tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/p.py").write_text(CONTEXTS)
+    running = server(_config(port, 1, 'policy "p" { module = "p.py" }')).start()
+    for kind in ("value", "key", "connection", "refused"):
+        with (
+            smtplib.SMTP("127.0.0.1", port, timeout=30) as client,
+            pytest.raises((smtplib.SMTPDataError, smtplib.SMTPSenderRefused)) as raised,
+        ):
+            client.sendmail(f"{kind}@sender.test", ["b@partner.test"], MESSAGE)
+        assert raised.value.smtp_code == (550 if kind == "refused" else 451), kind
+    lines = running.log("paniclog.ec")
+    assert sum("the context holds " in line for line in lines) == 3
+    assert any("the context holds 5 = 'x', and it holds texts only" in line for line in lines)

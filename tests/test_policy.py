@@ -232,6 +232,10 @@ def _limited(folder: Path, body: str, *, cpu: int = 100, memory: int = 16) -> tu
         "local _ = (('a'):rep(2000000)):find(('a'):rep(150000) .. 'b', 1, true)",
         "local _ = (('()'):rep(100000)):find(('%b()'):rep(100) .. 'x')",
         "local s = (' '):rep(3000000) .. 'x' for _ = 1, 60 do local _ = s:match('^%s*(.-)x?y') end",
+        "local s = ('x'):rep(3000000) while true do local _ = s:reverse():upper() end",
+        "local s = ('x'):rep(2000000) while true do msys.base64.encode(s) end",
+        "local t = {} for i = 1, 2000000 do t[i] = -i end while true do table.insert(t, 1, 0) table.remove(t, 1) end",
+        "local t = {} for i = 1, 300000 do t[i] = i * 7919 % 300007 end while true do table.sort(t) t[1] = 9e9 end",
     ],
 )
 def test_a_script_that_loops_is_stopped(tmp_path: Path, body: str) -> None:
@@ -302,6 +306,14 @@ def test_a_script_that_loops_when_it_is_loaded_does_not_load(tmp_path: Path) -> 
         at_once(load_scripts(settings, [tmp_path], World(lambda: 12.5, print)))
 
 
+def test_a_metatable_of_a_module_is_within_the_limit_and_may_have_its_callouts(tmp_path: Path) -> None:
+    text = "msys.registerModule('m', setmetatable({init = true}, {__index = function(t, k) %s end}))"
+    with pytest.raises(PolicyError, match="stopped after more than"):
+        _policy(tmp_path, text % "while true do end")
+    policy, _ = _policy(tmp_path, text % "if k == 'validate_mailfrom' then return function() error('here') end end")
+    assert _run(policy) == Reply(451, "4.3.0", "policy error, please try later")
+
+
 def test_a_callout_that_would_never_be_called_is_refused(tmp_path: Path) -> None:
     good = "function mod:validate_ehlo(str, ac, vctx) return 0 end "
     for name, words in (
@@ -324,6 +336,7 @@ def test_a_callout_that_would_never_be_called_is_refused(tmp_path: Path) -> None
         "local function f() local c = coroutine.create(f) return coroutine.resume(c) end f()",
         "local function f() coroutine.wrap(f)() end pcall(f)",
         "local function r() return (('a'):gsub('a', r)) end pcall(r)",
+        "local t t = setmetatable({}, {__index = function() return (('a'):gsub('a', t)) end}) pcall(string.gsub, 'a', 'a', t)",
         "local t = {} for i = 1, 400 do pcall(function() t[i] = msys.base64.encode(('z'):rep(2000000) .. i) end) end",
         "local t = {} for i = 1, 400 do pcall(function() t[i] = ('z'):rep(2000000) .. i end) pcall(msys.dumper.Dumper, t) end",
         "local s = 'x' for i = 1, 60 do pcall(function() s = s .. s vctx:set(2, 'k', s) vctx:get(2, 'k') end) end",
@@ -351,6 +364,11 @@ def test_no_script_takes_the_worker_with_it(tmp_path: Path, body: str) -> None:
         ("local _ = ('x'):find('x', {})", "s.lua:3: bad argument #2 to 'find'"),
         ("local _ = ('x'):rep({})", "s.lua:3: bad argument #2"),
         ("error({})", "validate_mailfrom error in m"),
+        ("do return setmetatable({}, {__tostring = function() while true do end end}) end", "it returned a table, not"),
+        ("require({})", "s.lua:3: require takes a name"),
+        ("vctx:set(2, 'k', ('x'):rep(65537))", "s.lua:3: a value of a context has 65536 characters at most"),
+        ("vctx:set(2, 'k\\nx', 'v')", "s.lua:3: a context has 1000 keys at most, of 256 printable characters"),
+        ("for i = 1, 1001 do vctx:set(2, 'k' .. i, 'v') end", "s.lua:3: a context has 1000 keys at most"),
     ],
 )
 def test_every_error_has_its_place(tmp_path: Path, body: str, words: str) -> None:

@@ -81,6 +81,15 @@ def test_a_callout_cannot_end_the_server(tmp_path: Path, kind: str, limit: int) 
     assert reports[0].endswith("p.py:4: sys.exit would end the server")
 
 
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_what_a_policy_cancels_is_its_own(tmp_path: Path, kind: str) -> None:
+    policy, reports = _policy(
+        tmp_path, f"{kind} validate_mailfrom(session):\n    raise asyncio.CancelledError\n", limit=100
+    )
+    assert _run(policy) == Reply(451, "4.3.0", "policy error, please try later")
+    assert reports == [f"policy: validate_mailfrom error in p: {tmp_path}/p.py:3: CancelledError"]
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import ipaddress
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -30,7 +30,7 @@ from quillon.mail.reply import Reply
 from quillon.net import eager
 from quillon.net.stream import Stream
 from quillon.policy.context import Context
-from quillon.policy.hook import NO_TEXT, Call, Phase, Session, reply_of
+from quillon.policy.hook import Call, Phase, Session, reply_of
 from quillon.smtp import events as smtp
 from quillon.smtp.sasl import Attempt
 from quillon.smtp.server import ServerSession
@@ -163,11 +163,8 @@ class EsmtpSession:
         if self._session is None:
             hostname = self._settings.banner_hostname or self._desk.hostname
             self._session = ServerSession(self._settings, hostname, self._remote[0], can_starttls=False, in_tls=True)
-        self.end(
-            Reply(
-                421, refusal.enhanced or "4.7.0", "TLS Negotiation failed." if refusal.text == NO_TEXT else refusal.text
-            )
-        )
+        text = "TLS Negotiation failed." if refusal.text == replies.NO_TEXT else refusal.text
+        self.end(Reply(421, refusal.enhanced or "4.7.0", text))
 
     def unsecured(self, failure: Any) -> None:
         assert isinstance(failure, HandshakeFailure)
@@ -286,14 +283,14 @@ class EsmtpSession:
             return True
         self._task = task
         limit = self._settings.policy_time
-        self.deadline = self._desk.clock.now() + limit if limit else 0.0
+        self.deadline = self._desk.clock.now() + limit + self._info.delay if limit else 0.0
         task.add_done_callback(self._went_on)
         return False
 
     def _went_on(self, task: asyncio.Task[None]) -> None:
         self._task = None
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
+        error: BaseException | None = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None and not (task.cancelled() and self._over):
             context = {"message": "session", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
             self.end(replies.INTERNAL_ERROR)
@@ -303,8 +300,8 @@ class EsmtpSession:
 
     def _waited_too_long(self, task: asyncio.Task[None]) -> None:
         """A policy did not come to an end: the command is answered 451, and the session goes on."""
-        if self._transaction.committing:
-            return  # policy has just decided: the answer comes with the commit
+        if self._transaction.committing or task.done():
+            return  # policy has just decided: the answer comes with the commit, or is about to leave
         session = self._session
         where = self._context.module or "core"
         self._desk.policy.report(f"scriptlet: {where} waited longer than {self._settings.policy_time} s (Policy_Time)")
@@ -426,7 +423,7 @@ class EsmtpSession:
 
     async def _on(self, session: ServerSession, event: Any) -> None:
         if self._info.delay:
-            await asyncio.sleep(self._info.delay)
+            await self._sleep(self._info.delay)
         if isinstance(event, smtp.Data):
             await self._on_data(event)
         elif isinstance(event, smtp.RcptTo):
@@ -514,6 +511,8 @@ class EsmtpSession:
         if self._task is None:
             self._touch()
             self._run()
+        else:
+            self.deadline = 0.0  # policy has decided: what is left of the step is its end, which sends the answer
 
     # trusted clients ------------------------------------------------------------------------------------------
 
@@ -583,8 +582,14 @@ class EsmtpSession:
         before = self._info.delay
         refusal = await policy.run(Call(phase, self._info, self._context, text))
         if self._info.delay > before:
-            await asyncio.sleep(self._info.delay - before)  # this answer waits already
+            await self._sleep(self._info.delay - before)  # this answer waits already
         return refusal
+
+    async def _sleep(self, seconds: float) -> None:
+        """A tarpit, which takes nothing of the time that a policy has."""
+        if self._task is not None and self.deadline:
+            self.deadline += seconds
+        await asyncio.sleep(seconds)
 
     def _own_words(self, *phases: Phase) -> Reply | None:
         """The reply that a callout has set for what is taken, such as 251, or None for the usual one."""
@@ -613,11 +618,16 @@ class EsmtpSession:
                     state=state.value,
                     reply=reply,
                     module=self._context.module or "core",
-                    connection_context=dict(self._context.connection),
-                    message_context=dict(self._context.message),
+                    connection_context=_texts(self._context.connection),
+                    message_context=_texts(self._context.message),
                     tls=self._security.facts,
                 )
             )
+
+
+def _texts(context: Mapping[str, str]) -> dict[str, str]:
+    """A context for the log, whatever a policy has put into it."""
+    return {str(key): str(value) for key, value in context.items()}
 
 
 def _within(ip: IPAddress, blocks: tuple[Any, ...]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from quillon.config.settings import ReceptionSettings
 from quillon.listener import authentication
@@ -13,7 +14,7 @@ from quillon.mail.event import Authenticated
 from quillon.mail.message import MessageId
 from quillon.mail.reply import Reply, parse_reply
 from quillon.policy.context import Context
-from quillon.policy.hook import AuthInfo, Call, Hook, Phase, Session
+from quillon.policy.hook import AuthInfo, Call, Hook, Phase, Session, Unanswered
 from quillon.smtp.events import Authenticate, BeginAuth
 from quillon.smtp.server import ServerSession
 
@@ -48,7 +49,10 @@ class Login:
             session.respond(replies.AUTH_TOO_MANY)
             return
         guesses.attempted(self.settings, ip)
-        status, refusal = await self._status(event)
+        try:
+            status, refusal = await self._status(event)
+        except Unanswered:
+            status, refusal = "error", replies.POLICY_FAILED
         if self.record is not None:
             self.record.authenticated(event.mechanism, attempt.user, status)
         for key, value in zip(AUTH_KEYS, (event.mechanism, attempt.user, status), strict=True):
@@ -86,11 +90,15 @@ class Login:
             return "pass", None
         if said != authentication.FAIL:
             return "error", None
-        await policy.asked(Hook.AC_AUTH_FAILED, call, attempt.user, text or "")
+        with contextlib.suppress(Unanswered):  # it only takes notice
+            await policy.asked(Hook.AC_AUTH_FAILED, call, attempt.user, text or "")
         try:
-            return "fail", parse_reply(text) if text else None
+            reply = parse_reply(text) if text else None
+            if reply is not None and reply.positive:
+                raise ValueError(f"{reply} is no refusal")
+            return "fail", reply
         except ValueError as error:
-            policy.report(f"scriptlet: ac_auth_perform_auth: {error}")
+            policy.report(f"policy: {Hook.AC_AUTH.value}: {error}")
             return "fail", None
 
     async def _refuse(self, session: ServerSession, refusal: Reply | None, status: str, ip: str) -> None:

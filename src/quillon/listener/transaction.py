@@ -16,7 +16,7 @@ from quillon.mail.address import NULL_PATH, Mailbox, parse_mailbox
 from quillon.mail.message import MessageId, Origin
 from quillon.mail.reply import Reply
 from quillon.policy.context import Context
-from quillon.policy.hook import Call, Hook, Phase, Session
+from quillon.policy.hook import Call, Hook, Phase, Session, Unanswered
 from quillon.policy.message import MessageView
 from quillon.reception import content
 from quillon.reception.content import Trace
@@ -82,9 +82,12 @@ class Transaction:
         """Take a recipient, or say why not."""
         context, policy = self._context, self._desk.policy
         may = relay.client_may(self.settings, client, context.connection)
-        refusal = await relay.refusal(
-            self._desk.config, self.settings, may, self._sender, event.mailbox, self._relays_to
-        )
+        try:
+            refusal = await relay.refusal(
+                self._desk.config, self.settings, may, self._sender, event.mailbox, self._relays_to
+            )
+        except Unanswered:
+            refusal = replies.POLICY_FAILED
         if refusal is None and policy.has(Phase.RCPTTO):
             view = self._view(event.mailbox)
             refusal = await policy.run(Call(Phase.RCPTTO, self._info, context, event.line, view))
@@ -97,7 +100,10 @@ class Transaction:
         return refusal
 
     async def _relays_to(self, domain: str) -> bool | None:
-        """What policy says on relaying to a domain (manual, pre_ec_can_relay_to); None: as configured."""
+        """What policy says on relaying to a domain (manual, pre_ec_can_relay_to); None: as configured.
+
+        Raises Unanswered.
+        """
         policy = self._desk.policy
         for hook in (Hook.RELAY_TO, Hook.DOMAIN_RELAY):
             if policy.hooks(hook):
@@ -106,6 +112,7 @@ class Transaction:
                     return said
                 if said is not None:
                     policy.report(f"policy: {hook.value} returned {said!r}, not true, false or nil")
+                    raise Unanswered
         return None
 
     async def list_complete(self) -> Reply | None:

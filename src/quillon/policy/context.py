@@ -6,6 +6,7 @@ with every message, at RSET and at EHLO. A key that does not apply is absent, ne
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from quillon.mail.reply import Reply
@@ -41,6 +42,14 @@ class Context:
         for key in ("ehlo_string", "ehlo_domain", "auth_name", "auth_status", "auth_user", "can_relay"):
             self.connection.pop(key, None)
         self.new_message()
+
+
+def not_text(values: Mapping[str, str]) -> str | None:
+    """What is wrong with a context that holds more than texts, as one that a policy in Python has set may; or None."""
+    for key, value in values.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            return f"the context holds {key!r} = {value!r:.80}, and it holds texts only"
+    return None
 
 
 def tls_variables(verdict: Verdict) -> dict[str, str]:

@@ -31,8 +31,8 @@ _KEYWORDS = frozenset(
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n\f\v]+)
     |(?P<comment>--(?:\[(?P<c>=*)\[.*?(?:\](?P=c)\]|\Z)|[^\n]*))
-    |(?P<string>\[(?P<s>=*)\[.*?\](?P=s)\]
-        |"(?:[^"\\\n]|\\z\s*|\\\r\n|\\.)*" |'(?:[^'\\\n]|\\z\s*|\\\r\n|\\.)*')
+    |(?P<string>\[(?P<s>=*)\[(?:.*?\](?P=s)\]|(?P<unclosed>))
+        |"(?>[^"\\\n]|\\z\s*|\\\r\n|\\.)*+" |'(?>[^'\\\n]|\\z\s*|\\\r\n|\\.)*+')
     |(?P<number>0[xX](?:[0-9A-Fa-f.]|[pP][+-]?)+[A-Za-z]* | (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[A-Za-z]*)
     |(?P<name>[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*)
     |(?P<operator>\.\.\.|\.\.|==|~=|!=|<=|>=|<<|>>|\^\^|::|[-+*/%^\#<>=(){}\[\];:,.&|~\\`])
@@ -86,16 +86,16 @@ def _may_need(text: str) -> bool:
 
 
 def _tokens(text: str) -> list[_Token] | None:
-    """The tokens of a script; None for an octet that begins none."""
+    """The tokens of a script; None for an octet that begins none, and for a string without an end."""
     found = []
     at, line = 0, 1
     if text.startswith("#"):
         at = (text + "\n").index("\n")
     while at < len(text):
         match = _TOKEN.match(text, at)
-        if match is None:
+        if match is None or match["unclosed"] is not None:
             return None
-        kind = str(match.lastgroup if match.lastgroup not in ("c", "s") else "")
+        kind = str(match.lastgroup if match.lastgroup not in ("c", "s", "unclosed") else "")
         kind = kind or ("comment" if match["comment"] is not None else "string")
         if kind not in ("space", "comment"):
             if kind == "name" and match[0] in _KEYWORDS:

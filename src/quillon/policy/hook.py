@@ -23,8 +23,6 @@ from quillon.mail.reply import Reply
 from quillon.policy.context import Context
 from quillon.policy.message import MessageView
 
-_LINE_END = re.compile(r"[\r\n]+")
-NO_TEXT = "no text"  # of a reply for which a policy gave none
 CALL_AGAIN = 0.1  # seconds until a callout that returned AGAIN is called once more
 
 
@@ -198,6 +196,10 @@ class Module(Protocol):
         """The policy is replaced."""
 
 
+class Unanswered(Exception):
+    """A module failed to answer a question that decides on mail. It has been reported; the mail has to wait."""
+
+
 async def _no_sleep(seconds: float) -> None:
     raise PolicyError("VALIDATE_AGAIN: nothing here can wait")
 
@@ -319,7 +321,7 @@ class Policy:
         return verdict if isinstance(verdict, Verdict) else await verdict
 
     async def asked(self, hook: Hook, call: Call, *arguments: object) -> Any:
-        """As `answers`, of modules that may have to wait."""
+        """As `decided`, of modules that may have to wait."""
         for name, answer in self._hooks.get(hook, ()):
             call.context.module = name
             try:
@@ -328,27 +330,33 @@ class Policy:
                     said = await said
             except Exception as error:
                 self._report(name, hook, error)
-                continue
+                raise Unanswered from None
             if said is not None:
                 return said
         return None
 
-    def answers(self, hook: Hook, call: Call, *arguments: object) -> Any:
+    def decided(self, hook: Hook, call: Call, *arguments: object) -> Any:
         """What the first module that has something to say answers to a question; None if none has.
 
-        A module that fails is reported and has said nothing.
+        Raises Unanswered if a module fails, which is reported: what it would have said, nobody knows.
         """
         for name, answer in self._hooks.get(hook, ()):
             call.context.module = name
             try:
                 said = answer(call, *arguments)
             except Exception as error:
-                # as for a phase: the script's fault, told to the operator
                 self._report(name, hook, error)
-                continue
+                raise Unanswered from None
             if said is not None:
                 return said
         return None
+
+    def answers(self, hook: Hook, call: Call, *arguments: object) -> Any:
+        """As `decided`, where things may go on as configured if a module fails: then nobody has said anything."""
+        try:
+            return self.decided(hook, call, *arguments)
+        except Unanswered:
+            return None
 
     def close(self) -> None:
         """The policy is replaced. Raises PolicyError for those whose end fails, once all have ended."""
@@ -378,11 +386,11 @@ def set_reply(context: Context, code: int, text: str, *, disconnect: bool) -> No
 
 def reply_of(code: int, text: str) -> Reply:
     """A reply out of what a policy wrote. Raises ValueError."""
-    if not 200 <= code <= 599:
+    if not isinstance(code, int) or not 200 <= code <= 599:
         raise ValueError(f"{code} is no SMTP reply code")
-    words = "\n".join(line.strip() for line in _LINE_END.split(text.strip()))
+    words = replies.words(text)
     match = re.match(r"([245]\.[0-9]{1,3}\.[0-9]{1,3}) (.*)", words, re.DOTALL)
-    return Reply(code, match[1], match[2]) if match else Reply(code, "", words or NO_TEXT)
+    return Reply(code, match[1], match[2]) if match else Reply(code, "", words or replies.NO_TEXT)
 
 
 def words_of(error: BaseException) -> str:

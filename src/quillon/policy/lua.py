@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import importlib.resources
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ _REMOVED = (
 )
 PATTERN_STEPS = (1e5, 1e7)  # of a search: about half a millisecond and 50 of C; see pattern.lua
 COLLECT_AGAIN = 1.0  # seconds between attempts to make scripts that hold too much let go of some
+_CALLOUTS = [*(name for callout in (*Phase, *Hook) for name in names_of(callout)), "init", "deinit"]
 _VERDICTS = {0: Verdict.CONT, 1: Verdict.DONE, 2: Verdict.AGAIN}
 
 
@@ -90,13 +92,14 @@ class LuaModule:
 
     facility = "scriptlet"
 
-    def __init__(self, name: str, table: Any, runtime: _Runtime) -> None:
+    def __init__(self, name: str, table: Any, functions: Any, runtime: _Runtime) -> None:
         self.name = name
         self._table = table
+        self._functions = functions  # of its callouts, by name
         self._runtime = runtime
 
     def _function(self, callout: Phase | Hook) -> Any:
-        found = (self._table[name] for name in names_of(callout))
+        found = (self._functions[name] for name in names_of(callout))
         return next((f for f in found if f is not None), None)
 
     def _bound(self, callout: Phase | Hook) -> Any:
@@ -146,8 +149,7 @@ class LuaModule:
             if not refused:
                 self._runtime.report(f"{phase.value} error in {self.name}: {place}: it returned nothing")
             return Verdict.CONT
-        shown = "nil" if said is None else str(said).lower() if isinstance(said, bool) else repr(said)
-        words = f"{place}: it returned {shown}, not VALIDATE_CONT, VALIDATE_DONE or VALIDATE_AGAIN"
+        words = f"{place}: it returned {_shown(said)}, not VALIDATE_CONT, VALIDATE_DONE or VALIDATE_AGAIN"
         if not refused:
             raise PolicyError(words)
         self._runtime.report(f"{phase.value} error in {self.name}: {words}")
@@ -170,7 +172,7 @@ class LuaModule:
 
     async def init(self) -> None:
         """Call the module's own `init`, which has to return true. Raises PolicyError."""
-        function = self._table["init"]
+        function = self._functions["init"]
         if function is None:
             return
         try:
@@ -181,7 +183,7 @@ class LuaModule:
             raise PolicyError(f"scriptlet: init of {self.name} did not return true")
 
     def close(self) -> None:
-        function = self._table["deinit"]
+        function = self._functions["deinit"]
         try:
             if function is not None and self._runtime.run(function, self._table) is not True:
                 raise PolicyError(f"scriptlet: deinit of {self.name} did not return true")
@@ -194,7 +196,8 @@ class _Runtime:
 
     def __init__(self, folders: Sequence[Path], world: World, settings: ScriptSettings) -> None:
         self.modules: list[LuaModule] = []
-        self._noted: list[tuple[str, int]] = []
+        self._noted: list[tuple[str, int, int]] = []
+        self._say: ContextVar[Callable[[str], None] | None] = ContextVar("say", default=None)
         self.registered = 0  # modules, schemes and commands
         self._memory = settings.memory_limit * 2**20
         self._too_much = f"the scripts hold more than {settings.memory_limit} MiB (Memory_Limit)"
@@ -229,6 +232,7 @@ class _Runtime:
                 "waits": lua.table_from(dict.fromkeys(api.waits, True)),
                 "constants": lua.table_from(api.constants),
                 "left_out": lua.table_from(api.left_out),
+                "callouts": lua.table_from(_CALLOUTS),
                 "token": api.token,
                 "fault": api.fault,
                 "no_memory": NO_MEMORY,
@@ -236,13 +240,15 @@ class _Runtime:
                 "register_auth": api.guarded(self._register_auth),
                 "register_control": api.guarded(self._register_control),
                 "later": api.guarded(self._later),
-                "print": self._print,
-                "spoke": self._spoke,
-                "source": self._source,
-                "translate": self._translate,
+                "print": api.guarded(self._print),
+                "spoke": api.guarded(self._spoke),
+                "source": api.guarded(self._source),
+                "translate": api.guarded(self._translate),
             }
         )
         runtime = self._chunk("runtime.lua")(given, settings.cpu_limit)
+        if settings.cpu_limit:
+            self._chunk("limits.lua")(runtime)
         self._chunk("pattern.lua")(runtime, *(PATTERN_STEPS if settings.cpu_limit else ()))
         self._chunk("operators.lua")(runtime)
         tables = self._chunk("msys.lua")(given, runtime)
@@ -385,22 +391,22 @@ class _Runtime:
         except (lupa.LuaError, PolicyError) as error:
             raise PolicyError(f"scriptlet: {error}") from None
 
-    def _register(self, name: str, number: int, names: str) -> None:
+    def _register(self, name: str, table: int, functions: int, names: str, usable: bool) -> None:
         """Note a module; its table is taken up once the script has run: see codec.py for why not now."""
         found = [from_octets(word) for word in names.split()]
         unknown = unknown_callout(found)
         if unknown is not None:
             raise PolicyError(f"{name}: {unknown}")
-        known = {name for callout in (*Phase, *Hook) for name in names_of(callout)} | {"init", "deinit"}
-        if not known & set(found):
+        if not usable:
             names = ", ".join(sorted(found)) or "nothing"
             raise PolicyError(f"no usable methods found for module {name} in registerModule call; it has {names}")
-        self._noted.append((from_octets(name), number))
+        self._noted.append((from_octets(name), table, functions))
         self.registered += 1
 
     def _take_up(self) -> None:
         noted, self._noted = self._noted, []
-        self.modules += [LuaModule(name, self._kept(number), self) for name, number in noted]
+        kept = self._kept
+        self.modules += [LuaModule(name, kept(table), kept(functions), self) for name, table, functions in noted]
 
     def _register_auth(self, scheme: str, number: int) -> None:
         async def authenticate(path: str, parameters: Mapping[str, str], user: str, password: str) -> Any:
@@ -414,22 +420,21 @@ class _Runtime:
         async def control(arguments: Sequence[str]) -> str:
             said: list[str] = []
             given = self.api.out(({"argc": len(arguments), "argv": dict(enumerate(arguments))},))
-            before, self._say = self._say, said.append
+            before = self._say.set(said.append)
             try:
                 await self.run_waiting(self._command, number, *given)
             finally:
-                self._say = before
+                self._say.reset(before)
             return "\n".join(said)
 
         self._world.control[from_octets(str(prefix))] = control
         self.registered += 1
 
-    _say: Callable[[str], None] | None = None
-
     def _print(self, text: str) -> None:
         """To the console command that is running, or to the paniclog."""
-        if self._say is not None and self.api.call is None:
-            self._say(from_octets(text))
+        say = self._say.get()
+        if say is not None and self.api.call is None:
+            say(from_octets(text))
         else:
             self._world.report(f"scriptlet: {from_octets(text)}")
 
@@ -479,14 +484,26 @@ class _Runtime:
 
 
 def _answer(result: tuple[Any, ...]) -> Any:
-    """What a hook has returned: nothing, a value, or several."""
+    """What a hook has returned: nothing, a value, or several. Raises PolicyError for what is no plain value."""
     if len(result) <= 2:
-        return _text(result[1]) if len(result) == 2 else None
-    return tuple(_text(value) for value in result[1:])
+        return _plain(result[1]) if len(result) == 2 else None
+    return tuple(_plain(value) for value in result[1:])
 
 
-def _text(value: Any) -> Any:
-    return from_octets(value) if isinstance(value, str) else value
+def _shown(value: Any) -> str:
+    """A value of a script, for an error."""
+    if value is None or isinstance(value, bool):
+        return {None: "nil", True: "true", False: "false"}[value]
+    return repr(value) if isinstance(value, (str, int, float)) else f"a {lupa.lua_type(value)}"
+
+
+def _plain(value: Any) -> Any:
+    """A value of a script. No other may leave: to make text of an object would run its script, without any limit."""
+    if isinstance(value, str):
+        return from_octets(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    raise PolicyError(f"it returned a {lupa.lua_type(value)}")
 
 
 def _refuse_attribute(_object: object, _name: object, _setting: bool) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from quillon.policy.hook import (
     WITH_MESSAGE,
@@ -49,6 +49,8 @@ _TAKES: dict[Phase | Hook, tuple[str, ...]] = {
     Hook.GENERATE_BOUNCES: ("delivery", "reply"),
     Hook.BOUNCE_TEXT: ("delivery", "reply", "text"),
 }
+T = TypeVar("T")
+FAULTS = (Exception, asyncio.CancelledError)  # of a policy: what it waited for may have been cancelled
 LOAD_LIMIT = 10.0  # seconds of CPU: a file may import much
 
 
@@ -117,8 +119,8 @@ def _arguments_fault(function: Callable[..., Any], count: int) -> str | None:
 
 def _located(error: BaseException, path: Path) -> str:
     """An error with file and line."""
-    kind = "" if isinstance(error, LimitError) else f"{type(error).__name__}: "
-    return f"{_where(error, path)}: {kind}{error}"
+    kind = "" if isinstance(error, LimitError) else type(error).__name__
+    return ": ".join(filter(None, (_where(error, path), kind, str(error))))
 
 
 class PythonModule:
@@ -174,18 +176,24 @@ class PythonModule:
                     result = watch.call(function, Session(call, self._world), Message(call.view))
                 else:
                     result = watch.call(function, Session(call, self._world))
-            except Exception as error:
+            except FAULTS as error:
                 raise self._located(error) from None
             return self._awaited(function, result) if waits else self._verdict(function, result)
 
         return run
 
     async def _awaited(self, function: Callable[..., Any], result: Coroutine[Any, Any, Any]) -> Verdict:
+        return self._verdict(function, await self._end_of(result))
+
+    async def _end_of(self, said: Coroutine[Any, Any, T]) -> T:
+        """What an async function comes to. Raises PolicyError, and CancelledError where the session is broken off."""
         try:
-            said = await asyncio.ensure_future(self._watch.steps(result))
-        except Exception as error:
+            return await asyncio.ensure_future(self._watch.steps(said))
+        except FAULTS as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
             raise self._located(error) from None
-        return self._verdict(function, said)
 
     def _verdict(self, function: Callable[..., Any], said: Any) -> Verdict:
         if said is None:
@@ -210,17 +218,11 @@ class PythonModule:
         def run(call: Call, *arguments: Any) -> Any:
             try:
                 said = self._watch.call(ask, hook, function, call, *arguments)
-            except Exception as error:
+            except FAULTS as error:
                 raise self._located(error) from None
-            return self._waited_answer(said) if waits else said
+            return self._end_of(said) if waits else said
 
         return run
-
-    async def _waited_answer(self, said: Coroutine[Any, Any, Any]) -> Any:
-        try:
-            return await asyncio.ensure_future(self._watch.steps(said))
-        except Exception as error:
-            raise self._located(error) from None
 
     def _parameters(self, hook: Hook, function: Callable[..., Any], call: Call, *values: str) -> tuple[str, ...]:
         given = TlsParameters(*values)
@@ -239,7 +241,7 @@ class PythonModule:
         context = call.context
         return function(Delivery(Message(call.view), context.connection, context.message), *values)
 
-    def _located(self, error: Exception) -> PolicyError:
+    def _located(self, error: BaseException) -> PolicyError:
         """An error of the file with its line."""
         return PolicyError(_located(error, Path(self._file)))
 

@@ -17,8 +17,8 @@ from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox, is_domain, parse_mailbox
 from quillon.mail.message import MessageId
 from quillon.mail.reply import Reply
-from quillon.policy.context import Context
-from quillon.policy.hook import Call, Hook, Phase, Policy, Session
+from quillon.policy.context import Context, not_text
+from quillon.policy.hook import Call, Hook, Phase, Policy, Session, Unanswered
 from quillon.policy.message import Content, MessageView
 
 BATCH_PHASES = (Phase.DATA, Phase.DATA_SPOOL)
@@ -79,23 +79,41 @@ class Validation:
     ) -> Decision:
         """All phases; `internal` for what Quillon writes itself, which no rule of reception concerns."""
         decision = Decision(content, sender)
+        await self._decide(session, context, batch_id, decision, internal=internal)
+        if self.policy.modules and decision.refusal is None:
+            contexts = [context.connection, context.message, *(copy.context for copy in decision.copies)]
+            fault = next(filter(None, map(not_text, contexts)), None)
+            if fault is not None:
+                self.report(f"policy: {fault}")
+                decision.refusal = replies.POLICY_FAILED
+        return decision
+
+    async def _decide(
+        self,
+        session: Session,
+        context: Context,
+        batch_id: MessageId,
+        decision: Decision,
+        *,
+        internal: bool,
+    ) -> None:
         recipients = session.recipients
         if not internal:
             for phase in BATCH_PHASES:
                 if not self.policy.has(phase):
                     continue
-                view = _view(session, str(batch_id), str(batch_id), decision.sender, recipients[0], content)
+                view = _view(session, str(batch_id), str(batch_id), decision.sender, recipients[0], decision.content)
                 view.may_edit = True
                 decision.refusal = await self.policy.run(Call(phase, session, context, message=view))
                 if decision.refusal is not None:
-                    return decision
+                    return
                 decision.sender = _mailbox(view.sender)
                 decision.discarded = view.discarded or decision.discarded
                 if not recipients:
                     decision.refusal = replies.NO_VALID_RECIPIENTS
-                    return decision
+                    return
         if decision.discarded is not None:
-            return decision
+            return
         copies: list[tuple[Mailbox, Copy]] = []
         todo, known = deque(recipients), set(recipients)
         before = list(recipients)
@@ -106,19 +124,18 @@ class Validation:
             copy = await self._copy(session, context, batch_id, decision, recipient, internal=internal)
             if isinstance(copy, Reply):
                 decision.refusal = copy
-                return decision
+                return
             copies.append((recipient, copy))
             if recipients != before:
                 if len(known) > MOST_RECIPIENTS:
                     self.report("policy: validate_data_spool_each_rcpt adds recipients without end")
                     decision.refusal = replies.POLICY_FAILED
-                    return decision
+                    return
                 todo += [added for added in recipients if added not in known]
                 known.update(recipients)
         kept = set(recipients)
         decision.copies += [copy for recipient, copy in copies if recipient in kept]
         decision.refusal = _whole_refusal(decision.copies) or (None if decision.copies else replies.NO_VALID_RECIPIENTS)
-        return decision
 
     async def _copy(
         self,
@@ -149,23 +166,21 @@ class Validation:
                 if fault is not None:
                     return fault
                 view.binding_group, view.binding = copy.binding_group, copy.binding
-            if not self.policy.has(phase):
-                if phase is Phase.SET_BINDING:
-                    self._ask(session, mine, view)
-                continue
-            view.may_edit = phase is not Phase.SET_BINDING
-            refusal = await self.policy.run(Call(phase, session, mine, message=view))
-            context.disconnect, context.module = mine.disconnect, mine.module
+            refusal = None
+            if self.policy.has(phase):
+                view.may_edit = phase is not Phase.SET_BINDING
+                refusal = await self.policy.run(Call(phase, session, mine, message=view))
+                context.disconnect, context.module = mine.disconnect, mine.module
+            if refusal is None and view.discarded is not None:
+                copy.discarded = view.discarded
+                break
+            if refusal is None and phase is Phase.SET_BINDING:
+                refusal = self._ask(session, mine, view)
             if refusal is not None:
                 if phase is Phase.SET_BINDING or refusal.transient:
                     return refusal
                 copy.refused = refusal
                 break
-            if view.discarded is not None:
-                copy.discarded = view.discarded
-                break
-            if phase is Phase.SET_BINDING:
-                self._ask(session, mine, view)
         copy.sender, copy.recipient = _mailbox(view.sender), _mailbox(view.recipient)
         copy.content, copy.context, copy.priority = view.content, mine.message, view.priority
         return copy
@@ -175,18 +190,22 @@ class Validation:
         hooks = (Hook.ROUTING_DOMAIN, Hook.CHOOSE_BINDING)
         return any(map(self.policy.has, phases)) or any(map(self.policy.hooks, hooks))
 
-    def _ask(self, session: Session, context: Context, view: MessageView) -> None:
-        """The questions behind set_binding: the routing domain, and which binding of a group."""
-        if self.policy.hooks(Hook.ROUTING_DOMAIN):
-            call = Call(Hook.ROUTING_DOMAIN, session, context, message=view)
-            said = self.policy.answers(Hook.ROUTING_DOMAIN, call, "message")
-            if said:
-                view.routing_domain = str(said).lower()
-        if self.policy.hooks(Hook.CHOOSE_BINDING) and view.binding_group and not view.binding:
-            call = Call(Hook.CHOOSE_BINDING, session, context, message=view)
-            said = self.policy.answers(Hook.CHOOSE_BINDING, call, view.binding_group)
-            if said:
-                view.binding = str(said)
+    def _ask(self, session: Session, context: Context, view: MessageView) -> Reply | None:
+        """The questions behind set_binding: the routing domain, and which binding of a group; or that one failed."""
+        try:
+            if self.policy.hooks(Hook.ROUTING_DOMAIN):
+                call = Call(Hook.ROUTING_DOMAIN, session, context, message=view)
+                said = self.policy.decided(Hook.ROUTING_DOMAIN, call, "message")
+                if said:
+                    view.routing_domain = str(said).lower()
+            if self.policy.hooks(Hook.CHOOSE_BINDING) and view.binding_group and not view.binding:
+                call = Call(Hook.CHOOSE_BINDING, session, context, message=view)
+                said = self.policy.decided(Hook.CHOOSE_BINDING, call, view.binding_group)
+                if said:
+                    view.binding = str(said)
+        except Unanswered:
+            return replies.POLICY_FAILED
+        return None
 
     def _bind(self, copy: Copy, group: str, binding: str, domain: str, *, internal: bool) -> Reply | None:
         """Note what policy chose; the refusal for what does not exist.

@@ -16,7 +16,7 @@ import inspect
 import secrets
 import sys
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Any, Protocol, TypeVar
 
 from quillon.net import eager
@@ -51,6 +51,12 @@ async def _nothing(_number: int) -> None:
     """There are no scripts."""
 
 
+class _Errand:
+    """What runs without a session, until it is over."""
+
+    over = False
+
+
 class Handle(Protocol):
     """What stands behind `vctx`, `ac` and `msg`: a callout, or whichever one runs in a session."""
 
@@ -78,16 +84,26 @@ class Api:
         self.used: Callable[[], int] = lambda: 0  # octets that scripts hold
         self.room = sys.maxsize
         self._caller: ContextVar[Call | None] = ContextVar("caller", default=None)
+        self._errand: ContextVar[_Errand | None] = ContextVar("errand", default=None)
         self.drop_kept: Callable[[int], object] = lambda number: None
         self.run_kept: Callable[[int], Coroutine[Any, Any, Any]] = _nothing
         self._aside: set[asyncio.Task[None]] = set()
 
     def aside(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Let something run that nobody waits for; it reports its errors itself."""
-        task = eager.start(coroutine)
-        if task is not None:
-            self._aside.add(task)
-            task.add_done_callback(self._aside.discard)
+        """Let something run that nobody waits for, with nothing of what led to it; it reports its errors itself."""
+        errand, context = _Errand(), Context()
+        context.run(self._errand.set, errand)
+        task = context.run(eager.start, coroutine)
+        if task is None:
+            errand.over = True
+            return
+
+        def ended(task: asyncio.Task[None]) -> None:
+            errand.over = True
+            self._aside.discard(task)
+
+        self._aside.add(task)
+        task.add_done_callback(ended)
 
     def function(self, name: str, *, octets: bool = False) -> Callable[[F], F]:
         """Register a function under its name in Lua."""
@@ -124,9 +140,9 @@ class Api:
         return run
 
     def caller(self) -> object:
-        """Who runs: the session whose callout it is, or this server. Inside of what waits, too."""
+        """Who runs: the session whose callout it is, the timer or pool, or this server. Inside of what waits, too."""
         call = self._caller.get() or self.call
-        return self if call is None else call.session
+        return self._errand.get() or self if call is None else call.session
 
     def session_call(self) -> Call:
         """The callout that is running. Raises ValueError where a function needs a session and there is none."""

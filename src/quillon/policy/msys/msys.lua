@@ -166,17 +166,23 @@ function msys.registerModule(name, callouts)
   for key, value in pairs(callouts) do
     if type(key) == "string" and type(value) == "function" then names[#names + 1] = key end
   end
-  rt.good(py.register(tostring(name), rt.keep(callouts), table.concat(names, " ")))
+  -- looked up here, where a metatable's functions run within the limits, and no more afterwards
+  local found = {}
+  for _, key in ipairs(py.callouts) do
+    local f = callouts[key]
+    if type(f) == "function" then found[key] = f end
+  end
+  good(py.register(tostring(name), rt.keep(callouts), rt.keep(found), table.concat(names, " "), next(found) ~= nil))
 end
 function msys.registerAuth(scheme, callouts)
   if type(callouts) ~= "table" or type(callouts.authenticate) ~= "function" then
     raise("registerAuth: the second argument is a table with a function authenticate")
   end
-  rt.good(py.register_auth(tostring(scheme), rt.keep(callouts)))
+  good(py.register_auth(tostring(scheme), rt.keep(callouts)))
 end
 function msys.registerControl(prefix, closure)
   if type(closure) ~= "function" then raise("registerControl: the second argument is a function") end
-  rt.good(py.register_control(tostring(prefix), rt.keep(closure)))
+  good(py.register_control(tostring(prefix), rt.keep(closure)))
 end
 function msys.asyncOk() return rt.current.may_wait end
 function msys.type(value)
@@ -195,7 +201,7 @@ end
 function msys.runInPool(pool, closure, mode)
   if mode == nil or mode == false then return pcall(closure) end
   local after = mode
-  rt.good(py.later(rt.keep(function()
+  good(py.later(rt.keep(function()
     local result = {pcall(closure)}
     if type(after) == "function" then after(unpack(result)) end
     if not result[1] then error(result[2], 0) end

@@ -5,19 +5,25 @@ local rt = ...
 local raise = rt.raise
 
 _BIT = {}
-local function whole(value)
-  local number = tonumber(value)
-  if number == nil then raise("attempt to perform arithmetic on a " .. type(value) .. " value") end
-  return number
+local function number(value)
+  local found = tonumber(value)
+  if found == nil then raise("attempt to perform arithmetic on a " .. type(value) .. " value") end
+  return found
 end
-local function operator(event, f)
+-- up to 2^64, which is what 0xFFFFFFFFFFFFFFFF is as a number of Lua
+local function whole(value)
+  local found = number(value)
+  if not (found >= -2^63 and found <= 2^64) then raise("number has no integer representation") end
+  return found
+end
+local function operator(event, f, operand)
   return function(a, b)
     if type(a) == "table" or type(b) == "table" then
       local meta = type(a) == "table" and getmetatable(a) or type(b) == "table" and getmetatable(b)
       local own = type(meta) == "table" and rawget(meta, event)
       if own then return own(a, b) end
     end
-    return f(whole(a), whole(b))
+    return f(operand(a), operand(b))
   end
 end
 -- Integers of 64 bits, as far as a number of Lua holds them: a half of 32 bits each, the upper one with the sign.
@@ -31,19 +37,21 @@ local function bits(f)
     return f(floor(a / HALF), floor(b / HALF)) * HALF + f(a % HALF, b % HALF) % HALF
   end
 end
-_BIT.band, _BIT.bor, _BIT.bxor =
-  operator("__and", bits(bit.band)), operator("__or", bits(bit.bor)), operator("__xor", bits(bit.bxor))
+_BIT.band = operator("__and", bits(bit.band), whole)
+_BIT.bor = operator("__or", bits(bit.bor), whole)
+_BIT.bxor = operator("__xor", bits(bit.bxor), whole)
 local function shifted(a, by)
-  if by >= 64 or by <= -64 then return 0 end
+  if by >= 64 then return 0 end
+  if by <= -64 then return a < 0 and -1 or 0 end
   if by < 0 then return floor(a / 2^-by) end
   local moved = a * 2^by % 2^64
   return moved < 2^63 and moved or moved - 2^64
 end
-_BIT.shl = operator("__shl", function(a, by) return shifted(integer(a), integer(by)) end)
-_BIT.shr = operator("__shr", function(a, by) return shifted(integer(a), -integer(by)) end)
+_BIT.shl = operator("__shl", function(a, by) return shifted(integer(a), integer(by)) end, whole)
+_BIT.shr = operator("__shr", function(a, by) return shifted(integer(a), -integer(by)) end, whole)
 _BIT.idiv = operator("__intdiv", function(a, b)
   if b == 0 then raise("attempt to divide by zero") end
   return integer(a / b)
-end)
-local bnot = operator("__not", function(a) return -integer(a) - 1 end)
+end, number)
+local bnot = operator("__not", function(a) return -integer(a) - 1 end, whole)
 function _BIT.bnot(a) return bnot(a, 0) end

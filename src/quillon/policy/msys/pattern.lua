@@ -11,7 +11,7 @@ local type, select, tostring, tonumber, setmetatable, error, pcall = type, selec
 local loadstring = loadstring
 local byte, char, sub, concat, running = string.byte, string.char, string.sub, table.concat, coroutine.running
 local floor, ceil, huge = math.floor, math.ceil, math.huge
-local find, match, gmatch, gsub, rep, format = string.find, string.match, string.gmatch, string.gsub, string.rep, string.format
+local find, match, gmatch, gsub, format = string.find, string.match, string.gmatch, string.gsub, string.format
 
 -- a function that gsub calls back goes deeper on the C stack, which nobody watches
 local gsubs = setmetatable({}, {__mode = "k"})
@@ -21,7 +21,13 @@ local function ended(here, ok, ...)
   return ...
 end
 local function own_gsub(subject, pattern, replacement, ...)
-  if type(replacement) ~= "function" then return gsub(subject, pattern, replacement, ...) end
+  if type(replacement) == "table" then
+    if getmetatable(replacement) == nil then return gsub(subject, pattern, replacement, ...) end
+    local found = replacement  -- whose __index is called back as well
+    replacement = function(key) return found[key] end
+  elseif type(replacement) ~= "function" then
+    return gsub(subject, pattern, replacement, ...)
+  end
   local here = running() or gsubs
   local depth = (gsubs[here] or 0) + 1
   if depth + (levels[here] or 0) > DEEPEST then raise("C stack overflow") end
@@ -31,11 +37,6 @@ end
 if not FEW then
   string.gsub = own_gsub
   return
-end
-
-function string.rep(...)
-  seconds_left()
-  return checked(rep(...))
 end
 
 -- reading a pattern ----------------------------------------------------------------------------------------------

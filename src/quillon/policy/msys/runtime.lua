@@ -11,12 +11,16 @@ local tonumber, concat, find, sub, format = tonumber, table.concat, string.find,
 -- A callout that takes too long is stopped: every so many instructions the CPU time is looked at. Once it is over,
 -- every single instruction fails, so that no pcall gets around it. Compiled traces would not be looked at: jit.off.
 -- The clock costs a system call, so it is first read when a callout has run for one such interval; `deadline` is false
--- until then, and `left` the seconds that it has.
+-- until then, and `left` the seconds that it has. An instruction that joins large texts takes as long as thousands of
+-- others: where the last interval took longer than it should have, the next ones are short.
 jit.off()
-local INTERVAL = 10000  -- instructions
+local FIRST, LONG, SHORT = 200, 4000, 20  -- instructions
+local SLOW = 0.002  -- seconds, for any interval
+local BIG = 65536  -- octets or elements: what is done with more of them is followed by a look at the clock
 local limit = cpu_limit > 0 and cpu_limit / 1000 or huge
 local words = "stopped after more than " .. cpu_limit .. " ms of CPU"
 local state = {over = false, deadline = false, left = limit, said = nil}
+local interval, looked = 0, 0
 
 -- fails with the place in the script, not in the functions here that it went through
 local function place()
@@ -32,44 +36,55 @@ local function raise(text)
   error(where ~= "" and where .. ": " .. text or text, 0)
 end
 local look
+local function look_every(instructions)
+  if interval ~= instructions and cpu_limit > 0 then
+    interval = instructions
+    sethook(look, "", instructions)
+  end
+end
 -- not on the main thread, where no script runs and what stopped it is cleared away
 local function over()
   if state.over and running() then raise(words) end
 end
 local function stop()
   local _, said = pcall(raise, words)
-  state.said, state.over = said, true
+  state.said, state.over, interval = said, true, 1
   sethook(over, "", 1)
   error(said, 0)
 end
 function look()
+  local now = clock()
   if not state.deadline then
-    state.deadline = clock() + state.left
-  elseif clock() > state.deadline and running() then
+    state.deadline = now + state.left
+  elseif now > state.deadline and running() then
     stop()
+  else
+    look_every(now - looked > SLOW and SHORT or LONG)
   end
+  looked = now
 end
 local function arm(seconds)
   state.deadline, state.left = false, seconds or limit
+  look_every(FIRST)
 end
 -- seconds left, less than none where the limit has been passed
 local function disarm()
   if state.over then
     state.over = false
-    if cpu_limit > 0 then sethook(look, "", INTERVAL) end
+    look_every(FIRST)
     return -1
   end
   return state.deadline and state.deadline - clock() or state.left
 end
-if cpu_limit > 0 then sethook(look, "", INTERVAL) end
-local function checked(...)
-  if clock() > state.deadline then stop() end
-  return ...
-end
+look_every(FIRST)
 -- to be called before what is checked
 local function seconds_left()
   if not state.deadline then state.deadline = clock() + state.left end
   return state.deadline - clock()
+end
+local function checked(...)
+  if seconds_left() < 0 and running() then stop() end
+  return ...
 end
 -- the handler of the library's own xpcall runs where no limit is looked at
 local function handled(handler, ok, ...)
@@ -219,18 +234,33 @@ local function write(out, value, objects, depth)
     raise("a " .. kind .. " has no place here")
   end
 end
+local large = false  -- whether what crosses takes a while
 local function packed(...)
   local out, objects = {}, {}
   local arguments = {n = select("#", ...), ...}
   write(out, arguments, objects, 0)
-  return TOKEN, concat(out), unpack(objects)
+  local text = concat(out)
+  if #text > BIG then large = true end
+  return TOKEN, text, unpack(objects)
 end
 local function crossing(...)
   for i = 1, select("#", ...) do
-    local kind = type((select(i, ...)))
-    if kind == "table" or kind == "function" or kind == "thread" then return packed(...) end
+    local value = select(i, ...)
+    local kind = type(value)
+    if kind == "string" then
+      if #value > BIG then large = true end
+    elseif kind == "table" or kind == "function" or kind == "thread" then
+      return packed(...)
+    end
   end
   return ...
+end
+local function crossed(first, ...)
+  if large or type(first) == "string" and #first > BIG then
+    large = false
+    return checked(first, ...)
+  end
+  return first, ...
 end
 
 local function read(text, at, objects)
@@ -261,6 +291,7 @@ local function read(text, at, objects)
   return kind == "T", at + 1
 end
 local function opened(text, ...)
+  if #text > BIG then large = true end
   local found = read(text, 1, {...})
   return unpack(found, 1, found.n)
 end
@@ -282,7 +313,7 @@ end
 local function bound(name)
   local f = py.functions[name]
   if py.waits[name] then return function(...) return wait(name, ...) end end
-  return function(...) return good(f(crossing(...))) end
+  return function(...) return crossed(good(f(crossing(...)))) end
 end
 
 -- objects --------------------------------------------------------------------------------------------------------
@@ -364,6 +395,6 @@ return {
   end,
   place = place, bound = bound, new = new, fields = fields_of,
   good = good, raise = raise, class = class, handle = handle, opaque = opaque,
-  current = current,
+  current = current, BIG = BIG,
   stop = stop, checked = checked, seconds_left = seconds_left, levels = levels, DEEPEST = DEEPEST,
 }

@@ -1,7 +1,7 @@
 -- Scripts: each has globals of its own, with what all have copied into them; what it requires runs among them.
 -- Given: the Python functions, what runtime.lua gives, and what msys.lua gives. Gives what loads the script of a stanza.
 local py, rt, tables = ...
-local raise, libraries, builtin = rt.raise, tables.libraries, tables.builtin
+local raise, good, libraries, builtin = rt.raise, rt.good, tables.libraries, tables.builtin
 local setfenv, loadstring, getinfo, byte, floor = setfenv, loadstring, debug.getinfo, string.byte, math.floor
 local shared = {}
 for _, name in ipairs({"_VERSION", "assert", "bit", "coroutine", "error", "gcinfo", "getmetatable", "ipairs", "json", "math",
@@ -27,7 +27,7 @@ function shared.collectgarbage(what) return what == "count" and memory() or 0 en
 
 local LONGEST = 65536  -- octets that loadstring takes: reading them is not interrupted
 local function compiled(text, label, env)
-  local translated, chunk, fault = py.translate(text, label)
+  local translated, chunk, fault = good(py.translate(text, label))
   if translated then chunk, fault = loadstring(translated, "@" .. label) else fault = chunk end
   if not translated or chunk == nil then return nil, fault end
   return setfenv(chunk, env)
@@ -47,12 +47,13 @@ local function globals()
   for name, value in pairs(shared) do env[name] = value end
   env._G = env
   function env.require(name)
+    if type(name) ~= "string" then raise("require takes a name") end
     local found = loaded[name]
     if found == nil then found = builtin[name] end
     if found == nil then found = stanzas[name] end
     if found ~= nil then return found end
     if loading[name] then raise("require: " .. tostring(name) .. " requires itself") end
-    local text, path = py.source(name)
+    local text, path = good(py.source(name))
     if text == nil then raise("require: " .. path) end
     local chunk, fault = compiled(text, path, env)
     if chunk == nil then error(fault, 0) end

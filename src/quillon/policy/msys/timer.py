@@ -35,7 +35,7 @@ class Mutex:
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
 
     def take(self, who: object) -> bool:
-        if getattr(self.holder, "over", False):  # the session that held it is gone
+        if getattr(self.holder, "over", False):  # who held it is gone
             self.holder, self.depth = None, 0
         if self.holder is None or (self.recursive and self.holder is who):
             self.holder, self.depth = who, self.depth + 1
@@ -164,14 +164,10 @@ def _register_timers(api: Api) -> None:
 def _register_locks(api: Api) -> None:
     named: dict[str, Mutex] = {}
 
-    def mine() -> object:
-        """Who takes a lock: the session that runs, or the worker itself."""
-        return api.call.session if api.call is not None else api
-
     @api.function("msys.trylock")
     def try_lock(name: str) -> bool:
         """Take a lock by name, if nobody has it."""
-        return named.setdefault(name, Mutex(recursive=True)).take(mine())
+        return named.setdefault(name, Mutex(recursive=True)).take(api.caller())
 
     @api.function("msys.waitlock")
     async def wait_lock(name: str) -> None:
@@ -193,7 +189,7 @@ def _register_locks(api: Api) -> None:
     @api.function("mutex:trylock")
     def mutex_trylock(lock: Mutex) -> bool:
         """Take it, if nobody has it."""
-        return lock.take(mine())
+        return lock.take(api.caller())
 
     @api.function("mutex:waitlock")
     async def mutex_wait(lock: Mutex) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
 from quillon.mail.reply import Reply
-from quillon.policy.hook import NO_TEXT, Call, Phase, reply_of, set_reply
+from quillon.policy.hook import Call, Phase, reply_of, set_reply
 from quillon.policy.msys.addresses import mailboxes_of
 from quillon.policy.msys.api import Api, Handle, from_octets, number_text, to_octets
 
 SERVICES = ("SMTP", "ECStream", "Control", "ECmmove2", "ECCluster", "inbound_cidr")
 LONGEST_TARPIT = 60.0  # seconds
+# What a context holds is not in the memory that Lua's limit counts.
+LONGEST_VALUE, LONGEST_KEY = 65536, 256  # characters
+MOST_KEYS = 1000
 
 _CONNECTION = (1, "VCTX_CONN", "ECMESS_CTX_CONN")
 _MESSAGE = (2, "VCTX_MESS", "ECMESS_CTX_MESS")
@@ -50,7 +54,12 @@ def put(handle: Handle, kind: object, key: object, value: object) -> None:
         key = from_octets(number_text(key))
     if type(value) is not str or not value.isascii():
         value = from_octets(number_text(value))
-    dictionary(handle, kind)[key] = value
+    context = dictionary(handle, kind)
+    if len(value) > LONGEST_VALUE:
+        raise ValueError(f"a value of a context has {LONGEST_VALUE} characters at most")
+    if key not in context and (len(context) >= MOST_KEYS or len(key) > LONGEST_KEY or not key.isprintable()):
+        raise ValueError(f"a context has {MOST_KEYS} keys at most, of {LONGEST_KEY} printable characters")
+    context[key] = value
 
 
 def delete(handle: Handle, kind: object, key: object) -> int:
@@ -109,7 +118,7 @@ def register(api: Api) -> None:
         """The code of the answer, as `set_code` sets it."""
         context = handle.call.context
         text = answer(handle).text
-        context.reply = reply_of(code_of(code), "" if text == NO_TEXT else text)
+        context.reply = reply_of(code_of(code), "" if text == replies.NO_TEXT else text)
 
     @api.function("vctx.note=")
     def set_field_note(handle: Handle, text: object) -> None:
@@ -143,7 +152,7 @@ def _register_recipients(api: Api) -> None:
         """Add an address, or a table of them, to the recipients."""
         call = handle.call
         found = recipients(call)
-        found += [mailbox for mailbox in mailboxes_of(addresses) if mailbox not in found]
+        found[:] = dict.fromkeys([*found, *mailboxes_of(addresses)])
 
     @api.function("vctx:remove_recipient")
     def remove_recipient(handle: Handle, addresses: Any) -> None:
