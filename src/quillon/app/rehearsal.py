@@ -62,9 +62,7 @@ class Rehearsal:
     def late(self) -> list[str]:
         """It has taken too long."""
         self.end()
-        return [
-            f"to try the configuration out took more than {PATIENCE:.0f} s; does a policy hang while it loads?"
-        ]
+        return [f"to try the configuration out took more than {PATIENCE:.0f} s; does a policy hang while it loads?"]
 
     def end(self) -> None:
         """The outcome does not matter any more."""
