@@ -10,21 +10,24 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from quillon.cli.main import main
 from quillon.config.load import load
-from quillon.config.options import table
-from quillon.config.scope import resolve
-from quillon.config.settings import DeliverySettings, OutboundTls, build
-from quillon.delivery import ruling
+from quillon.delivery import dispatcher
+from quillon.delivery.connection import Surroundings
+from quillon.delivery.dispatcher import Dispatcher, Share
 from quillon.mail.address import Mailbox
+from quillon.mail.event import Attempted, Event, Panic
 from quillon.mail.message import NULL_ID, Batch, IdSource, Message, Origin
 from quillon.mail.outcome import Stage
+from quillon.net.clock import Deadlines, SystemClock
 from quillon.policy.hook import Hook, Policy
 from quillon.policy.tls import TlsHooks
 from quillon.smtp.client import Broken, ClientSession, LoggedIn, Login, Ready
+from quillon.tls.context import Contexts
 from tests.support.clients import MESSAGE
 from tests.support.exim import Exim
 from tests.support.scripts import Answers
@@ -302,20 +305,46 @@ async def outbound_smtp_auth_config(delivery):
         assert time.monotonic() - begun < 10
 
 
-def test_asking_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asking_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def for_ever(*_: object) -> None:
         await asyncio.sleep(1000)
 
+    class Kept:
+        """A spool that is told of retries."""
+
+        def __init__(self) -> None:
+            self.told = asyncio.Event()
+
+        def update(self, message: Message) -> None:
+            self.told.set()
+
+    (tmp_path / "c").write_text("Retry_Interval = 1000")
+    config = load(str(tmp_path / "c")).config
+    assert config is not None
+    monkeypatch.setattr(dispatcher, "PATIENCE", 0.01)
+    events: list[Event] = []
     reports: list[str] = []
-    monkeypatch.setattr(ruling, "PATIENCE", 0.01)
-    ids = IdSource(1)
-    batch = Batch(ids.next(0), Mailbox("a", "x.test"), Origin("192.0.2.1", "esmtp", NULL_ID), 0, 1, b"x")
-    settings = build(DeliverySettings, lambda name: resolve(table().options[name], [], "/").value)
-    tls = build(OutboundTls, lambda name: resolve(table().options[name], [], "/").value)
+    clock = SystemClock()
     hooks = TlsHooks(Policy([Answers(Hook.OUTBOUND_AUTH, for_ever)], reports.append), "/")
-    words = "outbound_smtp_auth_config error in p: it waited longer than 0 s"
-    assert asyncio.run(ruling.asked(Message(ids.next(0), batch, Mailbox("b", "y.test")), settings, tls, hooks)) == words
-    assert reports == [f"policy: {words}"]
+    around = Surroundings(clock, Deadlines(clock), Contexts(clock.now), hooks)
+    ids, now = IdSource(1), clock.now()
+    batch = Batch(ids.next(now), Mailbox("a", "x.test"), Origin("192.0.2.1", "esmtp", NULL_ID), now, 1, b"x")
+    message = Message(ids.next(now), batch, Mailbox("b", "y.test"), routing_domain="y.test")
+
+    async def play() -> None:
+        spool = Kept()
+        given: Any = (config, spool, None, None, None, around, "mx.test", Share(), events.append)
+        made = Dispatcher(*given)
+        made.start([message])
+        await spool.told.wait()
+        await made.stop(1)
+
+    asyncio.run(asyncio.wait_for(play(), 30))
+    (panic,) = [event.text for event in events if isinstance(event, Panic)]
+    assert panic == "policy: outbound_smtp_auth_config waited longer than 0 s"
+    (attempted,) = [event for event in events if isinstance(event, Attempted)]
+    assert str(getattr(attempted.outcome, "reply", "")) == "451 4.3.0 policy error, please try later"
+    assert message.tries == 1
 
 
 def test_tls_that_a_reload_demands_holds_for_mail_whose_policy_is_being_asked(

@@ -39,6 +39,7 @@ TICK = 0.25  # seconds between looks at delayed queues
 UNLIMITED = 2**31
 MAX_RESTING = 4096  # addresses noted before those that rest no more are dropped
 ASKED_AT_ONCE = 100  # messages that are out of their queue while a policy is asked about them
+PATIENCE = 60.0  # seconds that a policy may take for one of them
 RETRY_NOTICE = 60.0  # seconds until a notification that could not be stored is tried again
 
 
@@ -319,19 +320,22 @@ class Dispatcher:
                 break
             for message in messages:
                 asked = ruling.asked(message, *self._settings(key_of(message)), self.around.hooks)
-                task = asyncio.get_running_loop().create_task(asked)
+                task = asyncio.get_running_loop().create_task(asyncio.wait_for(asked, PATIENCE))
                 self._asking.add(task)
-                task.add_done_callback(partial(self._asked, message))
+                task.add_done_callback(partial(self._asked, message, self.around))
 
-    def _asked(self, message: Message, task: asyncio.Task[ruling.Ruling | str | None]) -> None:
+    def _asked(self, message: Message, around: Surroundings, task: asyncio.Task[ruling.Ruling | str | None]) -> None:
         """Policy has said what a message authenticates with: put it into the queue where it belongs then."""
         self._asking.discard(task)
-        if task.cancelled():  # a reload, or the end
+        if task.cancelled() or self.around is not around:  # a reload, or the end
             self._return([message])
         else:
             error = task.exception()
-            message.ruling = f"unexpected {error!r}" if error is not None else task.result()
-            if error is not None:
+            message.ruling = task.result() if error is None else f"unexpected {error!r}"
+            if isinstance(error, TimeoutError):
+                message.ruling = f"outbound_smtp_auth_config waited longer than {PATIENCE:.0f} s"
+                self.log(Panic(self.around.clock.now(), f"policy: {message.ruling}"))
+            elif error is not None:
                 self._unexpected(error)
             self.scheduler.enqueue(message, self.around.clock.now())
         self._kick()

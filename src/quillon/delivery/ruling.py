@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from quillon.policy.tls import HookFailed, TlsHooks
 from quillon.smtp.client import Login
 
 AUTH_TYPE, AUTH_USER, AUTH_PASS, AUTH_KEY = (f"outbound_smtp_auth_{word}" for word in ("type", "user", "pass", "key"))
-PATIENCE = 60.0  # seconds that outbound_smtp_auth_config may take for a message
 _NONE = ("", "no", "none", "false")
 
 
@@ -58,19 +56,15 @@ async def asked(message: Message, settings: DeliverySettings, tls: OutboundTls, 
     call = _auth_call(message, settings)
     policy = hooks.policy
     try:
-        async with asyncio.timeout(PATIENCE):
-            for name, answer in policy.hooks(Hook.OUTBOUND_AUTH):
-                call.context.module = name
-                try:
-                    said = answer(call)
-                    if inspect.isawaitable(said):
-                        await said
-                except Exception as error:
-                    raise _failed(policy, f"{Hook.OUTBOUND_AUTH.value} error in {name}: {words_of(error)}") from None
+        for name, answer in policy.hooks(Hook.OUTBOUND_AUTH):
+            call.context.module = name
+            try:
+                said = answer(call)
+                if inspect.isawaitable(said):
+                    await said
+            except Exception as error:
+                raise _failed(policy, f"{Hook.OUTBOUND_AUTH.value} error in {name}: {words_of(error)}") from None
         return _ruling(message, tls, hooks, _login(call, policy))
-    except TimeoutError:
-        words = f"{Hook.OUTBOUND_AUTH.value} error in {call.context.module}: it waited longer than {PATIENCE:.0f} s"
-        return str(_failed(policy, words))
     except HookFailed as error:
         return str(error)
 
