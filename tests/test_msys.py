@@ -299,6 +299,14 @@ def test_what_a_sender_names_is_a_charset_or_nothing(stage: Stage, charset: str,
     assert said[1].endswith(f"|{charset}")
 
 
+@pytest.mark.parametrize("count", [3, 3000])
+def test_parts_within_parts(stage: Stage, count: int) -> None:
+    """Beyond some hundred levels a message is one part: nobody's script fails for it, and none takes long."""
+    stage.message = b"Content-Type: message/rfc822\r\n\r\n" * count + b"Subject: x\r\n\r\ninner\r\n"
+    code = "local p, n = msg:mime(), 0 while p do n = n + 1 p = p.thread end out(n)"
+    assert _said(stage, code) == [str(count + 1 if count < 100 else 1)]
+
+
 def test_code_discard_and_priority(stage: Stage) -> None:
     view = stage.view()
     assert stage.run("msg:code('550', '5.7.1 no spam') out(msg:code())", view=view) == Reply(550, "5.7.1", "no spam")

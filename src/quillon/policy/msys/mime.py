@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import quopri
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
 from email import message_from_bytes, policy
 from email.generator import BytesGenerator
 from email.message import Message as Part_
+from email.parser import BytesHeaderParser
 from email.utils import formatdate, make_msgid
 from typing import Any, TypeAlias
 
@@ -40,9 +41,18 @@ class Tree:
     root: Mime
     view: MessageView | None
     writable: bool
+    _following: dict[Mime, Mime] | None = None
+
+    def following(self, node: Mime) -> Mime | None:
+        """The part behind another one, each container before its parts."""
+        if self._following is None:
+            parts = list(self.root.walk())
+            self._following = dict(itertools.pairwise(parts))
+        return self._following.get(node)
 
     def changed(self) -> None:
         """Write the tree back. Raises ValueError where it was asked for to be read only."""
+        self._following = None
         if not self.writable:
             raise ValueError("this MIME part is read-only: ask for it with msg:mime(false)")
         if self.view is not None:
@@ -56,11 +66,9 @@ class Part:
     node: Mime
     tree: Tree
 
-    def walk(self) -> Iterator[Mime]:
-        return self.tree.root.walk()
-
     def parent(self) -> Mime | None:
-        return next((n for n in self.walk() if n.is_multipart() and any(c is self.node for c in children(n))), None)
+        containers = (node for node in self.tree.root.walk() if node.is_multipart())
+        return next((node for node in containers if any(child is self.node for child in children(node))), None)
 
 
 def children(node: Mime) -> list[Mime]:
@@ -87,7 +95,12 @@ def set_octets(node: Mime, data: bytes) -> None:
 
 
 def tree_of(view: MessageView, *, writable: bool) -> Tree:
-    return Tree(message_from_bytes(view.content.whole, policy=_WIRE), view, writable)
+    data = view.content.whole
+    try:
+        root: Mime = message_from_bytes(data, policy=_WIRE)
+    except RecursionError:  # parts within parts by the hundred: nobody's mail, and taken as one part
+        root = BytesHeaderParser(policy=_WIRE).parsebytes(data)
+    return Tree(root, view, writable)
 
 
 def text_of(node: Mime) -> str | None:
@@ -453,9 +466,8 @@ def _register_tree(api: Api) -> None:
     @api.function("part.thread")
     def thread(part: Part) -> Object | None:
         """The next part of the tree, or nil."""
-        nodes = list(part.walk())
-        at = next((n for n, node in enumerate(nodes) if node is part.node), len(nodes))
-        return Object("part", Part(nodes[at + 1], part.tree)) if at + 1 < len(nodes) else None
+        found = part.tree.following(part.node)
+        return Object("part", Part(found, part.tree)) if found is not None else None
 
     @api.function("part.parts")
     def parts(part: Part) -> list[Object] | None:
