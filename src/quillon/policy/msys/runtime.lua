@@ -14,7 +14,7 @@ local tonumber, concat, find, sub, format = tonumber, table.concat, string.find,
 -- until then, and `left` the seconds that it has. An instruction that joins large texts takes as long as thousands of
 -- others: where the last interval took longer than it should have, the next ones are short.
 jit.off()
-local FIRST, LONG, SHORT = 200, 4000, 20  -- instructions
+local FIRST, LONG, SHORT = 1000, 4000, 20  -- instructions
 local SLOW = 0.002  -- seconds, for any interval
 local BIG = 65536  -- octets or elements: what is done with more of them is followed by a look at the clock
 local limit = cpu_limit > 0 and cpu_limit / 1000 or huge
