@@ -120,3 +120,22 @@ def test_a_client_that_hangs_up_before_the_answer_leaves_no_trouble(server: Call
         client.sendmail("a@x.test", ["b@y.test"], MESSAGE)
     assert len(running.wait_events("reception", 2)) == 2
     assert "unexpected" not in "".join(running.log("paniclog.ec"))
+
+
+@pytest.mark.parametrize("policy", [False, True], ids=["no policy", "policy"])
+def test_a_message_for_very_many_is_answered(server: Callable[..., Server], policy: bool, tmp_path: Path) -> None:
+    """What grows with the square of the recipients held the worker for minutes; a client waits half of one here."""
+    port, count = free_port(), 20_000 if not policy else 6_000
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/p.py").write_text("def validate_data_spool_each_rcpt(session, message):\n    pass\n")
+    server(_listen(port) + (' policy "p" { module = p.py }' if policy else "")).start()
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock, sock.makefile("rb") as answers:
+        sock.sendall(b"HELO a.test\r\nMAIL FROM:<a@x.test>\r\n")
+        assert [answers.readline()[:3] for _ in range(3)] == [b"220", b"250", b"250"]
+        for n in range(count):
+            sock.sendall(b"RCPT TO:<b%d@y.test>\r\n" % n)
+            assert answers.readline().startswith(b"250")
+        sock.sendall(b"DATA\r\n")
+        assert answers.readline().startswith(b"354")
+        sock.sendall(b"Subject: x\r\n\r\nx\r\n.\r\n")
+        assert answers.readline().startswith(b"250")

@@ -200,10 +200,11 @@ class Door:
     ) -> Stored | Reply:
         """One batch for the copies that are as they came, one for each that policy has made another of."""
         added = content.authentication_results(envelope.authserv_id, context)
-        shared = [
-            c for c in kept if c.sender == decision.sender and (c.content is decision.content or not c.content.changed)
-        ]
-        own = [copy for copy in kept if copy not in shared]
+        shared: list[Copy] = []
+        own: list[Copy] = []
+        for copy in kept:
+            unchanged = copy.content is decision.content or not copy.content.changed
+            (shared if unchanged and copy.sender == decision.sender else own).append(copy)
         out: Stored = []
         try:
             for copies in _alike(own):

@@ -116,24 +116,24 @@ class Validation:
             return
         copies: list[tuple[Mailbox, Copy]] = []
         todo, known = deque(recipients), set(recipients)
-        before = list(recipients)
+        kept, edits = set(known), session.edits
         while todo:
             recipient = todo.popleft()
-            if recipients != before and recipient not in recipients:
+            if recipient not in kept:
                 continue  # taken away by the callout of another one
             copy = await self._copy(session, context, batch_id, decision, recipient, internal=internal)
             if isinstance(copy, Reply):
                 decision.refusal = copy
                 return
             copies.append((recipient, copy))
-            if recipients != before:
+            if session.edits != edits:
+                kept, edits = set(recipients), session.edits
                 if len(known) > MOST_RECIPIENTS:
                     self.report("policy: validate_data_spool_each_rcpt adds recipients without end")
                     decision.refusal = replies.POLICY_FAILED
                     return
                 todo += [added for added in recipients if added not in known]
-                known.update(recipients)
-        kept = set(recipients)
+                known |= kept
         decision.copies += [copy for recipient, copy in copies if recipient in kept]
         decision.refusal = _whole_refusal(decision.copies) or (None if decision.copies else replies.NO_VALID_RECIPIENTS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from quillon.mail import reply as replies
@@ -142,17 +143,16 @@ def register(api: Api) -> None:
 
 
 def _register_recipients(api: Api) -> None:
-    def recipients(call: Call, *, edits: bool = True) -> list[Mailbox]:
-        if edits and call.phase not in _LIST_PHASES:
+    def change(call: Call, recipients: Iterable[Mailbox]) -> None:
+        if call.phase not in _LIST_PHASES:
             raise ValueError(f"the recipients cannot be changed in {call.phase.value}")
-        return call.session.recipients
+        call.session.set_recipients(recipients)
 
     @api.function("vctx:add_recipient")
     def add_recipient(handle: Handle, addresses: Any) -> None:
         """Add an address, or a table of them, to the recipients."""
         call = handle.call
-        found = recipients(call)
-        found[:] = dict.fromkeys([*found, *mailboxes_of(addresses)])
+        change(call, [*call.session.recipients, *mailboxes_of(addresses)])
 
     @api.function("vctx:remove_recipient")
     def remove_recipient(handle: Handle, addresses: Any) -> None:
@@ -160,19 +160,18 @@ def _register_recipients(api: Api) -> None:
         call = handle.call
         if call.phase is Phase.MAILFROM:
             return
-        found = recipients(call)
         gone = set(mailboxes_of(addresses))
-        found[:] = [mailbox for mailbox in found if mailbox not in gone]
+        change(call, [mailbox for mailbox in call.session.recipients if mailbox not in gone])
 
     @api.function("vctx:recipient_list")
     def recipient_list(handle: Handle, addresses: Any = None) -> Any:
         """The recipients, as a table that begins at 0; or other recipients in their place."""
         call = handle.call
         if addresses is None:
-            return {n: str(mailbox) for n, mailbox in enumerate(recipients(call, edits=False))}
+            return {n: str(mailbox) for n, mailbox in enumerate(call.session.recipients)}
         if call.phase is Phase.RCPTTO:
             raise ValueError("the list cannot be replaced in validate_rcptto")
-        recipients(call)[:] = dict.fromkeys(mailboxes_of(addresses))
+        change(call, mailboxes_of(addresses))
         return None
 
 
