@@ -44,6 +44,12 @@ def _server(text: str) -> tuple[str, int]:
     return match[1] or match[3], int(match[2] or match[4] or 53)
 
 
+async def look_up(resolver: Resolver, name: str, kind: str, server: str) -> Lookup:
+    """What DNS answers a policy."""
+    answer = await resolver.lookup(name, kind, server)
+    return Lookup(answer.records, "" if answer.status == "ok" else answer.detail or answer.status, answer.status)
+
+
 def hostname(node: NodeSettings) -> str:
     return node.hostname or socket.gethostname().lower()
 
@@ -76,8 +82,7 @@ async def load_to_look(config: Config, clock: Clock, report: Callable[[str], Non
         return resolver(config.node(), clock)
 
     async def lookup(name: str, kind: str, server: str) -> Lookup:
-        answer = await asked().lookup(name, kind, server)
-        return Lookup(answer.records, "" if answer.status == "ok" else answer.detail or answer.status, answer.status)
+        return await look_up(asked(), name, kind, server)
 
     services = policies.Services(lookup=lookup, hostname=hostname(config.node()), live=False)
     loaded = await policies.load(config, clock, report, services)

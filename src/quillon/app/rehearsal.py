@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable
 
 from quillon.app import compose
 from quillon.app.channel import LIMIT, Channel
+from quillon.app.child import forked
 from quillon.config.model import Config
 from quillon.net.clock import Clock
 
@@ -32,19 +31,14 @@ class Rehearsal:
         self.config = config
         self.channel, theirs = Channel.pair()
         self.ends_at = time.monotonic() + PATIENCE
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                alone(self.channel)
-                problems = compose.try_out(config, clock)
-                theirs.send({"problems": problems if sum(map(len, problems)) < _ROOM else _shortened(problems)})
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(0)
+
+        def work() -> int:
+            alone(self.channel)
+            problems = compose.try_out(config, clock)
+            theirs.send({"problems": problems if sum(map(len, problems)) < _ROOM else _shortened(problems)})
+            return 0
+
+        self.pid = forked(work)
         theirs.close()
 
     def fileno(self) -> int:

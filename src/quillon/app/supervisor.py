@@ -12,9 +12,7 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 
 from quillon.app import compose, worker
 from quillon.app.channel import Channel
+from quillon.app.child import forked
 from quillon.app.console import ERROR, Console
 from quillon.app.notify import notify, reloading
 from quillon.app.privileges import Identity, PrivilegeError, become, identity, make_folder
@@ -227,20 +226,12 @@ class Supervisor:
 
     def _fork(self, number: int) -> None:
         ours, theirs = Channel.pair()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
-            status = worker.FAULTY
-            try:
-                self._let_go(ours, number)
-                status = worker.main(self._config, number, self._count, self._sockets[number], theirs)
-            except BaseException:
-                traceback.print_exc()
-                status = 1
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
+
+        def work() -> int:
+            self._let_go(ours, number)
+            return worker.main(self._config, number, self._count, self._sockets[number], theirs)
+
+        pid = forked(work)
         theirs.close()
         self._children[pid] = _Child(number, pid, ours, time.monotonic())
         self._selector.register(ours, selectors.EVENT_READ, pid)

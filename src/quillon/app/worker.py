@@ -171,9 +171,7 @@ class Worker:
         )
 
     async def _lookup(self, name: str, kind: str, server: str) -> Lookup:
-        answer = await self._resolver.lookup(name, kind, server)
-        error = "" if answer.status == "ok" else answer.detail or answer.status
-        found = Lookup(answer.records, error, answer.status)
+        found = await compose.look_up(self._resolver, name, kind, server)
         if self._recorder is not None:
             self._recorder.looked_up(name, kind, server, found)
         return found

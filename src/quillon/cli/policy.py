@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from quillon.listener import credentials
 from quillon.net.clock import SystemClock
 from quillon.policy import load as policies
 from quillon.policy.hook import PolicyError
-from quillon.policy.world import Lookup
 
 
 def add(commands: Any) -> None:
@@ -131,13 +131,7 @@ def _dns(path: str) -> Any:
 
 def _asking(config: Config) -> Any:
     """DNS as the server would ask it."""
-    resolver = compose.resolver(config.node(), SystemClock())
-
-    async def lookup(name: str, kind: str, server: str) -> Lookup:
-        answer = await resolver.lookup(name, kind, server)
-        return Lookup(answer.records, "" if answer.status == "ok" else answer.detail or answer.status, answer.status)
-
-    return lookup
+    return partial(compose.look_up, compose.resolver(config.node(), SystemClock()))
 
 
 def run_replay(given: argparse.Namespace) -> int:

@@ -9,10 +9,11 @@ A callout may wait (for DNS, a database, time): then the phase waits, and with i
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -326,17 +327,23 @@ class Policy:
         verdict = callout(call)
         return verdict if isinstance(verdict, Verdict) else await verdict
 
+    @contextlib.contextmanager
+    def _answering(self, hook: Hook, name: str, call: Call) -> Iterator[None]:
+        """Around a module's answer: what it raises is reported, and Unanswered raised."""
+        call.context.module = name
+        try:
+            yield
+        except Exception as error:
+            self._report(name, hook, error)
+            raise Unanswered from None
+
     async def asked(self, hook: Hook, call: Call, *arguments: object) -> Any:
         """As `decided`, of modules that may have to wait."""
         for name, answer in self._hooks.get(hook, ()):
-            call.context.module = name
-            try:
+            with self._answering(hook, name, call):
                 said = answer(call, *arguments)
                 if inspect.isawaitable(said):
                     said = await said
-            except Exception as error:
-                self._report(name, hook, error)
-                raise Unanswered from None
             if said is not None:
                 return said
         return None
@@ -347,12 +354,8 @@ class Policy:
         Raises Unanswered if a module fails, which is reported: what it would have said, nobody knows.
         """
         for name, answer in self._hooks.get(hook, ()):
-            call.context.module = name
-            try:
+            with self._answering(hook, name, call):
                 said = answer(call, *arguments)
-            except Exception as error:
-                self._report(name, hook, error)
-                raise Unanswered from None
             if said is not None:
                 return said
         return None
