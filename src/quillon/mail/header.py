@@ -6,10 +6,11 @@ new section; octets of fields that are not concerned stay what they are.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from collections.abc import Callable, Iterator
-from email.errors import HeaderParseError
-from email.header import Header, decode_header, make_header
+from email.header import Header
 from functools import lru_cache
 
 from quillon.mail import charset
@@ -17,7 +18,8 @@ from quillon.mail import charset
 _NAME = re.compile(r"[!-9;-~]+")
 _FOLD = re.compile(r"\r\n(?=[ \t])")
 _UNFOLD = re.compile(r"\r\n[ \t]+")
-LONGEST_DECODED = 65536  # characters of a value; the library takes time that grows with the square of them
+# RFC 2047 2: charset, with a language of RFC 2231 5, encoding and text, which writers make longer than it allows
+_WORD = re.compile(r"=\?([!#-'*+\-0-9A-Z^-~]{1,64})\?([bBqQ])\?([!->@-~ ]{0,1024}?)\?=")
 _LINE_LENGTH = 76  # RFC 5322 2.1.1 asks for at most 78
 
 
@@ -33,6 +35,30 @@ def _field(name: str) -> re.Pattern[bytes]:
 _ANY = re.compile(rb"^([!-9;-~]+)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)(?:\r\n|\Z)", re.MULTILINE)
 
 
+def section(data: bytes) -> bytes:
+    """The header section of mail data with the blank line that ends it; all of `data` where there is none."""
+    if data.startswith(b"\r\n"):
+        return data[:2]
+    end = data.find(b"\r\n\r\n")
+    return data[: end + 4] if end >= 0 else data
+
+
+@lru_cache(maxsize=64)
+def _loose(name: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb"(?:\A|\r\n)%s[ \t]*:" % re.escape(name), re.IGNORECASE)
+
+
+def count(head: bytes, name: bytes) -> int:
+    """How many fields of a name there are; white space before the colon counts as none (RFC 5322 4.5)."""
+    return len(_loose(name).findall(head))
+
+
+def has(head: bytes, name: bytes) -> bool:
+    """Whether there is a field of a name, which is in lower case."""
+    low = head.lower()
+    return low.startswith(name + b":") or b"\r\n" + name + b":" in low or _loose(name).search(low) is not None
+
+
 def fields(head: bytes) -> Iterator[tuple[str, bytes]]:
     """Name and octets of each field, in order; the octets with their line end."""
     for match in _ANY.finditer(head):
@@ -41,7 +67,17 @@ def fields(head: bytes) -> Iterator[tuple[str, bytes]]:
 
 def raw_values(head: bytes, name: str) -> list[str]:
     """Unfolded values, octets above 127 as latin-1."""
-    return [_UNFOLD.sub(" ", match[1].decode("latin-1")).strip() for match in _field(name).finditer(head)]
+    return [unfolded(match[1].decode("latin-1")) for match in _field(name).finditer(head)]
+
+
+def unfolded(value: str) -> str:
+    """A value on one line, without white space around it."""
+    return _UNFOLD.sub(" ", value).strip(" \t\r\n")
+
+
+def as_raw(text: str) -> str:
+    """A value as text in the form of `raw_values`."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("latin-1")
 
 
 def values(head: bytes, name: str) -> list[str]:
@@ -50,16 +86,47 @@ def values(head: bytes, name: str) -> list[str]:
 
 
 def decoded(value: str) -> str:
-    """A value as `raw_values` gives it, as text."""
-    if "=?" in value and len(value) <= LONGEST_DECODED:
-        try:
-            words = decode_header(value)
-            if any(name is not None and charset.codec_of(name) is None for _, name in words):
-                return value
-            return str(make_header(words))
-        except (HeaderParseError, LookupError, UnicodeError, ValueError):
-            return value
-    return value if value.isascii() else value.encode("latin-1").decode("utf-8", "replace")
+    """A value as `raw_values` gives it, as text: RFC 2047 words decoded, white space between two of them dropped.
+
+    Words of one charset that follow each other are put together before they are decoded, since writers cut letters in
+    two. What cannot be decoded stays as it is.
+    """
+    out: list[str] = []
+    run: list[bytes] = []
+    run_charset, at = "", 0
+    for match in _WORD.finditer(value):
+        name = match[1].partition("*")[0].lower()
+        octets = _word_octets(match[2], match[3]) if charset.codec_of(name) is not None else None
+        if octets is None:
+            continue  # it stays as it is, with what stands around it
+        between, at = value[at : match.start()], match.end()
+        follows = bool(run) and not between.strip(" \t")
+        if follows and name == run_charset:
+            run.append(octets)
+            continue
+        if run:
+            out.append(charset.decoded(b"".join(run), run_charset))
+        if not follows:
+            out.append(_plain(between))
+        run, run_charset = [octets], name
+    if run:
+        out.append(charset.decoded(b"".join(run), run_charset))
+    out.append(_plain(value[at:]))
+    return "".join(out)
+
+
+def _plain(text: str) -> str:
+    return text if text.isascii() else text.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def _word_octets(encoding: str, text: str) -> bytes | None:
+    """The octets of an encoded word (RFC 2047 4); None where it is malformed."""
+    if encoding in "qQ":
+        return binascii.a2b_qp(text.replace("_", " ").encode("ascii"), header=False)
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except binascii.Error:
+        return None
 
 
 def encoded(name: str, value: str) -> bytes:
@@ -76,7 +143,7 @@ def encoded(name: str, value: str) -> bytes:
 
 def prepend(head: bytes, name: str, value: str) -> bytes:
     """With a field in front. Raises ValueError."""
-    return encoded(name, value) + _separate(head)
+    return in_front(encoded(name, value), head) + head
 
 
 def append(head: bytes, name: str, value: str) -> bytes:
@@ -104,6 +171,14 @@ def replace(head: bytes, name: str, replacement: list[str]) -> bytes:
             head = append(head, name, value)
         return head
     return head[: match.start()] + new + remove(head[match.start() :], name)
+
+
+def in_front(new: bytes, data: bytes) -> bytes:
+    """Fields to be put in front of mail data, with a blank line behind them where the data begin with text that is no
+    header section: it must not become the end of the last field."""
+    if not new or not data or new.endswith(b"\r\n\r\n") or data.startswith(b"\r\n") or _ANY.match(data):
+        return new
+    return new + b"\r\n"
 
 
 def pvalue(text: str) -> str:
@@ -143,8 +218,3 @@ def drop(head: bytes, doomed: Callable[[str, bytes], bool]) -> bytes:
             at = match.end()
     left = b"".join(kept) + head[at:]
     return left if left or not head else b"\r\n"
-
-
-def _separate(head: bytes) -> bytes:
-    """A section that begins with text that is no field must not become the end of the field in front of it."""
-    return head if not head or head.startswith(b"\r\n") or _ANY.match(head) else b"\r\n" + head

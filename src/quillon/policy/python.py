@@ -184,7 +184,7 @@ class Message:
 
     def addresses(self, name: str, part: str = "all") -> list[str]:
         """A part (all, localpart, user, detail, domain) of each address in a header field."""
-        return address_parts(self._view.header(name), part)
+        return address_parts(self._view.raw_header(name), part)
 
     def set_header(self, name: str, value: str | Sequence[str], mode: str = "replace") -> None:
         """Replace all fields of a name, or `append`, `prepend`. Raises ValueError."""

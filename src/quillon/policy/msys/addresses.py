@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from email.utils import getaddresses
 
 from quillon.mail.address import NULL_PATH, AddressError, Mailbox, parse_mailbox
+from quillon.mail.address_list import parse_address_list
 
-LONGEST = 65536  # characters of one field that are looked at
 PARTS = ("all", "localpart", "user", "detail", "domain")
 
 
 def address_parts(values: Sequence[str], part: str) -> list[str]:
-    """A part of each address in header field values. Raises ValueError for an unknown part."""
+    """A part of each address in raw header field values (`header.raw_values`): what can be read of them.
+
+    Raises ValueError for an unknown part.
+    """
     if part not in PARTS:
         raise ValueError(f"{part!r} is no part of an address: {', '.join(PARTS)}")
     found = []
-    try:
-        pairs = getaddresses([value[:LONGEST] for value in values])
-    except (RecursionError, ValueError, IndexError):
-        return []  # what a client has written need not be readable
-    for _, address in pairs:
-        local, at, domain = address.rpartition("@")
-        if not at:
-            local, domain = address, ""
-        user, _, detail = local.partition("+")
-        if address:
-            found.append({"all": address, "localpart": local, "user": user, "detail": detail, "domain": domain}[part])
+    for value in values:
+        for address in parse_address_list(value).addresses:
+            user, _, detail = address.local.partition("+")
+            parts = (str(address), address.local, user, detail, address.domain)
+            found.append(parts[PARTS.index(part)])
     return found
 
 

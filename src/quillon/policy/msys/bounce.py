@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from email import message_from_bytes
-from email.utils import parseaddr
 
+from quillon.mail import header
 from quillon.policy.hook import Call
+from quillon.policy.msys.addresses import address_parts
 from quillon.policy.msys.api import Api
 
 CLASSES: dict[int, tuple[str, str]] = {
@@ -74,7 +75,7 @@ def classify_message(data: bytes) -> tuple[int, str]:
             return classify(text), recipient.partition(";")[2].strip()
     subject = str(message.get("Subject", ""))
     if message.get("Auto-Submitted", "no").lower().startswith("auto-replied") or _AUTOMATIC.search(subject):
-        return 60, parseaddr(str(message.get("From", "")))[1]
+        return 60, next(iter(address_parts(header.raw_values(header.section(data), "From"), "all")), "")
     body = message.get_payload(decode=True)
     return classify(body.decode("utf-8", "replace") if isinstance(body, bytes) else ""), ""
 

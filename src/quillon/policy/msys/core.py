@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from quillon.mail import header
 from quillon.mail.address import AddressError, parse_domain
 from quillon.policy.msys.addresses import address_parts
 from quillon.policy.msys.api import Api
@@ -68,5 +69,6 @@ def register(api: Api) -> None:
 
     @api.function("msys.parseRFC2822Addresses")
     def parse_addresses(text: str, part: str = "all") -> list[str]:
-        """A part (all, localpart, user, detail, domain) of each address of a header field's value."""
-        return address_parts([text], part)
+        """A part (all, localpart, user, detail, domain) of each address of a header field's value as it stands; of one
+        that has been decoded msg:address_header is the one to ask."""
+        return address_parts([header.as_raw(text)], part)

@@ -170,7 +170,7 @@ def _register_header(api: Api) -> None:
     @api.function("msg:address_header")
     def address_header(call: Call, name: str, part: str = "all") -> list[str]:
         """A part (all, localpart, user, detail, domain) of each address in a header field."""
-        return address_parts(call.view.header(name), part)
+        return address_parts(call.view.raw_header(name), part)
 
 
 def texts(value: Any) -> list[str]:

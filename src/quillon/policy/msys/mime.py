@@ -71,6 +71,12 @@ class Part:
         return next((node for node in containers if any(child is self.node for child in children(node))), None)
 
 
+def raw_values(node: Mime, name: str) -> list[str]:
+    """Values of a header field of a part, as `header.raw_values` gives those of a message."""
+    found = [str(value) for key, value in node.raw_items() if key.lower() == name.lower()]
+    return [headers.unfolded(value.encode("utf-8", "surrogateescape").decode("latin-1")) for value in found]
+
+
 def children(node: Mime) -> list[Mime]:
     """The parts of a container."""
     found = node.get_payload()
@@ -411,7 +417,7 @@ def _register_part(api: Api) -> None:
         """As msg:header, for the header of one part; nil as the value deletes too."""
         node = part.node
         if value is _ABSENT:
-            return [headers.decoded(str(found)) for found in node.get_all(name, [])]
+            return [headers.decoded(found) for found in raw_values(node, name)]
         before = [] if mode in (None, "replace") else [str(found) for found in node.get_all(name, [])]
         del node[name]
         new = [] if value is None or (value == "" and mode is None) else texts(value)
@@ -423,7 +429,7 @@ def _register_part(api: Api) -> None:
     @api.function("part:address_header")
     def address_header(part: Part, name: str, what: str = "all") -> list[str]:
         """A part of each address in a header field of this part."""
-        return address_parts([str(found) for found in part.node.get_all(name, [])], what)
+        return address_parts(raw_values(part.node, name), what)
 
     for name, read in (("text", _searched), ("body", _body), ("raw", octets)):
         _register_search(api, name, read)
