@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from quillon.mail import header
 from quillon.mailauth import dkim
-from quillon.mailauth.dkim import DkimError, LookupTexts, Signer
+from quillon.mailauth.author import is_name
+from quillon.mailauth.dkim import DkimError, Signer
+from quillon.mailauth.lookup import Lookup
 
 MAX_INSTANCE = 50  # RFC 8617 4.2.1
 _PARTS = ("arc-authentication-results", "arc-message-signature", "arc-seal")
@@ -61,21 +63,20 @@ def sets_of(fields: Sequence[tuple[str, bytes]]) -> Sets:
     return found
 
 
-def _seal_octets(sets: Sets, upto: int) -> bytes:
-    """What the seal of an instance is over (RFC 8617 5.1.1), in relaxed form, its own b= empty."""
-    out = []
-    for instance in range(1, upto + 1):
-        for part in _PARTS:
-            field = sets[instance][part]
-            if part == "arc-seal" and instance == upto:
-                bare = dkim.without_b(field) + b"\r\n"
-                out.append(dkim.relaxed_header(bare).removesuffix(b"\r\n"))
-            else:
-                out.append(dkim.relaxed_header(field))
-    return b"".join(out)
+def _relaxed(sets: Sets) -> list[bytes]:
+    """The fields of each set in relaxed form, the sets in order (RFC 8617 5.1.1)."""
+    return [b"".join(dkim.relaxed_header(sets[n][part]) for part in _PARTS) for n in range(1, len(sets) + 1)]
 
 
-async def validate(head: bytes, body: bytes, lookup: LookupTexts, now: float) -> Chain:
+def _seal_octets(sets: Sets, relaxed: Sequence[bytes], upto: int) -> bytes:
+    """What the seal of an instance is over (RFC 8617 5.1.1): all sets before it, and its own with an empty b=."""
+    own = sets[upto]
+    fields = [dkim.relaxed_header(own[part]) for part in _PARTS[:-1]]
+    bare = dkim.relaxed_header(dkim.without_b(own["arc-seal"]) + b"\r\n").removesuffix(b"\r\n")
+    return b"".join((*relaxed[: upto - 1], *fields, bare))
+
+
+async def validate(head: bytes, body: bytes, lookup: Lookup, now: float) -> Chain:
     """The state of a message's chain (RFC 8617 5.2)."""
     fields = list(header.fields(head))
     try:
@@ -94,10 +95,12 @@ async def validate(head: bytes, body: bytes, lookup: LookupTexts, now: float) ->
             if tags.get("cv", "").lower() != expected:
                 raise DkimError(f"the seal of instance {instance} says cv={tags.get('cv')}")
         await _check_message(sets[last]["arc-message-signature"], fields, dkim.Body(body), lookup, now)
+        relaxed = _relaxed(sets)
         for instance in range(last, 0, -1):
-            await _check_seal(sets, instance, seals[instance], lookup)
+            octets = _seal_octets(sets, relaxed, instance)
+            await _check_seal(instance, seals[instance], octets, lookup)
     except ValueError as error:
-        return Chain("fail", str(error), last, sealer if dkim.is_name(sealer) else "")
+        return Chain("fail", str(error), last, sealer if is_name(sealer) else "")
     return Chain("pass", "", last, sealer)
 
 
@@ -106,29 +109,29 @@ def _value(field: bytes) -> str:
 
 
 async def _check_message(
-    field: bytes, fields: Sequence[tuple[str, bytes]], body: dkim.Body, lookup: LookupTexts, now: float
+    field: bytes, fields: Sequence[tuple[str, bytes]], body: dkim.Body, lookup: Lookup, now: float
 ) -> None:
     parsed = dkim.parse_signature(field, now, arc=True)
     if "arc-seal" in (name.lower() for name in parsed.names):
         raise DkimError("the message signature covers a seal")
     status, reason, _ = await dkim.check(parsed, field, fields, body, lookup)
-    if status not in ("pass", "policy"):
+    if status != "pass":
         raise DkimError(f"the message signature does not hold: {reason}")
 
 
-async def _check_seal(sets: Sets, instance: int, tags: dict[str, str], lookup: LookupTexts) -> None:
+async def _check_seal(instance: int, tags: dict[str, str], octets: bytes, lookup: Lookup) -> None:
     if "h" in tags or any(not tags.get(name) for name in ("a", "b", "d", "s")):
         raise DkimError(f"the seal of instance {instance} is malformed")
     algorithm, domain = tags["a"].lower(), tags["d"].lower()
-    if not dkim.is_name(domain) or not dkim.is_name(tags["s"]):
+    if not is_name(domain) or not is_name(tags["s"]):
         raise DkimError(f"the seal of instance {instance} names no domain")
     if algorithm not in dkim.ALGORITHMS:
         raise DkimError(f"{algorithm} is not taken")
-    found = await lookup(f"{tags['s']}._domainkey.{domain}")
+    found = await lookup(f"{tags['s']}._domainkey.{domain}", "TXT")
     if not found.records:
         raise DkimError(f"the key of the seal of instance {instance} cannot be looked up")
-    key = dkim.public_key(found.records[0], algorithm, domain, f"@{domain}")
-    if not dkim.good_signature(key, dkim.decoded(tags["b"]), _seal_octets(sets, instance)):
+    keys, signature = dkim.usable_keys(found.records, algorithm, domain, f"@{domain}"), dkim.decoded(tags["b"])
+    if not any(dkim.good_signature(key, signature, octets) for key in keys):
         raise DkimError(f"the seal of instance {instance} does not hold")
 
 
@@ -150,7 +153,8 @@ def seal(head: bytes, body: bytes, signer: Signer, chain: Chain, authserv_id: st
     own = f"ARC-Seal: {words}\r\n\ts={signer.selector}; b=".encode()
     sets = sets_of(fields) if chain.instance else {}
     sets[instance] = {_PARTS[0]: aar, _PARTS[1]: message, _PARTS[2]: own + b"\r\n"}
-    signature = base64.b64encode(dkim.sign_octets(signer.key, _seal_octets(sets, instance))).decode("ascii")
+    octets = _seal_octets(sets, _relaxed(sets), instance)
+    signature = base64.b64encode(dkim.sign_octets(signer.key, octets)).decode("ascii")
     return own + dkim.wrapped(signature).encode("ascii") + b"\r\n" + message + aar
 
 

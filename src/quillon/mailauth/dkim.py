@@ -10,18 +10,19 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
 from quillon.mail import header
-from quillon.mail.address import is_domain
+from quillon.mailauth.author import is_name
+from quillon.mailauth.lookup import Lookup
 
 MAX_SIGNATURES = 8  # of one message that are looked at
+MAX_RECORDS = 8  # TXT records of one selector that are tried
 MIN_RSA_BITS = 1024  # RFC 8301 3.2
 DEFAULT_HEADERS = (
     "From", "Sender", "Reply-To", "Subject", "Date", "Message-ID", "To", "Cc", "MIME-Version", "Content-Type",
@@ -33,16 +34,6 @@ ALGORITHMS = ("rsa-sha256", "ed25519-sha256")
 
 PrivateKey = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 PublicKey = rsa.RSAPublicKey | ed25519.Ed25519PublicKey
-
-
-class Texts(NamedTuple):
-    """TXT records of a name: `status` is ok, nodata, nxdomain or failed."""
-
-    status: str
-    records: Sequence[str] = ()
-
-
-LookupTexts = Callable[[str], Awaitable[Texts]]
 
 
 class DkimError(ValueError):
@@ -197,6 +188,25 @@ def public_key(record: str, algorithm: str, domain: str, identity: str) -> Publi
     if not data:
         raise DkimError("the key is revoked")
     return _decoded_key(kind, data)
+
+
+def usable_keys(records: Sequence[str], algorithm: str, domain: str, identity: str) -> list[PublicKey]:
+    """The keys of all TXT records of a selector that are fit for a signature, at least one.
+
+    Beside a key may stand the record of another vendor, the key that comes next, or one of another algorithm
+    (RFC 6376 3.6.2.2 leaves the choice to the verifier). Raises DkimError with what is wrong with the record that is
+    most like a key.
+    """
+    keys: list[PublicKey] = []
+    faults: list[tuple[bool, str]] = []
+    for record in records[:MAX_RECORDS]:
+        try:
+            keys.append(public_key(record, algorithm, domain, identity))
+        except DkimError as error:
+            faults.append((not re.search(r"(?:\A|;)\s*p\s*=", record), str(error)))
+    if not keys:
+        raise DkimError(min(faults, key=lambda fault: fault[0])[1])
+    return keys
 
 
 def _listed(value: str) -> set[str]:
@@ -388,11 +398,6 @@ def _check_times(tags: Mapping[str, str], now: float) -> None:
             raise DkimError("the signature has expired")
 
 
-def is_name(text: str) -> bool:
-    """Whether it can be a domain or a selector: labels of letters, digits, hyphens and underscores."""
-    return is_domain(text) and not text.startswith("[")
-
-
 def decoded(text: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
@@ -418,12 +423,15 @@ class Body:
         """`how` is simple or relaxed."""
         return self._form(how)[0]
 
-    def digest(self, how: str) -> bytes:
-        """SHA-256 of a form."""
-        return self._form(how)[1]
+    def digest(self, how: str, length: int | None = None) -> bytes:
+        """SHA-256 of a form, or of its first octets (l= of RFC 6376 3.5)."""
+        octets, digest = self._form(how)
+        if length is None or length == len(octets):
+            return digest
+        return hashlib.sha256(memoryview(octets)[:length]).digest()
 
 
-async def verify(head: bytes, body: bytes, lookup: LookupTexts, now: float) -> list[Result]:
+async def verify(head: bytes, body: bytes, lookup: Lookup, now: float) -> list[Result]:
     """A result for each DKIM-Signature, at most MAX_SIGNATURES; empty where there is none."""
     fields = list(header.fields(head))
     own = [field for name, field in fields if name.lower() == "dkim-signature"]
@@ -432,7 +440,7 @@ async def verify(head: bytes, body: bytes, lookup: LookupTexts, now: float) -> l
 
 
 async def _verified(
-    field: bytes, fields: Sequence[tuple[str, bytes]], body: Body, lookup: LookupTexts, now: float
+    field: bytes, fields: Sequence[tuple[str, bytes]], body: Body, lookup: Lookup, now: float
 ) -> Result:
     try:
         parsed = parse_signature(field, now)
@@ -454,28 +462,31 @@ async def _verified(
 
 
 async def check(
-    parsed: Parsed, field: bytes, fields: Sequence[tuple[str, bytes]], body: Body, lookup: LookupTexts
+    parsed: Parsed, field: bytes, fields: Sequence[tuple[str, bytes]], body: Body, lookup: Lookup
 ) -> tuple[str, str, PublicKey | None]:
-    """Status, reason and key of a signature that could be read."""
-    found = await lookup(f"{parsed.selector}._domainkey.{parsed.domain}")
+    """Status, reason and key of a signature that could be read.
+
+    Signature and hash are judged first; that l= leaves octets of the body unsigned is told of what holds otherwise.
+    """
+    found = await lookup(f"{parsed.selector}._domainkey.{parsed.domain}", "TXT")
     if found.status == "failed":
         return "temperror", "the key cannot be looked up", None
     if not found.records:
         return "permerror", "there is no key", None
     try:
-        key = public_key(found.records[0], parsed.algorithm, parsed.domain, parsed.identity)
+        keys = usable_keys(found.records, parsed.algorithm, parsed.domain, parsed.identity)
     except DkimError as error:
         return "permerror", str(error), None
-    octets = body.canonical(parsed.body_canon)
-    if parsed.length is not None:
-        if parsed.length > len(octets):
-            return "permerror", "l= is more than there is", key
-        if parsed.length < len(octets):
-            return "policy", "l= leaves some of the body unsigned", key
-    if body.digest(parsed.body_canon) != parsed.body_hash:
-        return "fail", "the body has been changed", key
+    size = len(body.canonical(parsed.body_canon))
+    if parsed.length is not None and parsed.length > size:
+        return "permerror", "l= is more than there is", keys[0]
+    if body.digest(parsed.body_canon, parsed.length) != parsed.body_hash:
+        return "fail", "the body has been changed", keys[0]
     others = [item for item in fields if item[1] is not field]
     data = signed_octets(others, parsed.names, field, parsed.header_canon)
-    if not good_signature(key, parsed.signature, data):
-        return "fail", "the header has been changed", key
+    key = next((key for key in keys if good_signature(key, parsed.signature, data)), None)
+    if key is None:
+        return "fail", "the header has been changed", keys[0]
+    if parsed.length is not None and parsed.length < size:
+        return "policy", "l= leaves some of the body unsigned", key
     return "pass", "", key

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 from urllib.parse import quote
 
 from quillon.mail import header
+from quillon.mailauth.lookup import Lookup, Records
 
 MAX_LOOKUPS = 10  # RFC 7208 4.6.4
 MAX_VOID_LOOKUPS = 2
 MAX_NAMES = 10  # MX and PTR names that are looked at
+MAX_ADDRESSES = 256  # of one name that are looked at
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-class Records(NamedTuple):
-    """`status` is ok, nodata, nxdomain or failed."""
-
-    status: str
-    records: Sequence[str] = ()
-
-
-Lookup = Callable[[str, str], Awaitable[Records]]
-"""Name and type (TXT, A, AAAA, MX, PTR) to records, MX in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +49,8 @@ _MACRO_STRING = re.compile(r"(?:[!-$&-~]|%\{[slodiphcrtvSLODIPHCRTV][0-9]*[rR]?[
 _MACRO_END = re.compile(r"%(?:\{[^{}%]*\}|[%_-])\Z")
 _TOP_LABEL = re.compile(r"(?![0-9]*\Z)(?!-)[A-Za-z0-9-]{1,63}(?<!-)\Z")
 MAX_RECORD = 4096  # characters
+MAX_EXPANDED = 65536  # characters that macros may make of one term
+MAX_EXPLANATION = 1024  # characters, of the record as of the text that comes of it
 _MACRO = re.compile(r"%(?:\{([slodiphcrtvSLODIPHCRTV])([0-9]{0,3})([rR]?)([.\-+,/_=]*)\}|([%_-])|(.)|\Z)")
 
 
@@ -73,6 +65,7 @@ class _Check:
     lookup: Lookup
     lookups: int = 0
     voids: int = 0
+    _names: list[str] | None = None
 
     async def host(self, domain: str, depth: int = 0, *, included: bool = False) -> Result:
         """check_host (RFC 7208 4). Raises _Stop."""
@@ -100,7 +93,7 @@ class _Check:
 
     async def _record(self, domain: str) -> list[str] | None:
         """The terms of a domain's record (RFC 7208 4.4 to 4.6). Raises _Stop."""
-        if not re.fullmatch(r"(?=.{1,253}\Z)(?:[^.]{1,63}\.)+[^.]{1,63}", domain.rstrip(".")):
+        if not _possible(domain) or "." not in domain.rstrip("."):
             return None
         found = await self.lookup(domain, "TXT")
         if found.status == "failed":
@@ -119,11 +112,17 @@ class _Check:
         if self.lookups > MAX_LOOKUPS:
             raise _Stop("permerror", f"more than {MAX_LOOKUPS} DNS lookups")
 
-    async def _ask(self, name: str, kind: str) -> Sequence[str]:
-        found = await self.lookup(name, kind)
+    async def _query(self, name: str, kind: str) -> Records:
+        """One question to DNS; a name that cannot exist is not found (RFC 7208 4.3), whoever has made it up."""
+        if not _possible(name):
+            return Records("nxdomain")
+        return await self.lookup(name, kind)
+
+    async def _ask(self, name: str, kind: str, *, void: bool = True) -> Sequence[str]:
+        found = await self._query(name, kind)
         if found.status == "failed":
             raise _Stop("temperror", f"{kind} of {name} cannot be looked up")
-        if not found.records:
+        if not found.records and void:
             self.voids += 1
             if self.voids > MAX_VOID_LOOKUPS:
                 raise _Stop("permerror", f"more than {MAX_VOID_LOOKUPS} lookups without an answer")
@@ -165,8 +164,8 @@ class _Check:
 
     async def _address(self, name: str, lengths: tuple[int, int], *, void: bool = True) -> bool:
         kind, length = ("A", lengths[0]) if self.ip.version == 4 else ("AAAA", lengths[1])
-        records = await self._ask(name, kind) if void else (await self.lookup(name, kind)).records
-        for record in records:
+        records = await self._ask(name, kind, void=void)
+        for record in records[:MAX_ADDRESSES]:
             try:
                 block = ipaddress.ip_network(f"{record}/{length}", strict=False)
             except ValueError:
@@ -176,27 +175,34 @@ class _Check:
         return False
 
     async def _ptr(self, target: str) -> bool:
-        return any(n == target.lower() or n.endswith("." + target.lower()) for n in await self._validated())
+        target = target.lower()
+        return any(n == target or n.endswith("." + target) for n in await self._validated())
 
     async def _validated(self) -> list[str]:
-        """Names of the client whose address records lead back to it (RFC 7208 5.5)."""
+        """Names of the client whose address records lead back to it (RFC 7208 5.5); looked up once a check."""
+        if self._names is not None:
+            return self._names
         found = await self.lookup(self.ip.reverse_pointer, "PTR")
         names = []
         for name in found.records[:MAX_NAMES]:
             kind = "A" if self.ip.version == 4 else "AAAA"
-            back = await self.lookup(name, kind)
+            back = await self._query(name, kind)
             if any(ipaddress.ip_address(record) == self.ip for record in back.records):
                 names.append(name.lower().rstrip("."))
+        self._names = names
         return names
 
     # macros ---------------------------------------------------------------------------------------------------
 
     async def _expanded(self, text: str, domain: str, *, explaining: bool = False) -> str:
         """A domain-spec with its macros (RFC 7208 7). Raises _Stop."""
-        out, at = [], 0
+        out, at, length = [], 0, 0
         for match in _MACRO.finditer(text):
             out.append(text[at : match.start()])
             at = match.end()
+            length += sum(map(len, out[-2:]))
+            if length > MAX_EXPANDED:
+                raise _Stop("permerror", "macros make too long a text")
             letter, digits, reverse, delimiters, escape, _ = match.groups()
             if escape:
                 out.append({"%": "%", "_": " ", "-": "%20"}[escape])
@@ -218,6 +224,8 @@ class _Check:
     async def _macro(self, letter: str, domain: str) -> str:
         local, _, sender_domain = self.sender.rpartition("@")
         if letter == "p":
+            if self._names is None:
+                self._count()  # RFC 7208 4.6.4: it is among what is counted
             names = await self._validated()
             best = [n for n in names if n == domain.lower()] or [n for n in names if n.endswith("." + domain.lower())]
             return (best or names or ["unknown"])[0]
@@ -239,13 +247,19 @@ class _Check:
     async def _explanation(self, spec: str, domain: str) -> str:
         """The text that a domain gives for its refusal; empty where anything is wrong with it (RFC 7208 6.2)."""
         try:
-            found = await self.lookup(await self._expanded(spec, domain), "TXT")
-            if found.status != "ok" or len(found.records) != 1:
+            found = await self._query(await self._expanded(spec, domain), "TXT")
+            if found.status != "ok" or len(found.records) != 1 or len(found.records[0]) > MAX_EXPLANATION:
                 return ""
             text = await self._expanded(found.records[0], domain, explaining=True)
         except _Stop:
             return ""
-        return text if text.isascii() and text.isprintable() else ""
+        return text[:MAX_EXPLANATION] if text.isascii() and text.isprintable() else ""
+
+
+def _possible(name: str) -> bool:
+    """Whether DNS can hold a name: labels of 1 to 63 octets, 253 in all, nothing that is not printed."""
+    name = name.removesuffix(".")
+    return name.isprintable() and re.fullmatch(r"(?=.{1,253}\Z)[^.\[\]]{1,63}(?:\.[^.\[\]]{1,63})*", name) is not None
 
 
 def _transformed(value: str, digits: str, reverse: bool, delimiters: str, escape: bool) -> str:
@@ -342,7 +356,10 @@ def _in_block(ip: Address, text: str, version: int) -> bool:
 
 async def check(ip: str, sender: str, helo: str, receiver: str, lookup: Lookup) -> Result:
     """The result for a client. `sender` is the reverse-path; a null one stands for postmaster at the EHLO name."""
-    address = ipaddress.ip_address(ip)
+    try:
+        address = ipaddress.ip_address(ip)
+    except ValueError:
+        return Result("none", "", "the client has no IP address")
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     if not sender:

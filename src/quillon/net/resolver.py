@@ -76,6 +76,9 @@ class Resolver:
         """
         if kind == "PTR":
             name = _reverse(name)
+        question = dns_name(name)
+        if question is None:
+            return Answer("nxdomain", detail="no such name can exist")
         key = (name, kind, server)
         now = self._clock.now()
         known = self._cache.get(key)
@@ -84,7 +87,7 @@ class Resolver:
         task = self._running.get(key)
         if task is None:
             # many messages for one domain ask one question
-            task = self._running[key] = asyncio.ensure_future(self._ask(name, kind, self._resolver_of(server)))
+            task = self._running[key] = asyncio.ensure_future(self._ask(question, kind, self._resolver_of(server)))
             task.add_done_callback(lambda _: self._running.pop(key, None))
         answer = await asyncio.shield(task)
         if len(self._cache) >= _CACHE_SIZE:
@@ -104,7 +107,7 @@ class Resolver:
             found.nameservers, found.search, found.lifetime = [server], [], self._resolver.lifetime
         return found
 
-    async def _ask(self, name: str, kind: str, resolver: dns.asyncresolver.Resolver) -> Answer:
+    async def _ask(self, name: dns.name.Name, kind: str, resolver: dns.asyncresolver.Resolver) -> Answer:
         try:
             found = await resolver.resolve(name, kind, raise_on_no_answer=False)
         except dns.resolver.NXDOMAIN:
@@ -127,6 +130,18 @@ class Resolver:
             else:
                 records.append((0, str(item.address)))
         return Answer("ok", tuple(sorted(records)), int(found.rrset.ttl), secure)
+
+
+def dns_name(text: str) -> dns.name.Name | None:
+    """A name as DNS has it; None for one that cannot exist: an empty label, one over 63 octets, over 253 in all.
+
+    The octets stand for themselves: a backslash escapes nothing, and no mapping of letters makes another name of it.
+    """
+    labels = [label.encode("utf-8", "replace") for label in text.removesuffix(".").split(".")]
+    try:
+        return dns.name.Name([*labels, b""]) if all(labels) else None
+    except dns.exception.DNSException:
+        return None
 
 
 def _reverse(name: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quillon.mail.address import Mailbox
+from quillon.mailauth.lookup import Records
 from quillon.policy.hook import PolicyError
 
 
@@ -83,6 +84,11 @@ class World:
     auth: dict[str, Authenticate] = field(default_factory=dict)
     control: dict[str, Callable[[Sequence[str]], Awaitable[str]]] = field(default_factory=dict)
     stops: dict[int, Callable[[], None]] = field(default_factory=dict)
+
+    async def records(self, name: str, kind: str) -> Records:
+        """DNS as the checks of mail authentication ask it."""
+        found = await self.lookup(name, kind, "")
+        return Records(found.status, [text for _, text in found.records])
 
     def stop(self) -> None:
         """The policies are replaced: what they have begun ends."""

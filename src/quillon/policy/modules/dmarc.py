@@ -1,4 +1,4 @@
-"""`dmarc` (own): whether SPF or DKIM speak for the domain in From, after the data (RFC 7489).
+"""`dmarc` (own): whether SPF or DKIM speak for the domain in From, after the data (RFC 9989).
 
 Sets dmarc_status and dmarc_policy in the message context; scripts decide what to make of them. SPF comes from a spf_v1
 stanza; DKIM is verified here if no opendkim stanza has done so.
@@ -7,10 +7,10 @@ stanza; DKIM is verified here if no opendkim stanza has done so.
 from __future__ import annotations
 
 from quillon.mailauth import dmarc
+from quillon.mailauth.author import author_of
 from quillon.policy.hook import Call, Phase
 from quillon.policy.modules.check import Check
-from quillon.policy.modules.opendkim import results_of, texts_of
-from quillon.policy.msys.addresses import address_parts
+from quillon.policy.modules.opendkim import results_of
 
 
 class Dmarc(Check):
@@ -20,8 +20,8 @@ class Dmarc(Check):
     async def check(self, call: Call) -> None:
         signatures = await results_of(call, self._world)
         known = call.context.facts.get("spf", ("none", ""))
-        domains = address_parts(call.view.header("From"), "domain")
-        found = await dmarc.evaluate(domains, known, signatures, texts_of(self._world))  # type: ignore[arg-type]
+        author = author_of(call.view.content.head)
+        found = await dmarc.evaluate(author, known, signatures, self._world.records)  # type: ignore[arg-type]
         message = call.context.message
         message["dmarc_status"] = found.status
         if found.policy:

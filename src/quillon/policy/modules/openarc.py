@@ -9,7 +9,6 @@ from quillon.mailauth import arc
 from quillon.mailauth.arc import Chain
 from quillon.policy.hook import Call, Phase
 from quillon.policy.modules.check import Check
-from quillon.policy.modules.opendkim import texts_of
 from quillon.policy.world import World
 
 
@@ -19,7 +18,7 @@ async def chain_of(call: Call, world: World) -> Chain:
     if isinstance(known, Chain):
         return known
     content = call.view.content
-    found = await arc.validate(content.head, content.body, texts_of(world), world.now())
+    found = await arc.validate(content.head, content.body, world.records, world.now())
     call.context.facts["arc"] = found
     call.context.message["arc_cv"] = found.status
     return found

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from quillon.mailauth import dkim
-from quillon.mailauth.dkim import DkimError, PrivateKey, Result, Signer, Texts
+from quillon.mailauth.author import author_of
+from quillon.mailauth.dkim import DkimError, PrivateKey, Result, Signer
 from quillon.policy.hook import Call, Callout, Hook, Phase, PolicyError, Verdict
-from quillon.policy.msys.addresses import address_parts
 from quillon.policy.world import World
 
 
@@ -41,23 +41,13 @@ class Settings:
     domains: Mapping[str, Signing] = field(default_factory=dict)
 
 
-def texts_of(world: World) -> dkim.LookupTexts:
-    """The resolver as DKIM asks it."""
-
-    async def lookup(name: str) -> Texts:
-        found = await world.lookup(name, "TXT", "")
-        return Texts(found.status, [text for _, text in found.records])
-
-    return lookup
-
-
 async def results_of(call: Call, world: World) -> list[Result]:
     """The results of a message's signatures, verified once."""
     known = call.context.facts.get("dkim")
     if isinstance(known, list):
         return known
     content = call.view.content
-    found = await dkim.verify(content.head, content.body, texts_of(world), world.now())
+    found = await dkim.verify(content.head, content.body, world.records, world.now())
     call.context.facts["dkim"] = found
     return found
 
@@ -105,8 +95,8 @@ class OpenDkim:
         recipient = view.recipient.rpartition("@")[2].lower()
         if not self._signs(view.binding_group or "default", view.binding or "default", recipient):
             return Verdict.CONT
-        domains = address_parts(view.header("From"), "domain")
-        domain = domains[0].lower() if domains else ""
+        author = author_of(view.content.head)
+        domain = author.domains[0] if author.domains else ""
         signing = self._settings.domains.get(domain)
         if signing is None and self._settings.default.selector and self._settings.default.key and domain:
             signing = self._settings.default
@@ -117,7 +107,7 @@ class OpenDkim:
         known = content.derived.get(signer)
         if known is None:
             try:
-                known = dkim.sign(content.head, content.body, signer, self._world.now())
+                known = dkim.sign(content.signed_head, content.body, signer, self._world.now())
             except DkimError as error:
                 raise PolicyError(str(error)) from None
             content.derived[signer] = known

@@ -40,7 +40,7 @@ class Spf(Check):
         sender = f"{local}@{domain}" if domain else ""
         helo = context.connection.get("ehlo_domain", "")
         ip = call.session.remote.rpartition(":")[0].strip("[]")
-        found = await spf.check(ip, sender, helo, self._world.hostname, self._lookup)
+        found = await spf.check(ip, sender, helo, self._world.hostname, self._world.records)
         message[self._settings.context_variable] = found.status
         if found.explanation:
             message["spf_explanation"] = found.explanation
@@ -52,7 +52,3 @@ class Spf(Check):
             words = f"{found.status} ({self._world.hostname}: {reason}) client-ip={ip};"
             more = f"envelope-from={header.pvalue(sender)}; helo={header.pvalue(helo)};"
             context.fields.append(f"Received-SPF: {words} {more}")
-
-    async def _lookup(self, name: str, kind: str) -> spf.Records:
-        found = await self._world.lookup(name, kind, "")
-        return spf.Records(found.status, [text for _, text in found.records])

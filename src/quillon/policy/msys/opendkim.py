@@ -7,7 +7,8 @@ from typing import Any
 
 from quillon.mailauth import arc, dkim
 from quillon.mailauth.arc import Chain
-from quillon.mailauth.dkim import DkimError, Result, Signer, Texts
+from quillon.mailauth.author import author_of
+from quillon.mailauth.dkim import DkimError, Result, Signer
 from quillon.policy.hook import Call, Phase
 from quillon.policy.msys.api import Api, Object
 from quillon.policy.msys.message import texts
@@ -60,20 +61,12 @@ def register(api: Api) -> None:
     _register_arc(api)
 
 
-def _lookup(api: Api) -> dkim.LookupTexts:
-    async def lookup(name: str) -> Texts:
-        found = await api.world.lookup(name, "TXT", "")
-        return Texts(found.status, [text for _, text in found.records])
-
-    return lookup
-
-
 def _register_verify(api: Api) -> None:
     @api.function("msys.validate.opendkim.verify")
     async def verify(call: Call) -> tuple[Object, int]:
         """Verify the signatures of a message: a handle for the get_ functions, and a DKIM_STAT."""
         content = call.view.content
-        found = await dkim.verify(content.head, content.body, _lookup(api), api.world.now())
+        found = await dkim.verify(content.head, content.body, api.world.records, api.world.now())
         return Object("dkim", found), status_of(found)
 
     ok = STATUS["DKIM_STAT_OK"]
@@ -156,10 +149,9 @@ def _register_sign(api: Api) -> None:
         message, in core_final_validation."""
         if call.phase is not Phase.FINAL_VALIDATION and call.view.message_id:
             raise ValueError("sign in core_final_validation: what is changed later breaks the signature")
-        domains = [address.rpartition("@")[2] for address in call.view.header("From")]
-        signer = signer_of(api, options, domains[0].rstrip(">") if domains else "")
         content = call.view.content
-        call.view.put_in_front(dkim.sign(content.head, content.body, signer, api.world.now()))
+        signer = signer_of(api, options, next(iter(author_of(content.head).domains), ""))
+        call.view.put_in_front(dkim.sign(content.signed_head, content.body, signer, api.world.now()))
         return True
 
 
@@ -169,7 +161,7 @@ def _register_arc(api: Api) -> None:
         if isinstance(known, Chain):
             return known
         content = call.view.content
-        found = await arc.validate(content.head, content.body, _lookup(api), api.world.now())
+        found = await arc.validate(content.head, content.body, api.world.records, api.world.now())
         call.context.facts["arc"] = found
         call.context.message["arc_cv"] = found.status
         return found
@@ -188,7 +180,7 @@ def _register_arc(api: Api) -> None:
         content = call.view.content
         server = str(given.get("authservid") or api.world.hostname)
         try:
-            fields = arc.seal(content.head, content.body, signer, chain, server, results or "", api.world.now())
+            fields = arc.seal(content.signed_head, content.body, signer, chain, server, results or "", api.world.now())
         except DkimError as error:
             raise ValueError(str(error)) from None
         call.view.put_in_front(fields)
