@@ -96,6 +96,7 @@ class ReceptionSettings:
     banner_hostname: str | None
     static_banner: str | None
     received_hostname: str | None
+    authserv_ids: tuple[str, ...]
     idle_time: int
     session_time: int
     data_time: int

@@ -13,6 +13,7 @@ from email.utils import formatdate
 from quillon.config.model import Config
 from quillon.delivery import ruling
 from quillon.delivery.dsn import WORDS, Notice, failure_notice
+from quillon.mail import header
 from quillon.mail.address import NULL_PATH, Mailbox
 from quillon.mail.message import NULL_ID, IdSource, Message, Origin
 from quillon.mail.outcome import PermanentFailure
@@ -20,7 +21,6 @@ from quillon.mail.reply import Reply
 from quillon.net.clock import Clock
 from quillon.policy.context import Context
 from quillon.policy.hook import NO_POLICY, Policy, Session
-from quillon.reception.content import header_block
 from quillon.reception.door import Door, Envelope
 from quillon.reception.intake import Intake
 from quillon.spool.store import Store
@@ -101,4 +101,4 @@ class Bouncer:
         data = message.batch.body
         if data is None:
             data = self._store.read_body_now(message.batch)
-        return data if wanted == "all" else header_block(data)[:_HEADER_LIMIT]
+        return data if wanted == "all" else header.section(data)[:_HEADER_LIMIT]

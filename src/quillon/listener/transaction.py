@@ -49,6 +49,7 @@ class Transaction:
         self._batch_id = number
         self._intake: Intake | None = None
         self._deciding = False
+        self._date = ""
 
     @property
     def busy(self) -> bool:
@@ -71,6 +72,7 @@ class Transaction:
     def forget(self) -> None:
         """The transaction is over."""
         self._intake = None
+        self._date = ""
         self._deciding = self.committing = False
         self._info.recipients.clear()
         self._info.routes.clear()
@@ -156,8 +158,10 @@ class Transaction:
         pathway = self._context.connection.get("pathway", self.settings.pathway)
         group = self._desk.config.pathway_group(pathway)
         origin = Origin(remote[0], "esmtp", self._number, pathway, group)
-        server = self.settings.received_hostname or self._desk.hostname
-        envelope = Envelope(self._batch_id, self._sender, origin, self._info, self._security.facts, server)
+        servers = self.settings.authserv_ids or (self.settings.received_hostname or self._desk.hostname,)
+        envelope = Envelope(
+            self._batch_id, self._sender, origin, self._info, self._security.facts, servers, self._missing
+        )
         self._intake = None  # the door has it from here on
         self._deciding = True
 
@@ -180,7 +184,11 @@ class Transaction:
                 raise
 
     def _prefix(self, head: bytes) -> bytes:
-        return content.fields_to_add(head, self.settings, self._trace(), self._received_text)
+        received = content.trace_field(self.settings, self._trace(), self._received_text)
+        return received + self._missing(head)
+
+    def _missing(self, head: bytes) -> bytes:
+        return content.missing_fields(head, self.settings, self._trace())
 
     def _received_text(self, field: bytes) -> bytes:
         """The Received field, as policy wants it (hook get_received_header_text)."""
@@ -192,6 +200,7 @@ class Transaction:
         return content.as_received(str(said), field) if said else field
 
     def _trace(self) -> Trace:
+        self._date = self._date or self._desk.date()  # one date a transaction: a signature may cover it
         connection = self._context.connection
         tls = ""
         found = self._security.facts
@@ -212,5 +221,5 @@ class Transaction:
             protocol=protocol,
             tls=tls,
             message_id=str(self._batch_id),
-            date=self._desk.date(),
+            date=self._date,
         )

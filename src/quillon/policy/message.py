@@ -19,10 +19,20 @@ class Content:
 
     `read` gives the whole of the mail data. Raises OSError where it cannot be read. `derived` is what has been computed
     from the content as it came, shared with the copies of its recipients: a signature is made once for all of them.
+    `missing` gives the fields that will be added to a header section that lacks them (Date, Message-ID); `in_front` are
+    the fields that policy has put in front, which will stand above our Received.
     """
 
-    def __init__(self, head: bytes, size: int, read: Callable[[], bytes] | None = None) -> None:
+    def __init__(
+        self,
+        head: bytes,
+        size: int,
+        read: Callable[[], bytes] | None = None,
+        missing: Callable[[bytes], bytes] = lambda head: b"",
+    ) -> None:
         self.changed = False
+        self.in_front = b""
+        self.missing = missing
         self._head = head
         self._size = size
         self._read = read or (lambda: head)
@@ -34,12 +44,29 @@ class Content:
     @property
     def head(self) -> bytes:
         """The header section with the blank line that ends it, where the message has one."""
-        return self._head
+        return self.in_front + self._head
 
     @head.setter
     def head(self, head: bytes) -> None:
         self._load()
-        self._head = head
+        self._head = self._without_front(head)
+        self.changed = True
+
+    def _without_front(self, data: bytes) -> bytes:
+        """What stands behind the fields in front; where they have been touched, nothing stands in front any more."""
+        if not data.startswith(self.in_front):
+            self.in_front = b""
+        return data[len(self.in_front) :]
+
+    @property
+    def signed_head(self) -> bytes:
+        """The header section as it will leave us, without trace fields: what a signature covers."""
+        return self.missing(self._head) + self.head
+
+    def put_in_front(self, fields: bytes) -> None:
+        """Add whole fields with their line ends above all others, our Received included."""
+        self._load()
+        self.in_front = header.in_front(fields, self.in_front or self._head) + self.in_front
         self.changed = True
 
     @property
@@ -57,21 +84,26 @@ class Content:
 
     @property
     def whole(self) -> bytes:
-        body = self._load()
-        return self._head + body
+        return self.in_front + self.rest
 
     @whole.setter
     def whole(self, data: bytes) -> None:
         self._load()
-        data = _lines(data)
+        data = self._without_front(_lines(data))
         end = 2 if data.startswith(b"\r\n") else data.find(b"\r\n\r\n") + 4
         self._head, self._body = (data[:end], data[end:]) if end >= 4 or data.startswith(b"\r\n") else (data, b"")
         self.changed = True
 
     @property
+    def rest(self) -> bytes:
+        """The whole without the fields in front."""
+        body = self._load()
+        return self._head + body
+
+    @property
     def size(self) -> int:
         """Octets of the whole."""
-        return len(self._head) + len(self._body or b"") if self.changed else self._size
+        return len(self.head) + len(self._body or b"") if self.changed else self._size
 
     def _load(self) -> bytes:
         if self._body is None:
@@ -81,8 +113,8 @@ class Content:
 
     def copy(self) -> Content:
         """For the copy of one recipient: what is edited there leaves the others as they are."""
-        other = Content(self._head, self.size)
-        other._source, other.derived = self, self.derived
+        other = Content(self._head, self.size, missing=self.missing)
+        other._source, other.derived, other.in_front = self, self.derived, self.in_front
         return other
 
 
@@ -123,6 +155,10 @@ class MessageView:
         """Decoded values of a header field."""
         return header.values(self.content.head, name)
 
+    def raw_header(self, name: str) -> list[str]:
+        """Values of a header field as they stand, for what is parsed before it is decoded (RFC 2047 6.1)."""
+        return header.raw_values(self.content.head, name)
+
     def set_header(self, name: str, values: list[str], mode: str = "replace") -> None:
         """Replace all fields of a name, or put some in front or at the end. Raises ValueError."""
         head = self._editable().head
@@ -148,7 +184,7 @@ class MessageView:
 
     def put_in_front(self, fields: bytes) -> None:
         """Add whole header fields with their line ends, as signatures are. Raises ValueError."""
-        self._editable().head = fields + self.content.head
+        self._editable().put_in_front(fields)
 
     def _editable(self) -> Content:
         if not self.may_edit:

@@ -7,7 +7,7 @@ configuration says to add a missing one), what it dislikes it refuses.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from quillon.config.settings import ReceptionSettings
@@ -37,24 +37,16 @@ class Trace(NamedTuple):
     date: str
 
 
-def header_block(data: bytes) -> bytes:
-    """The header section with the blank line that ends it; all of `data` where there is none."""
-    if data.startswith(b"\r\n"):
-        return data[:2]
-    end = data.find(b"\r\n\r\n")
-    return data[: end + 4] if end >= 0 else data
-
-
 def fault(head: bytes, settings: ReceptionSettings) -> Reply | None:
     """What is wrong with a header section, if anything."""
     if settings.rfc2822_missing_headers == "reject" and not _FIELD.match(head):
         return replies.HEADERS_MISSING
-    if settings.rfc2822_date_header == "pedantic" and not has_field(head, b"date"):
+    if settings.rfc2822_date_header == "pedantic" and not header.has(head, b"date"):
         return replies.DATE_MISSING
     limit = line_limit(settings)
     if limit and longer_than(head, limit):
         return replies.HEADER_LINE_TOO_LONG
-    if settings.max_received_headers and received_count(head) > settings.max_received_headers:
+    if settings.max_received_headers and header.count(head, b"received") > settings.max_received_headers:
         return replies.MAIL_LOOP
     return None
 
@@ -77,32 +69,21 @@ def longer_than(data: bytes, limit: int) -> bool:
     return pattern.search(data) is not None
 
 
-def has_field(head: bytes, name: bytes) -> bool:
-    """Whether a header section has a field; `name` is in lower case."""
-    low = head.lower()
-    return low.startswith(name + b":") or b"\r\n" + name + b":" in low
-
-
-def received_count(head: bytes) -> int:
-    low = head.lower()
-    return low.count(b"\r\nreceived:") + low.startswith(b"received:")
-
-
-def fields_to_add(
-    head: bytes,
-    settings: ReceptionSettings,
-    trace: Trace,
-    received_text: Callable[[bytes], bytes] = lambda field: field,
+def trace_field(
+    settings: ReceptionSettings, trace: Trace, received_text: Callable[[bytes], bytes] = lambda field: field
 ) -> bytes:
-    """The fields that go in front of a message; `received_text` may change the Received field."""
-    out = received_text(received_field(trace)) if settings.rfc2822_trace_headers else b""
-    if settings.rfc2822_date_header == "ifneeded" and not has_field(head, b"date"):
+    """The Received field, as `received_text` leaves it; empty where there is to be none."""
+    return received_text(received_field(trace)) if settings.rfc2822_trace_headers else b""
+
+
+def missing_fields(head: bytes, settings: ReceptionSettings, trace: Trace) -> bytes:
+    """Date and Message-ID, where a header section lacks them and the configuration says to add them."""
+    out = b""
+    if settings.rfc2822_date_header == "ifneeded" and not header.has(head, b"date"):
         out += f"Date: {trace.date}\r\n".encode("ascii")
-    if settings.rfc2822_messageid_header == "ifneeded" and not has_field(head, b"message-id"):
+    if settings.rfc2822_messageid_header == "ifneeded" and not header.has(head, b"message-id"):
         local = trace.message_id.replace("/", ".").replace("-", ".")
         out += f"Message-ID: <{local}@{trace.hostname}>\r\n".encode("ascii")
-    if out and not _FIELD.match(head) and not head.startswith(b"\r\n"):
-        out += b"\r\n"  # the message has no header section: ours must not swallow its first line
     return out
 
 
@@ -153,16 +134,17 @@ def _split(field: str) -> tuple[str, str]:
     return name, re.sub(r"[\x00-\x1f\x7f]", "?", value.strip())
 
 
-def without_results(content: Content, authserv_id: str) -> Content:
+def without_results(content: Content, authserv_ids: Collection[str]) -> Content:
     """Without Authentication-Results fields that claim to be ours (RFC 8601 5)."""
-    if not authserv_id or b"authentication-results" not in content.head.lower():
+    if not authserv_ids or b"authentication-results" not in content.head.lower():
         return content
+    ours = {name.lower() for name in authserv_ids}
 
     def forged(name: str, octets: bytes) -> bool:
         if name.lower() != "authentication-results":
             return False
         value = header.without_comments(octets.partition(b":")[2].decode("latin-1").replace("\r\n", "")).strip()
-        return re.split(r"[\s;]", value, maxsplit=1)[0].lower() == authserv_id.lower()
+        return re.split(r"[\s;]", value, maxsplit=1)[0].lower() in ours
 
     head = header.drop(content.head, forged)
     if head == content.head:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from quillon.config.model import Config
 from quillon.config.settings import NodeSettings, ReceptionSettings
+from quillon.mail import header
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
 from quillon.mail.event import Discarded, Event, Panic, Received, TlsFacts
@@ -29,14 +30,19 @@ from quillon.spool.store import Store
 
 
 class Envelope(NamedTuple):
-    """One transaction as the client gave it; its recipients are those of the session."""
+    """One transaction as the client gave it; its recipients are those of the session.
+
+    The first of `authserv_ids` names us in Authentication-Results, and no field from outside may claim to be of any of
+    them. `missing` gives the fields that a header section lacks and will be given.
+    """
 
     batch_id: MessageId
     sender: Mailbox
     origin: Origin
     session: Session
     tls: TlsFacts | None
-    authserv_id: str = ""
+    authserv_ids: tuple[str, ...] = ()
+    missing: Callable[[bytes], bytes] = lambda head: b""
 
 
 class Residents:
@@ -149,8 +155,8 @@ class Door:
         refusal = self._fault(intake, settings)
         if refusal is not None:
             return refusal
-        data = Content(intake.head, intake.received, intake.read)
-        if policy.modules and not content.has_field(intake.head, b"date"):
+        data = Content(intake.head, intake.received, intake.read, envelope.missing)
+        if policy.modules and not header.has(intake.head, b"date"):
             context.message["rfc2822_date_missing"] = "true"
         validation = Validation(
             self.config,
@@ -199,19 +205,20 @@ class Door:
         self, envelope: Envelope, intake: Intake, context: Context, decision: Decision, kept: list[Copy]
     ) -> Stored | Reply:
         """One batch for the copies that are as they came, one for each that policy has made another of."""
-        added = content.authentication_results(envelope.authserv_id, context)
+        own = next(iter(envelope.authserv_ids), "")
+        added = content.authentication_results(own, context)
         shared: list[Copy] = []
-        own: list[Copy] = []
+        apart: list[Copy] = []
         for copy in kept:
             unchanged = copy.content is decision.content or not copy.content.changed
-            (shared if unchanged and copy.sender == decision.sender else own).append(copy)
+            (shared if unchanged and copy.sender == decision.sender else apart).append(copy)
         out: Stored = []
         try:
-            for copies in _alike(own):
+            for copies in _alike(apart):
                 first = copies[0]
-                data = content.without_results(first.content, envelope.authserv_id).whole
-                body, path, size = intake.copy(first.number.number, data, added)
-                batch = self._batch(envelope, first.number, first.sender, context, size, not data.isascii())
+                fit = content.without_results(first.content, envelope.authserv_ids)
+                body, path, size = intake.copy(first.number.number, fit.rest, added + fit.in_front)
+                batch = self._batch(envelope, first.number, first.sender, context, size, not fit.whole.isascii())
                 batch.body, batch.path = body, path
                 out.append((batch, [self._message(batch, copy) for copy in copies]))
         except OSError as error:
@@ -221,9 +228,9 @@ class Door:
         if not shared:
             intake.discard()
             return out
-        fit = content.without_results(decision.content, envelope.authserv_id)
+        fit = content.without_results(decision.content, envelope.authserv_ids)
         if fit.changed or added:
-            intake.replace(fit.whole, added)
+            intake.replace(fit.rest, added + fit.in_front)
         if intake.failed is not None:
             self._panic(f"spool: cannot write a body: {intake.failed.strerror}")
             self._drop(out)
@@ -307,12 +314,15 @@ class Door:
             answer(replies.SPOOL_FAILED)
             return
         now = self._clock.now()
-        for batch, messages in batches:
-            self.residents.admit(batch)
-            for message in messages:
-                self._log(Received(now, message, envelope.tls))
-            self._enqueue(messages)
-        answer(Reply(250, "2.0.0", f"OK {envelope.batch_id}"))
+        try:
+            for batch, messages in batches:
+                self.residents.admit(batch)
+                for message in messages:
+                    self._log(Received(now, message, envelope.tls))
+                self._enqueue(messages)
+        finally:
+            # whatever fails behind the commit, the message is ours and the client has to know
+            answer(Reply(250, "2.0.0", f"OK {envelope.batch_id}"))
 
     # words ----------------------------------------------------------------------------------------------------
 

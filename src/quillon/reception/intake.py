@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from quillon.reception.content import header_block, longer_than
+from quillon.mail import header
+from quillon.reception.content import longer_than
 from quillon.spool.store import Store
 
 MAX_HEAD = 262144  # octets of header section, which stays in memory whole
@@ -36,7 +37,7 @@ class Intake:
         self._path = ""
         self._file = -1
         self._in_front = 0  # octets of ours at the beginning of the file
-        self._added = b""
+        self._top = b""
 
     def add(self, data: bytes) -> None:
         """Take a piece of mail data. A disk error is kept in `failed`, not raised."""
@@ -57,9 +58,9 @@ class Intake:
                 self._spill(data)
 
     def _spill(self, data: bytes) -> None:
-        self.head = header_block(data)
+        self.head = header.section(data)
         self.head_too_large = len(self.head) > MAX_HEAD
-        prefix = self._prefix(self.head)
+        prefix = header.in_front(self._prefix(self.head), data)
         self._in_front = len(prefix)
         self.size += len(prefix)
         try:
@@ -87,7 +88,7 @@ class Intake:
         if self._path:
             self._close()
         else:
-            self.head = header_block(self._gather())
+            self.head = header.section(self._gather())
             self.head_too_large = len(self.head) > MAX_HEAD
 
     def _close(self) -> None:
@@ -109,21 +110,21 @@ class Intake:
             return self._gather()
         return self._store.body_file(self._path).read_bytes()[self._in_front :]
 
-    def replace(self, data: bytes, added: bytes) -> None:
-        """Other mail data in its place, with fields of policy in front of it. A disk error is kept in `failed`."""
-        self._added = added
+    def replace(self, data: bytes, top: bytes) -> None:
+        """Other mail data in its place, with fields that stand above all others. A disk error is kept in `failed`."""
+        self._top = top
         self.eight_bit = not data.isascii()
-        self.size = self._in_front + len(data) + len(added)
+        self.head = header.section(data)
         if not self._path:
             self._parts = [data]
-            self.head = header_block(data)
             self.size = len(data)
             return
         path = self._store.body_file(self._path)
         try:
             with path.open("rb") as file:
-                in_front = file.read(self._in_front)
-            path.write_bytes(in_front + added + data)
+                front = header.in_front(top + file.read(self._in_front), data)
+            path.write_bytes(front + data)
+            self.size = len(front) + len(data)
         except OSError as error:
             self.failed = error
 
@@ -131,13 +132,14 @@ class Intake:
         """Body in memory or None, and the name of its file or ""; with the fields in front."""
         if self._path:
             return None, self._path
-        body = self._prefix(self.head) + self._added + self._gather()
+        data = self._gather()
+        body = header.in_front(self._top + self._prefix(self.head), data) + data
         self.size = len(body)
         return body, ""
 
-    def copy(self, number: int, data: bytes, added: bytes) -> tuple[bytes | None, str, int]:
+    def copy(self, number: int, data: bytes, top: bytes) -> tuple[bytes | None, str, int]:
         """The same message with other mail data, as a body of its own: as `finish`, and its size. Raises OSError."""
-        body = self._prefix(header_block(data)) + added + data
+        body = header.in_front(top + self._prefix(header.section(data)), data) + data
         if len(body) <= self._threshold:
             return body, "", len(body)
         name, file = self._store.new_body_file(number)
