@@ -46,6 +46,7 @@ from quillon.mail.event import Event, Notice, Panic
 from quillon.mail.message import NULL_ID, IdSource, Message, Origin
 from quillon.mail.reply import Reply
 from quillon.net.clock import Deadlines, SystemClock
+from quillon.net.turns import Turns
 from quillon.policy import load as policies
 from quillon.policy.context import Context
 from quillon.policy.hook import Policy, PolicyError, Session, words_of
@@ -133,6 +134,7 @@ class Worker:
         self._residents = Residents(share(node.max_resident_messages, self._count))
         self._finder = HostFinder(self._resolver, node, self._clock)
         self._counts = Counts()
+        self._turns = Turns()
         self._guesses = Guesses(self._clock.now, self._tell_failure)
         self._sessions: set[Sitter] = set()
         self._door = Door(
@@ -206,6 +208,7 @@ class Worker:
             policy=loaded.policy,
             authenticator=Authenticator(self._clock, self._report, world.auth),
             guesses=self._guesses,
+            turns=self._turns,
             recorder=self._recorder,
             note=partial(audit.note, self._shared) if world.monitors else _unheard,
             hooks=self._hooks,

@@ -128,6 +128,7 @@ class ReceptionSettings:
     rfc2822_missing_headers: str
     rfc2822_lone_lf_in_headers: str
     rfc2822_lone_lf_in_body: str
+    nul_in_message: str
     rfc2822_max_line_length: str
     rfc2822_max_line_length_policy: str
     rfc2822_trace_headers: bool

@@ -19,6 +19,7 @@ from quillon.listener.guessing import Guesses
 from quillon.mail.event import Event
 from quillon.mail.message import Batch, IdSource, Message
 from quillon.net.clock import Deadlines
+from quillon.net.turns import Turns
 from quillon.policy import load as policies
 from quillon.policy.hook import Traced
 from quillon.policy.load import Policies, Services
@@ -216,6 +217,7 @@ class Stage:
             sessions=set(),
             authenticator=self.authenticator,
             guesses=Guesses(self.clock.now),
+            turns=Turns(),
         )
 
     def play(self, listen: str, remote: tuple[str, int], local: tuple[str, int]) -> Play:

@@ -16,6 +16,7 @@ from quillon.mail.event import Event, Panic
 from quillon.mail.message import IdSource
 from quillon.mail.reply import Reply
 from quillon.net.clock import Clock, Deadlines
+from quillon.net.turns import Turns
 from quillon.policy.hook import Policy
 from quillon.policy.tls import TlsHooks
 from quillon.reception.door import Door
@@ -75,6 +76,7 @@ class Desk:
     sessions: set[Sitter]
     authenticator: Authenticator
     guesses: Guesses
+    turns: Turns
     note: Callable[[str, str], None] = lambda event, ip: None
     recorder: Recorder | None = None
     _date: tuple[int, str] = (0, "")

@@ -18,6 +18,7 @@ from typing import Any
 
 from quillon import __version__
 from quillon.config.scope import IPAddress
+from quillon.config.values import TRUSTED_EXTENSIONS
 from quillon.listener import authentication, relay, trusted
 from quillon.listener.desk import Desk
 from quillon.listener.login import AUTH_KEYS, Login
@@ -40,6 +41,7 @@ from quillon.tls.verdict import HandshakeFailure
 HANDSHAKE_TIMEOUT = 60.0  # seconds
 LINGER = 30.0  # seconds that a last reply may take to leave
 EHLO_KEYS = ("ehlo_string", "ehlo_domain")  # connection context
+COMMANDS_A_TURN = 32  # that the machine answers by itself before other sessions get their turn
 MAX_UNREAD = 65536  # octets pipelined behind a paused command before reading stops
 
 
@@ -161,8 +163,9 @@ class EsmtpSession:
         if note:
             refusal = reply_of(421, note.removeprefix("421 "))
         if self._session is None:
-            hostname = self._settings.banner_hostname or self._desk.hostname
-            self._session = ServerSession(self._settings, hostname, self._remote[0], can_starttls=False, in_tls=True)
+            self._session = ServerSession(
+                self._settings, self._hostname, self._remote[0], can_starttls=False, in_tls=True
+            )
         text = "TLS Negotiation failed." if refusal.text == replies.NO_TEXT else refusal.text
         self.end(Reply(421, refusal.enhanced or "4.7.0", text))
 
@@ -253,12 +256,13 @@ class EsmtpSession:
         if self._transaction.committing:
             return
         now = self._desk.clock.now()
-        idle = self._settings.idle_time
+        idle: float = self._settings.idle_time
         reading = self._session is not None and self._session.state is State.READING_BODY
         if reading and not self._data_ends_at and self._settings.data_time:
             self._data_ends_at = now + self._settings.data_time
-        handshaking = self._security.handshaking
-        ends = now + (HANDSHAKE_TIMEOUT if handshaking else idle) if idle or handshaking else 0.0
+        if self._security.handshaking:
+            idle = min(idle, HANDSHAKE_TIMEOUT) if idle else HANDSHAKE_TIMEOUT
+        ends = now + idle if idle else 0.0
         whole = self._data_ends_at if reading else self._ends_at
         self.deadline = min(ends, whole) if ends and whole else ends or whole
 
@@ -269,9 +273,10 @@ class EsmtpSession:
             self._run()
 
     async def settled(self) -> None:
-        """Until nothing of this session waits for a policy."""
-        while self._task is not None:
-            await asyncio.wait([self._task])
+        """Until nothing of this session waits for a policy, or for its turn."""
+        while self._task is not None or self._desk.turns.waits(self):
+            if self._task is not None:
+                await asyncio.wait([self._task])
             await asyncio.sleep(0)
 
     # steps that may have to wait ------------------------------------------------------------------------------
@@ -333,16 +338,12 @@ class EsmtpSession:
         if self._over:
             return
         self._follow_pathway()
-        desk, settings = self._desk, self._settings
-        hostname = settings.banner_hostname or desk.hostname
-        usable = (
-            not settings.use_ssl and "STARTTLS" in settings.smtp_extensions and desk.tls_usable(self._security.settings)
-        )
+        settings = self._settings
         session = ServerSession(
             settings,
-            hostname,
+            self._hostname,
             self._remote[0],
-            can_starttls=usable,
+            can_starttls=self._can_starttls(),
             in_tls=in_tls,
             mechanisms=authentication.mechanisms(settings),
             trusted=_within(self._own_ip, settings.trusted_clients),
@@ -357,12 +358,21 @@ class EsmtpSession:
             session.state = State.CONCURRENCY
         if self._retired:
             self.retire()
-        session.greet(refusal or self._banner(hostname))
+        session.greet(refusal or self._banner(self._hostname))
         if self._early:
             session.receive(self._early)
             self._early = b""
         if self._task is None:
             self._run()  # else the end of the task does it
+
+    @property
+    def _hostname(self) -> str:
+        return self._settings.banner_hostname or self._desk.hostname
+
+    def _can_starttls(self) -> bool:
+        settings = self._settings
+        offered = not settings.use_ssl and "STARTTLS" in settings.smtp_extensions
+        return offered and self._desk.tls_usable(self._security.settings)
 
     def _banner(self, hostname: str) -> Reply:
         static = self._settings.static_banner
@@ -388,23 +398,39 @@ class EsmtpSession:
     # events ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        session = self._session
+        session, turns = self._session, self._desk.turns
         assert session is not None
-        while not self._over and not self.stream.blocked and self._task is None:
-            event = session.next_event()
+        if turns.waits(self):
+            return
+        end, more = turns.slice_ends(), False
+        while not self._over and not self.stream.blocked and self._task is None and not more:
+            event = session.next_event(COMMANDS_A_TURN)
             if event is smtp.NEED_DATA or event is smtp.PAUSED:
                 break
-            if isinstance(event, smtp.Data) and not event.last:
+            if event is smtp.MORE:
+                more = True
+            elif isinstance(event, smtp.Data) and not event.last:
                 self._transaction.add(event.data)
             elif not self._start(self._on(session, event)):
                 break
+            else:
+                more = turns.over(end)
         if session.refusals:
             self._log_refusals(session)
         self._flush()
         self._throttle_reading(session)
-        waiting = self._transaction.committing or self._task is not None
+        if more and not self._over and not session.closing:
+            turns.ask(self)
+        waiting = self._transaction.committing or self._task is not None or turns.waits(self)
         if not self._over and ((session.closing and self._task is None) or (self._hung_up and not waiting)):
             self._leave()
+
+    def take_turn(self) -> None:
+        """Go on with what the client has pipelined."""
+        if not self._over and self._session is not None:
+            if self._task is None:
+                self._touch()
+            self._run()
 
     def _flush(self) -> None:
         if self._session is not None:
@@ -554,23 +580,46 @@ class EsmtpSession:
         session.authenticated = bool(client.login)
         session.begin_anew()
         refusal = await self._policy(Phase.CONNECT)
-        session.respond(refusal or self._banner(self._settings.banner_hostname or self._desk.hostname))
+        before = self._settings
+        self._follow_pathway()
+        if self._settings is not before:
+            self._client_is(session)
+        session.respond(refusal or self._banner(self._hostname))
         session.closing = session.closing or refusal is not None
 
     def _become(self, session: ServerSession, ip: str, port: int) -> None:
         """The client speaks for another one, whose settings hold from here on; those of TLS stay."""
         self._remote, self._ip = (ip, port), _address(ip)
-        use_ssl = self._settings.use_ssl
+        own = [word for word in self._settings.smtp_extensions if word in TRUSTED_EXTENSIONS]
         settings, _ = self._desk.config.reception(self._listen, self._ip)
-        self._settings = dataclasses.replace(settings, use_ssl=use_ssl, smtp_extensions=self._settings.smtp_extensions)
+        theirs = [word for word in settings.smtp_extensions if word not in TRUSTED_EXTENSIONS]
+        extensions = tuple(theirs + own)
+        self._settings = dataclasses.replace(settings, use_ssl=self._settings.use_ssl, smtp_extensions=extensions)
+        limit = settings.session_time
+        self._ends_at = self._desk.clock.now() + limit if limit else 0.0
         self._info.remote = _endpoint(self._remote)
         self._transaction.abandon()
         self._transaction.settings = self._login.settings = self._settings
-        self._context.connection.pop("can_relay", None)
+        connection = self._context.connection
+        connection.pop("can_relay", None)
+        connection["pathway"] = settings.pathway
+        connection.update(settings.context or {})
         self._context.new_message()
-        session.client_is(ip, self._settings)
+        self._client_is(session)
+
+    def _client_is(self, session: ServerSession) -> None:
+        """Hand the settings of another client to the machine."""
+        session.client_is(
+            self._remote[0],
+            self._settings,
+            hostname=self._hostname,
+            mechanisms=authentication.mechanisms(self._settings),
+            can_starttls=self._can_starttls(),
+        )
         if self._settings.enable_authentication:
             session.must_authenticate = not relay.needs_no_authentication(self._settings, self._ip)
+        else:
+            session.must_authenticate = False
 
     # policy and log -------------------------------------------------------------------------------------------
 

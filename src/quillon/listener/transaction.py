@@ -84,10 +84,12 @@ class Transaction:
         """Take a recipient, or say why not."""
         context, policy = self._context, self._desk.policy
         may = relay.client_may(self.settings, client, context.connection)
+        refusal = None
         try:
-            refusal = await relay.refusal(
-                self._desk.config, self.settings, may, self._sender, event.mailbox, self._relays_to
-            )
+            if not event.postmaster:
+                refusal = await relay.refusal(
+                    self._desk.config, self.settings, may, self._sender, event.mailbox, self._relays_to
+                )
         except Unanswered:
             refusal = replies.POLICY_FAILED
         if refusal is None and policy.has(Phase.RCPTTO):

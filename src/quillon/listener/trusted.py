@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from quillon.mail import reply as replies
 from quillon.mail.reply import Reply
+from quillon.smtp.tables import XCLIENT_ATTRIBUTES
 
 _XTEXT = re.compile(r"\+([0-9A-F]{2})")
-_ATTRIBUTES = ("NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR", "DESTPORT", "REVERSE_NAME")
 _UNKNOWN = ("[UNAVAILABLE]", "[TEMPUNAVAIL]")
 PREFIX_REFUSED = "tls"  # what a handshake found out is not for anybody to say
 
@@ -44,7 +44,7 @@ def parse_xclient(argument: str) -> Client | Reply:
     found: dict[str, str] = {}
     for word in argument.split():
         name, equals, value = word.partition("=")
-        if not equals or name.upper() not in _ATTRIBUTES or name.upper() in found:
+        if not equals or name.upper() not in XCLIENT_ATTRIBUTES or name.upper() in found:
             return replies.XCLIENT_SYNTAX
         text = xtext(value)
         found[name.upper()] = "" if text.upper() in _UNKNOWN else text

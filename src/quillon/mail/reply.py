@@ -107,6 +107,9 @@ NO_BINDING = _r("451 4.3.5 configuration error, please try later")
 POLICY_FAILED = _r("451 4.3.0 policy error, please try later")
 INTERNAL_ERROR = _r("421 4.3.0 internal error, closing connection")
 
+NOT_HTTP = _r("421 4.7.0 this is SMTP, not HTTP; closing connection")
+TLS_IN_CLEAR = _r("421 4.7.0 TLS handshake where SMTP begins in clear: use STARTTLS, or a port with TLS from the start")
+
 # Reception: syntax and sequence
 UNRECOGNIZED = _r("500 5.5.2 unrecognized command")
 INVALID_EHLO = _r("501 5.5.2 invalid EHLO")
@@ -150,6 +153,7 @@ XSETCONTEXT_SYNTAX = _r("501 5.5.4 XSETCONTEXT needs name=value, and no name tha
 # Reception: content
 LONE_LF_IN_HEADERS = _r("550 5.6.0 Lone CR or LF in headers (see RFC2822 section 2.2)")
 LONE_LF_IN_BODY = _r("550 5.6.0 Lone CR or LF in body (see RFC2822 section 2.3)")
+NUL_IN_MESSAGE = _r("550 5.6.0 NUL in the message (see RFC2045 section 2.8)")
 NO_VALID_RECIPIENTS = _r("554 5.5.1 no valid recipients")
 HEADERS_MISSING = _r("550 5.6.0 Required headers not found (see RFC2822 section 3.6)")
 HEADERS_TOO_LARGE = _r("552 5.3.4 header section too large")

@@ -20,7 +20,6 @@ from quillon.policy.message import Content
 MAX_LINE = 998  # octets without CRLF, RFC 5322 2.1.1
 # RFC 5322 2.2: a field name is printable ASCII without a colon
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
-_LONG = {MAX_LINE: re.compile(rb"[^\r\n]{%d}" % (MAX_LINE + 1))}
 
 
 class Trace(NamedTuple):
@@ -62,11 +61,33 @@ def line_limit(settings: ReceptionSettings) -> int:
 
 
 def longer_than(data: bytes, limit: int) -> bool:
-    """Whether a line of `data` has more than `limit` octets."""
-    pattern = _LONG.get(limit)
-    if pattern is None:
-        pattern = _LONG[limit] = re.compile(rb"[^\r\n]{%d}" % (limit + 1))
-    return pattern.search(data) is not None
+    """Whether a line of `data` has more than `limit` octets. Time grows with the size: each step goes from one line
+    end to the last one that a line of allowed length can reach."""
+    at, size = 0, len(data)
+    while size - at > limit:
+        end = at + limit + 1
+        line_end = max(data.rfind(b"\n", at, end), data.rfind(b"\r", at, end))
+        if line_end < 0:
+            return True
+        at = line_end + 1
+    return False
+
+
+class LineMeter:
+    """Whether a line is too long, in mail data that come in pieces."""
+
+    def __init__(self, limit: int) -> None:
+        self.exceeded = False
+        self._limit = limit
+        self._open = 0  # octets of the line that the last piece left open
+
+    def add(self, data: bytes) -> None:
+        """Look at one more piece."""
+        first = min((at for at in (data.find(b"\n"), data.find(b"\r")) if at >= 0), default=len(data))
+        if self._open + first > self._limit or longer_than(data, self._limit):
+            self.exceeded = True
+        last = max(data.rfind(b"\n"), data.rfind(b"\r"))
+        self._open = len(data) - last - 1 if last >= 0 else self._open + len(data)
 
 
 def trace_field(
@@ -88,10 +109,14 @@ def missing_fields(head: bytes, settings: ReceptionSettings, trace: Trace) -> by
 
 
 def received_field(trace: Trace) -> bytes:
-    ip = f"IPv6:{trace.client_ip}" if ":" in trace.client_ip else trace.client_ip
+    if ":" in trace.client_ip:
+        ip = f"IPv6:{trace.client_ip}"
+        endpoint = f"[{ip}]:{trace.client_port}"  # else nobody could tell the port from the address
+    else:
+        ip, endpoint = trace.client_ip, f"[{trace.client_ip}:{trace.client_port}]"
     tls = f"\r\n\t({trace.tls})" if trace.tls else ""
     return (
-        f"Received: from [{ip}] ([{ip}:{trace.client_port}] helo={_comment(trace.helo)})\r\n"
+        f"Received: from [{ip}] ({endpoint} helo={_comment(trace.helo)})\r\n"
         f"\tby {trace.hostname} (envelope-from <{_comment(trace.sender)}>)"
         f" (Quillon) with {trace.protocol}{tls}\r\n"
         f"\tid {trace.message_id}; {trace.date}\r\n"
@@ -101,7 +126,7 @@ def received_field(trace: Trace) -> bytes:
 def as_received(text: str, usual: bytes) -> bytes:
     """A Received field as policy wrote it, name and line ends added where it left them out; `usual` if it is none."""
     value = text.strip("\r\n")
-    value = value.partition(":")[2] if value.lower().startswith("received:") else value
+    value = re.sub(r"\Areceived[ \t]*:", "", value, flags=re.IGNORECASE)
     try:
         return header.encoded("Received", value.strip())
     except ValueError:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 
 from quillon.mail import header
-from quillon.reception.content import longer_than
+from quillon.reception.content import LineMeter
 from quillon.spool.store import Store
 
 MAX_HEAD = 262144  # octets of header section, which stays in memory whole
@@ -25,14 +25,15 @@ class Intake:
         self.size = 0
         self.head = b""
         self.head_too_large = False
-        self.long_line = False
         self.eight_bit = False
         self.failed: OSError | None = None
         self._store = store
         self._number = number
         self._threshold = threshold
         self._prefix = prefix
-        self._line_limit = line_limit
+        self._lines = LineMeter(line_limit) if line_limit else None
+        self._seen_end = False  # of the header section
+        self._tail = b""
         self._parts: list[bytes] = []
         self._path = ""
         self._file = -1
@@ -46,16 +47,18 @@ class Intake:
         self.size += len(data)
         if not self.eight_bit and not data.isascii():
             self.eight_bit = True
-        if self._line_limit and not self.long_line and longer_than(data, self._line_limit):
-            self.long_line = True
+        if self._lines is not None and not self._lines.exceeded:
+            self._lines.add(data)
         if self._file >= 0:
             self._write(data)
             return
         self._parts.append(data)
-        if self.size > self._threshold:
-            data = self._gather()
-            if b"\r\n\r\n" in data or data.startswith(b"\r\n") or self.size > self._threshold + MAX_HEAD:
-                self._spill(data)
+        if not self._seen_end:
+            seam = self._tail + data
+            self._seen_end = b"\r\n\r\n" in seam or (self.size == len(data) and data.startswith(b"\r\n"))
+            self._tail = seam[-3:]
+        if self.size > self._threshold and (self._seen_end or self.size > self._threshold + MAX_HEAD):
+            self._spill(self._gather())
 
     def _spill(self, data: bytes) -> None:
         self.head = header.section(data)
@@ -98,6 +101,11 @@ class Intake:
                 os.close(file)
             except OSError as error:
                 self.failed = self.failed or error
+
+    @property
+    def long_line(self) -> bool:
+        """Whether a line is longer than it may be."""
+        return self._lines is not None and self._lines.exceeded
 
     @property
     def received(self) -> int:

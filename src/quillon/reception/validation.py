@@ -115,7 +115,7 @@ class Validation:
         if decision.discarded is not None:
             return
         copies: list[tuple[Mailbox, Copy]] = []
-        todo, known = deque(recipients), set(recipients)
+        todo, known = deque(dict.fromkeys(recipients)), set(recipients)  # named twice it is delivered once
         kept, edits = set(known), session.edits
         while todo:
             recipient = todo.popleft()

@@ -22,6 +22,8 @@ class Wait:
 
 NEED_DATA: Final = Wait("NEED_DATA")
 PAUSED: Final = Wait("PAUSED")
+MORE: Final = Wait("MORE")
+"""So many commands have been taken as were allowed at once, and more are at hand."""
 
 
 class Hello(NamedTuple):
@@ -40,8 +42,11 @@ class MailFrom(NamedTuple):
 
 
 class RcptTo(NamedTuple):
+    """`postmaster` tells of the bare `<Postmaster>`, which every server takes (RFC 5321 4.5.1)."""
+
     mailbox: Mailbox
     line: str
+    postmaster: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ kept in `refusals` for the rejectlog. Whether a client may relay, and what a pol
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from quillon.config.settings import ReceptionSettings
@@ -22,6 +23,7 @@ from quillon.smtp import sasl
 from quillon.smtp.auth import AuthDialog
 from quillon.smtp.command import PathCommand, PathRules, SyntaxFault, parse_path, split
 from quillon.smtp.events import (
+    MORE,
     NEED_DATA,
     PAUSED,
     Authenticate,
@@ -38,6 +40,16 @@ from quillon.smtp.events import (
 )
 from quillon.smtp.tables import KEYWORDS, VERBS, State
 from quillon.smtp.wire import MAX_COMMAND_LINE, MailData
+
+# Methods of the IANA registry, and whatever ends as a request line does (RFC 9325 3.8 on cross-protocol attacks)
+_HTTP = re.compile(
+    rb"(?:ACL|BASELINE-CONTROL|BIND|CHECKIN|CHECKOUT|CONNECT|COPY|DELETE|GET|HEAD|LABEL|LINK|LOCK|MERGE|MKACTIVITY"
+    rb"|MKCALENDAR|MKCOL|MKREDIRECTREF|MKWORKSPACE|MOVE|OPTIONS|ORDERPATCH|PATCH|POST|PRI|PROPFIND|PROPPATCH|PUT|QUERY"
+    rb"|REBIND|REPORT|SEARCH|TRACE|UNBIND|UNCHECKOUT|UNLINK|UNLOCK|UPDATE|UPDATEREDIRECTREF|VERSION-CONTROL)"
+    rb"(?=[ \t\r\n]|\Z)|[^\r\n]{1,4096} HTTP/[0-9](?:\.[0-9])?[ \t]*\r?\n",
+    re.IGNORECASE,
+)
+_HELLO_OF_TLS = re.compile(rb"\x16\x03|[\x80-\xff][\x00-\xff]\x01\x03", re.DOTALL)  # RFC 8446 5.1, and of SSL 2
 
 
 class ServerSession:
@@ -60,7 +72,6 @@ class ServerSession:
         trusted: bool = False,
         capabilities: Mapping[str, bool] | None = None,
     ):
-        self.settings = settings
         self.state = State.CONNECTED
         self.closing = False
         self.in_tls = in_tls
@@ -70,10 +81,7 @@ class ServerSession:
         self.heard: Callable[[str], None] | None = None
         self.said: Callable[[Reply], None] | None = None
         self.retiring: Reply | None = None
-        self._hostname = hostname
         self._client = client
-        self._can_starttls = can_starttls
-        self._auth = AuthDialog(mechanisms, settings.auth_in_clear)
         self._trusted = trusted
         self._capabilities: Mapping[str, bool] = capabilities if capabilities is not None else {}
         self.authenticated = False
@@ -94,6 +102,14 @@ class ServerSession:
         self._skipping = False
         self._commands = 0
         self._errors = 0
+        self._adopt(settings, hostname, mechanisms, can_starttls)
+
+    def _adopt(self, settings: ReceptionSettings, hostname: str, mechanisms: Sequence[str], can_starttls: bool) -> None:
+        """Everything that comes of the settings of a client, now and when the client is another one."""
+        self.settings = settings
+        self._hostname = hostname
+        self._can_starttls = can_starttls
+        self._auth = AuthDialog(mechanisms, settings.auth_in_clear)
         self._rules = PathRules(
             settings.rfc2821_pedantic_address_rules,
             settings.allow_trailing_whitespace_in_commands,
@@ -135,16 +151,21 @@ class ServerSession:
         self._out.clear()
         return out
 
-    def next_event(self) -> Event | Wait:
+    def next_event(self, budget: int = 0) -> Event | Wait:
+        """What the client wants next. After `budget` commands that made no event MORE is given; 0 is no limit."""
         if self._pending is not None or not self._greeted or self._handshaking:
             return PAUSED
         if self._ready is not None:
             self._pending, self._ready = self._ready, None
             return self._pending
+        taken = 0
         while not self.closing:
             if self._mail_data is not None:
                 event = self._next_data(self._mail_data)
                 return event or NEED_DATA
+            if budget and taken >= budget:
+                return MORE
+            taken += 1
             line = self._next_line()
             if line is None:
                 return NEED_DATA
@@ -160,7 +181,8 @@ class ServerSession:
         if reply is not None and reply.code == 421:
             self._send(reply)
             self.closing = True
-        elif isinstance(event, Hello):
+            return
+        if isinstance(event, Hello):
             self._answer_hello(event, reply)
         elif isinstance(event, MailFrom):
             self._send(reply or replies.SENDER_OK)
@@ -179,6 +201,8 @@ class ServerSession:
             self._answer_data(reply)
         else:
             self._answer_extension(event, reply)
+        if reply is not None and reply.permanent and not isinstance(event, BeginAuth | Authenticate):
+            self._count_error()  # what relaying rules and policies refuse is guessed at as well
 
     def _answer_extension(self, event: Event | None, reply: Reply | None) -> None:
         if isinstance(event, StartTls):
@@ -206,9 +230,18 @@ class ServerSession:
         self._reset()
         self.state = State.AWAITING_HELLO
 
-    def client_is(self, client: str, settings: ReceptionSettings) -> None:
-        """The client is somebody else now (XCLIENT, XREMOTEIP): drop what was begun."""
-        self._client, self.settings = client, settings
+    def client_is(
+        self,
+        client: str,
+        settings: ReceptionSettings,
+        *,
+        hostname: str,
+        mechanisms: Sequence[str],
+        can_starttls: bool,
+    ) -> None:
+        """The client is somebody else now (XCLIENT, XREMOTEIP), whose settings hold: drop what was begun."""
+        self._client = client
+        self._adopt(settings, hostname, mechanisms, can_starttls)
         self._reset()
 
     def auth(self, exchange: sasl.Exchange, initial: bytes | None) -> None:
@@ -235,10 +268,16 @@ class ServerSession:
     # commands -------------------------------------------------------------------------------------------------
 
     def _next_line(self) -> bytes | None:
+        if not self._commands and not self.in_tls and _HELLO_OF_TLS.match(self._buffer, self._at):
+            self._buffer, self._at = b"", 0
+            self._refuse(replies.TLS_IN_CLEAR)
+            return None
         end = self._buffer.find(b"\n", self._at)
         if end < 0:
             longest = MAX_COMMAND_LINE if self._auth.exchange is None else sasl.MAX_RESPONSE
             if len(self._buffer) - self._at > longest:
+                if not self._skipping and _HTTP.match(self._buffer, self._at):
+                    self._refuse(replies.NOT_HTTP)
                 self._skipping = True
                 self._buffer, self._at = b"", 0
             return None
@@ -255,14 +294,14 @@ class ServerSession:
         if limit and self._commands > limit:
             return self._refuse(replies.TOO_MANY_ERRORS)
         if len(line) > MAX_COMMAND_LINE:
-            return self._refuse(replies.LINE_TOO_LONG)
+            return self._unrecognized(line) if _HTTP.match(line) else self._refuse(replies.LINE_TOO_LONG)
         text = line[:-2]
         if not line.endswith(b"\r\n") or b"\r" in text or b"\0" in text:
-            return self._refuse(replies.UNRECOGNIZED)  # a lone CR or LF ends no line
+            return self._unrecognized(line)  # a lone CR or LF ends no line
         try:
             verb, argument = split(text.decode("ascii"))
         except UnicodeDecodeError:
-            return self._refuse(replies.UNRECOGNIZED)
+            return self._unrecognized(line)
         if self.heard is not None:
             self.heard(_without_secrets(verb, argument, text.decode("ascii")))
         row = VERBS.get(verb)
@@ -270,7 +309,7 @@ class ServerSession:
             if self.settings.allow_trailing_whitespace_in_commands and verb.strip() in VERBS:
                 row = VERBS[verb.strip()]
             else:
-                return self._refuse(replies.UNRECOGNIZED)
+                return self._unrecognized(line)
         if row.argument is not None and argument:
             if not (self.settings.allow_trailing_whitespace_in_commands and not argument.strip()):
                 return self._refuse(row.argument)
@@ -306,7 +345,8 @@ class ServerSession:
             if keyword.when == "starttls" and not self._offers_starttls():
                 continue
             limit = self.settings.max_message_size
-            out.append(f"SIZE {limit}" if keyword.name == "SIZE" and limit else keyword.name)
+            arguments = str(limit) if keyword.name == "SIZE" and limit else keyword.arguments
+            out.append(f"{keyword.name} {arguments}" if arguments else keyword.name)
         offered = self._auth.offered(in_tls=self.in_tls)
         if offered and "AUTH" not in taken:
             out += [f"AUTH={' '.join(offered)}", f"AUTH {' '.join(offered)}"]
@@ -370,9 +410,12 @@ class ServerSession:
             return self._refuse(command.reply)
         if command.mailbox.domain.startswith("[") and not settings.allow_ip_literal:
             return self._refuse(replies.LITERAL_REFUSED)
-        if not command.mailbox.domain and not settings.domain_for_unqualified_recipient_addresses:
+        domain = settings.domain_for_unqualified_recipient_addresses
+        postmaster = not command.mailbox.domain and command.mailbox.local.strip('"').lower() == "postmaster"
+        if not command.mailbox.domain and not domain and not postmaster:
             return self._refuse(replies.UNQUALIFIED)
-        return RcptTo(_qualified(command.mailbox, settings.domain_for_unqualified_recipient_addresses), line)
+        own = settings.received_hostname or self._hostname
+        return RcptTo(_qualified(command.mailbox, domain or own), line, postmaster)
 
     def _do_data(self, argument: str, line: str) -> Event | None:
         if self._sender is None:
@@ -486,6 +529,8 @@ class ServerSession:
     def _data_fault(self, reader: MailData, too_large: bool) -> Reply | None:
         if too_large:
             return replies.MESSAGE_TOO_LARGE
+        if reader.nul and self.settings.nul_in_message == "reject":
+            return replies.NUL_IN_MESSAGE
         if reader.lone_in_headers and self.settings.rfc2822_lone_lf_in_headers == "pedantic":
             return replies.LONE_LF_IN_HEADERS
         if reader.lone_in_body and self.settings.rfc2822_lone_lf_in_body == "pedantic":
@@ -500,14 +545,25 @@ class ServerSession:
 
     def _refuse(self, reply: Reply) -> Event | None:
         self._send(reply)
-        self._errors += 1
-        limit = self.settings.max_errors_per_connection
         if reply.code == 421:
             self.closing = True
-        elif limit and self._errors >= limit and not self.closing:
+        self._count_error()
+        return None
+
+    def _count_error(self) -> None:
+        """One refusal more; Max_Errors_Per_Connection ends the session behind its reply."""
+        self._errors += 1
+        limit = self.settings.max_errors_per_connection
+        if limit and self._errors >= limit and not self.closing:
             self._send(replies.TOO_MANY_ERRORS)
             self.closing = True
-        return None
+
+    def _unrecognized(self, line: bytes) -> Event | None:
+        """A line that is no command. What speaks HTTP is cut off, for the rest of it may be made to look like SMTP."""
+        if _HTTP.match(line):
+            self._buffer, self._at = b"", 0
+            return self._refuse(replies.NOT_HTTP)
+        return self._refuse(replies.UNRECOGNIZED)
 
     def _send(self, reply: Reply) -> None:
         if reply.code >= 400:

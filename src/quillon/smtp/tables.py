@@ -53,14 +53,21 @@ VERBS: dict[str, Verb] = {
 }
 
 
+XCLIENT_ATTRIBUTES = ("NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR", "DESTPORT", "REVERSE_NAME")
+
+
 @dataclass(frozen=True, slots=True)
 class Keyword:
-    """A line of the EHLO reply. `when` names the condition: always, listed (in SMTP_Extensions), trusted (listed, and
-    the client is one of Trusted_Clients), or starttls."""
+    """A line of the EHLO reply; `arguments` stand behind the keyword.
+
+    `when` names the condition: always, listed (in SMTP_Extensions), trusted (listed, and the client is one of
+    Trusted_Clients), or starttls.
+    """
 
     name: str
     when: str
     rfc: str
+    arguments: str = ""
 
 
 KEYWORDS: tuple[Keyword, ...] = (
@@ -70,7 +77,7 @@ KEYWORDS: tuple[Keyword, ...] = (
     Keyword("ENHANCEDSTATUSCODES", "listed", "RFC 2034"),
     Keyword("STARTTLS", "starttls", "RFC 3207"),
     Keyword("HELP", "always", "RFC 5321 4.1.1.8"),
-    Keyword("XCLIENT", "trusted", "postfix.org/XCLIENT_README"),
+    Keyword("XCLIENT", "trusted", "postfix.org/XCLIENT_README", " ".join(XCLIENT_ATTRIBUTES)),
     Keyword("XREMOTEIP", "trusted", "manual, esmtp_listener.extensions"),
     Keyword("XSETCONTEXT", "trusted", "manual, esmtp_listener.extensions"),
     Keyword("XDUMPCONTEXT", "trusted", "manual, esmtp_listener.extensions"),

@@ -15,6 +15,12 @@ MAX_REPLY_LINES = 200
 _FLUSH = 65536  # a line longer than this is handed on in pieces
 
 _LONE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+# the end of the header section, whatever ends its lines: which side of it a lone CR or LF stands on matters
+_EMPTY_LINE = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n|\r(?!\n)|\n)")
+_LINE_END = re.compile(rb"\r\n|\r(?!\n)|\n")
+# a stuffed dot behind a line end that is mended: the client that wrote it stuffs its lines
+_DOT = re.compile(rb"(?<=[\r\n])\.")
+_LONE_STUFFED = re.compile(rb"((?:\r(?!\n)|(?<!\r)\n))\.(?=[^\r\n])")
 
 
 def has_lone(data: bytes) -> bool:
@@ -24,10 +30,11 @@ def has_lone(data: bytes) -> bool:
 
 
 class MailData:
-    """Reads mail data: takes the dots away (RFC 5321 4.5.2), finds the end, notes lone CR and LF and long lines.
+    """Reads mail data: takes the dots away (RFC 5321 4.5.2), finds the end, notes lone CR and LF, and NUL.
 
     `feed` gives what has become certain; once `complete` is true, `rest` is what came behind the end mark.
-    `repair` turns lone CR and LF into CRLF.
+    `repair` turns lone CR and LF into CRLF, and unstuffs the lines that this makes. The header section ends with the
+    first empty line, whatever its lines end with; a lone CR or LF counts for the section that it ends a line of.
     """
 
     def __init__(self, *, repair_headers: bool = False, repair_body: bool = False) -> None:
@@ -35,72 +42,79 @@ class MailData:
         self.rest = b""
         self.lone_in_headers = False
         self.lone_in_body = False
-        self._repair = (repair_headers, repair_body)
-        self._carry = b""
+        self.nul = False
+        self._repair_headers, self._repair_body = repair_headers, repair_body
+        self._carry = bytearray()
         self._mid_line = False
+        self._last = b"\n"  # the octet in front: at the beginning we stand at the start of a line
         self._in_headers = True
 
     def feed(self, data: bytes) -> bytes:
         """Mail data without dot-stuffing out of the octets given so far; whole lines, but for very long ones."""
-        buf = self._carry + data if self._carry else data
-        if not self._mid_line and buf.startswith(b".\r\n"):
-            self.complete, self.rest, self._carry = True, buf[3:], b""
+        carry = self._carry
+        searched = max(len(carry) - 4, 0)
+        carry += data
+        if not self._mid_line and carry.startswith(b".\r\n"):
+            self.complete, self.rest, self._carry = True, bytes(carry[3:]), bytearray()
             return b""
-        end = buf.find(b"\r\n.\r\n") + 2
+        end = carry.find(b"\r\n.\r\n", searched) + 2
         if end >= 2:
-            self.complete, self.rest, self._carry = True, buf[end + 3 :], b""
-            return self._plain(buf[:end])
-        cut = buf.rfind(b"\r\n") + 2
+            self.complete, self.rest, self._carry = True, bytes(carry[end + 3 :]), bytearray()
+            return self._plain(bytes(carry[:end]))
+        # the last line end may belong to the end mark, but its dot comes first in the carry then
+        cut = carry.rfind(b"\r\n", max(searched - 1, 0)) + 2
         if cut >= 2:
-            # the last line end may belong to the end mark, but its dot comes first in the carry then
-            block, self._carry = buf[:cut], buf[cut:]
-            out = self._plain(block)
-            self._mid_line = False
-            return out
-        self._carry = buf
-        if len(buf) <= _FLUSH:
+            return self._taken(cut, mid_line=False)
+        if len(carry) <= _FLUSH:
             return b""
-        keep = 1 if buf.endswith(b"\r") else 0
-        block, self._carry = buf[: len(buf) - keep], buf[len(buf) - keep :]
+        return self._taken(len(carry) - carry.endswith(b"\r"), mid_line=True)
+
+    def _taken(self, cut: int, *, mid_line: bool) -> bytes:
+        block = bytes(self._carry[:cut])
+        del self._carry[:cut]
         out = self._plain(block)
-        self._mid_line = True
+        self._mid_line = mid_line
         return out
 
     def _plain(self, block: bytes) -> bytes:
+        if b"\0" in block:
+            self.nul = True
         if not self._mid_line and block.startswith(b"."):
             block = block[1:]
         if b"\r\n." in block:
             block = block.replace(b"\r\n.", b"\r\n")
-        if self._in_headers:
-            block = self._headers(block)
-        elif has_lone(block):
-            self.lone_in_body = True
-            if self._repair[1]:
-                block = _LONE.sub(b"\r\n", block)
-        return block
-
-    def _headers(self, block: bytes) -> bytes:
-        """A block that begins in the header section; sees where that ends."""
-        end = 0 if block.startswith(b"\r\n") and not self._mid_line else block.find(b"\r\n\r\n")
-        if end < 0:
-            head, body = block, b""
-        else:
-            end += 2 if end == 0 else 4
-            self._in_headers = False
-            head, body = block[:end], block[end:]
-        if has_lone(head):
+        head, body = self._split(block) if self._in_headers else (b"", block)
+        if head and has_lone(head):
             self.lone_in_headers = True
-            if self._repair[0]:
-                head = _LONE.sub(b"\r\n", head)
+            if self._repair_headers:
+                head = _mended(head)
         if body and has_lone(body):
             self.lone_in_body = True
-            if self._repair[1]:
-                body = _LONE.sub(b"\r\n", body)
+            if self._repair_body:
+                body = _mended(body)
+        self._last = block[-1:] or self._last
         return head + body
+
+    def _split(self, block: bytes) -> tuple[bytes, bytes]:
+        """A block that begins in the header section, cut behind the empty line that ends it."""
+        first = _LINE_END.match(block) if self._last in b"\r\n" else None
+        found = first or _EMPTY_LINE.search(block)
+        if found is None:
+            return block, b""
+        self._in_headers = False
+        return block[: found.end()], block[found.end() :]
+
+
+def _mended(data: bytes) -> bytes:
+    """Lone CR and LF made line ends, and a stuffed dot behind one taken away; a line of one dot stays a line."""
+    return _LONE.sub(b"\r\n", _LONE_STUFFED.sub(rb"\1", data))
 
 
 class DotStuffer:
-    """Mail data to octets for the wire: a dot before each line that begins with one (RFC 5321 4.5.2), and the end."""
+    """Mail data to octets for the wire: a dot before each line that begins with one (RFC 5321 4.5.2), and the end.
+
+    A lone CR or LF counts as a line end here: what a host takes for one must not make `.` an end of data.
+    """
 
     def __init__(self) -> None:
         self._tail = b"\r\n"  # the last two octets sent: at the beginning we stand at the start of a line
@@ -108,12 +122,12 @@ class DotStuffer:
     def feed(self, data: bytes) -> bytes:
         if not data:
             return b""
-        # look at the seam together with the data, so that CR LF . split over two pieces is seen
-        joined = self._tail + data
-        self._tail = joined[-2:]
-        if b"\r\n." in joined:
-            joined = joined.replace(b"\r\n.", b"\r\n..")
-        return joined[2:]
+        # look at the seam together with the data, so that LF . split over two pieces is seen
+        joined = self._tail[-1:] + data
+        self._tail = (self._tail + data[-2:])[-2:]
+        if b"\n." in joined or b"\r." in joined:
+            joined = _DOT.sub(b"..", joined)
+        return joined[1:]
 
     def end(self) -> bytes:
         return b".\r\n" if self._tail == b"\r\n" else b"\r\n.\r\n"
