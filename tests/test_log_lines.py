@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from quillon.log import lines
 from quillon.mail.address import Mailbox
 from quillon.mail.event import Attempted, Handshaken, Panic, Received, Rejected, TlsFacts
-from quillon.mail.message import Batch, Message, MessageId, Origin
+from quillon.mail.message import Batch, Message, MessageId, Origin, TlsDemand
 from quillon.mail.outcome import Delivered, Stage, failure
 from quillon.mail.reply import parse_reply
 
@@ -17,6 +17,8 @@ BATCH = Batch(
 )  # fmt: skip
 MESSAGE = Message(MessageId(1, 25004, 0), BATCH, Mailbox("bob", "example.fict"), "group-a", "binding-a")
 COMMON = "00/00-25004-10000000@00/00-03736-20000000@00/00-04532-30000000"
+NO_TLS = TlsDemand("no", "no", True, "")
+TLS_REQUIRED = TlsDemand("required", "host", True, "", places=("q.conf:3:5", "q.conf:4:5", "", ""))
 
 
 def test_reception() -> None:
@@ -27,18 +29,18 @@ def test_reception() -> None:
 
 def test_delivery() -> None:
     MESSAGE.tries = 1
-    line = lines.attempt(Attempted(1064868656.393, MESSAGE, Delivered(parse_reply("250 ok"), "10.0.0.1"), "no", None))
+    line = lines.attempt(Attempted(1064868656.393, MESSAGE, Delivered(parse_reply("250 ok"), "10.0.0.1"), NO_TLS, None))
     assert line == f"1064868656@{COMMON}@D@example.fict@201@group-a@binding-a@0@0.393@10.0.0.1"
 
 
 def test_failures() -> None:
     MESSAGE.tries = 2
     outcome = failure(parse_reply("421 no adequate servers"), Stage.DURING_STARTTLS, "10.0.0.1", "no_starttls")
-    line = lines.attempt(Attempted(1064868674.53, MESSAGE, outcome, "required", None))
+    line = lines.attempt(Attempted(1064868674.53, MESSAGE, outcome, TLS_REQUIRED, None))
     tail = "T@example.fict@0@group-a@binding-a@15@1@18.53@10.0.0.1@421 no adequate servers (no_starttls)"
     assert line == f"1064868674@{COMMON}@{tail}"
     outcome = failure(parse_reply("552 No such @ account"), Stage.AFTER_RCPT, "10.0.0.1", sent=31)
-    line = lines.attempt(Attempted(1064868660.0, MESSAGE, outcome, "no", None))
+    line = lines.attempt(Attempted(1064868660.0, MESSAGE, outcome, NO_TLS, None))
     assert line.split("@", 13)[4:] == [
         "P", "example.fict", "31", "group-a", "binding-a", "5", "1", "4.00", "10.0.0.1", "552 No such @ account",
     ]  # fmt: skip

@@ -8,7 +8,7 @@ from quillon.log.macros import compile_format, stage_of
 from quillon.log.metrics import Metrics, render
 from quillon.mail.address import Mailbox
 from quillon.mail.event import Attempted, Handshaken, Received, Rejected, TlsFacts
-from quillon.mail.message import Batch, Message, MessageId, Origin
+from quillon.mail.message import Batch, Message, MessageId, Origin, TlsDemand
 from quillon.mail.outcome import Delivered, PermanentFailure, Stage, TransientFailure
 from quillon.mail.reply import parse_reply
 
@@ -24,8 +24,9 @@ TLS = TlsFacts(
     "TLSv1.2", "ECDHE-RSA-AES128-GCM-SHA256", 128, "x25519", True, "", "", "/CN=server.test", "/CN=ca.test",
     algorithm_bits=128, subject_cn="server.test", issuer_cn="ca.test",
 )  # fmt: skip
+TLS_REQUIRED = TlsDemand("required", "no", True, "")
 DELIVERED = Attempted(
-    1012.3456, MESSAGE, Delivered(parse_reply("250 2.0.0 ok"), "10.0.0.1"), "required", TLS, "mx", "10.9.9.9"
+    1012.3456, MESSAGE, Delivered(parse_reply("250 2.0.0 ok"), "10.0.0.1"), TLS_REQUIRED, TLS, "mx", "10.9.9.9"
 )
 FAILED = Attempted(
     1012.3456,
@@ -33,7 +34,7 @@ FAILED = Attempted(
     TransientFailure(
         parse_reply("451 4.7.5 [internal] TLS negotiation failed"), Stage.HANDSHAKING_TLS, "10.0.0.1", "expired"
     ),
-    "ifavailable",
+    TlsDemand("ifavailable", "no", True, ""),
     TlsFacts(cause="expired"),
 )
 REFUSED = Rejected(

@@ -82,9 +82,9 @@ def test_a_message_past_its_lifetime_fails_when_its_attempt_fails() -> None:
     settled = scheduler.settle(_message(), LATER, 86400.0)
     assert isinstance(settled, Fail)
     assert settled.outcome.reply is replies.MAX_TIME
-    assert scheduler.unattempted(_message(), 90000.0) is None
-    strict = _scheduler(Rules(never_attempt_expired_messages=True))
-    assert strict.unattempted(_message(), 90000.0) is not None
+    assert scheduler.unattempted(_message(), 90000.0, Rules()) is None
+    strict = Rules(never_attempt_expired_messages=True)
+    assert scheduler.unattempted(_message(), 90000.0, strict) is not None
 
 
 def test_outcomes() -> None:

@@ -15,13 +15,14 @@ from quillon.cli import listen_probe
 from quillon.cli.certificates import certificate_row
 from quillon.cli.configuration import FAULTY, read
 from quillon.config.load import empty
-from quillon.config.model import Config, lookup_name
+from quillon.config.model import Config
 from quillon.config.routes import is_ip
 from quillon.config.settings import DeliverySettings
 from quillon.delivery.connection import Surroundings
 from quillon.delivery.hosts import HostFinder
 from quillon.delivery.probe import VALUES, Report, probe
 from quillon.delivery.route import Host
+from quillon.delivery.tls_policy import certificate_names
 from quillon.net.clock import Clock, Deadlines, SystemClock
 from quillon.policy import load as policies
 from quillon.policy.tls import TlsHooks
@@ -85,7 +86,7 @@ async def _run(config: Config, given: argparse.Namespace) -> int:
     ehlo = compose.hostname(config.node())
     reports = []
     for host in found:
-        names = tuple(dict.fromkeys((host.name, lookup_name(routing.domain), routing.via or domain)))
+        names = certificate_names(host.name, routing.domain, routing.via)
         reports.append(await probe(host, names, settings, tls, around, ehlo))
     deadlines.stop()
     rows = [_as_json(report, tls) for report in reports]
@@ -152,6 +153,8 @@ def _as_json(report: Report, tls: Any) -> dict[str, Any]:
         "names_wanted": list(report.names),
         "names": _names(report),
         "verified": judgement.verified if judgement is not None else None,
+        "level": judgement.level if judgement is not None else "none",
+        "matched": judgement.matched if judgement is not None else "",
         "cause": cause,
         "detail": (judgement.detail if judgement is not None else "") or (facts.detail if facts else ""),
     }
@@ -195,7 +198,7 @@ def _print(report: Report, row: dict[str, Any], *, config: bool) -> None:
         print(f"  names      {', '.join(row['names'])}")
     print(f"  wanted     {' or '.join(row['names_wanted'])}")
     if row["verified"]:
-        print("  verdict    verified: the chain is trusted and names the host")
+        print(f"  verdict    verified: the chain is trusted and names {row['matched'] or 'the host'}")
     elif row["cause"]:
         cause = CAUSES.get(row["cause"])
         words = f"{cause.meaning} {cause.remedy}" if cause else ALERT

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import grp
+import ipaddress
 import pwd
+from collections.abc import Iterable
+from dataclasses import replace
 
 from quillon.config import datasource
+from quillon.config.check_delivery import check_delivery
 from quillon.config.check_files import check_files
-from quillon.config.model import CUSTOM_STAGES, Config, log_switch, lookup_name, parse_endpoint
-from quillon.config.scope import Node, ancestors, resolve
+from quillon.config.model import CUSTOM_STAGES, Config, log_switch, parse_endpoint
+from quillon.config.scope import Node, ancestors, pathway_nodes, resolve
+from quillon.config.settings import Network
 from quillon.config.syntax import Fault
 from quillon.config.values import TRUSTED_EXTENSIONS
 
-_STRENGTH_TLS = {"no": 0, "ifavailable": 1, "required": 2}
-_STRENGTH_VERIFY = {"no": 0, "optional": 0, "ca": 1, "host": 2}
 CUSTOM_SWITCHES = {log_switch(stage): stage for stage in CUSTOM_STAGES}
 _LISTEN_OPTIONS = {"use_ssl", "smtp_extensions", "tls_certificate", "tls_verify_mode", "tls_client_ca"}
+_EVERYBODY = "lets everybody send anywhere: this is an open relay"
 
 
 def check(config: Config, *, files_only: bool = False) -> list[Fault]:
     """Every such fault of a configuration; `files_only` where the tree is known to be incomplete."""
     faults: list[Fault] = []
     for node in config.root.walk():
-        check_files(config, node, faults)
+        found: list[Fault] = []
+        check_files(config, node, found)
+        # what is switched off may name files that are not there yet
+        faults += found if config.in_force(node) else [replace(fault, warning=True) for fault in found]
     if files_only:
         return faults
     endpoints: dict[tuple[str, int, str], Node] = {}
@@ -38,9 +45,9 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
                 if peer.settings.keys() & {"smtp_extensions"}:
                     _check_authentication(config, peer, [peer, *ancestors(node)], faults)
     _check_names(config, faults)
+    _check_relaying(config, faults)
     _check_loops(config, list(endpoints), faults)
-    _check_delivery(config, faults)
-    _check_outbound_auth(config, faults)
+    check_delivery(config, faults)
     _check_scripts(config, faults)
     _check_modules(config, faults)
     _check_loggers(config, faults)
@@ -80,6 +87,37 @@ def _check_names(config: Config, faults: list[Fault]) -> None:
                 faults.append(Fault(binding.position, text, warning=True))
 
 
+def _check_relaying(config: Config, faults: list[Fault]) -> None:
+    """Values by which anybody may send anywhere, or speak for others."""
+    for node in config.root.walk():
+        for name in ("relay_hosts", "trusted_clients"):
+            entry = node.settings.get(name)
+            if entry is not None and _everybody(entry.value):
+                words = _EVERYBODY if name == "relay_hosts" else "lets everybody speak for any other client"
+                faults.append(Fault(entry.position, f"{name} in {node.path} {words}", warning=True))
+        for name in ("relay_domains", "bounce_domains", "relay_for_sending_domains"):
+            entry = node.settings.get(name)
+            every = entry is not None and ("*" in entry.value or (name.startswith("relay_for") and not entry.value))
+            if entry is not None and every:
+                faults.append(Fault(entry.position, f"{name} in {node.path} {_EVERYBODY}", warning=True))
+        entry = node.settings.get("open_relay")
+        if entry is not None and entry.value is True:
+            faults.append(Fault(entry.position, f"open_relay = true in {node.path} {_EVERYBODY}", warning=True))
+        entry = node.settings.get("pathway")
+        if entry is not None and entry.value != "default" and not pathway_nodes(config.root, entry.value):
+            text = f'Pathway "{entry.value}" is not defined: there is no stanza of this name to take settings from'
+            faults.append(Fault(entry.position, text, warning=True))
+
+
+def _everybody(blocks: Iterable[Network]) -> bool:
+    """Whether some blocks hold every address of a family together."""
+    for version in (4, 6):
+        family = [block for block in blocks if block.version == version]
+        if any(block.prefixlen == 0 for block in ipaddress.collapse_addresses(family)):  # type: ignore[type-var]
+            return True
+    return False
+
+
 def _check_listen(config: Config, listen: Node, chain: list[Node], faults: list[Fault]) -> None:
     """What contradicts in a Listen, or for a Peer of it; said only where that stanza sets something of it."""
     if not listen.settings.keys() & _LISTEN_OPTIONS and listen.kind == "peer":
@@ -108,96 +146,26 @@ def _check_listen(config: Config, listen: Node, chain: list[Node], faults: list[
         text = f"STARTTLS is not offered on {name} as long as it has no TLS_Certificate"
         faults.append(Fault(extensions.entry.position, text, warning=True))
     verify = resolve(options["tls_verify_mode"], chain, config.folder)
+    if verify.value == "require" and not certificate:
+        here = verify.node is not None and verify.node.kind != "global"
+        where = verify.entry.position if verify.entry else listen.position
+        text = f"TLS_Verify_Mode = require demands nothing of {name}: without TLS_Certificate there is no TLS there"
+        faults.append(Fault(where, text, warning=not here))
     if certificate and verify.value == "require" and not value("tls_client_ca"):
         where = verify.entry.position if verify.entry else listen.position
         faults.append(Fault(where, "without TLS_Client_CA no client certificate verifies", warning=True))
 
 
-def _check_delivery(config: Config, faults: list[Fault]) -> None:
-    options = config.table.options
-    for node in config.root.walk():
-        entry = node.settings.get("tls_verify")
-        if (
-            entry is not None
-            and entry.value != "no"
-            and not resolve(options["tls_ca"], ancestors(node), config.folder).value
-        ):
-            text = f"TLS_Verify = {entry.text} in {node.path} without TLS_CA: no certificate verifies (unknown_issuer)"
-            faults.append(Fault(entry.position, text, warning=True))
-    bindings = [node for node in config.root.walk() if node.kind in ("binding", "binding_group")]
-    for name, strength in (("tls", _STRENGTH_TLS), ("tls_verify", _STRENGTH_VERIFY)):
-        for domain in config.root.of("domain"):
-            wanted = domain.settings.get(name)
-            if wanted is None or not strength[wanted.value]:
-                continue
-            rivals = bindings + _gateway_stanzas(config, domain)
-            _warn_weaker(domain, name, [n for n in rivals if name in n.settings], strength, faults)
-
-
-def _check_outbound_auth(config: Config, faults: list[Fault]) -> None:
-    """Credentials that have no effect, a password that has no way to the host, or that goes to whoever answers."""
-    options, folder = config.table.options, config.folder
-    domains = [node for node in config.root.walk() if node.kind == "domain"]
-    ruled = {n.label for domain in domains if "tls" in domain.settings for n in _gateway_stanzas(config, domain)}
-    for node in config.root.walk():
-        chain = list(ancestors(node))
-        kind, tls, verify, in_clear, gateway = (
-            resolve(options[name], chain, folder).value
-            for name in ("outbound_smtp_auth_type", "tls", "tls_verify", "outbound_smtp_auth_in_clear", "gateway")
-        )
-        own = node.settings.get("outbound_smtp_auth_type")
-        if own is not None and own.value != "false" and node.kind == "domain" and gateway is not None:
-            name = lookup_name(gateway[0])
-            if name != node.label:
-                text = (
-                    f"AUTH of {node.path} has no effect: its mail goes to the gateway {name}, whose own stanza rules"
-                    f' AUTH; write it into Domain "{name}"'
-                )
-                faults.append(Fault(own.position, text))
-                continue
-        entry = own or node.settings.get("tls_verify") or node.settings.get("tls")
-        if entry is None or kind == "false" or in_clear or node.label in ruled:
-            continue
-        if tls == "no":
-            text = (
-                f"AUTH in {node.path} needs TLS, and TLS = no there: its mail will wait;"
-                " set TLS = required (or Outbound_SMTP_Auth_In_Clear = true)"
-            )
-            faults.append(Fault(entry.position, text, warning=True))
-        elif verify in ("no", "optional"):
-            text = f"AUTH in {node.path} gives the password to whoever answers; set TLS_Verify = host"
-            faults.append(Fault(entry.position, text, warning=True))
-
-
-def _gateway_stanzas(config: Config, domain: Node) -> list[Node]:
-    """Stanzas of the gateway that a Domain sends its mail to, whose options go before its own."""
-    gateway = domain.settings.get("gateway")
-    found = config.root.get("domain", lookup_name(gateway.value[0])) if gateway else None
-    return [found] if found is not None and found is not domain else []
-
-
-def _warn_weaker(domain: Node, name: str, rivals: list[Node], strength: dict[str, int], faults: list[Fault]) -> None:
-    """A binding's or a gateway's value beats a global Domain's, which surprises where it weakens TLS."""
-    wanted = domain.settings[name]
-    for node in rivals:
-        entry = node.settings[name]
-        if strength[entry.value] < strength[wanted.value]:
-            text = (
-                f"{name} = {entry.text} of {node.path} beats the stricter {name} = {wanted.text}"
-                f" of {domain.path} ({wanted.position})"
-            )
-            faults.append(Fault(entry.position, text, warning=True))
-
-
 def _check_loggers(config: Config, faults: list[Fault]) -> None:
     """A switch of a custom_logger without its format, and the macros of a stanza that is not there."""
     macros = [node for node in config.root.of("tls_macros") if config.enabled(node)]
-    for node in config.root.of("custom_logger"):
+    for node in config.module_nodes("custom_logger"):
         for name, entry in node.settings.items():
             if name.startswith("log_") and entry.value is True and name in CUSTOM_SWITCHES:
                 stage = CUSTOM_SWITCHES[name]
                 if f"{stage}_format" not in node.settings:
-                    faults.append(Fault(entry.position, f"{name} needs {stage}_format"))
+                    text = f"{name} logs nothing as long as there is no {stage}_format"
+                    faults.append(Fault(entry.position, text, warning=True))
         namespace = node.settings.get("namespace")
         if namespace is not None and "outbound_tls" in namespace.value and not macros:
             text = "namespace outbound_tls needs a tls_macros stanza: tls_macros { }"

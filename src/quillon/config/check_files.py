@@ -7,6 +7,7 @@ missing certificate must never come to mean plaintext. One that has expired is a
 from __future__ import annotations
 
 import datetime
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from OpenSSL import SSL
 
 from quillon.config.model import Config
 from quillon.config.scope import Entry, Node, ancestors, resolve
-from quillon.config.syntax import Fault
+from quillon.config.syntax import Fault, Position
 
 SYSTEM = "system"
+SOON = datetime.timedelta(days=30)
 
 
 def check_files(config: Config, node: Node, faults: list[Fault]) -> None:
@@ -27,6 +29,7 @@ def check_files(config: Config, node: Node, faults: list[Fault]) -> None:
     if node.kind == "tls_identity":
         _check_identity(node, faults)
         return
+    _check_named_files(config, node, faults)
     for name in ("tls_ca", "tls_client_ca"):
         entry = node.settings.get(name)
         if entry is not None and entry.value and entry.value != SYSTEM:
@@ -47,6 +50,31 @@ def check_files(config: Config, node: Node, faults: list[Fault]) -> None:
             faults.append(Fault(entry.position, f"{entry.value} holds no Diffie-Hellman parameters in PEM"))
     engine = resolve(config.table.options["tls_engine"], [config.root], config.folder).value
     _check_ciphers(node, engine, faults)
+
+
+_FILES = {"policy": "module", "opendkim": "key", "dkim_domain": "key"}
+
+
+def _check_named_files(config: Config, node: Node, faults: list[Fault]) -> None:
+    """Files of modules and tables of users that are not there: told with all other faults, not after them."""
+    entry = node.settings.get(_FILES.get(node.kind, ""))
+    if entry is not None and "%{" not in entry.value:
+        if _read(entry, faults) is not None and entry.value and node.kind != "policy":
+            _check_secret(entry.value, entry.position, faults)
+    entry = node.settings.get("source") if node.kind == "script" else None
+    if entry is not None and entry.value and not any(path.exists() for path in script_files(config, entry.value)):
+        tried = ", ".join(map(str, script_files(config, entry.value)))
+        faults.append(Fault(entry.position, f"there is no script {entry.value!r}: looked for {tried}"))
+
+
+def script_files(config: Config, source: str) -> list[Path]:
+    """Where a script may lie, the first one that is there counts: beside the files of the configuration, dots standing
+    for slashes; or where an absolute path says."""
+    names = [source, f"{source}.lua"] if source.startswith("/") else [f"{source.replace('.', '/')}.lua", source]
+    if source.startswith("/"):
+        return [Path(name) for name in names]
+    folders = dict.fromkeys([config.folder, *(str(Path(file).parent) for file in config.files)])
+    return [Path(folder) / name for folder in folders for name in names if name.endswith(".lua")]
 
 
 def _check_pair(config: Config, node: Node, faults: list[Fault]) -> None:
@@ -77,6 +105,8 @@ def _check_match(certificate: Entry, key: Entry | None, faults: list[Fault], her
     data = _read(source, faults)
     if data is None:
         return
+    if here or source is not certificate:
+        _check_secret(source.value, source.position, faults)
     try:
         private = serialization.load_pem_private_key(data, None)
         matches = _public(private.public_key()) == _public(chain_certs[0].public_key())
@@ -115,11 +145,26 @@ def _check_dates(entry: Entry, certificate: x509.Certificate, faults: list[Fault
     if certificate.not_valid_after_utc < now:
         when = certificate.not_valid_after_utc.date()
         faults.append(Fault(entry.position, f"the certificate in {entry.value} expired on {when}", warning=True))
+    elif certificate.not_valid_after_utc < now + SOON:
+        when, days = certificate.not_valid_after_utc.date(), (certificate.not_valid_after_utc - now).days
+        text = f"the certificate in {entry.value} expires on {when}, in {days} days"
+        faults.append(Fault(entry.position, text, warning=True))
     elif certificate.not_valid_before_utc > now:
         when = certificate.not_valid_before_utc.date()
         faults.append(
             Fault(entry.position, f"the certificate in {entry.value} is not valid before {when}", warning=True)
         )
+
+
+def _check_secret(path: str, position: Position, faults: list[Fault]) -> None:
+    """A private key is for its owner and his group."""
+    try:
+        mode = os.stat(path).st_mode & 0o777
+    except OSError:
+        return
+    if mode & 0o004:
+        text = f"the private key in {path} can be read by everybody (mode {mode:04o}): chmod 640"
+        faults.append(Fault(position, text, warning=True))
 
 
 def _read(entry: Entry, faults: list[Fault]) -> bytes | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from quillon.config.check import check
 from quillon.config.model import Config, lookup_name, parse_endpoint
 from quillon.config.options import Module, Option, Table, convert, table
-from quillon.config.scope import CHILDREN, NAMED, Entry, Node
+from quillon.config.scope import CHILDREN, NAMED, Entry, Node, spelled
 from quillon.config.syntax import (
     DictValue,
     Fault,
@@ -125,6 +125,9 @@ class _Builder:
         items, faults = parse(text, str(path))
         self.faults += faults
         self._open.append(path.resolve())
+        if not items and not faults:
+            empty = f"{path} is empty" if at else f"{path} is empty: no configuration found"
+            self.fault(where, empty, warning=at is not None)
         self.fill(node or self.root, items)
         self._open.pop()
 
@@ -164,12 +167,19 @@ class _Builder:
     # scopes ---------------------------------------------------------------------------------------------------
 
     def fill(self, node: Node, items: Iterable[Item]) -> None:
+        seen: dict[str, Setting] = {}
         for item in items:
             if isinstance(item, Include):
                 self.include(node, item)
             elif isinstance(item, Scope):
                 self.scope(node, item)
             else:
+                first = seen.setdefault(item.name.text.lower(), item)
+                if first is not item:
+                    text = (
+                        f"{item.name.text} is set twice here: this takes the place of line {first.name.position.line}"
+                    )
+                    self.fault(item.name.position, text, warning=True)
                 self.setting(node, item)
 
     def scope(self, parent: Node, scope: Scope) -> None:
@@ -229,13 +239,13 @@ class _Builder:
         if allowed_in:
             self.fault(
                 scope.name.position,
-                f"{name} is not valid in {parent.kind}; it belongs in {', '.join(allowed_in)}",
+                f"{name} cannot stand {_here(parent)}; it belongs in {', '.join(map(spelled, allowed_in))}",
             )
             return
         known = [*CHILDREN.get(parent.kind, ()), *(self.table.modules if parent.kind == "global" else ())]
         if parent.kind == "global":
             known += self.table.inert
-        self.fault(scope.name.position, f"{name} is no scope that is valid in {parent.kind}{_nearest(kind, known)}")
+        self.fault(scope.name.position, f"unknown stanza {name}{_within(parent)}{_nearest(kind, known)}")
 
     # options --------------------------------------------------------------------------------------------------
 
@@ -282,15 +292,15 @@ class _Builder:
     def _misplaced(self, node: Node, setting: Setting, option: Option | None, module: Module | None) -> None:
         name = setting.name.text
         if option is not None:
-            scopes = ", ".join(sorted(option.scopes))
-            self.fault(setting.name.position, f"{name} is not valid in {node.kind}; it is valid in {scopes}")
+            scopes = ", ".join(sorted(map(spelled, option.scopes)))
+            self.fault(setting.name.position, f"{name} cannot stand {_here(node)}; it belongs in {scopes}")
             return
         names = (
             list(module.options) if module else [o.name for o in self.table.options.values() if node.kind in o.scopes]
         )
         self.fault(
             setting.name.position,
-            f"{name} is no option that is valid in {node.kind}{_nearest(name.lower(), names)}",
+            f"unknown option {name}{_within(node)}{_nearest(name.lower(), names)}",
         )
 
 
@@ -358,6 +368,14 @@ def _domain_label(label: str) -> str:
             return str(ipaddress.ip_address(label))
         except ValueError:
             raise ValueError(f"{label!r} is no domain, IP address, /pattern/ or *suffix") from None
+
+
+def _within(node: Node) -> str:
+    return "" if node.kind == "global" else f" in {spelled(node.kind)}"
+
+
+def _here(node: Node) -> str:
+    return "at the top of the file" if node.kind == "global" else f"in {spelled(node.kind)}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ Settings are cached per set of stanzas that match, so that asking for each conne
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -42,6 +43,7 @@ from quillon.config.settings import (
     TlsIdentity,
     build,
 )
+from quillon.mail.message import TlsDemand
 
 T = TypeVar("T")
 _CACHE_SIZE = 16384
@@ -51,10 +53,14 @@ CUSTOM_STAGES = ("reception", "delivery", "transient_failure", "permanent_failur
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """`domain` is a routing domain, or a gateway as host or host:port; `via` the domain whose stanza rules TLS."""
+    """`domain` is a routing domain, or a gateway as host or host:port; `via` the domain whose stanza rules TLS, and
+    whether mail goes at all."""
 
     domain: str
     via: str = ""
+
+
+DEMANDS = ("tls", "tls_verify", "tls_ifavailable_fallback", "tls_ca")
 
 
 @dataclass
@@ -69,6 +75,10 @@ class Config:
     _clients: dict[tuple[int, IPAddress], tuple[ReceptionSettings, InboundTls]] = field(default_factory=dict)
     _outbound: dict[tuple[str, str, str, str], tuple[DeliverySettings, OutboundTls]] = field(default_factory=dict)
     _routing: dict[tuple[str, str, str], Routing] = field(default_factory=dict)
+    _for_recipients: dict[tuple[str, str, str, str], DeliverySettings] = field(default_factory=dict)
+    _demands: dict[tuple[str, str, str, str], TlsDemand] = field(default_factory=dict)
+    _bindings: dict[str, str] | None = None
+    _paths: dict[str, list[Node]] | None = None
 
     def _build(self, cls: type[T], chain: Iterable[Node]) -> T:
         nodes = list(chain)
@@ -100,6 +110,18 @@ class Config:
         """Whether a module stanza is switched on."""
         return bool(resolve(self.table.modules[node.kind].options["enabled"], [node], self.folder).value)
 
+    def in_force(self, node: Node) -> bool:
+        """Whether a stanza and all that hold it are switched on."""
+        for holder in ancestors(node):
+            if holder.kind in ("listen", "esmtp_listener", "control_listener"):
+                chain = [holder, *ancestors(holder)[1:]]
+                if not resolve(self.table.options["enable"], chain, self.folder).value:
+                    return False
+            elif holder.kind in self.table.modules and "enabled" in self.table.modules[holder.kind].options:
+                if not self.enabled(holder):
+                    return False
+        return True
+
     def custom_loggers(self) -> list[CustomLoggerSettings]:
         """One per enabled custom_logger stanza that logs something."""
         found = [self.custom_logger(node) for node in self.root.of("custom_logger") if self.enabled(node)]
@@ -126,6 +148,8 @@ class Config:
         listener = self.root.get("control_listener")
         found = []
         for node in listener.of("listen") if listener is not None else ():
+            if not self.in_force(node):
+                continue
             mode = resolve(
                 self.table.options["file_mode"], [node, *([listener] if listener else [])], self.folder
             ).value
@@ -178,7 +202,13 @@ class Config:
             entry = node.settings.get("monitors")
             for text in entry.value if entry is not None and self.enabled(node) else ():
                 seconds, comma, number = text.replace(" ", "").partition(",")
-                if not comma or not seconds.isdigit() or not number.isdigit() or not int(seconds) or not int(number):
+                if (
+                    not comma
+                    or not re.fullmatch("[0-9]{1,9}", seconds)
+                    or not re.fullmatch("[0-9]{1,9}", number)
+                    or not int(seconds)
+                    or not int(number)
+                ):
                     raise ValueError(f'{text!r} is no monitor: write "seconds,number of windows"')
                 found.append((int(seconds), int(number)))
         return found
@@ -285,11 +315,25 @@ class Config:
 
     def bindings(self) -> dict[str, str]:
         """Every binding with its group."""
-        found = {"default": "default"}
-        found.update((node.label, "default") for node in self.root.of("binding"))
-        for group in self.root.of("binding_group"):
-            found.update((node.label, group.label) for node in group.of("binding"))
-        return found
+        if self._bindings is None:
+            found = {"default": "default"}
+            found.update((node.label, "default") for node in self.root.of("binding"))
+            for group in self.root.of("binding_group"):
+                found.update((node.label, group.label) for node in group.of("binding"))
+            self._bindings = found
+        return self._bindings
+
+    def has_binding(self, group: str, binding: str) -> bool:
+        """Whether there is this binding in this group."""
+        return self.bindings().get(binding) == group
+
+    def at_path(self, path: str) -> list[Node]:
+        """The stanzas that `Node.path` names so."""
+        if self._paths is None:
+            self._paths = {}
+            for node in self.root.walk():
+                self._paths.setdefault(node.path, []).append(node)
+        return self._paths.get(path, [])
 
     def routing(self, group: str, binding: str, domain: str) -> Routing:
         """Where mail for a recipient's domain goes: the domain itself, or the gateway of its stanzas.
@@ -307,6 +351,7 @@ class Config:
                 host, port = gateway
                 literal = f"[{host}]" if ":" in host else host
                 own = [node for node in chain if node.kind == "domain" and _sets_tls(node)]
+                own += [node for node in chain if node.kind == "domain" and "suspend_delivery" in node.settings]
                 found = Routing(f"{literal}:{port}" if port else literal, domain if own else "")
             if len(self._routing) >= _CACHE_SIZE:
                 self._routing.clear()
@@ -321,10 +366,51 @@ class Config:
             name = lookup_name(domain)
             chain = outbound_chain(self.root, group, binding, name)
             secure = outbound_chain(self.root, group, binding, name, lookup_name(via))
-            found = (self._build(DeliverySettings, chain), self._build(OutboundTls, secure))
+            settings = self._build(DeliverySettings, chain)
+            if via:
+                suspended = resolve(self.table.options["suspend_delivery"], secure, self.folder).value
+                settings = replace(settings, suspend_delivery=settings.suspend_delivery or suspended)
+            found = (settings, self._build(OutboundTls, secure))
             if len(self._outbound) >= _CACHE_SIZE:
                 self._outbound.clear()
             self._outbound[key] = found
+        return found
+
+    def for_recipient(self, group: str, binding: str, domain: str, recipient: str) -> DeliverySettings:
+        """What rules a message by itself on its way to a routing domain: retries, expiry, bounces and the like. Behind
+        a gateway these are options of the recipient's own domain, unless the gateway's stanza has them."""
+        if not recipient or recipient == domain:
+            return self.delivery(group, binding, domain)[0]
+        key = (group, binding, domain, recipient)
+        found = self._for_recipients.get(key)
+        if found is None:
+            chain = outbound_chain(self.root, group, binding, lookup_name(domain))
+            own = outbound_chain(self.root, group, binding, lookup_name(domain), lookup_name(recipient))
+            options, folder = self.table.options, self.folder
+
+            def value(name: str) -> Any:
+                return resolve(options[name], own if options[name].gateway else chain, folder).value
+
+            found = build(DeliverySettings, value)
+            if len(self._for_recipients) >= _CACHE_SIZE:
+                self._for_recipients.clear()
+            self._for_recipients[key] = found
+        return found
+
+    def demand(self, group: str, binding: str, domain: str, via: str = "") -> TlsDemand:
+        """What is demanded of delivery, and where that is written; arguments as of `delivery`."""
+        key = (group, binding, domain, via)
+        found = self._demands.get(key)
+        if found is None:
+            chain = outbound_chain(self.root, group, binding, lookup_name(domain), lookup_name(via))
+            values = [resolve(self.table.options[name], chain, self.folder) for name in DEMANDS]
+            scopes = tuple(one.node.path if one.node is not None else "" for one in values)
+            places = tuple(str(one.entry.position) if one.entry is not None else "" for one in values)
+            tls, verify, fallback, ca = (one.value for one in values)
+            found = TlsDemand(tls, verify, fallback, ca or "", scopes, places)  # type: ignore[arg-type]
+            if len(self._demands) >= _CACHE_SIZE:
+                self._demands.clear()
+            self._demands[key] = found
         return found
 
     def outbound(self, option: str, group: str, binding: str, domain: str) -> Resolution:
@@ -352,8 +438,13 @@ class Config:
         chain = outbound_chain(self.root, group, binding, name)
         secure = outbound_chain(self.root, group, binding, name, lookup_name(routing.via))
         rows = [o for o in self.table.options.values() if {"domain", "binding"} & o.scopes or _for_every_tls(o)]
-        chains = {"gateway": first}
-        return [resolve(o, secure if _is_tls(o.name) else chains.get(o.name, chain), self.folder) for o in rows]
+        own = outbound_chain(self.root, group, binding, name, lookup_name(domain))
+        chains = {"gateway": first, "opendkim_sign": first}
+
+        def chain_of(option: Option) -> list[Node]:
+            return secure if _is_tls(option.name) else chains.get(option.name, own if option.gateway else chain)
+
+        return [resolve(option, chain_of(option), self.folder) for option in rows]
 
     def explain_inbound(self, listen: Node, client: IPAddress) -> list[Resolution]:
         """Every inbound option with its value and where it came from."""
@@ -398,9 +489,15 @@ def _sets_tls(node: Node) -> bool:
 
 
 def lookup_name(domain: str) -> str:
-    """The name by which Domain stanzas are found: without port, brackets, `IPv6:` or a trailing dot."""
-    name = split_gateway(domain.lower())[0].removesuffix(".").removeprefix("ipv6:")
-    return str(ipaddress.ip_address(name)) if ":" in name else name
+    """The name by which Domain stanzas are found: without port, brackets, `IPv6:` or a trailing dot. Whatever it is
+    given, it raises nothing: a spool and a policy may hold names that are none."""
+    name = split_gateway(domain.lower())[0].removesuffix(".").strip("[]").removeprefix("ipv6:")
+    if ":" in name:
+        try:
+            return str(ipaddress.ip_address(name))
+        except ValueError:
+            return name
+    return name
 
 
 def parse_endpoint(text: str) -> tuple[str, int, str]:
@@ -413,7 +510,7 @@ def parse_endpoint(text: str) -> tuple[str, int, str]:
             raise ValueError(f"{text!r} is too long for a Unix socket: {MAX_SOCKET_PATH} octets at most")
         return "", 0, text
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or not 0 < int(port) < 65536:
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise ValueError(
             f'{text!r} is no address to listen on: write ":25", "192.0.2.1:25", "[2001:db8::1]:25" or a path from /'
         )

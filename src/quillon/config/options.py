@@ -34,7 +34,11 @@ INBOUND = ("esmtp_listener", "listen", "pathway", "pathway_group", "peer")
 @dataclass(frozen=True, slots=True)
 class Option:
     """One row. `default` is text as in a file, or None; `none` says that the word "none" cancels an inherited
-    value, `secret` that no value of it is shown."""
+    value, `secret` that no value of it is shown.
+
+    `gateway` tells what becomes of the option in the Domain of a recipient whose mail goes to a Gateway: `recipient`,
+    it holds, behind that of the gateway's own stanza; empty, it concerns connections, which are the gateway's.
+    """
 
     name: str
     type: str
@@ -47,6 +51,7 @@ class Option:
     none: bool = False
     restart: bool = False
     secret: bool = False
+    gateway: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ def _row(name: str, chapter: str, row: Mapping[str, Any], scopes: frozenset[str]
         row.get("none", False),
         row.get("restart", False),
         row.get("secret", False),
+        row.get("gateway", ""),
     )
 
 

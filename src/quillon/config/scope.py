@@ -98,7 +98,7 @@ class Node:
         names: list[str] = []
         node: Node | None = self
         while node is not None and node.kind != "global":
-            names.append(f'{_spelled(node.kind)} "{node.label}"' if node.label else _spelled(node.kind))
+            names.append(f'{spelled(node.kind)} "{node.label}"' if node.label else spelled(node.kind))
             node = node.parent
         return " > ".join(reversed(names)) or "global"
 
@@ -111,7 +111,8 @@ def ancestors(node: Node) -> list[Node]:
     return chain
 
 
-def _spelled(kind: str) -> str:
+def spelled(kind: str) -> str:
+    """A kind of scope as the manual writes it, such as ESMTP_Listener."""
     if kind == "esmtp_listener":
         return "ESMTP_Listener"
     return "_".join(part.capitalize() for part in kind.split("_"))

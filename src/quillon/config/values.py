@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from quillon.config.routes import parse_route
+from quillon.config.routes import named_host, parse_route
 from quillon.config.syntax import DictValue, ListValue, Value, Word
 from quillon.mail.address import is_domain, parse_domain, parse_mailbox
 
@@ -45,7 +45,7 @@ def _boolean(text: str) -> bool:
 
 
 def _integer(text: str) -> int:
-    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+    if not re.fullmatch(r"-?[0-9]{1,15}", text):
         raise ValueError(f"{text!r} is no whole number (units are not written)")
     return int(text)
 
@@ -116,7 +116,7 @@ def _banner(text: str) -> str:
 def _routes(value: Value) -> tuple[str, ...]:
     items = _list(value)
     for number, item in enumerate(items):
-        parse_route(item, number, "example")
+        parse_route(item, number, "domain.example")
     return items
 
 
@@ -152,10 +152,7 @@ def _domain(text: str) -> str:
 
 
 def _gateway(text: str) -> tuple[str, int]:
-    match = re.fullmatch(r"(\[[^\]]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?", text)
-    if match is None or (match[2] and not 0 < int(match[2]) < 65536):
-        raise ValueError(f"{text!r} is no host with an optional port; an IPv6 address needs brackets")
-    return match[1].strip("[]").lower(), int(match[2] or 0)
+    return named_host(text)
 
 
 def _protocols(text: str) -> frozenset[str]:

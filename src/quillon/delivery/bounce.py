@@ -45,7 +45,8 @@ class Bouncer:
     ) -> None:
         """Tell the sender, unless configuration or policy says not to."""
         domain = message.routing_domain or message.recipient.domain
-        settings, _ = self.config.delivery(message.binding_group, message.binding, domain, message.via)
+        group, binding = message.binding_group, message.binding
+        settings = self.config.for_recipient(group, binding, domain, message.wanted_domain)
         sender = message.batch.sender
         recipient = settings.mdn_failures_notify if sender.null else sender
         if not settings.generate_bounces or recipient is None or message.batch.origin.protocol == "internal":

@@ -230,7 +230,13 @@ class Connection:
             call = Call(Hook.OUTBOUND_VERIFY, Session(self.remote_ip, "", ""), Context())
             verdict = hooks.outbound_verdict(call, verdict, Remote(self.host_name, self.remote_ip, self._domain))
         judgement = tls_policy.judge(self.tls, verdict, self._names)
-        self.facts = verdict.facts(verified=judgement.verified, cause=judgement.cause, detail=judgement.detail)
+        self.facts = verdict.facts(
+            verified=judgement.verified,
+            cause=judgement.cause,
+            detail=judgement.detail,
+            level=judgement.level,
+            matched=judgement.matched,
+        )
         return judgement
 
     def unsecured(self, failure: Any) -> None:

@@ -8,6 +8,7 @@ written before a message that failed for good is let go.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,11 +23,13 @@ from quillon.delivery.connection import Connection, Surroundings
 from quillon.delivery.hosts import HostFinder
 from quillon.delivery.pool import Pool
 from quillon.delivery.route import Host
+from quillon.delivery.tls_policy import certificate_names
 from quillon.mail import reply as replies
 from quillon.mail.event import Attempted, Event, Panic, TlsFacts
 from quillon.mail.message import Message
 from quillon.mail.outcome import Outcome, PermanentFailure, Stage, TransientFailure
 from quillon.mail.reply import parse_reply
+from quillon.policy.hook import Hook
 from quillon.policy.tls import TlsHooks
 from quillon.queue.backlog import Key, key_of
 from quillon.queue.scheduler import Delay, Fail, Limits, Scheduler
@@ -91,13 +94,32 @@ class Dispatcher:
         """Begin, with the messages of an earlier life."""
         now = self.around.clock.now()
         for message in recovered:
-            self._admit(message, now)
+            try:
+                self._admit(message, now)
+            except Exception as error:
+                # whatever a spool holds, the others of it go on
+                self.log(Panic(now, f"delivery: message {message.id} of the spool cannot be queued: {error!r}"))
+        self._tell_held()
         asyncio.get_running_loop().call_soon(self._tick)
 
+    def _tell_held(self) -> Counter[str]:
+        """A panic line for each demand that is lost, with the number of messages that wait for it."""
+        held: Counter[str] = Counter()
+        for message in self.scheduler.messages():
+            if isinstance(message.ruling, ruling.Held):
+                held[message.ruling.words] += 1
+        for words, count in held.items():
+            self.log(Panic(self.around.clock.now(), f"config: {count} messages wait: {words}"))
+        return held
+
     def _admit(self, message: Message, now: float) -> None:
-        """Put a message into its queue, or settle at once what a policy has refused."""
+        """Put a message into its queue, or settle at once what needs no attempt: a policy has refused it, or the
+        configuration has mail of its domain vanish."""
         self._reroute(message)
-        if message.refused:
+        if self._own(message).blackhole == "internal" and not message.refused:
+            _, tls = self._settings(key_of(message))
+            self._settle(message, PermanentFailure(replies.BLACKHOLED, Stage.NOT_CONNECTED), tls, None, "")
+        elif message.refused:
             _, tls = self._settings(key_of(message))
             try:
                 refusal = parse_reply(message.refused)
@@ -108,16 +130,36 @@ class Dispatcher:
             self.scheduler.enqueue(message, now)
 
     def _reroute(self, message: Message) -> None:
-        """Whose stanza rules TLS behind a gateway, and what policy makes of it, is for what runs now to say."""
-        routing = self.config.routing(message.binding_group, message.binding, message.recipient.domain)
-        if routing.domain == message.routing_domain:
-            message.via = routing.via
+        """Whose stanza rules TLS behind a gateway, and what policy makes of it, is for what runs now to say. A demand
+        that can't be found any more is not replaced by a weaker one: the message waits."""
+        wanted = message.wanted_domain
+        routing = self.config.routing(message.binding_group, message.binding, wanted)
+        # a gateway that has changed since leaves the message where it was to go; its own domain's demands hold there
+        message.via = routing.via if routing.domain == message.routing_domain else wanted
+        if message.via == message.routing_domain:
+            message.via = ""
         message.ruling = None
         settings, tls = self._settings(key_of(message))
         message.ruling = ruling.of(message, settings, tls, self.around.hooks)
+        self._hold_if_lost(message)
 
-    def reconfigure(self, config: Config, contexts: Contexts, hooks: TlsHooks) -> None:
-        """Other settings for what begins from now on; idle connections under other TLS settings are closed."""
+    def _hold_if_lost(self, message: Message) -> None:
+        now = ruling.demand_of(message, self.config)
+        asks = self.around.hooks.asks(Hook.OUTBOUND_PARAMETERS)
+        held = ruling.lost(message, self.config, now, by_policy=asks)
+        if held is not None:
+            message.ruling = held
+        elif not isinstance(message.ruling, (str, ruling.Pending)):
+            message.demand = now
+
+    def _own(self, message: Message) -> DeliverySettings:
+        """What rules a message by itself, whichever gateway takes it."""
+        domain = message.routing_domain or message.recipient.domain
+        return self.config.for_recipient(message.binding_group, message.binding, domain, message.wanted_domain)
+
+    def reconfigure(self, config: Config, contexts: Contexts, hooks: TlsHooks) -> Counter[str]:
+        """Other settings for what begins from now on; idle connections are closed. Gives how many messages wait for a
+        demand that is lost, by its words."""
         self.config = config
         self.around = Surroundings(self.around.clock, self.around.deadlines, contexts, hooks)
         self._default_suspended = config.node().default_binding == "suspended"
@@ -130,6 +172,7 @@ class Dispatcher:
         self.scheduler.rekey(self._reroute, self.around.clock.now())
         self.scheduler.set_total(self._total())
         self._kick()
+        return self._tell_held()
 
     async def stop(self, seconds: float) -> None:
         """Begin nothing new, and give what runs so long to end. What is not done stays in the spool."""
@@ -260,6 +303,10 @@ class Dispatcher:
     async def _connect(self, key: Key) -> Connection | None:
         settings, tls = self._settings(key)
         now = self.around.clock.now()
+        if isinstance(key.ruling, ruling.Held):
+            held = TransientFailure(replies.DEMAND_LOST, Stage.NOT_CONNECTED, cause="demand_lost")
+            self._site_failed(key, held, tls, None, "")
+            return None
         if isinstance(key.ruling, str):
             outcome = TransientFailure(replies.POLICY_FAILED, Stage.NOT_CONNECTED, cause="policy_failed")
             self._site_failed(key, outcome, tls, None, "")
@@ -288,7 +335,7 @@ class Dispatcher:
                 self.around,
                 settings,
                 tls,
-                _names(key, step),
+                certificate_names(step.host.name, key.domain, key.via),
                 lookup_name(key.domain),
                 self._ehlo_name(key, settings),
                 login=login,
@@ -303,10 +350,11 @@ class Dispatcher:
             finally:
                 self._opening.remove(step.host.name)
             if is_open:
-                # in clear after a failed negotiation: the log of each message tells what failed
-                connection.facts = connection.facts or facts
+                if step.in_clear and facts is not None:
+                    # in clear after a failed negotiation with this host: the log tells what failed, and nothing of TLS
+                    connection.facts = TlsFacts(cause=facts.cause, detail=facts.detail)
                 return connection
-            facts, host = connection.facts or facts, step.host.name
+            facts, host = connection.facts or (facts if step.in_clear else None), step.host.name
             if connection.unreachable:
                 self._rest(step.host.ip, settings.host_failure_retry)
         self._site_failed(key, step, tls, facts, host)
@@ -390,6 +438,7 @@ class Dispatcher:
         """Give a free connection its next messages; False if it got none and rests or ends."""
         settings, tls = self._settings(key)
         unfit = connection.exhausted or connection.tls != tls or not connection.usable
+        unfit = unfit or _identity(connection.settings) != _identity(settings)
         if self._stopping or unfit or self._limits(key).suspended:
             connection.quit()
             return False
@@ -415,8 +464,9 @@ class Dispatcher:
         """Those that are to be tried; the others are settled here."""
         out = []
         for message in messages:
-            outcome = self.scheduler.unattempted(message, now)
-            if outcome is None and settings.blackhole == "internal":
+            own = self._own(message)
+            outcome = self.scheduler.unattempted(message, now, own)
+            if outcome is None and own.blackhole == "internal":
                 outcome = PermanentFailure(replies.BLACKHOLED, Stage.IDLE)
             elif outcome is None and not str(message.recipient).isascii():
                 outcome = PermanentFailure(replies.SMTPUTF8_NEEDED, Stage.IDLE)
@@ -490,11 +540,12 @@ class Dispatcher:
             outcome,
             now,
             lambda when: ruling.next_attempt(message, when, now, policy),
-            lambda: ruling.retries(message, self._settings(key_of(message))[0], policy),
+            lambda: ruling.retries(message, self._own(message), policy),
         )
         if isinstance(settled, Fail):
             outcome = settled.outcome
-        self.log(Attempted(now, message, outcome, tls.tls, facts, host, local_ip))
+        demand = message.demand or ruling.demand_of(message, self.config)
+        self.log(Attempted(now, message, outcome, demand, facts, host, local_ip or self._source(message)))
         if isinstance(settled, Delay):
             self._kept(message)
         elif isinstance(settled, Fail):
@@ -502,10 +553,14 @@ class Dispatcher:
         else:
             self._removed(message)
 
+    def _source(self, message: Message) -> str:
+        """The source address that the configuration wants for a message that no connection was there for."""
+        address = self._settings(key_of(message))[0].bind_address
+        return "" if address == "*" else address
+
     def _kept(self, message: Message) -> None:
         self.store.update(message)
-        settings, _ = self._settings(key_of(message))
-        if message.tries >= settings.drop_body_after_trans_fail:
+        if message.tries >= self._own(message).drop_body_after_trans_fail:
             self.residents.release(message.batch)
 
     def _notify(self, message: Message, outcome: PermanentFailure) -> None:
@@ -525,6 +580,12 @@ class Dispatcher:
             self.residents.release(message.batch)
 
 
-def _names(key: Key, step: TryHost) -> tuple[str, ...]:
-    """Names that a certificate may bear: the host that MX or Routes led to, and the domain."""
-    return step.host.name, lookup_name(key.domain), key.via
+def _identity(settings: DeliverySettings) -> tuple[str, ...]:
+    """As whom a connection was opened: one from another address, or with other credentials, is another one."""
+    return (
+        settings.bind_address,
+        settings.ehlo_hostname,
+        settings.outbound_smtp_auth_type,
+        settings.outbound_smtp_auth_user,
+        settings.outbound_smtp_auth_pass,
+    )

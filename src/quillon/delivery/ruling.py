@@ -6,8 +6,9 @@ import inspect
 import math
 from dataclasses import dataclass, replace
 
+from quillon.config.model import DEMANDS, Config
 from quillon.config.settings import DeliverySettings, OutboundTls
-from quillon.mail.message import Message
+from quillon.mail.message import Message, TlsDemand
 from quillon.mail.reply import Reply
 from quillon.policy.context import Context
 from quillon.policy.hook import Call, Hook, Policy, Session, words_of
@@ -30,6 +31,61 @@ class Ruling:
 @dataclass(frozen=True, slots=True)
 class Pending:
     """Policy has to be asked what a message authenticates with, which may take a while: `asked` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A demand on the message can't be found any more, and what holds in its place is weaker: it waits. `words` name
+    the demand with its place."""
+
+    words: str
+
+
+_STRENGTH = {"no": 0, "ifavailable": 1, "required": 2}
+_VERIFY_STRENGTH = {"no": 0, "optional": 0, "ca": 1, "host": 2}
+
+
+def demand_of(message: Message, config: Config) -> TlsDemand:
+    """What is demanded of the way of a message now, by the configuration and by policy."""
+    domain = message.routing_domain or message.recipient.domain
+    demand = config.demand(message.binding_group, message.binding, domain, message.via)
+    if isinstance(message.ruling, Ruling) and message.ruling.tls is not None:
+        tls = message.ruling.tls
+        by_policy = ("policy",) * 4
+        return TlsDemand(tls.tls, tls.tls_verify, tls.tls_ifavailable_fallback, tls.tls_ca or "", by_policy, by_policy)
+    return demand
+
+
+def lost(message: Message, config: Config, now: TlsDemand, *, by_policy: bool) -> Held | None:
+    """Whether a message must not leave under what is demanded `now`: its binding is gone, or what holds is weaker than
+    what was demanded when it came, and the stanza that demanded it says nothing any more.
+
+    A weaker value that stands in that very stanza is the operator's word, and holds. `by_policy` tells whether a module
+    still rules the TLS of messages.
+    """
+    if not config.has_binding(message.binding_group, message.binding):
+        where = f'Binding "{message.binding}"'
+        if message.binding_group != "default":
+            where = f'Binding_Group "{message.binding_group}" > {where}'
+        return Held(f"{where} is gone, under which they were to be sent")
+    before = message.demand
+    if before is None:
+        return None
+    weaker = (
+        _STRENGTH[now.tls] < _STRENGTH[before.tls],
+        _VERIFY_STRENGTH[now.verify] < _VERIFY_STRENGTH[before.verify],
+        now.fallback and not before.fallback and now.tls == "ifavailable",
+        now.ca != before.ca and _VERIFY_STRENGTH[before.verify] > 0,
+    )
+    for option, is_weaker, scope, place in zip(DEMANDS, weaker, before.scopes, before.places, strict=True):
+        if not is_weaker or not scope:
+            continue
+        if scope == "policy":
+            if not by_policy:
+                return Held(f"the policy that demanded {before} is gone")
+        elif not any(option in node.settings for node in config.at_path(scope)):
+            return Held(f"{scope} ({place}) demanded {before}, and says nothing of {option} any more")
+    return None
 
 
 def of(

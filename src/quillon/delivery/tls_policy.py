@@ -12,15 +12,17 @@ not better served by less. `optional` checks like `host` and delivers whatever i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from quillon.config.model import lookup_name
 from quillon.config.settings import OutboundTls
 from quillon.mail import reply as replies
 from quillon.mail.reply import Reply
+from quillon.mail.shown import NAME, joined
 from quillon.tls import identity
-from quillon.tls.verdict import Verdict, printable
+from quillon.tls.verdict import Certificate, Verdict, printable
 
 
 class Turn(Enum):
@@ -47,12 +49,18 @@ def falls_back(tls: OutboundTls) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What TLS_Verify makes of a verdict. `verified` is None where nothing was checked."""
+    """What TLS_Verify makes of a verdict: mail goes unless there is a `reply`.
+
+    `level` is what has been proven, whatever was demanded: none, ca (a trusted chain), host (and one of the names
+    wanted, `matched`), or policy. `verified` tells whether that is host or policy; None where nothing was checked.
+    """
 
     verified: bool | None
     cause: str = ""
     reply: Reply | None = None
     detail: str = ""
+    level: str = "none"
+    matched: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +85,11 @@ class Foreseen:
             return f"held: {self.cause}"
         if self.way == "clear":
             return f"in clear ({self.cause})" if self.cause else "in clear"
-        known = {True: "TLS, verified", False: f"TLS, unverified ({self.cause})", None: "TLS, not checked"}
-        return known[self.verified]
+        if self.verified is None:
+            return "TLS, not checked"
+        if self.verified:
+            return "TLS, verified"
+        return f"TLS, unverified ({self.cause})" if self.cause else "TLS, chain verified, for another name"
 
 
 def foresee(tls: OutboundTls, observed: Observed, names: Iterable[str]) -> Foreseen:
@@ -103,20 +114,36 @@ _REPLIES = {
 }
 
 
+def certificate_names(host: str, domain: str, via: str) -> tuple[str, ...]:
+    """Names that a certificate may bear: the host that MX, Routes or Gateway led to, the routing domain, and the
+    recipient's domain where its own stanza rules TLS."""
+    return tuple(dict.fromkeys(name for name in (host, lookup_name(domain), via) if name))
+
+
 def judge(tls: OutboundTls, verdict: Verdict, names: Iterable[str]) -> Judgement:
-    """`names` are the candidates for `host`: the MX host and the routing domain."""
+    """`names` are the candidates for `host`: the MX host and the routing domain.
+
+    They are compared whatever is demanded, so that what is told of a delivery is what was proven.
+    """
     if tls.tls_verify == "no":
         return Judgement(None)
-    cause, detail = verdict.cause, ""
+    cause, detail, matched = verdict.cause, "", ""
     certificate, wanted = verdict.certificate, [name for name in names if name]
-    if not cause and tls.tls_verify != "ca" and certificate is not None and not identity.matches(certificate, wanted):
-        dns, addresses = identity.names(certificate)
-        cause = "name_mismatch"
-        detail = (
-            f"wanted {' or '.join(wanted)}; the certificate names {printable(', '.join(dns + addresses)) or 'nobody'}"
-        )
-    if not cause:
-        return Judgement(True)
-    if tls.tls_verify == "optional":
-        return Judgement(False, cause, None, detail)
-    return Judgement(False, cause, _REPLIES.get(cause, replies.CERT_WRONG_CA), detail)
+    level = "none" if cause else verdict.level
+    if not cause and certificate is not None:
+        matched = identity.matching(certificate, wanted) or ""
+        if matched and level == "ca":
+            level = "host"
+        elif not matched and tls.tls_verify != "ca":
+            cause, detail = "name_mismatch", _mismatch(certificate, wanted)
+    verified = level in ("host", "policy") and not cause
+    if not cause or tls.tls_verify == "optional":
+        return Judgement(verified, cause, None, detail, level, matched)
+    return Judgement(False, cause, _REPLIES.get(cause, replies.CERT_WRONG_CA), detail, level, matched)
+
+
+def _mismatch(certificate: Certificate, wanted: Sequence[str]) -> str:
+    dns, addresses = identity.names(certificate)
+    shown, left = joined(map(printable, dns + addresses), NAME // 2, ", ")
+    more = f" and {left} more" if left else ""
+    return f"wanted {' or '.join(wanted)}; the certificate names {shown or 'nobody'}{more}"

@@ -174,7 +174,9 @@ def as_json(event: Event) -> str:
         row["tls"] = tls_row(event.tls)
     elif isinstance(event, Attempted):
         row |= _message_row(event.message) | _outcome_row(event)
-        row["tls_option"] = event.tls_wanted
+        demand = event.demand
+        row |= {"local_ip": event.local_ip, "tls_option": demand.tls, "tls_option_at": demand.places[0] or "default"}
+        row |= {"tls_verify": demand.verify, "tls_verify_at": demand.places[1] or "default"}
         row["tls"] = tls_row(event.tls)
     elif isinstance(event, Rejected):
         row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.connection_id)}
@@ -250,10 +252,14 @@ def tls_row(tls: TlsFacts | None) -> dict[str, Any] | None:
         "bits": tls.bits,
         "group": tls.group,
         "verified": tls.verified,
+        "level": tls.level,
+        "matched": tls.matched,
         "cause": tls.cause,
         "detail": tls.detail,
         "subject": tls.subject,
         "issuer": tls.issuer,
         "sha256": tls.fingerprint,
+        "anchor": tls.anchor,
+        "anchor_sha256": tls.anchor_sha256,
         "resumed": tls.resumed,
     }

@@ -148,7 +148,7 @@ def _tls(get: Callable[[TlsFacts], object]) -> Callable[[_Facts, str], str]:
 
 
 def _wanted(facts: _Facts, _argument: str) -> str:
-    return facts.event.tls_wanted if isinstance(facts.event, Attempted) else ""
+    return facts.event.demand.tls if isinstance(facts.event, Attempted) else ""
 
 
 def _strftime(facts: _Facts, form: str) -> str:
@@ -193,6 +193,10 @@ _TLS_MACROS: dict[str, Callable[[_Facts, str], str]] = {
     "outbound_tls_verified": _tls(lambda t: "verified" if t.verified else "unverified"),
     "outbound_tls_issuer": _tls(lambda t: t.issuer_cn or t.issuer),
     "outbound_tls_subject": _tls(lambda t: t.subject_cn or t.subject),
+    "outbound_tls_level": _tls(lambda t: t.level),
+    "outbound_tls_matched": _tls(lambda t: t.matched),
+    "outbound_tls_anchor": _tls(lambda t: t.anchor),
+    "outbound_tls_demand": lambda f, _: str(f.event.demand) if isinstance(f.event, Attempted) else "",
     "outbound_tls_cause": lambda f, _: f.tls.cause if f.tls is not None else "",
     "local_ip": lambda f, _: f.event.local_ip if isinstance(f.event, Attempted) else "",
 }

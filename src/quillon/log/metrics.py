@@ -12,8 +12,8 @@ from quillon.mail.event import Attempted, Authenticated, Discarded, Event, Hands
 from quillon.mail.outcome import Delivered, TransientFailure
 
 HELP = {
-    "quillon_receptions_total": "Messages accepted, by TLS version and whether a client certificate verified.",
-    "quillon_attempts_total": "Attempts to deliver that ended, by outcome, TLS version and verification.",
+    "quillon_receptions_total": "Messages accepted, by TLS version, client certificate, level proven.",
+    "quillon_attempts_total": "Attempts to deliver that ended, by outcome, TLS version, verification, level proven.",
     "quillon_rejections_total": "Commands refused, by reply code.",
     "quillon_discards_total": "Messages accepted and dropped by policy.",
     "quillon_authentications_total": "Attempts to authenticate that are accounted, by mechanism and result.",
@@ -59,8 +59,9 @@ class Metrics:
 
 def _tls(facts: TlsFacts | None) -> dict[str, str]:
     if facts is None or not facts.protocol:
-        return {"version": "none", "verified": "none"}
-    return {"version": facts.protocol, "verified": {True: "yes", False: "no", None: "none"}[facts.verified]}
+        return {"version": "none", "verified": "none", "level": "none"}
+    verified = {True: "yes", False: "no", None: "none"}[facts.verified]
+    return {"version": facts.protocol, "verified": verified, "level": facts.level}
 
 
 def _series(name: str, **labels: str) -> str:

@@ -9,14 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from quillon.mail.message import Message, MessageId, Origin
+from quillon.mail.message import Message, MessageId, Origin, TlsDemand
 from quillon.mail.outcome import Delivered, PermanentFailure, TransientFailure
 from quillon.mail.reply import Reply
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFacts:
-    """`verified` is None where nothing was to be verified. `cause` is the cause code of what went wrong, or empty."""
+    """`verified` tells whether the other side has proven who it is, None where nothing was to be verified: a host by a
+    trusted chain and its name, a client by a trusted chain. `cause` is the cause code of what went wrong, or empty.
+
+    `level` is what was proven: none, ca (a trusted chain), host (and a name that was wanted), or policy (a module says
+    so). `matched` is the wanted name that the certificate has, `anchor` the subject of the trusted certificate that the
+    chain leads to, `anchor_sha256` its fingerprint.
+    """
 
     protocol: str = ""
     cipher: str = ""
@@ -32,6 +38,10 @@ class TlsFacts:
     subject_cn: str = ""
     issuer_cn: str = ""
     resumed: bool = False
+    level: str = "none"
+    matched: str = ""
+    anchor: str = ""
+    anchor_sha256: str = ""
 
 
 class Received(NamedTuple):
@@ -43,12 +53,13 @@ class Received(NamedTuple):
 
 
 class Attempted(NamedTuple):
-    """An attempt to deliver ended. `tls_wanted` is the value of the TLS option that ruled it."""
+    """An attempt to deliver ended. `demand` is what ruled it; `local_ip` the source address that was used, or wanted
+    where no connection came about."""
 
     time: float
     message: Message
     outcome: Delivered | TransientFailure | PermanentFailure
-    tls_wanted: str
+    demand: TlsDemand
     tls: TlsFacts | None
     host: str = ""
     local_ip: str = ""

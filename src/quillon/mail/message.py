@@ -74,6 +74,24 @@ class Origin(NamedTuple):
     pathway_group: str = "default"
 
 
+class TlsDemand(NamedTuple):
+    """What is demanded of the way of a message: the values of TLS, TLS_Verify, TLS_Ifavailable_Fallback and TLS_CA.
+
+    `scopes` are the paths of the stanzas that set them, such as `Domain "bank.fi"`, `policy` where a module has, and
+    empty where the default holds; `places` are file:line:column of each.
+    """
+
+    tls: str
+    verify: str
+    fallback: bool
+    ca: str
+    scopes: tuple[str, str, str, str] = ("", "", "", "")
+    places: tuple[str, str, str, str] = ("", "", "", "")
+
+    def __str__(self) -> str:
+        return f"TLS = {self.tls}, TLS_Verify = {self.verify}"
+
+
 @dataclass(slots=True)
 class Batch:
     """One accepted transaction. Times are seconds since the epoch, sizes octets.
@@ -100,12 +118,13 @@ class Batch:
 class Message:
     """One recipient of a batch. `tries` counts finished attempts; `next_at` is the time of the next one.
 
-    `routing_domain` is where the message goes: the recipient's domain, or a gateway as host or host:port. `via` is the
-    recipient's domain where its own Domain stanza rules TLS although a gateway takes the mail. `ruling` is what
-    delivery found out about TLS and AUTH of this message alone, in its own type, or the words of why it could not.
-    `priority` 1 goes before others of its queue; `context` is what the message context of this message has beyond the
-    batch's. `refused` is the reply with which a policy refused this recipient while others were accepted: it is owed a
-    notification and no attempt.
+    `routing_domain` is where the message goes: the recipient's domain, or a gateway as host or host:port. `routed` is
+    the domain that a policy chose in place of the recipient's; `demand` what was demanded of its way when it came,
+    which nothing weaker may replace. `via` is the recipient's domain where its own Domain stanza rules TLS although a
+    gateway takes the mail. `ruling` is what delivery found out about TLS and AUTH of this message alone, in its own
+    type, or the words of why it could not. `priority` 1 goes before others of its queue; `context` is what the message
+    context of this message has beyond the batch's. `refused` is the reply with which a policy refused this recipient
+    while others were accepted: it is owed a notification and no attempt.
     """
 
     id: MessageId
@@ -122,6 +141,13 @@ class Message:
     priority: int = 0
     context: Mapping[str, str] = field(default_factory=dict)
     refused: str = ""
+    routed: str = ""
+    demand: TlsDemand | None = None
+
+    @property
+    def wanted_domain(self) -> str:
+        """The domain whose stanza is asked for a gateway."""
+        return self.routed or self.recipient.domain
 
     def variables(self) -> dict[str, str]:
         """The message context of this message."""

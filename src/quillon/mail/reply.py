@@ -193,6 +193,8 @@ CERT_WRONG_CA = _r("451 4.7.5 [internal] remote node SSL certificate not signed 
 CERT_EXPIRED = _r("454 4.7.5 [internal] certificate expired")
 CERT_NOT_YET_VALID = _r("454 4.7.5 [internal] certificate not yet valid: possible clock skew")
 
+DEMAND_LOST = _r("451 4.3.5 [internal] the stanza that this message was to be sent under is gone")
+
 # Delivery: routing
 NO_MX_OR_A = _r("454 4.4.4 [internal] no MX or A for domain")
 LOOKUP_FAILED = _r("554 5.4.4 [internal] Domain Lookup Failed")

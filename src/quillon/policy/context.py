@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from quillon.mail import shown
 from quillon.mail.reply import Reply
-from quillon.tls.verdict import Verdict
+from quillon.tls.verdict import Verdict, escaped
 
 
 @dataclass(slots=True)
@@ -65,19 +66,25 @@ def tls_variables(verdict: Verdict) -> dict[str, str]:
     }
     certificate = verdict.certificate
     if certificate is not None and verdict.checked:
+        names, left = shown.joined(map(escaped, certificate.alternative_names), shown.CONTEXT_VALUE)
         found |= {
             "tls_client_cert_subject": certificate.subject,
             "tls_client_cert_subject_cn": certificate.subject_cn,
             "tls_client_cert_issuer": certificate.issuer,
             "tls_client_cert_issuer_cn": certificate.issuer_cn,
-            "tls_client_cert_san": ",".join(certificate.alternative_names),
+            "tls_client_cert_san": names,
+            "tls_client_cert_san_left_out": str(left or ""),
             "tls_client_cert_sha256": certificate.sha256,
             "tls_client_cert_spki_sha256": certificate.spki_sha256,
         }
         if verdict.chain_verified:
             found["tls_client_verified"] = "yes"
+            found["tls_client_verified_by"] = verdict.by_policy
+            if verdict.anchor is not None:
+                found["tls_client_cert_anchor_sha256"] = verdict.anchor.sha256
+                found["tls_client_cert_anchor_subject"] = verdict.anchor.subject
         else:
             found["tls_client_verify_error"] = verdict.cause
             depth = next((str(d) for cause, d, _ in verdict.errors if cause == verdict.cause), "")
             found["tls_client_verify_depth"] = depth
-    return {key: value for key, value in found.items() if value}
+    return {key: shown.cut(value, shown.CONTEXT_VALUE) for key, value in found.items() if value}

@@ -243,7 +243,8 @@ class TlsParameters:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What a peer presented; all empty if nothing. `names` are entries such as `DNS:mx.bank.fi`."""
+    """What a peer presented; all empty if nothing. `names` are entries such as `DNS:mx.bank.fi`, `anchor` is the
+    SHA-256 of the trusted certificate that a verified chain leads to."""
 
     subject: str
     issuer: str
@@ -251,6 +252,7 @@ class Certificate:
     spki_sha256: str
     names: tuple[str, ...]
     cause: str
+    anchor: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,8 +230,8 @@ class PythonModule:
         return given.use_tls, given.tls_verify, given.certfile, given.keyfile, given.ca, given.cipherlist
 
     def _verify(self, hook: Hook, function: Callable[..., Any], call: Call, verified: bool, *values: str) -> object:
-        subject, issuer, sha256, spki, names, cause, *place = values
-        shown = Certificate(subject, issuer, sha256, spki, tuple(filter(None, names.split(","))), cause)
+        subject, issuer, sha256, spki, names, anchor, cause, *place = values
+        shown = Certificate(subject, issuer, sha256, spki, tuple(filter(None, names.split("\n"))), cause, anchor)
         return function(Remote(*place) if place else Session(call, self._world), verified, shown)
 
     def _plain(self, hook: Hook, function: Callable[..., Any], call: Call, *values: Any) -> Any:

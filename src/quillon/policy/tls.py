@@ -130,10 +130,19 @@ class TlsHooks:
     def _judged(self, hook: Hook, call: Call, verdict: Verdict, place: tuple[str, ...]) -> Verdict:
         certificate = verdict.certificate
         for name, answer in self.policy.hooks(hook):
-            shown = ("", "", "", "", "")
+            shown = ("", "", "", "", "", "")
             if certificate is not None:
-                names = ",".join(certificate.alternative_names)
-                shown = (certificate.subject, certificate.issuer, certificate.sha256, certificate.spki_sha256, names)
+                # a line each: no name holds a line end, as any other character may stand in one
+                names = "\n".join(certificate.alternative_names)
+                anchor = verdict.anchor.sha256 if verdict.anchor is not None else ""
+                shown = (
+                    certificate.subject,
+                    certificate.issuer,
+                    certificate.sha256,
+                    certificate.spki_sha256,
+                    names,
+                    anchor,
+                )
             try:
                 said = answer(call, verdict.chain_verified, *shown, verdict.cause, *place)
                 good = None if said is None else bool(int(said))
@@ -141,9 +150,10 @@ class TlsHooks:
                 self._failed(hook, name, error)
                 good = False
             if good is False:
-                verdict = replace(verdict, errors=(("rejected_by_policy", 0, f"module {name}"), *verdict.errors))
-            elif good and certificate is not None:
-                verdict = replace(verdict, errors=())
+                rejected = ("rejected_by_policy", 0, f"module {name}")
+                verdict = replace(verdict, errors=(rejected, *verdict.errors), by_policy="")
+            elif good and certificate is not None and verdict.errors:
+                verdict = replace(verdict, errors=(), by_policy=name)
         return verdict
 
     def _failed(self, hook: Hook, name: str, error: Exception) -> HookFailed:

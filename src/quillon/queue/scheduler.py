@@ -11,7 +11,7 @@ The caller performs what is decided: it opens connections, writes the spool, and
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from quillon.mail import reply as replies
@@ -125,9 +125,9 @@ class Scheduler:
         self.enqueue(message, now)
         return Delay(message.next_at)
 
-    def unattempted(self, message: Message, now: float) -> PermanentFailure | None:
+    def unattempted(self, message: Message, now: float, settings: RetrySettings) -> PermanentFailure | None:
         """The failure of a message that expired in the queue and is not to be tried any more."""
-        if retry.expired_unattempted(self._limits(key_of(message)).retry, message, now):
+        if retry.expired_unattempted(settings, message, now):
             return PermanentFailure(replies.EXPIRED_UNATTEMPTED, Stage.NOT_CONNECTED)
         return None
 
@@ -237,6 +237,13 @@ class Scheduler:
         if found is None:
             found = self._backlogs[key] = Backlog(key)
         return found
+
+    def messages(self) -> Iterator[Message]:
+        """Every message that waits, active or delayed."""
+        for backlog in self._backlogs.values():
+            yield from backlog.active
+        for _, _, message in self._delayed:
+            yield message
 
     def backlogs(self) -> list[Backlog]:
         return list(self._backlogs.values())

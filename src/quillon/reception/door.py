@@ -261,6 +261,8 @@ class Door:
         message = Message(
             copy.number, batch, copy.recipient, copy.binding_group, copy.binding, routing.domain, routing.via
         )
+        message.routed = copy.routing_domain
+        message.demand = self.config.demand(copy.binding_group, copy.binding, routing.domain, routing.via)
         message.priority = copy.priority
         message.refused = str(copy.refused) if copy.refused is not None else ""
         known = batch.message_context
@@ -271,7 +273,8 @@ class Door:
     def _prune(self, batch: Batch, message: Message) -> None:
         """Leave out what exclude_vctx_conn and exclude_vctx_mess name; of a batch what any message excludes."""
         domain = message.routing_domain or message.recipient.domain
-        settings, _ = self.config.delivery(message.binding_group, message.binding, domain, message.via)
+        recipient = message.wanted_domain
+        settings = self.config.for_recipient(message.binding_group, message.binding, domain, recipient)
         for pattern in settings.exclude_vctx_conn:
             batch.connection_context = {k: v for k, v in batch.connection_context.items() if not pattern.search(k)}
         for pattern in settings.exclude_vctx_mess:

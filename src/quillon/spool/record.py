@@ -6,13 +6,17 @@ later Quillon can read an older one's. The body stands beside it, never inside.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+from collections.abc import Iterator
+from typing import Any
 
 from quillon.mail.address import Mailbox
-from quillon.mail.message import Batch, Message, MessageId, Origin
+from quillon.mail.message import Batch, Message, MessageId, Origin, TlsDemand
 
 VERSION = 1  # of batches
-MESSAGE_VERSION = 2  # 1 has neither priority nor context nor refusal
+MESSAGE_VERSION = 3  # 1 has neither priority nor context nor refusal, 2 neither the domain chosen nor the demand
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode  # json.dumps would make one a call
 
 
@@ -43,27 +47,23 @@ def encode_batch(batch: Batch) -> str:
 
 def decode_batch(number: int, text: str, path: str) -> Batch:
     """The batch of a row, its body not resident. Raises RecordError."""
-    try:
+    with _reading("batch"):
         version, *rest = json.loads(text)
         if version != VERSION:
             raise RecordError(f"layout {version!r} is not one that this version reads")
         local, domain, ip, protocol, connection, pathway, group, received, size, eight_bit, conn, mess = rest
         return Batch(
-            id=MessageId.from_number(number),
-            sender=Mailbox(str(local), str(domain)),
-            origin=Origin(str(ip), str(protocol), MessageId.from_number(int(connection)), str(pathway), str(group)),
-            received_at=float(received),
-            size=int(size),
+            id=_id(number),
+            sender=Mailbox(_text(local), _text(domain)),
+            origin=Origin(_text(ip), _text(protocol), _id(connection), _text(pathway), _text(group)),
+            received_at=_time(received),
+            size=_count(size),
             body=None,
             path=path,
             eight_bit=bool(eight_bit),
-            connection_context=dict(conn),
-            message_context=dict(mess),
+            connection_context=_texts(conn),
+            message_context=_texts(mess),
         )
-    except RecordError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise RecordError(f"malformed batch record: {error}") from None
 
 
 def encode_message(message: Message) -> str:
@@ -83,35 +83,90 @@ def encode_message(message: Message) -> str:
             message.priority,
             dict(message.context),
             message.refused,
+            message.routed,
+            message.demand,
         ]
     )
 
 
 def decode_message(number: int, text: str, batch: Batch) -> Message:
     """The message of a row. Raises RecordError."""
-    try:
+    with _reading("message"):
         version, *rest = json.loads(text)
-        if version not in (1, MESSAGE_VERSION):
+        if version not in (1, 2, MESSAGE_VERSION):
             raise RecordError(f"layout {version!r} is not one that this version reads")
         if version == 1:
             rest += [0, {}, ""]
-        local, domain, group, binding, routing, via, tries, next_at, last_reply, priority, context, refused = rest
+        if version in (1, 2):
+            rest += ["", None]
+        local, domain, group, binding, routing, via, tries, next_at, last_reply, *newer = rest
+        priority, context, refused, routed, demand = newer
         return Message(
-            id=MessageId.from_number(number),
+            id=_id(number),
             batch=batch,
-            recipient=Mailbox(str(local), str(domain)),
-            binding_group=str(group),
-            binding=str(binding),
-            routing_domain=str(routing),
-            via=str(via),
-            tries=int(tries),
-            next_at=float(next_at),
-            last_reply=str(last_reply),
-            priority=int(priority),
-            context=dict(context),
-            refused=str(refused),
+            recipient=Mailbox(_text(local), _text(domain)),
+            binding_group=_text(group),
+            binding=_text(binding),
+            routing_domain=_text(routing),
+            via=_text(via),
+            tries=_count(tries),
+            next_at=_time(next_at),
+            last_reply=_text(last_reply),
+            priority=_count(priority),
+            context=_texts(context),
+            refused=_text(refused),
+            routed=_text(routed),
+            demand=None if demand is None else _demand(demand),
         )
+
+
+@contextlib.contextmanager
+def _reading(kind: str) -> Iterator[None]:
+    """What a record may do to its reader becomes a RecordError: a spool may hold anything."""
+    try:
+        yield
     except RecordError:
         raise
-    except (ValueError, TypeError) as error:
-        raise RecordError(f"malformed message record: {error}") from None
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise RecordError(f"malformed {kind} record: {error}") from None
+
+
+def _id(number: object) -> MessageId:
+    if not isinstance(number, int) or not 0 <= number < 1 << 63:
+        raise RecordError(f"{number!r} is no id")
+    return MessageId.from_number(number)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise RecordError(f"{value!r:.80} is no text")
+    value.encode()  # a lone surrogate could be written nowhere
+    return value
+
+
+def _texts(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise RecordError(f"{value!r:.80} is no context")
+    return {_text(key): _text(text) for key, text in value.items()}
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 53:
+        raise RecordError(f"{value!r:.80} is no count")
+    return value
+
+
+def _time(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RecordError(f"{value!r:.80} is no time")
+    return float(value)
+
+
+def _demand(value: list[Any]) -> TlsDemand:
+    tls, verify, fallback, ca, scopes, places = value
+    if tls not in ("no", "ifavailable", "required") or verify not in ("no", "optional", "ca", "host"):
+        raise RecordError(f"{tls!r:.80} and {verify!r:.80} are no demand")
+    if len(scopes) != 4 or len(places) != 4:
+        raise RecordError("the demand is not whole")
+    known = tuple(map(_text, scopes)), tuple(map(_text, places))
+    return TlsDemand(tls, verify, bool(fallback), _text(ca), *known)  # type: ignore[arg-type]

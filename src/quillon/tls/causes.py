@@ -48,13 +48,15 @@ CAUSES: dict[str, Cause] = {
     ),
     "handshake_eof": Cause(
         "The connection was closed during the handshake.",
-        "See the other side's log; often protocols or ciphers that do not fit.",
+        "See the other side's log; often protocols or ciphers that do not fit, or a device in between that does not"
+        " know the post-quantum group: try TLS_EC_Curve_Names = X25519:prime256v1 for that Domain.",
         _SHOW,
         "no peer certificate available",
     ),
     "handshake_timeout": Cause(
         "The handshake did not end in time.",
-        "Look for a firewall that drops large packets, or an overloaded host.",
+        "Look for a firewall that drops large packets, or an overloaded host. Where the post-quantum group is the"
+        " reason, set TLS_EC_Curve_Names = X25519:prime256v1 for that Domain.",
         _SHOW,
         "",
     ),
@@ -81,6 +83,24 @@ CAUSES: dict[str, Cause] = {
         "Let the client configure one.",
         _SHOW,
         "",
+    ),
+    "handshake_too_large": Cause(
+        "A message of the handshake, mostly a certificate with very many names, is over 100 KiB.",
+        "Have the certificate issued for fewer names.",
+        f"{_SHOW} -showcerts",
+        "excessive message size",
+    ),
+    "no_application_protocol": Cause(
+        "The client offered other protocols than smtp by ALPN: it takes this for a web server (RFC 9325 3.8).",
+        "If it is to send mail, have it offer smtp or nothing.",
+        f"{_SHOW} -alpn smtp",
+        "no application protocol",
+    ),
+    "tls_on_clear_port": Cause(
+        "A client began a handshake where SMTP begins in clear.",
+        "Let it say STARTTLS, or use a port with Use_SSL = true.",
+        "openssl s_client -connect HOST:PORT",
+        "wrong version number",
     ),
     "handshake_failed": Cause(
         "The handshake failed in another way.",
@@ -175,6 +195,12 @@ CAUSES: dict[str, Cause] = {
     "policy_failed": Cause(
         "A policy module failed when it was asked for the parameters of TLS.",
         "See the paniclog: module, hook, line and error.",
+        "quillon check -c ecelerity.conf",
+        "",
+    ),
+    "demand_lost": Cause(
+        "The stanza that demanded TLS for this message, or its binding, is not in the configuration any more.",
+        "Put the stanza back, or one that demands as much; the paniclog names it with its last place.",
         "quillon check -c ecelerity.conf",
         "",
     ),

@@ -6,6 +6,7 @@ when the verdict is wanted, on a resumed session as on a new one, for its ticket
 
 from __future__ import annotations
 
+import datetime
 import errno
 from typing import Any
 
@@ -13,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import dsa, rsa
 
 from quillon.tls import gnutls_library as g
-from quillon.tls.verdict import Certificate, HandshakeFailure, Verdict, alert_cause
+from quillon.tls.verdict import Certificate, HandshakeFailure, Verdict, alert_cause, printable
 
 _CHUNK = 16384
 _CAUSES = {
@@ -23,6 +24,8 @@ _CAUSES = {
     -87: "no_shared_cipher",  # NO_CIPHER_SUITES
     -106: "no_shared_cipher",  # UNSUPPORTED_SIGNATURE_ALGORITHM
     -423: "no_shared_cipher",  # NO_COMMON_KEY_SHARE
+    -344: "no_application_protocol",  # NO_APPLICATION_PROTOCOL
+    -210: "handshake_too_large",  # HANDSHAKE_TOO_LARGE
     -32: "no_shared_cipher",  # INSUFFICIENT_CREDENTIALS: none of our keys fits
     -63: "weak_key",  # DH_PRIME_UNACCEPTABLE
     -110: "handshake_eof",  # PREMATURE_TERMINATION
@@ -42,6 +45,8 @@ _STATUS = (
     (1 << 18, "wrong_purpose"),
     (1 << 8, "weak_signature"),
 )
+_SIGNER_NOT_FOUND = 1 << 6
+_ANY_PURPOSE = "2.5.29.37.0"
 _SUPPORTED_VERSIONS = 43  # extension number
 _VERSIONS = {0x0301: "TLSv1.0", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
 _RECORD_TYPES = (20, 21, 22, 23)
@@ -108,6 +113,7 @@ class GnuTLSEngine:
 
     def _handshake(self) -> None:
         while True:
+            before = len(self._pipe.incoming)
             code = self._lib.gnutls_handshake(self._session)
             if code == 0:
                 self._to_keep = not self.established and not self._server and self._context.keeps
@@ -115,6 +121,8 @@ class GnuTLSEngine:
                 self._hello = b""
                 return
             if code in (g.E_AGAIN, g.E_INTERRUPTED):
+                if 0 < len(self._pipe.incoming) < before:
+                    continue  # it takes so many records at once, and the peer has nothing more to send
                 return
             if not self._lib.gnutls_error_is_fatal(code):
                 continue  # a warning alert
@@ -222,6 +230,8 @@ class GnuTLSEngine:
         cipher = lib.gnutls_cipher_get(session)
         bits = int(lib.gnutls_cipher_get_key_size(cipher)) * 8
         group = lib.gnutls_group_get(session)
+        errors = tuple(self._verify(chain)) if chain and self._checked else ()
+        anchor = self._context.anchor_of(chain) if chain and self._checked and not errors else None
         return Verdict(
             protocol=g.text(lib.gnutls_protocol_get_name(lib.gnutls_protocol_get_version(session))).replace(
                 "TLS", "TLSv", 1
@@ -232,9 +242,10 @@ class GnuTLSEngine:
             group=_group(g.text(lib.gnutls_group_get_name(group))) if group else "",
             certificate=Certificate(chain[0]) if chain else None,
             checked=self._checked,
-            errors=tuple(self._verify(chain)) if chain and self._checked else (),
-            sni=server_name(session) if self._server else "",
+            errors=errors,
+            sni=printable(server_name(session)) if self._server else "",
             resumed=bool(lib.gnutls_session_is_resumed(session)),
+            anchor=anchor,
         )
 
     def _suite(self, cipher: int) -> str:
@@ -268,6 +279,9 @@ class GnuTLSEngine:
             return [("certificate_rejected", 0, g.text(self._lib.gnutls_strerror(code)))]
         if not status[0]:
             return []
+        if status[0] & _SIGNER_NOT_FOUND and chain[0] in self._context.anchors:
+            # the library takes a trusted certificate that is no authority only where it is sent alone
+            return _pinned(chain[0], _PURPOSE[self._server].decode("ascii"))
         found = [_shaped(cause, chain, status[0]) for bit, cause in _STATUS if status[0] & bit]
         return found or [("certificate_rejected", 0, f"GnuTLS verification status {status[0]:#x}")]
 
@@ -293,6 +307,30 @@ class GnuTLSEngine:
         """The certificates that the peer sent, its own first."""
         found = [Certificate(der).parsed for der in self._peers()]
         return [certificate for certificate in found if certificate is not None]
+
+
+def _pinned(der: bytes, purpose: str) -> list[tuple[str, int, str]]:
+    """What is wrong with a certificate that is itself among those that we trust."""
+    leaf = Certificate(der).parsed
+    if leaf is None:
+        return [("certificate_rejected", 0, "the certificate cannot be read")]
+    now = datetime.datetime.now(datetime.UTC)
+    found = []
+    if leaf.not_valid_after_utc < now:
+        found.append(("expired", 0, "certificate has expired"))
+    if leaf.not_valid_before_utc > now:
+        found.append(("not_yet_valid", 0, "certificate is not yet valid"))
+    try:
+        usage = [oid.dotted_string for oid in leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value]
+    except x509.ExtensionNotFound:
+        usage = [purpose]
+    except Exception:
+        usage = []  # a peer's octets: the library has an exception for each way to be wrong
+    if not {purpose, _ANY_PURPOSE} & set(usage):
+        found.append(("wrong_purpose", 0, "unsuitable certificate purpose"))
+    if _is_weak(leaf):
+        found.append(("weak_key", 0, "the key is too short"))
+    return found
 
 
 def _group(name: str) -> str:

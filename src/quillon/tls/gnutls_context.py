@@ -6,13 +6,19 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
 from quillon.config.settings import InboundTls, OutboundTls
 from quillon.tls import gnutls_library as g
+from quillon.tls import identity
 from quillon.tls.engine import SESSION_LIFE, SYSTEM_TRUST, ContextError
 from quillon.tls.gnutls import GnuTLSEngine, Pipe, pull, server_name
 from quillon.tls.identity import default_pairs, match_identity
+from quillon.tls.verdict import Certificate
 
 _MAX_SESSIONS = 1000
+SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"  # what TLS_CA = system means to the library on Debian
 _NO_DHE = ":-DHE-RSA:-DHE-DSS:-GROUP-FFDHE2048:-GROUP-FFDHE3072:-GROUP-FFDHE4096:-GROUP-FFDHE6144:-GROUP-FFDHE8192"
 
 
@@ -73,6 +79,7 @@ def _session(context: Any, flags: int, priority: Any, credentials: Any) -> tuple
     made = ffi.new("session_t *")
     _check("session", lib.gnutls_init(made, flags | g.NONBLOCK))
     session = ffi.gc(made[0], lib.gnutls_deinit)
+    lib.gnutls_handshake_set_max_packet_length(session, g.MAX_HANDSHAKE)
     pipe = Pipe(context)
     pipe.session = made[0]
     handle = ffi.new_handle(pipe)
@@ -86,10 +93,65 @@ def _session(context: Any, flags: int, priority: Any, credentials: Any) -> tuple
     return session, pipe, handle
 
 
+class Anchors:
+    """The trusted certificates of a file, for what the library does not tell: which of them a chain leads to."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = SYSTEM_BUNDLE if path == SYSTEM_TRUST else path
+        self._loaded: list[x509.Certificate] | None = None
+        self._ders: frozenset[bytes] = frozenset()
+
+    @property
+    def ders(self) -> frozenset[bytes]:
+        """All of them in DER."""
+        self._load()
+        return self._ders
+
+    def _load(self) -> list[x509.Certificate]:
+        if self._loaded is None:
+            try:
+                self._loaded = x509.load_pem_x509_certificates(Path(self._path).read_bytes()) if self._path else []
+            except (OSError, ValueError):
+                self._loaded = []
+            self._ders = frozenset(one.public_bytes(serialization.Encoding.DER) for one in self._loaded)
+        return self._loaded
+
+    def of(self, chain: list[bytes]) -> Certificate | None:
+        """The trusted certificate that a chain which has verified leads to."""
+        loaded = self._load()
+        for der in chain:
+            if der in self._ders:
+                return Certificate(der)
+            element = Certificate(der).parsed
+            for anchor in loaded if element is not None else ():
+                if element is not None and _issued(element, anchor):
+                    return Certificate(anchor.public_bytes(serialization.Encoding.DER))
+        return None
+
+
+def _issued(element: x509.Certificate, anchor: x509.Certificate) -> bool:
+    if element.issuer != anchor.subject:
+        return False
+    try:
+        element.verify_directly_issued_by(anchor)
+    except Exception:
+        return False  # not its issuer, or a certificate of a kind that cannot be compared
+    return True
+
+
 class GnuTLSServer:
     """A Listen's side of TLS. Raises ContextError when made."""
 
     keeps = False
+
+    @property
+    def anchors(self) -> frozenset[bytes]:
+        """The trusted certificates in DER."""
+        return self._anchors.ders
+
+    def anchor_of(self, chain: list[bytes]) -> Certificate | None:
+        """The trusted certificate that a verified chain leads to."""
+        return self._anchors.of(chain)
 
     def __init__(self, settings: InboundTls) -> None:
         ffi, lib = g.library()
@@ -100,6 +162,9 @@ class GnuTLSServer:
         self._default = _server_credentials(settings, default_pairs(settings))
         modes = {"none": g.REQUEST_IGNORE, "require": g.REQUEST_REQUIRE}
         self._request = modes.get(settings.tls_verify_mode or "", g.REQUEST)
+        self._smtp = ffi.new("unsigned char[]", b"smtp")
+        self._protocol = ffi.new("datum_t *", {"data": self._smtp, "size": 4})
+        self._anchors = Anchors(settings.tls_client_ca if settings.tls_verify_mode != "none" else None)
         self._ticket_key: Any = None
         if settings.tls_session_resumption:
             self._ticket_key = ffi.new("datum_t *")
@@ -109,6 +174,8 @@ class GnuTLSServer:
         _, lib = g.library()
         flags = g.SERVER | (0 if self._ticket_key else g.NO_TICKETS)
         session, pipe, handle = _session(self, flags, self._priority, self._default)
+        # smtp, or none of what the client offers (RFC 7301 3.2, RFC 9325 3.8)
+        lib.gnutls_alpn_set_protocols(session, self._protocol, 1, g.ALPN_MANDATORY)
         lib.gnutls_certificate_server_set_request(session, self._request)
         if self._identities:
             assert _callbacks is not None
@@ -132,6 +199,15 @@ class GnuTLSServer:
 class GnuTLSClient:
     """A delivery's side of TLS. Raises ContextError when made."""
 
+    @property
+    def anchors(self) -> frozenset[bytes]:
+        """The trusted certificates in DER."""
+        return self._anchors.ders
+
+    def anchor_of(self, chain: list[bytes]) -> Certificate | None:
+        """The trusted certificate that a verified chain leads to."""
+        return self._anchors.of(chain)
+
     def __init__(self, settings: OutboundTls) -> None:
         ffi, lib = g.library()
         self.settings = settings
@@ -140,6 +216,7 @@ class GnuTLSClient:
         self._sessions: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._priority = _priority(settings)
         self._credentials = _credentials()
+        self._anchors = Anchors(settings.tls_ca if settings.tls_verify != "no" else None)
         if settings.tls_certificate:
             _load_pair(self._credentials, settings.tls_certificate, settings.tls_key or "")
         if settings.tls_verify != "no" and settings.tls_ca == SYSTEM_TRUST:
@@ -151,7 +228,7 @@ class GnuTLSClient:
         _, lib = g.library()
         flags = g.CLIENT | (0 if self.keeps else g.NO_TICKETS)
         session, pipe, handle = _session((server_name, peer), flags, self._priority, self._credentials)
-        name = server_name.encode("ascii", "ignore")
+        name = identity.server_name(server_name).encode("ascii")
         if name:
             lib.gnutls_server_name_set(session, g.NAME_DNS, name, len(name))
         kept = self._sessions.get((server_name, peer))

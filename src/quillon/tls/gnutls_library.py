@@ -28,6 +28,8 @@ ALERT_HANDSHAKE_FAILURE, ALERT_NO_RENEGOTIATION, ALERT_CERTIFICATE_REQUIRED = 40
 TLS1_3 = 5
 E_FATAL_ALERT, E_WARNING_ALERT, E_AGAIN, E_INTERRUPTED, E_REHANDSHAKE = -12, -16, -28, -52, -37
 E_PREMATURE = -110
+ALPN_MANDATORY = 1
+MAX_HANDSHAKE = 102400  # octets of a handshake message, as OpenSSL's max_cert_list has it
 
 _DECLARATIONS = """
 typedef void *session_t;
@@ -100,6 +102,8 @@ int gnutls_session_ticket_enable_server(session_t, const datum_t *);
 void gnutls_db_set_cache_expiration(session_t, int);
 int gnutls_session_get_data2(session_t, datum_t *);
 int gnutls_session_set_data(session_t, const void *, size_t);
+int gnutls_alpn_set_protocols(session_t, const datum_t *, unsigned, unsigned int);
+void gnutls_handshake_set_max_packet_length(session_t, size_t);
 """
 _NEWER = "const char *gnutls_ciphersuite_get(session_t);"  # since 3.7.4
 

@@ -1,13 +1,14 @@
 """Whether a certificate names a host (RFC 9525; contradictions of the manual resolved as its pages and RFC 6125 allow).
 
-The names of a certificate are its subjectAltName dNSNames; only where it has none, its common name. A wildcard is the
-whole left-most label and stands for exactly one label, never right below a top-level name. Comparison ignores the case
-of ASCII letters; internationalized names are compared as A-labels.
+The names of a certificate are those of its subjectAltName; only where it has none, of whichever kind, its common name
+(RFC 6125 6.4.4). A wildcard is the whole left-most label and stands for exactly one label, never right below a
+top-level name. Comparison ignores the case of ASCII letters; internationalized names are compared as A-labels.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 
 from cryptography import x509
@@ -30,15 +31,18 @@ def names(certificate: Certificate) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return (), ()  # a peer's octets: the library has an exception for each way to be wrong
     dns = tuple(extension.value.get_values_for_type(x509.DNSName))
     addresses = tuple(str(ip) for ip in extension.value.get_values_for_type(x509.IPAddress))
-    if not dns and not addresses and certificate.subject_cn:
-        return (certificate.subject_cn,), ()
     return dns, addresses
 
 
 def matches(certificate: Certificate, candidates: Iterable[str]) -> bool:
     """Whether the certificate names one of the candidates: host names, or IP addresses as text."""
+    return matching(certificate, candidates) is not None
+
+
+def matching(certificate: Certificate, candidates: Iterable[str]) -> str | None:
+    """The first of the candidates that the certificate names."""
     dns, addresses = names(certificate)
-    return any(_matches_one(dns, addresses, candidate) for candidate in candidates if candidate)
+    return next((name for name in candidates if name and _matches_one(dns, addresses, name)), None)
 
 
 def _matches_one(dns: tuple[str, ...], addresses: tuple[str, ...], candidate: str) -> bool:
@@ -60,6 +64,22 @@ def name_matches(presented: str, host: str) -> bool:
     left, _, rest = name.partition(".")
     host_left, _, host_rest = host.partition(".")
     return left == "*" and "*" not in rest and "." in rest and rest == host_rest and bool(host_left)
+
+
+_SERVER_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\Z")
+
+
+def server_name(host: str) -> str:
+    """What a client says in SNI: a host name in A-labels without the dot at its end; empty for an IP address, which
+    must not be sent (RFC 6066 3), and for what is no host name."""
+    bare = host.strip("[]")
+    bare = bare[5:] if bare[:5].lower() == "ipv6:" else bare
+    try:
+        ipaddress.ip_address(bare.partition("%")[0])
+    except ValueError:
+        name = _ascii(host) or ""
+        return name if _SERVER_NAME.match(name) else ""
+    return ""
 
 
 def default_pairs(settings: InboundTls) -> tuple[tuple[str, str], ...]:

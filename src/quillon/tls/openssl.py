@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL, crypto
 
-from quillon.tls import openssl_extra
+from quillon.tls import identity, openssl_extra
 from quillon.tls.engine import SESSION_LIFE
-from quillon.tls.verdict import Certificate, HandshakeFailure, Verdict, alert_cause, chain_cause
+from quillon.tls.verdict import Certificate, HandshakeFailure, Verdict, alert_cause, chain_cause, printable
 
 ChainError = tuple[str, int, str]
 
@@ -36,6 +37,8 @@ _REASONS = (
     ("no ciphers available", "no_shared_cipher"),
     ("no suitable key share", "no_shared_cipher"),
     ("no suitable groups", "no_shared_cipher"),
+    ("no application protocol", "no_application_protocol"),
+    ("excessive message size", "handshake_too_large"),
     ("unsupported protocol", "protocol_mismatch"),
     ("version too low", "protocol_mismatch"),
     ("wrong ssl version", "protocol_mismatch"),
@@ -50,6 +53,19 @@ _REASONS = (
     ("dh key too small", "weak_key"),
     ("ee key too small", "weak_key"),
 )
+
+
+class NoApplicationProtocol(Exception):
+    """The client offers protocols by ALPN, and smtp is not among them. Raised out of the callback, which is how
+    pyOpenSSL has the library send the alert."""
+
+
+def choose_protocol(_connection: SSL.Connection, offered: list[bytes]) -> bytes:
+    """ALPN callback of a server: `smtp`, or the end (RFC 7301 3.2, RFC 9325 3.8)."""
+    if b"smtp" in offered:
+        return b"smtp"
+    names = ", ".join(name.decode("ascii", "replace") for name in offered[:8])
+    raise NoApplicationProtocol(f"the client offers {names}")
 
 
 def failure_of(error: SSL.Error) -> HandshakeFailure:
@@ -77,12 +93,14 @@ def note_error(connection: SSL.Connection, certificate: crypto.X509, error: int,
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What a full handshake found out about a chain, when, and until when all of its certificates are valid."""
+    """What a full handshake found out about a chain, when, until when all of its certificates are valid, and the
+    trusted one that it leads to, in DER."""
 
     errors: tuple[ChainError, ...]
     made: float
     until: float
     session: Any = None
+    anchor: bytes | None = None
 
     def now(self, now: float) -> tuple[ChainError, ...]:
         """The errors of that chain today."""
@@ -142,14 +160,16 @@ class OpenSSLEngine:
         self._to_keep = False
         self._resumed = False
         self._recalled: Remembered | None = None
+        self._anchor: bytes | None = None
         self._connection = SSL.Connection(context, None)
         self._connection.set_app_data(self.errors)  # not the engine itself, which would be a cycle
         if server:
             self._connection.set_accept_state()
         else:
             self._connection.set_connect_state()
-            if server_name:
-                self._connection.set_tlsext_host_name(server_name.encode("ascii", "ignore"))
+            name = identity.server_name(server_name)
+            if name:
+                self._connection.set_tlsext_host_name(name.encode("ascii"))
             self._recall()
 
     def _recall(self) -> None:
@@ -187,6 +207,8 @@ class OpenSSLEngine:
             return
         except SSL.ZeroReturnError:
             self.failure = HandshakeFailure("handshake_eof", "close_notify during the handshake")
+        except NoApplicationProtocol as error:
+            self.failure = HandshakeFailure("no_application_protocol", str(error))
         except SSL.Error as error:
             self.failure = failure_of(error)
             if self._recalled is not None and self._memory is not None:
@@ -211,11 +233,14 @@ class OpenSSLEngine:
             if self._resumed:
                 kept = memory.get(digest)
                 self.errors = list(kept.now(memory.clock())) if kept is not None else [_UNKNOWN]
+                self._anchor = kept.anchor if kept is not None else None
             else:
-                memory.put(digest, Remembered(tuple(self.errors), memory.clock(), self._valid_until()))
+                until, anchor = self._valid_until(), self._verified_anchor()
+                memory.put(digest, Remembered(tuple(self.errors), memory.clock(), until, anchor=anchor))
         elif self._resumed:
             kept = self._recalled
             self.errors = list(kept.now(memory.clock())) if kept is not None else [_UNKNOWN]
+            self._anchor = kept.anchor if kept is not None else None
 
     def _read(self, out: list[bytes]) -> None:
         try:
@@ -242,7 +267,17 @@ class OpenSSLEngine:
             made, until = self._recalled.made, self._recalled.until  # a renewed ticket proves nothing anew
         else:
             made, until = self._memory.clock(), self._valid_until()
-        self._memory.put(self._memory_key, Remembered((), made, until, session))
+        self._memory.put(self._memory_key, Remembered((), made, until, session, self._verified_anchor()))
+
+    def _verified_anchor(self) -> bytes | None:
+        """The last certificate of the verified chain, which is one that we trust; None where none is."""
+        if self._anchor is None and self._checked and not self.errors and not self._resumed:
+            try:
+                chain = self._connection.get_verified_chain(as_cryptography=True) or []
+                self._anchor = chain[-1].public_bytes(serialization.Encoding.DER) if chain else None
+            except Exception:
+                return None  # certificates of a peer: whatever is wrong with them, nothing is concluded from it
+        return self._anchor
 
     def _valid_until(self) -> float:
         """When the first certificate of the verified chain, its anchor included, expires; 0 if that cannot be read."""
@@ -290,6 +325,7 @@ class OpenSSLEngine:
         cipher = connection.get_cipher_name() or ""
         bits = connection.get_cipher_bits() or 0
         der = self._peer()
+        anchor = self._verified_anchor() if der is not None and not self.errors else None
         sni = connection.get_servername() if self._server else None
         # only a session whose chain is in order is kept, and not before somebody has looked at it
         self._to_keep = self._memory is not None and not self._server and not self.errors
@@ -302,8 +338,9 @@ class OpenSSLEngine:
             certificate=Certificate(der) if der is not None else None,
             checked=self._checked,
             errors=tuple(self.errors),
-            sni=sni.decode("ascii", "replace") if sni else "",
+            sni=printable(sni.decode("ascii", "replace")) if sni else "",
             resumed=self._resumed,
+            anchor=Certificate(anchor) if anchor is not None else None,
         )
 
     def _peer(self) -> bytes | None:

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
+from quillon.mail import shown
 from quillon.mail.event import TlsFacts
 
 # X509_V_ERR_* of x509_vfy.h
@@ -58,7 +59,22 @@ _SAN_KINDS: dict[type[x509.GeneralName], str] = {
     x509.IPAddress: "IP",
     x509.RFC822Name: "EMAIL",
     x509.UniformResourceIdentifier: "URI",
+    x509.DirectoryName: "DIRNAME",
+    x509.RegisteredID: "RID",
+    x509.OtherName: "OTHER",
 }
+MOST_NAMES = 1000  # subjectAltName entries that are shown; for the comparison with a host all count
+
+
+def escaped(name: str) -> str:
+    """A name as it stands in a list with commas: a comma and a backslash in it get a backslash in front."""
+    return name.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def unescaped(text: str) -> list[str]:
+    """The names of such a list."""
+    found = re.findall(r"(?:[^,\\]|\\.)+", text)
+    return [re.sub(r"\\(.)", r"\1", name) for name in found]
 
 
 @dataclass(frozen=True)
@@ -79,7 +95,8 @@ class Certificate:
 
     @cached_property
     def subject(self) -> str:
-        """`/C=FI/O=Bank/CN=mx.bank.fi`, the one-line form of OpenSSL."""
+        """`/C=FI/O=Bank/CN=mx.bank.fi`, the one-line form of OpenSSL, in which a slash, a plus sign and a backslash of
+        a value get a backslash in front (RFC 4514 2.4 does so with its own separators)."""
         return _name(self.parsed, issuer=False)
 
     @cached_property
@@ -96,16 +113,15 @@ class Certificate:
 
     @cached_property
     def alternative_names(self) -> tuple[str, ...]:
-        """subjectAltName entries as `DNS:`, `IP:`, `EMAIL:` or `URI:` and the value; others are left out."""
+        """subjectAltName entries as `DNS:`, `IP:`, `EMAIL:`, `URI:`, `DIRNAME:`, `RID:` or `OTHER:` and the value, at
+        most MOST_NAMES of them; `escaped` makes one fit for a list."""
         if self.parsed is None:
             return ()
         try:
             names = self.parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except Exception:
             return ()  # none, or none that can be read
-        return tuple(
-            f"{_SAN_KINDS[type(name)]}:{printable(str(name.value))}" for name in names if type(name) in _SAN_KINDS
-        )
+        return tuple(f"{_SAN_KINDS.get(type(name), 'OTHER')}:{_san_value(name)}" for name in names[:MOST_NAMES])
 
     @cached_property
     def sha256(self) -> str:
@@ -135,13 +151,28 @@ def _rdn_name(certificate: x509.Certificate | None, issuer: bool) -> x509.Name |
         return None
 
 
+def _san_value(name: x509.GeneralName) -> str:
+    if isinstance(name, x509.DirectoryName):
+        return _one_line(name.value)
+    if isinstance(name, x509.OtherName):
+        return name.type_id.dotted_string
+    value = name.value.dotted_string if isinstance(name, x509.RegisteredID) else name.value
+    return printable(str(value))
+
+
 def _name(certificate: x509.Certificate | None, issuer: bool) -> str:
     name = _rdn_name(certificate, issuer)
-    if name is None:
-        return ""
+    return "" if name is None else _one_line(name)
+
+
+def _one_line(name: x509.Name) -> str:
     return "".join(
-        f"/{attribute.rfc4514_attribute_name}={printable(attribute.value)}" for rdn in name.rdns for attribute in rdn
+        "/" + "+".join(f"{a.rfc4514_attribute_name}={re.sub(_SEPARATOR, _ESCAPE, printable(a.value))}" for a in rdn)
+        for rdn in name.rdns
     )
+
+
+_SEPARATOR, _ESCAPE = r"([/+\\])", r"\\\1"
 
 
 def _common_name(certificate: x509.Certificate | None, issuer: bool) -> str:
@@ -151,8 +182,7 @@ def _common_name(certificate: x509.Certificate | None, issuer: bool) -> str:
 
 
 def printable(value: str | bytes) -> str:
-    text = value.decode("latin-1") if isinstance(value, bytes) else value
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return shown.printable(value.decode("latin-1") if isinstance(value, bytes) else value)
 
 
 @dataclass(frozen=True)
@@ -160,7 +190,8 @@ class Verdict:
     """What a finished handshake found out.
 
     `bits` are the secret bits of the cipher, `algorithm_bits` those of its algorithm. `checked` tells whether the chain
-    was verified at all; `errors` are (cause, depth, text) of what was wrong with it, in the order found.
+    was verified at all; `errors` are (cause, depth, text) of what was wrong with it, in the order found. `anchor` is
+    the certificate that we trust and the chain leads to, `by_policy` the module that found good what was not.
     """
 
     protocol: str
@@ -173,6 +204,8 @@ class Verdict:
     errors: tuple[tuple[str, int, str], ...] = ()
     sni: str = ""
     resumed: bool = False
+    anchor: Certificate | None = None
+    by_policy: str = ""
 
     @property
     def cause(self) -> str:
@@ -188,9 +221,25 @@ class Verdict:
     def chain_verified(self) -> bool:
         return self.checked and not self.cause
 
-    def facts(self, *, verified: bool | None, cause: str = "", detail: str = "") -> TlsFacts:
-        """For logs: `verified` is the judgement, which may include the name."""
-        certificate = self.certificate
+    @property
+    def level(self) -> str:
+        """What the chain proves: none, ca, or policy where a module vouches for it; names are judged elsewhere."""
+        if self.by_policy:
+            return "policy"
+        return "ca" if self.chain_verified else "none"
+
+    def facts(
+        self,
+        *,
+        verified: bool | None,
+        cause: str = "",
+        detail: str = "",
+        level: str = "",
+        matched: str = "",
+    ) -> TlsFacts:
+        """For logs: `verified` is the judgement, `level` and `matched` what it rests on."""
+        certificate, anchor = self.certificate, self.anchor
+        text = detail or next((text for c, _, text in self.errors if c == cause), "")
         return TlsFacts(
             protocol=self.protocol,
             cipher=self.cipher,
@@ -198,15 +247,23 @@ class Verdict:
             group=self.group,
             verified=verified,
             cause=cause,
-            detail=detail or next((text for c, _, text in self.errors if c == cause), ""),
-            subject=certificate.subject if certificate else "",
-            issuer=certificate.issuer if certificate else "",
+            detail=_short(text),
+            subject=_short(certificate.subject) if certificate else "",
+            issuer=_short(certificate.issuer) if certificate else "",
             fingerprint=certificate.sha256 if certificate else "",
             algorithm_bits=self.algorithm_bits,
-            subject_cn=certificate.subject_cn if certificate else "",
-            issuer_cn=certificate.issuer_cn if certificate else "",
+            subject_cn=_short(certificate.subject_cn) if certificate else "",
+            issuer_cn=_short(certificate.issuer_cn) if certificate else "",
             resumed=self.resumed,
+            level=level or self.level,
+            matched=matched,
+            anchor=_short(anchor.subject) if anchor else "",
+            anchor_sha256=anchor.sha256 if anchor else "",
         )
+
+
+def _short(text: str) -> str:
+    return shown.cut(shown.printable(text), shown.NAME)
 
 
 @dataclass(frozen=True)
@@ -217,4 +274,4 @@ class HandshakeFailure:
     detail: str = ""
 
     def facts(self) -> TlsFacts:
-        return TlsFacts(cause=self.cause, detail=self.detail)
+        return TlsFacts(cause=self.cause, detail=_short(self.detail))

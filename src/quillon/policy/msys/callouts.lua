@@ -34,8 +34,14 @@ local function parameters(use_tls, tls_verify, certfile, keyfile, ca, cipherlist
   return {use_tls = USE_TLS[use_tls], tls_verify = tls_verify, certfile = certfile, keyfile = keyfile, ca = ca,
           cipherlist = cipherlist}
 end
-local function certificate(subject, issuer, sha256, spki_sha256, san, cause, ...)
-  return {subject = subject, issuer = issuer, sha256 = sha256, spki_sha256 = spki_sha256, san = san, cause = cause}, ...
+-- `names` has each entry of the subjectAltName by itself; in the text `san` a comma within one has a backslash in front.
+local function certificate(subject, issuer, sha256, spki_sha256, lines, anchor, cause, ...)
+  local names, shown = {}, {}
+  for name in lines:gmatch("[^\n]+") do
+    names[#names + 1], shown[#shown + 1] = name, (name:gsub("[\\,]", "\\%0"))
+  end
+  return {subject = subject, issuer = issuer, sha256 = sha256, spki_sha256 = spki_sha256, names = names,
+          san = table.concat(shown, ","), anchor_sha256 = anchor, cause = cause}, ...
 end
 local questions = {
   get_inbound_tls_parameters = function(t, f, s, c, ...)
