@@ -110,10 +110,10 @@ def test_metrics() -> None:
     metrics.count(Handshaken(1.0, "", "", ID, TlsFacts(cause="not_tls"), False))
     text = render(metrics.counts)
     for line in (
-        'quillon_attempts_total{outcome="delivered",version="TLSv1.2",verified="yes"} 1',
+        'quillon_attempts_total{outcome="delivered",version="TLSv1.2",verified="yes",level="none"} 1',
         'quillon_attempts_total{outcome="transient_failure",version="none",verified="none"} 1',
         'quillon_rejections_total{code="550"} 1',
-        'quillon_receptions_total{version="TLSv1.2",verified="yes"} 1',
+        'quillon_receptions_total{version="TLSv1.2",verified="yes",level="none"} 1',
         'quillon_handshakes_total{result="failed",version="none"} 1',
         'quillon_tls_failures_total{direction="inbound",cause="not_tls"} 1',
         'quillon_tls_failures_total{direction="outbound",cause="expired"} 1',

@@ -355,12 +355,12 @@ def test_tls_that_a_reload_demands_holds_for_mail_whose_policy_is_being_asked(
     script = tmp_path / "q/auth.py"
     script.write_text(PYTHON.replace("0.05", "100"))
     with SinkThread() as sink:
-        gateway = f'Gateway = "127.0.0.1:{sink.port}" Outbound_SMTP_Auth_Key = none'
+        gateway = "Outbound_SMTP_Auth_Key = none"
         policy = 'policy "auth" { module = auth.py }'
-        running = server(_sender(port, 1, gateway, policy).replace("TLS = required", "")).start()
+        running = server(_sender(port, sink.port, gateway, policy).replace("TLS = required", "")).start()
         _send(port)
         time.sleep(0.5)  # until policy is asked
-        running.configure(_sender(port, 1, gateway, policy))
+        running.configure(_sender(port, sink.port, gateway, policy))
         script.write_text("def outbound_smtp_auth_config(delivery):\n    pass\n")
         running.reload()
         until(lambda: [x for x in running.log("mainlog.ec") if "@T@" in x and "TLS" in x], "a wait")

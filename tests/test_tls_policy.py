@@ -99,7 +99,7 @@ def _verdict(pki: Path, name: str, *errors: tuple[str, int, str]) -> Verdict:
     [
         ("no", "self-signed", ("self_signed",), None, "", None),
         ("ca", "good", (), True, "", None),
-        ("ca", "wrong-name", (), True, "", None),
+        ("ca", "wrong-name", (), False, "", None),
         ("ca", "expired", ("expired",), False, "expired", "454 4.7.5 [internal] certificate expired"),
         ("ca", "wrong-ca", ("unknown_issuer",), False, "unknown_issuer",
          "451 4.7.5 [internal] remote node SSL certificate not signed by a valid CA"),

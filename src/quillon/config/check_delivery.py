@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from quillon.config.model import Config, lookup_name
+from quillon.config.options import default
 from quillon.config.scope import Entry, Node, ancestors, domain_pattern_matches, outbound_chain, resolve
 from quillon.config.syntax import Fault
 
@@ -92,8 +93,10 @@ def _check_behind_gateways(config: Config, faults: list[Fault]) -> None:
             continue
         for key, entry in node.settings.items():
             option = config.table.options[key]
-            if option.gateway or option.status != "honoured" or (key == _AUTH and entry.value == "false"):
+            if option.gateway or option.status != "honoured" or entry.value == default(option, config.folder):
                 continue
+            if entry.value in ("", "false"):
+                continue  # it cancels what would not be there
             what = "AUTH" if key == _AUTH else key
             text = (
                 f"{what} of {node.path} has no effect: its mail goes to the gateway {name}, whose own stanza rules"

@@ -58,11 +58,15 @@ _FILES = {"policy": "module", "opendkim": "key", "dkim_domain": "key"}
 def _check_named_files(config: Config, node: Node, faults: list[Fault]) -> None:
     """Files of modules and tables of users that are not there: told with all other faults, not after them."""
     entry = node.settings.get(_FILES.get(node.kind, ""))
-    if entry is not None and "%{" not in entry.value:
-        if _read(entry, faults) is not None and entry.value and node.kind != "policy":
-            _check_secret(entry.value, entry.position, faults)
+    named = entry is not None and entry.value and "%{" not in entry.value
+    if entry is not None and named and _read(entry, faults) is not None and node.kind != "policy":
+        _check_secret(entry.value, entry.position, faults)
     entry = node.settings.get("source") if node.kind == "script" else None
-    if entry is not None and entry.value and not any(path.exists() for path in script_files(config, entry.value)):
+    if (
+        entry is not None
+        and entry.value not in ("", "msys.boot")
+        and not any(path.exists() for path in script_files(config, entry.value))
+    ):
         tried = ", ".join(map(str, script_files(config, entry.value)))
         faults.append(Fault(entry.position, f"there is no script {entry.value!r}: looked for {tried}"))
 

@@ -117,9 +117,10 @@ class Config:
                 chain = [holder, *ancestors(holder)[1:]]
                 if not resolve(self.table.options["enable"], chain, self.folder).value:
                     return False
-            elif holder.kind in self.table.modules and "enabled" in self.table.modules[holder.kind].options:
-                if not self.enabled(holder):
-                    return False
+                continue
+            module = self.table.modules.get(holder.kind)
+            if module is not None and "enabled" in module.options and not self.enabled(holder):
+                return False
         return True
 
     def custom_loggers(self) -> list[CustomLoggerSettings]:
@@ -438,7 +439,11 @@ class Config:
         chain = outbound_chain(self.root, group, binding, name)
         secure = outbound_chain(self.root, group, binding, name, lookup_name(routing.via))
         rows = [o for o in self.table.options.values() if {"domain", "binding"} & o.scopes or _for_every_tls(o)]
-        own = outbound_chain(self.root, group, binding, name, lookup_name(domain))
+        own = (
+            chain
+            if lookup_name(domain) == name
+            else outbound_chain(self.root, group, binding, name, lookup_name(domain))
+        )
         chains = {"gateway": first, "opendkim_sign": first}
 
         def chain_of(option: Option) -> list[Node]:
