@@ -111,7 +111,7 @@ def test_metrics() -> None:
     text = render(metrics.counts)
     for line in (
         'quillon_attempts_total{outcome="delivered",version="TLSv1.2",verified="yes",level="none"} 1',
-        'quillon_attempts_total{outcome="transient_failure",version="none",verified="none"} 1',
+        'quillon_attempts_total{outcome="transient_failure",version="none",verified="none",level="none"} 1',
         'quillon_rejections_total{code="550"} 1',
         'quillon_receptions_total{version="TLSv1.2",verified="yes",level="none"} 1',
         'quillon_handshakes_total{result="failed",version="none"} 1',

@@ -18,6 +18,7 @@ from typing import Any
 
 from quillon import __version__
 from quillon.log.metrics import render
+from quillon.mail.shown import printable
 
 MAX_LINE = 4096
 MAX_CLIENTS = 32
@@ -191,8 +192,9 @@ class Console:
             self._selector.unregister(client.sock)
         # a console reads what it has asked for; one that does not is cut off, for nobody here waits
         client.sock.settimeout(0.5)
+        shown = "\n".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))
         with contextlib.suppress(OSError):
-            client.sock.sendall(text.encode())
+            client.sock.sendall(shown.encode())
         client.sock.close()
 
     # texts ----------------------------------------------------------------------------------------------------

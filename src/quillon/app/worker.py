@@ -309,10 +309,10 @@ class Worker:
             said = self._record(words[1:]) if words[0] == "record" else await self._controlled(words)
             rows: list[Any] = [{"said": said[:SAID]}]
         except (OSError, ValueError, PolicyError) as error:
-            rows = [{"error": str(error)}]
+            rows = [{"error": str(error)[:SAID]}]
         except Exception as error:
             # a script's command that fails is its own fault
-            rows = [{"error": words_of(error)}]
+            rows = [{"error": words_of(error)[:SAID]}]
         self._send_rows(number, rows)
 
     async def _controlled(self, words: list[str]) -> str:

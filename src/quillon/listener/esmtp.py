@@ -26,6 +26,7 @@ from quillon.listener.recorder import SessionRecord
 from quillon.listener.security import Security
 from quillon.listener.transaction import Transaction
 from quillon.mail import reply as replies
+from quillon.mail import shown
 from quillon.mail.event import Rejected
 from quillon.mail.reply import Reply
 from quillon.net import eager
@@ -479,7 +480,7 @@ class EsmtpSession:
         context = self._context
         before = {key: value for key in EHLO_KEYS if (value := context.connection.get(key)) is not None}
         message = context.message
-        context.connection["ehlo_string"] = event.line
+        context.connection["ehlo_string"] = shown.cut(event.line, shown.NAME)
         context.connection["ehlo_domain"] = event.domain
         context.new_message()
         refusal = await self._policy(Phase.EHLO, event.line + "\r\n")
@@ -495,7 +496,7 @@ class EsmtpSession:
     async def _on_mail(self, session: ServerSession, event: smtp.MailFrom) -> None:
         context = self._context
         context.new_message()
-        context.message["mailfrom_string"] = event.line
+        context.message["mailfrom_string"] = shown.cut(event.line, shown.CONTEXT_VALUE)
         context.message["mailfrom_localpart"] = event.mailbox.local
         context.message["mailfrom_domain"] = event.mailbox.domain
         context.connection["connection_message_count"] = str(session.messages)
@@ -508,7 +509,7 @@ class EsmtpSession:
 
     async def _on_rcpt(self, session: ServerSession, event: smtp.RcptTo) -> None:
         context = self._context
-        context.message["rcptto_string"] = event.line
+        context.message["rcptto_string"] = shown.cut(event.line, shown.CONTEXT_VALUE)
         context.message["rcptto_localpart"] = event.mailbox.local
         context.message["rcptto_domain"] = event.mailbox.domain
         self._rcpt_commands += 1
@@ -548,6 +549,8 @@ class EsmtpSession:
             session.respond(trusted.dump(context.connection, context.message))
         elif event.verb == "XSETCONTEXT":
             pairs = trusted.parse_context(event.argument)
+            if isinstance(pairs, dict) and len(pairs.keys() | context.connection.keys()) > shown.MOST_KEYS:
+                pairs = replies.XSETCONTEXT_SYNTAX
             if isinstance(pairs, dict):
                 context.connection.update(pairs)
             session.respond(None if isinstance(pairs, dict) else pairs)

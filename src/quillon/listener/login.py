@@ -10,6 +10,7 @@ from quillon.listener import authentication
 from quillon.listener.desk import Desk
 from quillon.listener.recorder import SessionRecord
 from quillon.mail import reply as replies
+from quillon.mail import shown
 from quillon.mail.event import Authenticated
 from quillon.mail.message import MessageId
 from quillon.mail.reply import Reply, parse_reply
@@ -56,7 +57,7 @@ class Login:
         if self.record is not None:
             self.record.authenticated(event.mechanism, attempt.user, status)
         for key, value in zip(AUTH_KEYS, (event.mechanism, attempt.user, status), strict=True):
-            context.connection[key] = value
+            context.connection[key] = shown.cut(shown.printable(value), shown.NAME)
         if not attempt.user:
             del context.connection["auth_user"]
         if self._desk.policy.has(Phase.AUTH):

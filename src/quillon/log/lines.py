@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from quillon.mail import shown
 from quillon.mail.event import (
     Attempted,
     Authenticated,
@@ -26,11 +27,10 @@ from quillon.mail.event import (
 from quillon.mail.message import Message
 from quillon.mail.outcome import Delivered, PermanentFailure, TransientFailure
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
-
-def _one_line(text: str) -> str:
-    return _CONTROL.sub("?", text) if _CONTROL.search(text) else text
+def _one_line(text: str, limit: int = shown.REPLY) -> str:
+    """Printable, and of bounded length: whoever wrote it, it is one line and no terminal obeys it."""
+    return shown.cut(shown.printable(text), limit)
 
 
 def _field(text: str) -> str:
@@ -112,7 +112,8 @@ def _common(time: float, message: Message, letter: str) -> tuple[str, str, str, 
 def rejection(event: Rejected) -> str:
     return (
         f'{int(event.time)}: R="{event.remote}" L="{event.local}" C="{event.connection_id}"'
-        f' PATH="{event.pathway}" PATH_GRP="{event.pathway_group}" P="{event.state}" E={event.reply.code}'
+        f' PATH="{_inner(event.pathway)}" PATH_GRP="{_inner(event.pathway_group)}"'
+        f' P="{event.state}" E={event.reply.code}'
         f" M={event.module} CTXCONN=[{_context(event.connection_context)}]"
         f" CTXMESS=[{_context(event.message_context)}] {_one_line(_without_code(event))}"
     )
@@ -123,10 +124,16 @@ def discard(event: Discarded) -> str:
     origin = event.origin
     return (
         f'{int(event.time)}: R="{event.remote}" L="{event.local}" C="{origin.connection_id}"'
-        f' PATH="{origin.pathway}" PATH_GRP="{origin.pathway_group}" P="sending body response" E={event.reply.code}'
+        f' PATH="{_inner(origin.pathway)}" PATH_GRP="{_inner(origin.pathway_group)}"'
+        f' P="sending body response" E={event.reply.code}'
         f" M={event.module} CTXCONN=[{_context(event.connection_context)}]"
         f" CTXMESS=[{_context(event.message_context)}] {_one_line(_without_code(event))}"
     )
+
+
+def _inner(text: str) -> str:
+    """What stands between quotes."""
+    return _one_line(text, shown.NAME).replace('"', "'")
 
 
 def authentication(event: Authenticated) -> str:
@@ -138,7 +145,7 @@ def authentication(event: Authenticated) -> str:
 
 def _escaped(text: str) -> str:
     """The acctlog escapes its separator, the backslash, and control characters."""
-    return re.sub(r"[@\\\x00-\x1f\x7f]", lambda match: "\\" + (match[0] if match[0] in "@\\" else "?"), text)
+    return re.sub(r"[@\\?]", lambda match: "\\" + match[0], _one_line(text, shown.NAME))
 
 
 def _without_code(event: Rejected | Discarded) -> str:
@@ -148,7 +155,9 @@ def _without_code(event: Rejected | Discarded) -> str:
 
 
 def _context(values: Mapping[str, str]) -> str:
-    return ",".join(f"{key}={_quoted(value)}" for key, value in _without_secrets(values).items())
+    items = (f"{_one_line(key, shown.NAME)}={_quoted(value)}" for key, value in _without_secrets(values).items())
+    text, left = shown.joined(items, shown.CONTEXT_LINE)
+    return f"{text},...(+{left})" if left else text
 
 
 def _without_secrets(values: Mapping[str, str]) -> dict[str, str]:
@@ -157,12 +166,23 @@ def _without_secrets(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _quoted(value: str) -> str:
-    value = _one_line(value)
+    value = _one_line(value, shown.CONTEXT_VALUE)
     return '"' + value.replace('"', "'") + '"' if re.search(r"[\s,\]\"]", value) else value
 
 
 def panic(event: Panic) -> str:
-    return f"{int(event.time)}:{_one_line(event.text)}"
+    return f"{int(event.time)}:{_one_line(event.text, shown.PANIC)}"
+
+
+def lost(kind: str, now: float, count: int) -> str:
+    """The mark of lines that could not be written, in the layout of their log."""
+    if kind == "json":
+        return json.dumps({"time": round(now, 3), "event": "lost", "lines": count}, separators=(",", ":"))
+    if kind == "main":
+        return f"{int(now)}@@@@M@lost={count}"
+    if kind == "acct":
+        return f"{int(now)}@?@{count} lines are missing here"
+    return f"{int(now)}: Marker lost {count}" if kind == "reject" else f"{int(now)}:log: {count} lines are missing here"
 
 
 def as_json(event: Event) -> str:
@@ -180,24 +200,47 @@ def as_json(event: Event) -> str:
         row["tls"] = tls_row(event.tls)
     elif isinstance(event, Rejected):
         row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.connection_id)}
-        row |= {"pathway": event.pathway, "state": event.state, "reply": str(event.reply), "module": event.module}
-        row["connection_context"] = dict(event.connection_context)
-        row["message_context"] = _without_secrets(event.message_context)
+        row |= {
+            "pathway": event.pathway,
+            "state": event.state,
+            "reply": shown.cut(str(event.reply), shown.REPLY),
+            "module": event.module,
+        }
+        row["connection_context"] = _shown_context(event.connection_context)
+        row["message_context"] = _shown_context(_without_secrets(event.message_context))
         row["tls"] = tls_row(event.tls)
     elif isinstance(event, Discarded):
         row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.origin.connection_id)}
-        row |= {"reply": str(event.reply), "module": event.module}
-        row["connection_context"] = dict(event.connection_context)
-        row["message_context"] = _without_secrets(event.message_context)
+        row |= {"reply": shown.cut(str(event.reply), shown.REPLY), "module": event.module}
+        row["connection_context"] = _shown_context(event.connection_context)
+        row["message_context"] = _shown_context(_without_secrets(event.message_context))
     elif isinstance(event, Authenticated):
         row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.connection_id)}
-        row |= {"mechanism": event.mechanism, "user": event.user, "ok": event.ok, "timed_out": event.timed_out}
+        row |= {
+            "mechanism": event.mechanism,
+            "user": shown.cut(event.user, shown.NAME),
+            "ok": event.ok,
+            "timed_out": event.timed_out,
+        }
     elif isinstance(event, Handshaken):
         row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.connection_id)}
         row |= {"ok": event.ok, "tls": tls_row(event.tls)}
     else:
-        row["text"] = event.text
+        row["text"] = shown.cut(event.text, shown.PANIC)
     return json.dumps(row, separators=(",", ":"))
+
+
+def _shown_context(values: Mapping[str, str]) -> dict[str, str]:
+    """A context within the bounds of a log line, the values that come first whole."""
+    found: dict[str, str] = {}
+    room = shown.CONTEXT_LINE
+    for key, value in values.items():
+        room -= len(key) + len(value)
+        if room < 0:
+            found["..."] = f"{len(values) - len(found)} more"
+            break
+        found[shown.cut(key, shown.NAME)] = value
+    return found
 
 
 _NAMES: dict[type, str] = {
@@ -234,7 +277,7 @@ def _outcome_row(event: Attempted) -> dict[str, Any]:
         "seconds": round(max(event.time - message.batch.received_at, 0.0), 3),
         "remote_ip": outcome.remote_ip,
         "host": event.host,
-        "reply": str(outcome.reply),
+        "reply": shown.cut(str(outcome.reply), shown.REPLY),
     }
     if isinstance(outcome, Delivered):
         return row | {"outcome": "delivered"}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from quillon.mail import shown
 from quillon.mail.event import Attempted, Received, Rejected, TlsFacts
 from quillon.mail.message import Message
 from quillon.mail.outcome import Delivered, PermanentFailure, Stage, TransientFailure
@@ -22,7 +23,6 @@ TLS_NAMESPACE = "outbound_tls"
 Logged = Received | Attempted | Rejected
 
 _MACRO = re.compile(r"%(?:([A-Za-z_][A-Za-z0-9_]*)(?::([a-z][a-z_]*))?)?(?:(?<=[A-Za-z0-9_])\{([^}]*)\})?")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SPECIAL = re.compile(r"[^A-Za-z0-9 ._@:+=<>()\[\]/,;-]")
 _TRANSLATE = re.compile(r"tr/([^/])/([^/]?)/")
 _NULL_ID = "00/00-00000-00000000"
@@ -264,7 +264,7 @@ def _literal(text: str) -> Callable[[Any], str]:
 
 
 def _one_line(text: str) -> str:
-    return _CONTROL.sub("?", text)
+    return shown.cut(shown.printable(text), shown.CONTEXT_VALUE)
 
 
 def _sanitizer(words: tuple[str, ...]) -> Callable[[str], str]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from quillon.config.settings import CustomLoggerSettings, LoggerSettings
 from quillon.log import lines
 from quillon.log.macros import Template, compile_format, stage_of
+from quillon.mail import shown
 from quillon.mail.event import Attempted, Authenticated, Discarded, Event, Panic, Received, Rejected
 from quillon.mail.outcome import Delivered, TransientFailure
 
@@ -22,18 +24,25 @@ from quillon.mail.outcome import Delivered, TransientFailure
 def _complain(text: str) -> None:
     """A line on stderr, where there is one that takes it."""
     with contextlib.suppress(OSError):
-        print(f"quillon: {text}", file=sys.stderr, flush=True)
+        print(f"quillon: {shown.cut(shown.printable(text), shown.PANIC)}", file=sys.stderr, flush=True)
 
 
 class LogFile:
-    """One file. Raises OSError only from `open`."""
+    """One file of some kind: main, reject, panic, acct, json or custom. Raises OSError only from `open`.
 
-    def __init__(self, path: str, mode: int) -> None:
+    Lines that cannot be written are counted, and a mark stands in their place once the file takes lines again.
+    """
+
+    def __init__(self, path: str, mode: int, kind: str = "custom", now: Callable[[], float] = time.time) -> None:
         self.path = path
         self._mode = mode
+        self._kind = kind
+        self._now = now
         self._descriptor = -1
         self._waiting: list[str] = []
         self._complained = False
+        self._lost = 0
+        self._broken = False  # the last line stands there in part
 
     def open(self) -> None:
         """Open or reopen, as after a rotation."""
@@ -54,16 +63,27 @@ class LogFile:
         self._waiting.append(line)
 
     def flush(self) -> None:
-        if not self._waiting or self._descriptor < 0:
+        if not self._waiting:
             return
-        self._waiting.append("")
-        data = "\n".join(self._waiting).encode("utf-8", "replace")
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, []
+        if self._descriptor < 0:
+            self._lost += len(waiting)
+            return
+        mark = [lines.lost(self._kind, self._now(), self._lost)] if self._lost else []
+        broken = [""] if self._broken else []
+        data = "\n".join([*broken, *mark, *waiting, ""]).encode("utf-8", "replace")
+        written = 0
         try:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-            self._complained = False
+            while written < len(data):
+                written += os.write(self._descriptor, data[written:])
+            self._complained, self._broken, self._lost = False, False, 0
         except OSError as error:
+            whole = data[:written].count(b"\n") - len(broken)
+            if whole >= len(mark):
+                self._lost, whole = 0, whole - len(mark)
+            self._lost += len(waiting) - max(whole, 0)
+            if written:
+                self._broken = data[written - 1 : written] != b"\n"
             if not self._complained:
                 self._complained = True
                 _complain(f"cannot write {self.path}: {error.strerror}")
@@ -94,7 +114,7 @@ class Loggers:
                 "acct": (logger.acctlog, logger.acctlog_log_mode),
                 "json": (logger.jsonlog, logger.jsonlog_mode),
             }
-            files = {kind: self._file(path, mode) for kind, (path, mode) in kinds.items() if path}
+            files = {kind: self._file(path, mode, kind) for kind, (path, mode) in kinds.items() if path}
             self._by_kind.append((logger, files))
         self._custom: dict[str, list[tuple[Template, LogFile]]] = {}
         for stanza in custom:
@@ -102,8 +122,8 @@ class Loggers:
                 template = compile_format(log.format, stanza.namespaces, stanza.sanitize)
                 self._custom.setdefault(log.stage, []).append((template, self._file(log.path, log.mode)))
 
-    def _file(self, path: str, mode: int) -> LogFile:
-        return self._files.setdefault(path, LogFile(path, mode))
+    def _file(self, path: str, mode: int, kind: str = "custom") -> LogFile:
+        return self._files.setdefault(path, LogFile(path, mode, kind))
 
     def open(self) -> None:
         """Open or reopen every file. Raises OSError."""

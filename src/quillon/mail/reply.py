@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from quillon.mail import shown
+
 NO_TEXT = "no text"  # of a reply for which a policy gave none
 LINE_LENGTH = 500  # octets of a reply line's text: RFC 5321 4.5.3.1.5 has 512 for the line
 MOST_TEXT = 8192  # characters of a reply's text
@@ -57,7 +59,7 @@ class Reply:
 
 def words(text: str) -> str:
     """The text of a reply out of what somebody wrote: no control characters, lines joined by LF, of some length."""
-    lines = (re.sub(r"[\0-\x08\x0b-\x1f\x7f]", "?", line).strip() for line in re.split(r"[\r\n]+", text.strip()))
+    lines = (shown.printable(line.replace("\t", " ")).strip() for line in re.split(r"[\r\n]+", text.strip()))
     return "\n".join(lines)[:MOST_TEXT]
 
 

@@ -20,6 +20,7 @@ from quillon.mail.message import Batch, IdSource, Message, MessageId, Origin
 from quillon.mail.reply import Reply
 from quillon.net import eager
 from quillon.net.clock import Clock
+from quillon.net.turns import in_slices
 from quillon.policy.context import Context
 from quillon.policy.hook import Policy, Session
 from quillon.policy.message import Content
@@ -68,6 +69,7 @@ class Residents:
             self.count -= 1
 
 
+_AT_ONCE = 200  # messages of one transaction that are put into their queues together
 Answer = Callable[[Reply], None]
 Stored = list[tuple[Batch, list[Message]]]
 
@@ -97,6 +99,7 @@ class Door:
         self._clock = clock
         self._enqueue = enqueue
         self._log = log
+        self._queueing: set[asyncio.Task[None]] = set()
 
     def reconfigure(self, config: Config, policy: Policy) -> None:
         """Use another configuration for messages that come from now on."""
@@ -185,7 +188,7 @@ class Door:
             kept = [copy for copy in kept if copy.refused is None]
         if not kept:
             return Reply(250, "2.0.0", f"OK {envelope.batch_id}")
-        return self._batches(envelope, intake, context, decision, kept)
+        return await self._batches(envelope, intake, context, decision, kept)
 
     def _fault(self, intake: Intake, settings: ReceptionSettings | None) -> Reply | None:
         """What is wrong with the mail data before policy sees them."""
@@ -201,7 +204,7 @@ class Door:
 
     # batches --------------------------------------------------------------------------------------------------
 
-    def _batches(
+    async def _batches(
         self, envelope: Envelope, intake: Intake, context: Context, decision: Decision, kept: list[Copy]
     ) -> Stored | Reply:
         """One batch for the copies that are as they came, one for each that policy has made another of."""
@@ -220,7 +223,7 @@ class Door:
                 body, path, size = intake.copy(first.number.number, fit.rest, added + fit.in_front)
                 batch = self._batch(envelope, first.number, first.sender, context, size, not fit.whole.isascii())
                 batch.body, batch.path = body, path
-                out.append((batch, [self._message(batch, copy) for copy in copies]))
+                out.append((batch, [self._message(batch, copy) async for copy in in_slices(copies)]))
         except OSError as error:
             self._panic(f"spool: cannot write a body: {error.strerror}")
             self._drop(out)
@@ -238,7 +241,7 @@ class Door:
         body, path = intake.finish()
         batch = self._batch(envelope, envelope.batch_id, decision.sender, context, intake.size, intake.eight_bit)
         batch.body, batch.path = body, path
-        out.append((batch, [self._message(batch, copy) for copy in shared]))
+        out.append((batch, [self._message(batch, copy) async for copy in in_slices(shared)]))
         return out
 
     def _batch(
@@ -266,7 +269,8 @@ class Door:
         message.priority = copy.priority
         message.refused = str(copy.refused) if copy.refused is not None else ""
         known = batch.message_context
-        message.context = {k: v for k, v in copy.context.items() if k[:1] != "#" and known.get(k) != v}
+        if copy.own_context:
+            message.context = {k: v for k, v in copy.context.items() if k[:1] != "#" and known.get(k) != v}
         self._prune(batch, message)
         return message
 
@@ -275,6 +279,8 @@ class Door:
         domain = message.routing_domain or message.recipient.domain
         recipient = message.wanted_domain
         settings = self.config.for_recipient(message.binding_group, message.binding, domain, recipient)
+        if not settings.exclude_vctx_conn and not settings.exclude_vctx_mess:
+            return
         for pattern in settings.exclude_vctx_conn:
             batch.connection_context = {k: v for k, v in batch.connection_context.items() if not pattern.search(k)}
         for pattern in settings.exclude_vctx_mess:
@@ -316,16 +322,25 @@ class Door:
                     self.store.remove(message)
             answer(replies.SPOOL_FAILED)
             return
+        # from here on the message is ours, whatever fails behind the commit, and the client has to know
+        answer(Reply(250, "2.0.0", f"OK {envelope.batch_id}"))
+        task = eager.start(self._queue(envelope, batches))
+        if task is not None:  # very many recipients
+            self._queueing.add(task)
+            task.add_done_callback(self._queueing.discard)
+
+    async def _queue(self, envelope: Envelope, batches: Stored) -> None:
         now = self._clock.now()
-        try:
-            for batch, messages in batches:
-                self.residents.admit(batch)
-                for message in messages:
-                    self._log(Received(now, message, envelope.tls))
-                self._enqueue(messages)
-        finally:
-            # whatever fails behind the commit, the message is ours and the client has to know
-            answer(Reply(250, "2.0.0", f"OK {envelope.batch_id}"))
+        for batch, messages in batches:
+            self.residents.admit(batch)
+            part: list[Message] = []
+            async for message in in_slices(messages):
+                self._log(Received(now, message, envelope.tls))
+                part.append(message)
+                if len(part) >= _AT_ONCE:
+                    self._enqueue(part)
+                    part = []
+            self._enqueue(part)
 
     # words ----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from quillon.config.model import Config
@@ -17,6 +17,7 @@ from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox, is_domain, parse_mailbox
 from quillon.mail.message import MessageId
 from quillon.mail.reply import Reply
+from quillon.net.turns import in_slices
 from quillon.policy.context import Context, not_text
 from quillon.policy.hook import Call, Hook, Phase, Policy, Session, Unanswered
 from quillon.policy.message import Content, MessageView
@@ -27,7 +28,8 @@ MOST_RECIPIENTS = 10_000  # of one message, where callouts for one add another
 
 @dataclass(slots=True)
 class Copy:
-    """One recipient's message as policy has left it. `refused` and `discarded` say why it will not be delivered."""
+    """One recipient's message as policy has left it. `refused` and `discarded` say why it will not be delivered,
+    `own_context` that its context is not the batch's."""
 
     number: MessageId
     sender: Mailbox
@@ -40,6 +42,7 @@ class Copy:
     priority: int = 0
     refused: Reply | None = None
     discarded: Reply | None = None
+    own_context: bool = False
 
 
 @dataclass(slots=True)
@@ -81,8 +84,9 @@ class Validation:
         decision = Decision(content, sender)
         await self._decide(session, context, batch_id, decision, internal=internal)
         if self.policy.modules and decision.refusal is None:
-            contexts = [context.connection, context.message, *(copy.context for copy in decision.copies)]
-            fault = next(filter(None, map(not_text, contexts)), None)
+            contexts = {id(c): c for c in (context.connection, context.message)}
+            contexts |= {id(copy.context): copy.context for copy in decision.copies}
+            fault = next(filter(None, map(not_text, contexts.values())), None)
             if fault is not None:
                 self.report(f"policy: {fault}")
                 decision.refusal = replies.POLICY_FAILED
@@ -117,11 +121,11 @@ class Validation:
         copies: list[tuple[Mailbox, Copy]] = []
         todo, known = deque(dict.fromkeys(recipients)), set(recipients)  # named twice it is delivered once
         kept, edits = set(known), session.edits
-        while todo:
-            recipient = todo.popleft()
+        asks = self._asks()
+        async for recipient in in_slices(_emptied(todo)):
             if recipient not in kept:
                 continue  # taken away by the callout of another one
-            copy = await self._copy(session, context, batch_id, decision, recipient, internal=internal)
+            copy = await self._copy(session, context, batch_id, decision, recipient, asks=asks, internal=internal)
             if isinstance(copy, Reply):
                 decision.refusal = copy
                 return
@@ -145,11 +149,13 @@ class Validation:
         decision: Decision,
         recipient: Mailbox,
         *,
+        asks: bool,
         internal: bool,
     ) -> Copy | Reply:
-        """A recipient's copy, or the refusal of the whole transaction."""
+        """A recipient's copy, or the refusal of the whole transaction; `asks` tells whether policy is asked about
+        it."""
         copy = Copy(self.next_id(), decision.sender, recipient, decision.content, context.message)
-        if not self._asks():
+        if not asks:
             fault = self._bind(copy, "", "", session.routes.get(recipient, ""), internal=internal)
             return fault or copy
         mine = Context(context.connection, dict(context.message))
@@ -183,6 +189,7 @@ class Validation:
                 break
         copy.sender, copy.recipient = _mailbox(view.sender), _mailbox(view.recipient)
         copy.content, copy.context, copy.priority = view.content, mine.message, view.priority
+        copy.own_context = True
         return copy
 
     def _asks(self) -> bool:
@@ -237,6 +244,12 @@ class Validation:
     def _unsuspended(self, group: str, members: list[str]) -> str:
         active = [b for b in members if not self.config.delivery(group, b, "")[0].suspend_delivery]
         return random.choice(active or members)  # noqa: S311 - spreads mail over bindings
+
+
+def _emptied(todo: deque[Mailbox]) -> Iterator[Mailbox]:
+    """What is in a queue, and what is put into it meanwhile."""
+    while todo:
+        yield todo.popleft()
 
 
 def _whole_refusal(copies: Sequence[Copy]) -> Reply | None:

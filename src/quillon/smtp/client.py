@@ -22,6 +22,7 @@ from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
 from quillon.mail.outcome import Stage
 from quillon.mail.reply import Reply
+from quillon.mail.shown import REPLY, cut
 from quillon.smtp.wire import MAX_REPLY_LINE, MAX_REPLY_LINES
 
 # RFC 5321 4.2; octets outside of ASCII and control characters are not passed on
@@ -230,7 +231,10 @@ class ClientSession:
         if more == b"-":
             return
         lines, self._lines = self._lines, []
-        reply = Reply(int(code), lines[0][1].decode("ascii"), "\n".join(self._shown(part) for _, _, part in lines))
+        text = "\n".join(self._shown(part) for _, _, part in lines)
+        if self.stage is not Stage.DURING_EHLO:
+            text = cut(text, REPLY)  # it goes into logs, the spool and notifications
+        reply = Reply(int(code), lines[0][1].decode("ascii"), text)
         if (
             reply.code == 421
             and self.stage not in (Stage.READING_BANNER, Stage.READING_CONFIRMATION)

@@ -44,7 +44,8 @@ local function look_every(instructions)
 end
 -- not on the main thread, where no script runs and what stopped it is cleared away
 local function over()
-  if state.over and running() then raise(words) end
+  -- with the place found when the time was over: to look for it again at each of ten thousand calls takes longer
+  if state.over and running() then error(state.said or words, 0) end
 end
 local function stop()
   local _, said = pcall(raise, words)
@@ -91,6 +92,23 @@ local function handled(handler, ok, ...)
   if ok then return true, ... end
   return false, handler(...)
 end
+-- Each pcall that unwinds after the limit catches, and its next instruction fails anew: as many as are nested are bounded,
+-- as by LUAI_MAXCCALLS of Lua 5.1.
+local DEEPEST_PCALL = 190
+local depths, of_main = setmetatable({}, {__mode = "k"}), {}
+local own_pcall = pcall
+local function came_back(here, ...)
+  depths[here] = depths[here] - 1
+  return ...
+end
+function pcall(f, ...)
+  local here = running() or of_main
+  local depth = (depths[here] or 0) + 1
+  if depth > DEEPEST_PCALL then raise("C stack overflow") end
+  depths[here] = depth
+  return came_back(here, own_pcall(f, ...))
+end
+_G.pcall = pcall
 function xpcall(f, handler, ...) return handled(handler, pcall(f, ...)) end
 getmetatable(py.now).__metatable = false  -- shared by all Python objects: no script may see or change it
 
@@ -105,9 +123,9 @@ local DEEPEST = 100
 local levels = setmetatable({}, {__mode = "k"})
 local function deeper(co)
   local here = running()
-  local level = (here and levels[here] or 0) + 1
+  local level = (here and (levels[here] or 0) + (depths[here] or 0) or 0) + 1
   if level > DEEPEST then raise("C stack overflow") end
-  levels[co] = level
+  levels[co], depths[co] = level, 0
 end
 local function pass(co, ok, first, ...)
   if ok and first == WAIT then return pass(co, resume(co, yield(WAIT, ...))) end
@@ -177,6 +195,7 @@ local function enter(may_wait, session, f, ...)
   local co = spare[n]
   if co then spare[n] = nil else co = create(body) end
   current.may_wait, current.session = may_wait, session
+  depths[co] = 0  -- unwinding may have been cut short
   arm()
   return finished(co, resume(co, f, ...))
 end
