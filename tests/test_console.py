@@ -94,7 +94,7 @@ def test_commands(running: Running) -> None:
     assert "               age: 0 seconds old\n" in running.ask("tls show cache")
     assert running.ask("tls rekey") == "Rekey request submitted.\n"
     metrics = running.ask("metrics").splitlines()
-    assert 'quillon_receptions_total{version="TLSv1.3",verified="none"} 8' in metrics
+    assert 'quillon_receptions_total{version="TLSv1.3",verified="none",level="none"} 8' in metrics
     assert 'quillon_handshakes_total{result="ok",version="TLSv1.3"} 8' in metrics
     running.send()
     for name in ("events.json", "custom.cl"):

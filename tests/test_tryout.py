@@ -196,8 +196,8 @@ def test_recorded_sessions_are_played_again(
       AuthPlainParameters = [ uri = "file://{folder}/users" ] Auth_Failure_Delay = 0
       Listen "127.0.0.1:{port}" {{ }}
     }}"""
-    running = server(config).start()
-    record = folder / "sessions.jsonl"
+    running = server(config + "\nRecord_Folder = recorded").start()
+    record = folder / "recorded/sessions.jsonl"
 
     def console(*words: str) -> tuple[int, str]:
         status = main(["console", "-c", str(running.file), *words])
@@ -209,7 +209,8 @@ def test_recorded_sessions_are_played_again(
     assert "broken" in console("break")[1]
     assert console("delay_domain", "local.test") == (0, "local.test delayed\n")
     assert "unknown command" in console("nothing")[1]
-    assert console("record", "start", "relative")[0] == 1
+    for elsewhere in ("../x", str(folder / "spool/worker-0/spool.db"), "/tmp/x", str(folder / "recorded/../y")):
+        assert console("record", "start", elsewhere)[0] == 1
     assert console("record", "start", str(record)) == (0, "")
     assert "already" in console("record", "start", str(record))[1]
 

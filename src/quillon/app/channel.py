@@ -59,7 +59,7 @@ class Channel:
         if not data:
             return None
         try:
-            return json.loads(data), list(descriptors)
+            return json.loads(data), list(descriptors)  # fewer than were sent where no descriptor was left
         except ValueError:
             for descriptor in descriptors:
                 os.close(descriptor)

@@ -35,11 +35,12 @@ config reload       read the configuration again, as SIGHUP does
 tls show cache      the TLS contexts of all workers
 tls flush cache     load them anew from their files; sessions that stand go on
 tls rekey           new keys for session tickets; a session made before is not resumed
-record start PATH   write sessions to a file, for replay; with bodies at the end whole messages
+record start NAME   write sessions to a file of Record_Folder, for replay; with bodies at the end whole messages
+spool show          room on the spool's disk, and what waits to be written
 record stop         write no more
 and what scripts have registered with msys.registerControl
 """
-_OF_WORKERS = ("metrics", "tls show cache", "tls flush cache", "tls rekey")
+_OF_WORKERS = ("metrics", "spool show", "tls show cache", "tls flush cache", "tls rekey")
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Console:
         self._clients: dict[int, _Client] = {}
         self._listening: dict[str, socket.socket] = {}
         self._number = 0
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def listen(self, new: Mapping[str, socket.socket], wanted: Set[str]) -> None:
         """Take over newly bound sockets by name; close those whose name is not wanted any more."""
@@ -117,6 +119,7 @@ class Console:
         try:
             sock, _ = listening.accept()
         except OSError:
+            self._turn_away(listening)
             return
         if len(self._clients) >= MAX_CLIENTS:
             sock.close()
@@ -126,6 +129,16 @@ class Console:
         number = self._number
         self._clients[number] = _Client(sock, time.monotonic() + PATIENCE)
         self._selector.register(sock, selectors.EVENT_READ, lambda _: self._read(number))
+
+    def _turn_away(self, listening: socket.socket) -> None:
+        """No descriptor is left for a client: with the spare one it is hung up on, else it would wake us for ever."""
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+        with contextlib.suppress(OSError):
+            listening.accept()[0].close()
+        with contextlib.suppress(OSError):
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def _read(self, number: int) -> None:
         client = self._clients.get(number)
@@ -209,6 +222,8 @@ class Console:
             return "Cache flush request submitted.\n"
         if client.command == "tls rekey":
             return "Rekey request submitted.\n"
+        if client.command == "spool show":
+            return "".join(f"{row}\n" for row in sorted(map(str, client.rows)))
         if client.command in ("control", "record"):
             return _said(client.rows)
         return cache_text(client.rows)

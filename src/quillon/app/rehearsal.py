@@ -14,7 +14,7 @@ from collections.abc import Callable
 from quillon.app import compose
 from quillon.app.channel import LIMIT, Channel
 from quillon.app.child import forked
-from quillon.config.model import Config
+from quillon.config.load import load
 from quillon.net.clock import Clock
 
 PATIENCE = 120.0  # seconds; policies have 30 for what they wait for, and certificates are read besides
@@ -22,24 +22,29 @@ _ROOM = LIMIT // 8  # characters of what is wrong, for a character may take six 
 
 
 class Rehearsal:
-    """A trial that is under way. `config` is what is tried.
+    """A trial that is under way: of reading the file at `path` and making what it describes.
 
     `alone` is called in the new process, with this end of the channel, to let go of what belongs to its parent.
     """
 
-    def __init__(self, config: Config, clock: Clock, alone: Callable[[Channel], None]) -> None:
-        self.config = config
+    def __init__(self, path: str, clock: Clock, alone: Callable[[Channel], None]) -> None:
+        self.path = path
         self.channel, theirs = Channel.pair()
         self.ends_at = time.monotonic() + PATIENCE
 
         def work() -> int:
             alone(self.channel)
-            problems = compose.try_out(config, clock)
+            problems = _tried(path, clock)
             theirs.send({"problems": problems if sum(map(len, problems)) < _ROOM else _shortened(problems)})
             return 0
 
-        self.pid = forked(work)
-        theirs.close()
+        try:
+            self.pid = forked(work)
+        except OSError:
+            self.channel.close()
+            raise
+        finally:
+            theirs.close()
 
     def fileno(self) -> int:
         return self.channel.fileno()
@@ -63,6 +68,17 @@ class Rehearsal:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self.channel.close()
+
+
+def _tried(path: str, clock: Clock) -> list[str]:
+    """What is wrong with a configuration, whatever it does to those who read it."""
+    try:
+        loaded = load(path)
+        if loaded.config is None:
+            return [str(fault) for fault in loaded.errors]
+        return compose.try_out(loaded.config, clock)
+    except Exception as error:
+        return [f"{path}: unexpected {error!r} while it was tried out; please report it"]
 
 
 def _shortened(problems: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ import selectors
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,9 @@ from quillon.log.sink import Loggers
 from quillon.mail.event import Notice, Panic
 from quillon.net.clock import SystemClock
 
-RESTART_DELAY = 1.0  # seconds before a worker that died soon after its start is replaced
+RESTART_DELAY = 1.0  # seconds before a worker that died soon after its start is replaced; twice as long each time
+MOST_DELAY = 30.0  # seconds
+RELOAD_PATIENCE = 60.0  # seconds for workers to say what came of a reload
 GRACE = 15.0  # seconds beyond drain_timeout before a worker is killed; more than the spool takes to close
 
 
@@ -76,6 +79,12 @@ class Supervisor:
         self._rehearsal: Rehearsal | None = None  # a configuration that is tried out before it is used
         self._told: list[Told] = []  # who is to hear what comes of it
         self._asked: list[Told] = []  # who has asked for a reload since it began
+        self._round = 0  # counts reloads that workers have been told of
+        self._owing: set[int] = set()  # process ids of workers that have not said what came of it
+        self._owed_until = 0.0
+        self._refused: list[str] = []
+        self._held: dict[str, int] = {}  # lost demands, with the messages that wait for them
+        self._deaths: dict[int, int] = {}  # of a worker in a row, soon after its start
         self._status = 0
         self._signals: list[int] = []
         self._announced = False
@@ -178,7 +187,8 @@ class Supervisor:
     def _console_reload(self, answer: Callable[[str], None]) -> None:
         def ended(problems: list[str]) -> None:
             refused = f"{ERROR}reload refused, the running configuration stays: " + "; ".join(problems)
-            answer(refused if problems else "configuration reloaded; the paniclog tells if a worker refuses it")
+            held = [f"{count} messages wait: {words}" for words, count in self._held.items()]
+            answer(refused if problems else "\n".join(["configuration reloaded", *held]))
 
         self._reload(ended)
 
@@ -225,16 +235,36 @@ class Supervisor:
         self._selector.register(woken, selectors.EVENT_READ, None)
 
     def _fork(self, number: int) -> None:
-        ours, theirs = Channel.pair()
+        try:
+            ours, theirs = Channel.pair()
+        except OSError as error:
+            self._cannot_start(number, error)
+            return
 
         def work() -> int:
             self._let_go(ours, number)
             return worker.main(self._config, number, self._count, self._sockets[number], theirs)
 
-        pid = forked(work)
-        theirs.close()
+        try:
+            pid = forked(work)
+        except OSError as error:
+            ours.close()
+            self._cannot_start(number, error)
+            return
+        finally:
+            theirs.close()
         self._children[pid] = _Child(number, pid, ours, time.monotonic())
         self._selector.register(ours, selectors.EVENT_READ, pid)
+
+    def _cannot_start(self, number: int, error: OSError) -> None:
+        """No descriptors, no memory: the others serve on, and it is tried again."""
+        self._panic(f"worker {number} cannot be started: {error.strerror}; it is tried again")
+        self._again(number)
+
+    def _again(self, number: int) -> None:
+        """Start a worker anew, later each time."""
+        deaths = self._deaths[number] = self._deaths.get(number, 0) + 1
+        self._due[number] = time.monotonic() + min(RESTART_DELAY * 2 ** (deaths - 1), MOST_DELAY)
 
     def _let_go(self, ours: Channel, number: int = -1) -> None:
         """In a child: let go of what belongs to the supervisor and to the workers, but for the sockets of `number`."""
@@ -268,6 +298,8 @@ class Supervisor:
             waits.append(self._console.deadline - time.monotonic())
         if self._rehearsal is not None:
             waits.append(self._rehearsal.ends_at - time.monotonic())
+        if self._owing:
+            waits.append(self._owed_until - time.monotonic())
         self._hear(self._selector.select(max(min(waits, default=60.0), 0.0)))
         self._console.expire()
         caught, self._signals = self._signals, []
@@ -276,6 +308,10 @@ class Supervisor:
             self._reload(_heard_by_nobody)
         if self._rehearsal is not None and time.monotonic() >= self._rehearsal.ends_at:
             self._rehearsed(late=True)
+        if self._owing and time.monotonic() >= self._owed_until:
+            self._refused += [f"{len(self._owing)} workers have not answered"]
+            self._owing.clear()
+            self._reloaded(self._refused)
         if {signal.SIGTERM, signal.SIGINT} & set(caught):
             self._stop()
         if self._stopping and time.monotonic() >= self._stopping:
@@ -291,10 +327,16 @@ class Supervisor:
         for key, _ in ready:
             if key.data is None:
                 self._wake[1].recv(4096)
-            elif callable(key.data):
-                key.data(key.fileobj)
-            elif key.data in self._children:
-                self._heard(self._children[key.data])
+                continue
+            try:
+                if callable(key.data):
+                    key.data(key.fileobj)
+                elif key.data in self._children:
+                    self._heard(self._children[key.data])
+            except Exception as error:
+                # one message, one client of the console: the server is not to end for it
+                traceback.print_exc()
+                self._panic(f"supervisor: unexpected {error!r}")
 
     def _heard(self, child: _Child) -> None:
         got = child.channel.receive()
@@ -321,11 +363,31 @@ class Supervisor:
             for other in self._children.values():
                 if other is not child:
                     other.channel.send({"do": "guessed", "client": message["client"]}, wait=False)
-        elif message["event"] == "refused":
-            self._say(f"worker {child.number}: reload refused: {message['text']}")
+        elif message["event"] in ("refused", "reloaded"):
+            self._answered(child, message)
         elif message["event"] == "failed":
-            self._status = 1
-            self._stop()
+            self._panic(f"worker {child.number}: {message['text']}")
+            if not self._announced and not message["waits"]:
+                self._status = 1
+                self._stop()
+
+    def _answered(self, child: _Child, message: dict[str, Any]) -> None:
+        """A worker says what came of a reload."""
+        if message["event"] == "refused":
+            self._say(f"worker {child.number}: reload refused: {message['text']}")
+        if message["round"] != self._round or child.pid not in self._owing:
+            return
+        if message["event"] == "refused":
+            self._refused.append(f"worker {child.number} keeps the old one: {message['text']}")
+        for words, count in message.get("held", ()):
+            self._held[words] = self._held.get(words, 0) + count
+        self._has_answered(child.pid)
+
+    def _has_answered(self, pid: int) -> None:
+        if pid in self._owing:
+            self._owing.discard(pid)
+            if not self._owing:
+                self._reloaded(self._refused)
 
     def _reap(self) -> None:
         while True:
@@ -345,13 +407,20 @@ class Supervisor:
             if self._stopping:
                 continue
             code = os.waitstatus_to_exitcode(raw)
-            if code == worker.FAULTY:
+            if pid in self._owing:
+                self._refused.append(f"worker {child.number} ended meanwhile")
+                self._has_answered(pid)
+            if code == worker.FAULTY and not self._announced:
                 self._status = 1
                 self._stop()
                 continue
+            # once mail is served, the trouble of one worker is not that of the others
             self._panic(f"worker {child.number} (pid {pid}) ended with {_status_words(code)}; it is started again")
-            young = time.monotonic() - child.started < RESTART_DELAY * 5
-            self._due[child.number] = time.monotonic() + (RESTART_DELAY if young else 0.0)
+            if time.monotonic() - child.started < RESTART_DELAY * 5:
+                self._again(child.number)
+            else:
+                self._deaths.pop(child.number, None)
+                self._due[child.number] = time.monotonic()
 
     def _heard_last(self, child: _Child) -> None:
         """What it said before it ended. It does not wait: a process that it has left may hold the other end."""
@@ -363,19 +432,16 @@ class Supervisor:
 
     def _reload(self, *told: Told) -> None:
         """Use a new configuration everywhere, or keep the running one and say why."""
-        if self._rehearsal is not None:
+        if self._rehearsal is not None or self._owing:
             self._asked += told  # files may have changed since: they are read again
             return
         reloading()
         self._told += told
-        loaded = load(self._config.files[0])
-        for fault in loaded.faults:
-            if fault.warning:
-                self._say(str(fault))
-        if loaded.config is None:
-            self._reloaded([str(fault) for fault in loaded.errors])
+        try:
+            self._rehearsal = Rehearsal(self._config.files[0], self._clock, self._let_go)
+        except OSError as error:
+            self._reloaded([f"the configuration cannot be tried out: {error.strerror}"])
             return
-        self._rehearsal = Rehearsal(loaded.config, self._clock, self._let_go)
         self._selector.register(self._rehearsal, selectors.EVENT_READ, lambda _: self._rehearsed(late=False))
 
     def _rehearsed(self, *, late: bool) -> None:
@@ -386,11 +452,26 @@ class Supervisor:
         self._selector.unregister(rehearsal)
         self._rehearsal = None
         problems = rehearsal.late() if late else rehearsal.problems()
-        changed = _needs_restart(self._config, rehearsal.config)
-        problems += [f"{name} has changed, which needs a restart" for name in changed]
-        if not problems:
-            problems = self._use(rehearsal.config)
-        self._reloaded(problems)
+        self._held.clear()
+        if problems:
+            self._reloaded(problems)
+            return
+        loaded = load(rehearsal.path)
+        for fault in loaded.faults:
+            if fault.warning:
+                self._say(str(fault))
+        if loaded.config is None:  # it was another one when it was tried
+            self._reloaded([str(fault) for fault in loaded.errors])
+            return
+        try:
+            changed = _needs_restart(self._config, loaded.config)
+            problems = [f"{name} has changed, which needs a restart" for name in changed] or self._use(loaded.config)
+        except Exception as error:
+            traceback.print_exc()
+            problems = [f"unexpected {error!r}"]
+        if problems or not self._owing:
+            self._owing.clear()
+            self._reloaded(problems)
 
     def _reloaded(self, problems: list[str]) -> None:
         if problems:
@@ -411,7 +492,7 @@ class Supervisor:
         try:
             made = self._bind(config.listens(), fresh=False)
             self._bind_console(config)
-        except BindError as error:
+        except (BindError, PrivilegeError, OSError) as error:
             for unused in made.values():
                 for sock in unused:
                     sock.close()
@@ -422,10 +503,15 @@ class Supervisor:
         for sockets in self._sockets:
             for name in sockets.keys() - wanted:
                 sockets.pop(name).close()
+        self._round += 1
+        self._refused = []
+        self._owed_until = time.monotonic() + RELOAD_PATIENCE
         for child in self._children.values():
             new = {name: self._sockets[child.number][name] for name in made}
-            told = {"do": "reload", "new": list(new)}
-            if not child.channel.send(told, [sock.fileno() for sock in new.values()], wait=False):
+            told = {"do": "reload", "new": list(new), "round": self._round, "digest": config.digest()}
+            if child.channel.send(told, [sock.fileno() for sock in new.values()], wait=False):
+                self._owing.add(child.pid)
+            else:
                 self._panic(f"worker {child.number} (pid {child.pid}) does not take the reload: restart Quillon")
         self._reopen_logs()
         return []

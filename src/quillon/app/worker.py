@@ -7,15 +7,18 @@ itself, so that none is left behind.
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import ipaddress
 import json
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -56,11 +59,14 @@ from quillon.policy.tls import TlsHooks
 from quillon.policy.world import Lookup
 from quillon.reception.door import Door, Envelope, Residents
 from quillon.reception.intake import Intake
-from quillon.spool.store import SpoolError, Store
+from quillon.spool.room import Room
+from quillon.spool.store import SpoolError, Store, is_full
 from quillon.tls.context import Reloaded, Row
 
 FAULTY = 3  # exit status: starting anew will not help
+WAITING = 4  # exit status: it may help later, as for room on the disk
 REFRESH = 5.0  # seconds between looks at the files of TLS contexts
+MOST_HELD = 50  # lost demands that the answer to a reload names
 SHOWN = 1000  # characters of a setting in an answer
 SAID = 12000  # characters of what a script answers to a command of the console
 ANSWER = 16384  # octets of an answer to the console, after which a new datagram begins
@@ -84,6 +90,8 @@ class Worker:
         self._metrics = Metrics()
         self._recorder: Recorder | None = None
         self._orders: set[asyncio.Task[None]] = set()
+        self._short = False
+        self._exhausted = False
 
     async def run(self) -> None:
         """Until drained. Raises SpoolError, LoadError and OSError for what keeps it from starting."""
@@ -134,6 +142,8 @@ class Worker:
         self._residents = Residents(share(node.max_resident_messages, self._count))
         self._finder = HostFinder(self._resolver, node, self._clock)
         self._counts = Counts()
+        octets, inodes = node.spool_minimum_free_space, node.spool_minimum_free_inodes
+        self._room = Room(self._store.folder, octets, inodes, self._clock.now)
         self._turns = Turns()
         self._guesses = Guesses(self._clock.now, self._tell_failure)
         self._sessions: set[Sitter] = set()
@@ -141,6 +151,7 @@ class Worker:
             config=config,
             policy=self._policies.policy,
             store=self._store,
+            room=self._room,
             ids=self._ids,
             clock=self._clock,
             residents=self._residents,
@@ -272,8 +283,10 @@ class Worker:
             return
         message, descriptors = got
         if message["do"] == "reload":
-            sockets = {name: socket.socket(fileno=fd) for name, fd in zip(message["new"], descriptors, strict=True)}
-            self._reloading = asyncio.get_running_loop().create_task(self._reload(sockets))
+            sockets = {name: socket.socket(fileno=fd) for name, fd in zip(message["new"], descriptors, strict=False)}
+            missing = len(message["new"]) - len(descriptors)
+            reload = self._reload(sockets, message["round"], message["digest"], missing)
+            self._reloading = asyncio.get_running_loop().create_task(reload)
         elif message["do"] == "drain":
             self._draining.set()
         elif message["do"] == "console":
@@ -297,6 +310,11 @@ class Worker:
         rows: list[Any] = []
         if command == "metrics":
             rows = [list(item) for item in self._metrics.counts.items()]
+        elif command == "spool show":
+            shortage = self._room.shortage()
+            state = f"no new mail is taken: {shortage}" if shortage else "mail is taken"
+            free = f"{self._room.free >> 20} MiB free, {self._store.waiting} changes wait to be written"
+            rows = [f"worker {self._number}: {self._store.folder}: {free}; {state}"]
         elif command == "tls show cache":
             rows = [_cache_row(row) for row in self._contexts.rows()]
         else:
@@ -333,12 +351,13 @@ class Worker:
                 found.close()
             return f"worker {self._number}: {found.sessions if found else 0} sessions"
         if words[:1] != ["start"] or len(words) not in (2, 3) or words[2:] not in ([], ["bodies"]):
-            raise ValueError("record start PATH [bodies], record stop")
+            raise ValueError("record start NAME [bodies], record stop")
         if self._recorder is not None:
             raise ValueError(f"sessions are being recorded to {self._recorder.path} already")
-        if not words[1].startswith("/"):
-            raise ValueError("record start needs a path that begins with a slash")
-        self._recorder = self._desk.recorder = Recorder(words[1], self._clock.now, bodies=len(words) == 3)
+        folder = self._config.node().record_folder
+        if not folder:
+            raise ValueError("nothing may be recorded: set Record_Folder to the folder that recordings go to")
+        self._recorder = self._desk.recorder = Recorder(folder, words[1], self._clock.now, bodies=len(words) == 3)
         return ""
 
     def _send_rows(self, number: int, rows: list[Any]) -> None:
@@ -364,6 +383,29 @@ class Worker:
         """Certificates and keys that have changed on disk."""
         self._refreshing = self._loop.call_later(REFRESH, self._refresh)
         self._tell(self._contexts.refresh())
+        self._look_at_room()
+        self._look_at_descriptors()
+
+    def _look_at_room(self) -> None:
+        """Tell once that no mail is taken for want of room, and once that it is again."""
+        shortage = self._room.shortage()
+        if bool(shortage) != self._short:
+            self._short = bool(shortage)
+            refused = f"spool: no new mail is taken (452 4.3.1): {shortage}"
+            self._report(refused if shortage else "spool: mail is taken again")
+
+    def _look_at_descriptors(self) -> None:
+        """Tell once that no descriptor is left, without which clients are hung up on before a word is said."""
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            exhausted = False
+        except OSError as error:
+            exhausted = error.errno in (errno.EMFILE, errno.ENFILE)
+        if exhausted != self._exhausted:
+            self._exhausted = exhausted
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            gone = f"has no descriptor left of {limit}: raise LimitNOFILE; clients are hung up on"
+            self._report(f"system: worker {self._number} {gone if exhausted else 'has descriptors again'}")
 
     def _tell(self, reloaded: list[Reloaded]) -> None:
         """What became of TLS contexts: a notice, or a panic line for one that could not be loaded."""
@@ -373,26 +415,30 @@ class Worker:
             else:
                 self._report(f"tls: {text}")
 
-    async def _reload(self, new: dict[str, socket.socket]) -> None:
-        """Read the configuration again and use it, or keep the running one and say why."""
+    async def _reload(self, new: dict[str, socket.socket], number: int, digest: str, missing: int) -> None:
+        """Read the configuration again and use it, or keep the running one and say why. `digest` is that of the files
+        as they were tried, `missing` how many sockets did not come with the order."""
         async with self._one_reload:
-            await self._reloaded(new)
+            try:
+                if missing:
+                    raise LoadError(f"{missing} sockets could not be handed over: no descriptors are left")
+                loaded = load(self._config.files[0])
+                if loaded.config is None:
+                    raise LoadError("; ".join(str(fault) for fault in loaded.errors))
+                if loaded.config.digest() != digest:
+                    raise LoadError("files of the configuration have changed since they were tried: reload again")
+                held = await self._adopt(loaded.config, new)
+            except Exception as error:
+                # whatever a new configuration does, the old one serves on, and the operator is told
+                for sock in new.values():
+                    sock.close()
+                text = str(error) if isinstance(error, (LoadError, OSError)) else f"unexpected {error!r}"
+                self.log(Panic(self._clock.now(), f"config: reload refused, the running configuration stays: {text}"))
+                self._channel.send({"event": "refused", "round": number, "text": text[:SAID]})
+                return
+        self._channel.send({"event": "reloaded", "round": number, "held": list(held.items())[:MOST_HELD]})
 
-    async def _reloaded(self, new: dict[str, socket.socket]) -> None:
-        loaded = load(self._config.files[0])
-        try:
-            if loaded.config is None:
-                raise LoadError("; ".join(str(fault) for fault in loaded.errors))
-            await self._adopt(loaded.config, new)
-        except (LoadError, OSError) as error:
-            for sock in new.values():
-                sock.close()
-            self.log(Panic(self._clock.now(), f"config: reload refused, the running configuration stays: {error}"))
-            self._channel.send({"event": "refused", "text": str(error)})
-            return
-        self._channel.send({"event": "reloaded"})
-
-    async def _adopt(self, config: Config, new: dict[str, socket.socket]) -> None:
+    async def _adopt(self, config: Config, new: dict[str, socket.socket]) -> Counter[str]:
         node = config.node()
         resolver = compose.resolver(node, self._clock)
         loaded = await policies.load(config, self._clock, self._report, self._services())
@@ -421,7 +467,7 @@ class Worker:
         self._finder.reconfigure(resolver, node)
         self._bouncer.config = config
         self._door.reconfigure(config, policy)
-        self._dispatcher.reconfigure(config, self._contexts, self._hooks)
+        held = self._dispatcher.reconfigure(config, self._contexts, self._hooks)
         self._desk = self._new_desk(config, loaded)
         for session in self._sessions:
             session.retire()
@@ -432,6 +478,7 @@ class Worker:
             await self._listen(name, sock)
         self._close(old_policy)
         self.log(Notice(self._clock.now(), "configuration reloaded"))
+        return held
 
     def _close(self, policy: Policy) -> None:
         """Tell scripts that they are replaced; what they make of it is theirs."""
@@ -508,9 +555,10 @@ def main(config: Config, number: int, count: int, sockets: dict[str, socket.sock
             runner.run(run())
     except (SpoolError, LoadError, OSError) as error:
         text: Any = error
+        waits = error.may_heal if isinstance(error, SpoolError) else isinstance(error, OSError) and is_full(error)
         if isinstance(error, OSError) and error.strerror:
             text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         print(f"quillon: worker {number}: {text}", file=sys.stderr, flush=True)
-        channel.send({"event": "failed", "text": str(text)})
-        return FAULTY
+        channel.send({"event": "failed", "text": str(text), "waits": waits})
+        return WAITING if waits else FAULTY
     return 0

@@ -8,6 +8,7 @@ replaced by the later one. A configuration with a fault that is no warning is no
 from __future__ import annotations
 
 import difflib
+import hashlib
 import ipaddress
 import os
 import re
@@ -66,13 +67,18 @@ def load(path: str | Path, search_path: str | None = None) -> Loaded:
     """
     main = Path(path).absolute()
     builder = _Builder(table(), str(main.parent), _search_path(search_path or os.environ.get("EC_CONF_SEARCH_PATH")))
-    builder.read(main, None)
-    config = Config(builder.root, builder.table, builder.folder, tuple(builder.files))
     faults = builder.faults
-    if not any(not fault.warning for fault in faults):
-        faults = faults + check(config)
-    else:
-        faults = faults + check(config, files_only=True)
+    config = Config(builder.root, builder.table, builder.folder, (str(main),))
+    try:
+        builder.read(main, None)
+        digest = builder.digest.hexdigest()
+        config = Config(builder.root, builder.table, builder.folder, tuple(builder.files) or (str(main),), digest)
+        faulty = any(not fault.warning for fault in faults)
+        faults += check(config, files_only=faulty)
+    except Exception as error:
+        # a defect of ours must not take a server down that is told to reload
+        text = f"unexpected {type(error).__name__} while this was read: {error}; please report it"
+        faults.append(Fault(builder.at, text))
     order = {name: n for n, name in enumerate(builder.files)}
     faults.sort(key=lambda f: (order.get(f.position.file, len(order)), f.position.line, f.position.column))
     return Loaded(None if any(not f.warning for f in faults) else config, faults, config)
@@ -97,6 +103,8 @@ class _Builder:
     files: list[str] = field(default_factory=list)
     _open: list[Path] = field(default_factory=list)
     _warned: set[str] = field(default_factory=set)
+    at: Position = field(default_factory=lambda: Position("default", 0, 0))  # what is being read
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def __post_init__(self) -> None:
         self.root = Node("global", "", Position("default", 0, 0))
@@ -120,6 +128,7 @@ class _Builder:
         except UnicodeDecodeError as error:
             self.fault(where, f"cannot read {path}: it is not UTF-8 at octet {error.start}")
             return
+        self.digest.update(text.encode("utf-8", "replace") + b"\0")
         if str(path) not in self.files:
             self.files.append(str(path))
         items, faults = parse(text, str(path))
@@ -169,6 +178,7 @@ class _Builder:
     def fill(self, node: Node, items: Iterable[Item]) -> None:
         seen: dict[str, Setting] = {}
         for item in items:
+            self.at = item.path.position if isinstance(item, Include) else item.name.position
             if isinstance(item, Include):
                 self.include(node, item)
             elif isinstance(item, Scope):

@@ -71,6 +71,7 @@ class Config:
     table: Table
     folder: str
     files: tuple[str, ...]
+    read_digest: str = ""
     _inbound: dict[tuple[int, ...], tuple[ReceptionSettings, InboundTls]] = field(default_factory=dict)
     _clients: dict[tuple[int, IPAddress], tuple[ReceptionSettings, InboundTls]] = field(default_factory=dict)
     _outbound: dict[tuple[str, str, str, str], tuple[DeliverySettings, OutboundTls]] = field(default_factory=dict)
@@ -109,6 +110,10 @@ class Config:
     def enabled(self, node: Node) -> bool:
         """Whether a module stanza is switched on."""
         return bool(resolve(self.table.modules[node.kind].options["enabled"], [node], self.folder).value)
+
+    def digest(self) -> str:
+        """SHA-256 over the files as they were read, by which two processes know that they have read the same."""
+        return self.read_digest
 
     def in_force(self, node: Node) -> bool:
         """Whether a stanza and all that hold it are switched on."""

@@ -193,6 +193,9 @@ class NodeSettings:
     workers: int
     spoolbase: str
     spool_mode: int
+    spool_minimum_free_space: int
+    spool_minimum_free_inodes: int
+    record_folder: str | None
     large_message_threshold: int
     max_resident_messages: int
     server_max_outbound_connections: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from quillon.config.model import Config
@@ -27,6 +28,7 @@ from quillon.policy.msys import db
 from quillon.policy.tls import TlsHooks
 from quillon.reception.door import Door, Residents
 from quillon.smtp.sasl import Attempt
+from quillon.spool.room import Room
 from quillon.tls.engine import ContextError
 from quillon.tls.verdict import Verdict
 
@@ -195,6 +197,7 @@ class Stage:
             config=config,
             policy=policy,
             store=store,
+            room=Room(Path("/"), 0, 0, self.clock.now),
             ids=ids,
             clock=self.clock,
             residents=Residents(0),

@@ -495,6 +495,9 @@ class EsmtpSession:
 
     async def _on_mail(self, session: ServerSession, event: smtp.MailFrom) -> None:
         context = self._context
+        if self._desk.door.room.shortage():
+            session.respond(replies.NO_ROOM)  # before the client has sent anything large (RFC 1870 6.1)
+            return
         context.new_message()
         context.message["mailfrom_string"] = shown.cut(event.line, shown.CONTEXT_VALUE)
         context.message["mailfrom_localpart"] = event.mailbox.local

@@ -8,9 +8,13 @@ and responses of AUTH are never in it. Lines with `dns` hold what was looked up 
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
+import re
+import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from quillon.mail.reply import Reply
@@ -69,15 +73,21 @@ class SessionRecord:
         self.row["context"] = {key: value for key, value in connection.items() if not key.startswith("#")}
 
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
 class Recorder:
     """Appends to a file that only the server's user can read. Raises OSError from the start."""
 
-    def __init__(self, path: str, now: Callable[[], float], *, bodies: bool) -> None:
-        self.path = path
+    def __init__(self, folder: str, name: str, now: Callable[[], float], *, bodies: bool) -> None:
+        name = name.removeprefix(folder.rstrip("/") + "/")
+        if not _NAME.fullmatch(name):
+            raise OSError(errno.EACCES, f"recordings are files of Record_Folder, {folder}", name)
+        self.path = f"{folder}/{name}"
         self.bodies = bodies
         self.sessions = 0
         self._now = now
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._file = _open(folder, name)
 
     def begin(self, remote: str, local: str, listen: str) -> SessionRecord:
         return SessionRecord(remote, local, listen, self._now, bodies=self.bodies)
@@ -94,8 +104,10 @@ class Recorder:
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._file >= 0:
+            data = (json.dumps(row, separators=(",", ":")) + "\n").encode()
             try:
-                os.write(self._file, (json.dumps(row, separators=(",", ":")) + "\n").encode())
+                while data:
+                    data = data[os.write(self._file, data) :]
             except OSError:
                 self.close()  # a full disk ends the recording, not the sessions
 
@@ -104,6 +116,22 @@ class Recorder:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+
+
+def _open(folder: str, name: str) -> int:
+    """A file of the folder, made here or by another worker, and nobody else's: no link, no device. Raises OSError."""
+    Path(folder).mkdir(mode=0o750, parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        file = os.open(name, flags, 0o600, dir_fd=place)
+    finally:
+        os.close(place)
+    state = os.fstat(file)
+    if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1 or state.st_uid != os.geteuid():
+        os.close(file)
+        raise OSError(errno.EACCES, "it is no file of this server's own", f"{folder}/{name}")
+    return file
 
 
 def verdict_row(verdict: Verdict) -> dict[str, Any]:

@@ -104,6 +104,7 @@ RECIPIENTS_PER_MESSAGE = _r("452 4.5.3 Service unavailable, recipients per messa
 MESSAGE_TOO_LARGE = _r("552 5.3.4 message size limit exceeded")
 TOO_MANY_ERRORS = _r("421 4.7.0 Too many errors, closing connection")
 LINE_TOO_LONG = _r("500 5.5.2 line too long")
+NO_ROOM = _r("452 4.3.1 Insufficient system storage")
 SPOOL_FAILED = _r("451 4.3.0 transaction failed")
 NO_BINDING = _r("451 4.3.5 configuration error, please try later")
 POLICY_FAILED = _r("451 4.3.0 policy error, please try later")

@@ -27,7 +27,8 @@ from quillon.policy.message import Content
 from quillon.reception import content
 from quillon.reception.intake import Intake
 from quillon.reception.validation import Copy, Decision, Validation
-from quillon.spool.store import Store
+from quillon.spool.room import Room
+from quillon.spool.store import Store, is_full
 
 
 class Envelope(NamedTuple):
@@ -83,6 +84,7 @@ class Door:
         config: Config,
         policy: Policy,
         store: Store,
+        room: Room,
         ids: IdSource,
         clock: Clock,
         residents: Residents,
@@ -95,6 +97,7 @@ class Door:
         self.bindings = config.bindings()
         self.ids = ids
         self.store = store
+        self.room = room
         self.residents = residents
         self._clock = clock
         self._enqueue = enqueue
@@ -104,6 +107,7 @@ class Door:
     def reconfigure(self, config: Config, policy: Policy) -> None:
         """Use another configuration for messages that come from now on."""
         self.config, self.policy, self.node, self.bindings = config, policy, config.node(), config.bindings()
+        self.room.reconfigure(self.node.spool_minimum_free_space, self.node.spool_minimum_free_inodes)
 
     def accept(
         self,
@@ -194,9 +198,11 @@ class Door:
         """What is wrong with the mail data before policy sees them."""
         if intake.failed is not None:
             self._panic(f"spool: cannot write a body: {intake.failed.strerror}")
-            return replies.SPOOL_FAILED
+            return replies.NO_ROOM if is_full(intake.failed) else replies.SPOOL_FAILED
         if settings is None:
             return None
+        if self.room.shortage():
+            return replies.NO_ROOM
         reply = replies.HEADERS_TOO_LARGE if intake.head_too_large else content.fault(intake.head, settings)
         if reply is None and intake.long_line:
             reply = replies.BODY_LINE_TOO_LONG
@@ -298,19 +304,21 @@ class Door:
         """Commit, all in one transaction of the spool, and answer when the last is on disk."""
         left = len(batches)
         failed: list[Batch] = []
+        full = False
 
         def stored(batch: Batch, error: Exception | None) -> None:
-            nonlocal left
+            nonlocal left, full
             left -= 1
             if error is not None:
                 failed.append(batch)
+                full = full or is_full(error)
             if left == 0:
-                self._stored(envelope, batches, failed, answer)
+                self._stored(envelope, batches, failed, answer, full=full)
 
         for batch, messages in batches:
             self.store.insert(batch, messages, lambda error, batch=batch: stored(batch, error))  # type: ignore[misc]
 
-    def _stored(self, envelope: Envelope, batches: Stored, failed: list[Batch], answer: Answer) -> None:
+    def _stored(self, envelope: Envelope, batches: Stored, failed: list[Batch], answer: Answer, *, full: bool) -> None:
         if failed:
             # the client will come again with all of it: what did get onto disk must not be sent twice
             for batch, messages in batches:
@@ -320,7 +328,7 @@ class Door:
                     continue
                 for message in messages:
                     self.store.remove(message)
-            answer(replies.SPOOL_FAILED)
+            answer(replies.NO_ROOM if full else replies.SPOOL_FAILED)
             return
         # from here on the message is ours, whatever fails behind the commit, and the client has to know
         answer(Reply(250, "2.0.0", f"OK {envelope.batch_id}"))

@@ -12,9 +12,12 @@ Layout below `folder`: `spool.db`, `bodies/<number>` (synced before the row that
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import queue
+import re
+import secrets
 import sqlite3
 import sys
 import threading
@@ -22,6 +25,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from quillon.mail.message import Batch, Message
 from quillon.spool.record import RecordError, decode_batch, decode_message, encode_batch, encode_message
@@ -35,6 +40,10 @@ SCHEMA_VERSION = 1
 _PAGE = 16384  # octets; a usual message fits into one, which takes a third of the writes that 4096 takes
 _CHECKPOINT_PAGES = 1000
 _ROWS = 32  # rows a statement
+_MARK = "quillon-spool"
+_MANY = 500  # messages of one batch whose rows the committer makes
+_WATCHED = ("", "bodies", "lock", "spool.db", "spool.db-wal")
+BODY_NAME = re.compile(r"[0-9]{1,20}")
 INTERVAL = 0.004  # seconds between the beginnings of two commits at least: under load groups grow instead of commits
 RETRY = 0.5  # seconds until removals and updates that failed are tried again
 
@@ -42,7 +51,16 @@ Done = Callable[[Exception | None], None]
 
 
 class SpoolError(Exception):
-    """The spool cannot be used. The message names the file and what is wrong."""
+    """The spool cannot be used. The message names the file and what is wrong; `may_heal` tells that waiting helps, as
+    for space."""
+
+    def __init__(self, text: str, *, may_heal: bool = False) -> None:
+        super().__init__(text)
+        self.may_heal = may_heal
+
+
+class SpoolLost(Exception):
+    """The files of the spool are not those that it was opened with: nothing more is taken."""
 
 
 @dataclass
@@ -58,8 +76,21 @@ class _Group:
     removed_batches: list[int] = field(default_factory=list)
     dead_files: list[str] = field(default_factory=list)
 
+    late: list[tuple[int, list[Message]]] = field(default_factory=list)  # to be encoded by the committer
+
     def __bool__(self) -> bool:
-        return bool(self.batches or self.messages or self.updates or self.removed or self.removed_batches)
+        return bool(self.batches or self.messages or self.changes)
+
+    @property
+    def changes(self) -> bool:
+        """Whether there are updates or removals."""
+        return bool(self.updates or self.removed or self.removed_batches)
+
+    def without_changes(self) -> _Group:
+        """Take the inserts out into a group of their own."""
+        other = _Group(self.batches, self.messages, self.callbacks, self.new_files, late=self.late)
+        self.batches, self.messages, self.callbacks, self.new_files, self.late = [], [], [], [], []
+        return other
 
 
 class Store:
@@ -70,6 +101,7 @@ class Store:
         self._mode = mode
         self._report = report
         self._lock_file = -1
+        self._identity = ""
         self._kept: set[int] = set()  # batches that an entry set aside still needs
         self._group = _Group()
         self._busy = False  # a commit runs: nobody else may touch the connection
@@ -79,6 +111,9 @@ class Store:
         self._database: sqlite3.Connection | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._failing = ""  # why the last group was not written, until one is
+        self._lost = ""  # why nothing is taken any more
+        self._files: dict[str, tuple[int, int, int]] = {}  # device, inode, least size of what must stay in place
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="spool-read")
         self._reader: sqlite3.Connection | None = None
 
@@ -89,15 +124,18 @@ class Store:
         try:
             (self.folder / "bodies").mkdir(mode=0o750, parents=True, exist_ok=True)
             self._lock()
-            with self._connect() as database:
+            self._check_identity()
+            with self._connect(create=True) as database:
+                self._identify(database)
                 messages = list(self._recover(database))
             database.close()
             self._sweep_files()
             os.chmod(self.folder / "spool.db", self._mode)
         except OSError as error:
-            raise SpoolError(f"spool {self.folder}: {error.strerror}") from None
+            raise SpoolError(f"spool {self.folder}: {error.strerror}", may_heal=is_full(error)) from None
         except sqlite3.Error as error:
-            raise SpoolError(f"spool {self.folder / 'spool.db'}: {error}; nothing was changed") from None
+            text = f"spool {self.folder / 'spool.db'}: {error}; nothing was changed"
+            raise SpoolError(text, may_heal=is_full(error)) from None
         for message in messages:
             message.batch.left = 0
         for message in messages:
@@ -110,7 +148,7 @@ class Store:
         try:
             self._database = self._connect()
         except sqlite3.Error as error:
-            raise SpoolError(f"spool {self.folder / 'spool.db'}: {error}") from None
+            raise SpoolError(f"spool {self.folder / 'spool.db'}: {error}", may_heal=is_full(error)) from None
         self._thread = threading.Thread(target=self._run, name="spool-commit", daemon=True)
         self._thread.start()
 
@@ -120,6 +158,9 @@ class Store:
         end = self._loop.time() + patience
         while (self._busy or self._group) and self._loop.time() < end:  # noqa: ASYNC110 - once, at the end
             await asyncio.sleep(0.005)
+        if self._group:
+            left = len(self._group.removed) + len(self._group.updates)
+            self._report(f"spool: {self.folder}: {left} changes of messages could not be written at the end")
         self._todo.put(None)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
@@ -129,6 +170,7 @@ class Store:
 
     def release(self) -> None:
         """Let go of the lock, and of what reads."""
+        self._mark("closed")
         self._readers.shutdown(wait=True)
         if self._lock_file >= 0:
             os.close(self._lock_file)
@@ -143,8 +185,47 @@ class Store:
             self._lock_file = -1
             raise SpoolError(f"spool {self.folder} is in use by another process") from None
 
-    def _connect(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.folder / "spool.db", isolation_level=None, check_same_thread=False, timeout=30)
+    def _check_identity(self) -> None:
+        """A spool whose database has gone, or is another one, is not begun anew without a word. Raises SpoolError."""
+        known = os.pread(self._lock_file, 200, 0).decode("ascii", "replace").split()
+        file = self.folder / "spool.db"
+        if len(known) < 2 or known[0] != _MARK:
+            return
+        self._identity = known[1]
+        if not file.exists() or not file.stat().st_size:
+            raise SpoolError(
+                f"spool {file} is missing, or empty, and was there before: restore it, or remove"
+                f" {self.folder / 'lock'} to begin anew without the mail that it held"
+            )
+        if known[2:3] == ["open"] and not (self.folder / "spool.db-wal").exists():
+            self._report(
+                f"spool: {file}-wal is missing although the spool was not closed: mail of its last minutes may be lost"
+            )
+
+    def _identify(self, database: sqlite3.Connection) -> None:
+        """Give database and lock file the same name, and tell that the spool is open. Raises SpoolError."""
+        database.execute("CREATE TABLE IF NOT EXISTS identity(id TEXT)")
+        row = database.execute("SELECT id FROM identity").fetchone()
+        if row is None:
+            self._identity = self._identity or secrets.token_hex(16)
+            database.execute("INSERT INTO identity VALUES(?)", (self._identity,))
+        elif self._identity and row[0] != self._identity:
+            raise SpoolError(
+                f"spool {self.folder / 'spool.db'} is that of another spool: restore the right one, or remove"
+                f" {self.folder / 'lock'} to use it"
+            )
+        else:
+            self._identity = str(row[0])
+        self._mark("open")
+
+    def _mark(self, state: str) -> None:
+        if self._lock_file >= 0 and self._identity:
+            os.pwrite(self._lock_file, f"{_MARK} {self._identity} {state:6}\n".encode(), 0)
+
+    def _connect(self, *, create: bool = False) -> sqlite3.Connection:
+        """Opening writes nothing where the database is there: on a full disk it has to succeed."""
+        address = f"file:{quote(str(self.folder / 'spool.db'))}?mode={'rwc' if create else 'rw'}"
+        database = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
         database.execute(f"PRAGMA page_size={_PAGE}")
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")
@@ -152,30 +233,37 @@ class Store:
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, SCHEMA_VERSION):
             raise SpoolError(f"spool {self.folder}: layout {version} is of another version of Quillon")
-        database.executescript(_SCHEMA)
-        database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        if version == 0:
+            database.executescript(_SCHEMA)
+            database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         return database
 
     def _recover(self, database: sqlite3.Connection) -> Iterator[Message]:
         """Every readable message; what cannot be read is set aside and named, never dropped."""
         batches: dict[int, Batch] = {}
-        for number, text, path in database.execute("SELECT id, record, path FROM batch").fetchall():
+        database.text_factory = bytes  # what is no UTF-8 is the matter of its row
+        for number, record, path, has_body in self._rows(database, "batch", "record, path, body IS NOT NULL"):
             try:
-                if path and not (self.folder / "bodies" / path).exists():
-                    raise RecordError(f"its body file {path} is missing")
-                batches[number] = decode_batch(number, text, path)
+                name = _octets(path).decode("ascii", "replace")
+                if name and not BODY_NAME.fullmatch(name):
+                    raise RecordError(f"{name!r:.80} is no name of a body file")
+                if name and not self.body_file(name).exists():
+                    raise RecordError(f"its body file {name} is missing")
+                if not name and not has_body:
+                    raise RecordError("it has no body")
+                batches[number] = decode_batch(number, _record(record), name)
             except RecordError as error:
-                self._set_aside(database, "batch", number, number, text, str(error))
+                self._set_aside(database, "batch", number, number, str(error))
         used: set[int] = set()
         self._kept.update(number for (number,) in database.execute("SELECT batch FROM set_aside"))
-        for number, batch_number, text in database.execute("SELECT id, batch, record FROM message").fetchall():
+        for number, batch_number, record in self._rows(database, "message", "batch, record"):
             try:
                 batch = batches.get(batch_number)
                 if batch is None:
                     raise RecordError("its batch is missing or unreadable")
-                message = decode_message(number, text, batch)
+                message = decode_message(number, _record(record), batch)
             except RecordError as error:
-                self._set_aside(database, "message", number, batch_number, text, str(error))
+                self._set_aside(database, "message", number, batch_number, str(error))
                 continue
             finally:
                 used.add(batch_number)
@@ -184,16 +272,30 @@ class Store:
             # all its messages are done, and none was set aside
             database.execute("DELETE FROM batch WHERE id = ? AND id NOT IN (SELECT batch FROM set_aside)", (number,))
 
-    def _set_aside(self, database: sqlite3.Connection, kind: str, number: int, batch: int, text: str, why: str) -> None:
+    def _rows(self, database: sqlite3.Connection, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
+        """The rows of a table, each read by itself; one that the database itself cannot read is named and left."""
+        for (number,) in database.execute(f"SELECT id FROM {table}").fetchall():  # noqa: S608 - our names
+            try:
+                row = database.execute(f"SELECT {columns} FROM {table} WHERE id = ?", (number,)).fetchone()  # noqa: S608
+            except sqlite3.DatabaseError as error:
+                self._report(f"spool: {table} {number} in {self.folder / 'spool.db'} cannot be read: {error}")
+                continue
+            if row is not None:
+                yield (number, *row)
+
+    def _set_aside(self, database: sqlite3.Connection, kind: str, number: int, batch: int, why: str) -> None:
         """Keep an entry that cannot be read, body and all, out of the way of those that can."""
-        database.execute(
-            "INSERT INTO set_aside SELECT ?1, ?2, ?3, ?4, ?5, datetime('now')"
-            " WHERE NOT EXISTS (SELECT 1 FROM set_aside WHERE id = ?1 AND kind = ?2)",
-            (number, kind, batch, text, why),
-        )
         self._kept.add(batch)
-        if kind == "message":
-            database.execute("DELETE FROM message WHERE id = ?", (number,))
+        try:
+            database.execute(
+                "INSERT INTO set_aside SELECT ?1, ?2, ?3, record, ?4, datetime('now')"  # noqa: S608 - our names
+                f" FROM {kind} WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM set_aside WHERE id = ?1 AND kind = ?2)",
+                (number, kind, batch, why),
+            )
+            if kind == "message":
+                database.execute("DELETE FROM message WHERE id = ?", (number,))
+        except sqlite3.Error as error:
+            why = f"{why}; it stays where it is: {error}"  # a full disk: it is left alone for now
         self._report(f"spool: {kind} {number} in {self.folder / 'spool.db'} is set aside: {why}")
 
     def _sweep_files(self) -> None:
@@ -213,6 +315,11 @@ class Store:
         """
         source = Store(other, self._mode, self._report)
         source._lock()
+        if not (other / "spool.db").exists():
+            source.release()
+            if any((other / "bodies").glob("*")):
+                raise SpoolError(f"spool {other / 'spool.db'} is missing, and bodies are there: restore it")
+            return 0
         try:
             (self.folder / "bodies").mkdir(mode=0o750, parents=True, exist_ok=True)
             for file in (other / "bodies").iterdir():
@@ -220,7 +327,7 @@ class Store:
                 if not target.exists():
                     os.link(file, target)
             source._connect().close()
-            with self._connect() as database:
+            with self._connect(create=True) as database:
                 database.execute("ATTACH DATABASE ? AS other", (str(other / "spool.db"),))
                 count = int(database.execute("SELECT count(*) FROM other.message").fetchone()[0])
                 for table in ("batch", "message"):
@@ -246,11 +353,19 @@ class Store:
 
     def insert(self, batch: Batch, messages: list[Message], done: Done) -> None:
         """Store a batch; `done(None)` is called on the loop once it is on disk, or `done(error)` if it is not."""
+        if self._lost:
+            assert self._loop is not None
+            self._loop.call_soon(_call_all, self._loop, [done], SpoolLost(self._lost))
+            return
         number = batch.id.number
         body = None if batch.path else batch.body
+        row = (number, encode_batch(batch), body, batch.path)
+        encoded = [] if len(messages) > _MANY else [(m.id.number, number, encode_message(m)) for m in messages]
         group = self._group
-        group.batches.append((number, encode_batch(batch), body, batch.path))
-        group.messages += [(message.id.number, number, encode_message(message)) for message in messages]
+        group.batches.append(row)
+        group.messages += encoded
+        if not encoded:
+            group.late.append((number, messages))  # the loop has others to serve
         if batch.path:
             group.new_files.append(batch.path)
         group.callbacks.append(done)
@@ -286,6 +401,8 @@ class Store:
 
     def body_file(self, name: str) -> Path:
         """Where a body file lies."""
+        if not BODY_NAME.fullmatch(name):
+            raise OSError(errno.EINVAL, "no name of a body file", name)
         return self.folder / "bodies" / name
 
     def drop_body_file(self, name: str) -> None:
@@ -299,7 +416,7 @@ class Store:
         """Read a body at once, for a notification; empty if it cannot be read, which is reported."""
         try:
             return self._readers.submit(self._read_body, batch.id.number).result() or b""
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, TypeError) as error:
             self._report(f"spool: cannot read the body of {batch.id}: {error}")
             return b""
 
@@ -315,7 +432,12 @@ class Store:
         if row is None:
             return None
         body, path = row
-        return (self.folder / "bodies" / path).read_bytes() if path else bytes(body)
+        return self.body_file(path).read_bytes() if path else bytes(body)
+
+    @property
+    def waiting(self) -> int:
+        """Removals and updates that are not on disk yet."""
+        return len(self._group.removed) + len(self._group.updates)
 
     # groups ---------------------------------------------------------------------------------------------------
 
@@ -334,9 +456,14 @@ class Store:
         if self._busy or not self._group:
             return
         group, self._group = self._group, _Group()
+        if self._failing and group.changes:
+            self._group = group.without_changes()  # what may be too much for the disk does not go along
         self._busy = True
         assert self._loop is not None
         self._begun = self._loop.time()
+        if group.late or self._failing:
+            self._todo.put(group)  # the committer does all of it
+            return
         error = self._statements(group)
         if error is None:
             self._todo.put(group)
@@ -355,7 +482,8 @@ class Store:
                 database.executemany("UPDATE message SET record = ? WHERE id = ?", group.updates)
             _delete(database, "message", group.removed)
             _delete(database, "batch", group.removed_batches)
-        except (sqlite3.Error, OverflowError) as error:
+        except Exception as error:
+            # memory, the disk, a value that no row can hold: the group is over, and is told so
             self._roll_back(database)
             return error
         return None
@@ -374,21 +502,71 @@ class Store:
     def _commit(self, group: _Group) -> Exception | None:
         database = self._database
         assert database is not None
+        failed = self._begun_late(group) if group.late or self._failing else None
+        if failed is not None:
+            return failed
         try:
             for name in group.new_files:
                 _sync(self.folder / "bodies" / name)
             if group.new_files:
                 _sync(self.folder / "bodies")
             database.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:
             self._roll_back(database)
+            self._overwrite(database)
             return error
+        self._lost = self._lost or self._displaced()
+        if self._lost:
+            return SpoolLost(self._lost)
         for name in group.dead_files:
             try:
                 self.body_file(name).unlink(missing_ok=True)
             except OSError as error:
                 self._report(f"spool: cannot remove {self.body_file(name)}: {error.strerror}")
         return None
+
+    def _begun_late(self, group: _Group) -> Exception | None:
+        """What the loop has left to the committer: many rows to encode, or a group after one that failed."""
+        database = self._database
+        assert database is not None
+        if self._failing:
+            try:
+                # room for removals: the log of the database is written back, and used again from its beginning
+                database.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+                self._overwrite(database)
+            except sqlite3.Error as error:
+                return error
+        for number, messages in group.late:
+            group.messages += [(m.id.number, number, encode_message(m)) for m in messages]
+        group.late.clear()
+        return self._statements(group)
+
+    def _overwrite(self, database: sqlite3.Connection) -> None:
+        """After a COMMIT that failed its frames may stand whole in the log, and come back after a crash although they
+        were refused. One small write in their place ends that (sqlite.org/fileformat2.html 4.3)."""
+        try:
+            database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        except sqlite3.Error:
+            return  # the disk takes nothing: `_begun_late` tries again before anything else is written
+
+    def _displaced(self) -> str:
+        """Whether the files that were opened are those that lie there; else what has become of them."""
+        for name in _WATCHED:
+            path = self.folder / name if name else self.folder
+            try:
+                state = os.stat(path)
+            except OSError as error:
+                if name in self._files or name != "spool.db-wal":
+                    return f"{path}: {error.strerror}; it was removed while the server runs"
+                continue
+            known = self._files.get(name)
+            size = state.st_size if name.startswith("spool.db") else 0
+            if known is not None and known[:2] != (state.st_dev, state.st_ino):
+                return f"{path} was replaced while the server runs"
+            if known is not None and size < known[2]:
+                return f"{path} was truncated while the server runs"
+            self._files[name] = (state.st_dev, state.st_ino, size)
+        return ""
 
     def _roll_back(self, database: sqlite3.Connection) -> None:
         try:
@@ -401,10 +579,10 @@ class Store:
         """A group is on disk, or has failed: tell its callers, and go on with what has come meanwhile."""
         assert self._loop is not None
         self._busy = False
-        if error is not None:
-            self._report(f"spool: {self.folder / 'spool.db'}: write failed: {error}")
-            self._put_back(group)
-        _call_all(self._loop, group.callbacks, error)
+        try:
+            self._note_outcome(group, error)
+        finally:
+            _call_all(self._loop, group.callbacks, error)
         if error is None:
             if self._group:
                 self._soon()
@@ -412,12 +590,51 @@ class Store:
             self._scheduled = True
             self._loop.call_later(RETRY, self._begin)
 
+    def _note_outcome(self, group: _Group, error: Exception | None) -> None:
+        """Say once what fails, and once that it works again; keep what is still to be done."""
+        if error is None:
+            if self._failing:
+                self._failing = ""
+                self._report(f"spool: {self.folder / 'spool.db'} is written again")
+            return
+        words = str(error) or type(error).__name__
+        if words != self._failing:
+            self._report(f"spool: {self.folder / 'spool.db'}: write failed: {words}")
+        self._failing = words
+        assert self._loop is not None
+        waiting = self._group.without_changes()
+        _call_all(self._loop, waiting.callbacks, error)  # nobody knows how long it takes: their clients come again
+        self._put_back(group)
+        if not self._group:
+            # nothing else waits: look whether the disk takes anything, so that new mail is taken again
+            self._group.updates.append(("", -1))
+
     def _put_back(self, group: _Group) -> None:
         """Inserts of a failed group are over, and told so; what it took away or changed is tried again."""
         self._group.updates[:0] = group.updates
         self._group.removed[:0] = group.removed
         self._group.removed_batches[:0] = group.removed_batches
         self._group.dead_files[:0] = group.dead_files
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it is for want of room, or of leave to write, that something was not written."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY) or "full" in str(error)
+
+
+def _octets(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
+
+
+def _record(value: object) -> str:
+    """The text of a record. Raises RecordError."""
+    try:
+        return _octets(value).decode("utf-8")
+    except UnicodeDecodeError:
+        raise RecordError("it is no UTF-8") from None
 
 
 def _call_all(loop: asyncio.AbstractEventLoop, callbacks: list[Done], error: Exception | None) -> None:
