@@ -93,7 +93,7 @@ msg:get_envelope2(msys.core.EC_MSG_ENV_TO | msys.core.EC_MSG_ENV_COMPLETE, l, d)
         ("out((msys.dumper.Dumper({a = {1}}):gsub('%s', '')))", '{["a"]={[1]=1}}'),
         ("out(msys.type(msg), msys.type({}), msys.type(msys.core.string_new()))", "msg|table|ec_string"),
         # operators
-        ("out(6 & 3, 6 | 3, 6 ^^ 3, 1 << 4, 256 >> 4, ~0, 7 \\ 2, -7 \\ 2, 1 != 2)", "2|7|5|16|16|-1|3|-3|true"),
+        ("out(6 & 3, 6 | 3, 6 ^^ 3, 1 << 4, 256 >> 4, ~0, 7 \\ 2, -7 \\ 2, 1 != 2)", "2|7|5|16|16|-1|3|-4|true"),
         ("out(0xFFFFFFFF & 0xFFFFFF00, 1 << 31, 1 << 32, -1 & 0xFF, 7.9 & 15, -256 >> 4, ~5, 3000000000 ^^ 1)", "4294967040|2147483648|4294967296|255|7|-16|-6|3000000001"),
         # Lua's own
         ("out(os.time(), os.date('!%Y', 0), os.time({year = 2000, month = 1, day = 1, hour = 12}) > 9e8, type(os.clock()))", "1700000000|1970|true|number"),

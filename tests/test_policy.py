@@ -325,9 +325,13 @@ def test_a_callout_that_would_never_be_called_is_refused(tmp_path: Path) -> None
             _policy(tmp_path, text)
         assert words in str(error.value)
     _policy(tmp_path, _module("").replace("msys.registerModule", "function mod:helper() end msys.registerModule"))
-    for name in ("validate_address", "reinit", "get_tls_parameters", "core_helper", "init2"):
+    for name in ("check_address", "reinit", "get_tls_parameters", "init2"):
         helper = f"function mod:{name}() end msys.registerModule"
         _policy(tmp_path, _module("").replace("msys.registerModule", helper))
+    for name in ("validate_address", "core_helper", "core_log_rejection"):  # beside a known one, too
+        text = _module("", name).replace("msys.registerModule", good + "msys.registerModule")
+        with pytest.raises(PolicyError, match="would never be called"):
+            _policy(tmp_path, text)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +385,8 @@ def test_a_misspelt_callout_alone_is_named(tmp_path: Path) -> None:
     for name, words in (
         ("validate_mailfrm", "m: validate_mailfrm is no callout; did you mean validate_mailfrom?"),
         ("Validate_Mailfrom", "m: Validate_Mailfrom is no callout; did you mean validate_mailfrom?"),
-        ("validate_sender", "no usable methods found for module m in registerModule call; it has validate_sender"),
+        ("validate_sender", "m: validate_sender is not a callout of this version; it would never be called"),
+        ("check_sender", "no usable methods found for module m in registerModule call; it has check_sender"),
     ):
         with pytest.raises(PolicyError) as raised:
             _policy(tmp_path, f"local m = {{}} function m:{name}() return 0 end msys.registerModule('m', m)")

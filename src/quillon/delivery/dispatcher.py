@@ -544,6 +544,9 @@ class Dispatcher:
         )
         if isinstance(settled, Fail):
             outcome = settled.outcome
+        outcome = ruling.logged(message, outcome, now, policy)
+        if isinstance(settled, Delay):
+            ruling.requeued(message, now, policy)
         demand = message.demand or ruling.demand_of(message, self.config)
         self.log(Attempted(now, message, outcome, demand, facts, host, local_ip or self._source(message)))
         if isinstance(settled, Delay):

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from quillon.config.model import DEMANDS, Config
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.mail.message import Message, TlsDemand
+from quillon.mail.outcome import Delivered, Outcome, PermanentFailure, TransientFailure
 from quillon.mail.reply import Reply
-from quillon.policy.context import Context
+from quillon.policy.context import Context, not_text
 from quillon.policy.hook import Call, Hook, Policy, Session, words_of
 from quillon.policy.message import Content, MessageView
 from quillon.policy.tls import HookFailed, TlsHooks
@@ -211,6 +212,38 @@ def next_attempt(message: Message, when: float, now: float, policy: Policy) -> f
         policy.report(f"policy: {Hook.NEXT_ATTEMPT.value} error: it returned {said!r}, which is no time")
         return when
     return max(said, now)
+
+
+_LOGGED = {Delivered: Hook.LOG_DELIVERY, TransientFailure: Hook.LOG_TRANSIENT, PermanentFailure: Hook.LOG_PERMANENT}
+
+
+def logged(message: Message, outcome: Outcome, now: float, policy: Policy) -> Outcome:
+    """The outcome as it is to be logged: policy has heard of it, and may have said another reply (hooks core_log_*_v1).
+    What it puts into the message's context is kept for later attempts."""
+    hook = _LOGGED[type(outcome)]
+    if not policy.hooks(hook):
+        return outcome
+    call = call_about(message, hook)
+    call.view.reply = outcome.reply
+    domain = message.routing_domain or message.recipient.domain
+    policy.answers(hook, call, domain, message.binding, now, str(outcome.reply))
+    _keep_context(message, call)
+    said = call.view.reply
+    return replace(outcome, reply=said) if said is not None and said != outcome.reply else outcome
+
+
+def requeued(message: Message, now: float, policy: Policy) -> None:
+    """A message goes back into its queue (hook core_pre_mailq_message_requeue)."""
+    if policy.hooks(Hook.REQUEUE):
+        call = call_about(message, Hook.REQUEUE)
+        policy.answers(Hook.REQUEUE, call, now)
+        _keep_context(message, call)
+
+
+def _keep_context(message: Message, call: Call) -> None:
+    known, found = message.batch.message_context, call.context.message
+    if not_text(found) is None:
+        message.context = {key: value for key, value in found.items() if known.get(key) != value}
 
 
 def bounces(message: Message, reply: Reply, policy: Policy) -> bool:

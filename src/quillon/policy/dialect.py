@@ -1,10 +1,13 @@
-"""The manual's Lua to Lua 5.1: `!=`, operators on integers `& | ^^ << >> ~`, integer division by `\\` or a backtick.
+"""The manual's Lua to Lua 5.1: `!=`, `!`, operators on integers `& | ^^ << >> ~`, integer division by `\\`, escapes and
+octal numbers.
 
-What is valid Lua 5.1 comes out octet for octet as it went in, for none of these operators can stand in it outside of
-strings and comments. Line numbers never change. Pure.
+The vendor's machine is a Lua 5.1 with additions, and its lexer and parser are public (SparkPost/thrlua, llex.c and
+lparser.c); precedence and escapes are theirs. From weak to strong: or, and, comparison, `..`, `+ - | & ^^`,
+`* / % << >> \\`, unary, `^`. An escape that is unknown stands for its character; `\\u` takes 4, 6 or 8 hexadecimal
+digits, as many as there are; a number that begins with 0 is octal. What none of this concerns comes out octet for octet
+as it went in. Line numbers never change. The functions behind the operators stand in the table `_BIT`. Pure.
 
-Precedence, from weak to strong: or, and, comparison, `|`, `^^`, `&`, shifts, `..`, `+ -`, `* / % \\`, unary, `^`; that
-is the order of Lua 5.3, for the manual gives none. The functions behind the operators stand in the table `_BIT`.
+A backtick divides as `\\` does, an extension of this server's own.
 """
 
 from __future__ import annotations
@@ -32,14 +35,14 @@ _TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n\f\v]+)
     |(?P<comment>--(?:\[(?P<c>=*)\[.*?(?:\](?P=c)\]|\Z)|[^\n]*))
     |(?P<string>\[(?P<s>=*)\[(?:.*?\](?P=s)\]|(?P<unclosed>))
-        |"(?>[^"\\\n]|\\z\s*|\\\r\n|\\.)*+" |'(?>[^'\\\n]|\\z\s*|\\\r\n|\\.)*+')
+        |"(?>[^"\\\n]|\\\r\n|\\.)*+" |'(?>[^'\\\n]|\\\r\n|\\.)*+')
     |(?P<number>0[xX](?:[0-9A-Fa-f.]|[pP][+-]?)+[A-Za-z]* | (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[A-Za-z]*)
     |(?P<name>[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*)
-    |(?P<operator>\.\.\.|\.\.|==|~=|!=|<=|>=|<<|>>|\^\^|::|[-+*/%^\#<>=(){}\[\];:,.&|~\\`])
+    |(?P<operator>\.\.\.|\.\.|==|~=|!=|<=|>=|<<|>>|\^\^|::|[-+*/%^\#<>=(){}\[\];:,.&|~\\`!])
     """,
     re.VERBOSE | re.DOTALL,
 )
-_NEW = frozenset(("&", "|", "^^", "<<", ">>", "~", "\\", "`"))
+_NEW = frozenset(("&", "|", "^^", "<<", ">>", "~", "\\", "`", "!"))
 _FUNCTIONS = {
     "&": "band",
     "|": "bor",
@@ -53,13 +56,18 @@ _FUNCTIONS = {
 _BINARY = (
     {"or": (1, 1), "and": (2, 2)}
     | dict.fromkeys(("<", ">", "<=", ">=", "~=", "!=", "=="), (3, 3))
-    | {"|": (4, 4), "^^": (5, 5), "&": (6, 6), "<<": (7, 7), ">>": (7, 7), "..": (9, 8)}
-    | dict.fromkeys(("+", "-"), (10, 10))
-    | dict.fromkeys(("*", "/", "%", "\\", "`"), (11, 11))
-    | {"^": (14, 13)}
+    | {"..": (5, 4)}
+    | dict.fromkeys(("+", "-", "|", "&", "^^"), (6, 6))
+    | dict.fromkeys(("*", "/", "%", "<<", ">>", "\\", "`"), (7, 7))
+    | {"^": (10, 9)}
 )
-_UNARY = ("not", "-", "#", "~")
-_UNARY_PRIORITY = 12
+_UNARY = ("not", "-", "#", "~", "!")
+_UNARY_PRIORITY = 8
+# what LuaJIT reads as the vendor's lexer does: letters, decimals, an escaped line end, and the quotes and the backslash
+_ESCAPE = re.compile(
+    r"\\(?:u(?P<hex>[0-9A-Fa-f]{0,8})|x(?P<octet>[0-9A-Fa-f]{0,2})|(?P<other>[^abfnrtv0-9\\\"'\r\n]))", re.S
+)
+_OCTAL = re.compile(r"0[0-9]")
 MAX_DEPTH = 100  # of nested expressions and blocks
 
 
@@ -71,6 +79,10 @@ def translate(text: str, path: str = "script") -> str:
     if tokens is None:
         return text  # LuaJIT says better what is wrong with it
     changes: list[tuple[int, int, str]] = [(t.start, t.start + 2, "~=") for t in tokens if t.text == "!="]
+    for token in tokens:
+        other = _literal(token, path)
+        if other != token.text:
+            changes.append((token.start, token.start + len(token.text), other))
     if any(t.text in _NEW and t.kind == "operator" for t in tokens):
         changes += _Parser(tokens, path).changes()
     out: list[str] = []
@@ -82,7 +94,47 @@ def translate(text: str, path: str = "script") -> str:
 
 
 def _may_need(text: str) -> bool:
-    return any(mark in text for mark in ("!=", "&", "|", "^^", "<<", ">>", "~", "\\", "`"))
+    return any(mark in text for mark in ("!", "&", "|", "^^", "<<", ">>", "~", "\\", "`")) or bool(_OCTAL.search(text))
+
+
+def _literal(token: _Token, path: str) -> str:
+    """A string or a number as Lua 5.1 reads it. Raises DialectError."""
+    if token.kind == "string" and "\\" in token.text and token.text[0] != "[":
+        return _ESCAPES.sub(lambda match: _escape(match, token, path), token.text)
+    if token.kind == "number" and _OCTAL.match(token.text):
+        if not re.fullmatch("[0-7]+", token.text):
+            raise DialectError(f"{path}:{token.line}: malformed number near '{token.text}' (a leading 0 is octal)")
+        return str(int(token.text, 8))
+    return token.text
+
+
+_ESCAPES = re.compile(r"\\(?:u[0-9A-Fa-f]{0,8}|x[0-9A-Fa-f]{0,2}|\r\n|.)", re.S)
+
+
+def _escape(match: re.Match[str], token: _Token, path: str) -> str:
+    found = _ESCAPE.fullmatch(match[0])
+    if found is None:
+        return match[0]
+    if found["other"] is not None:
+        return found["other"]
+    if found["octet"] is not None:
+        if len(found["octet"]) != 2:
+            raise DialectError(f"{path}:{token.line}: hexadecimal digit expected near '{match[0]}'")
+        return f"\\{int(found['octet'], 16):03}"
+    if len(found["hex"]) not in (4, 6, 8):
+        raise DialectError(f"{path}:{token.line}: 4, 6 or 8 hexadecimal digits expected near '{match[0]}'")
+    return "".join(f"\\{octet:03}" for octet in _utf8(int(found["hex"], 16), token, path))
+
+
+def _utf8(code: int, token: _Token, path: str) -> bytes:
+    """UTF-8 of up to six octets, as the vendor's lexer writes it. Raises DialectError."""
+    if code < 0x80:
+        return bytes([code])
+    for count, limit in ((2, 0x800), (3, 0x10000), (4, 0x200000), (5, 0x4000000), (6, 0x80000000)):
+        if code < limit:
+            rest = [0x80 | code >> 6 * n & 0x3F for n in range(count - 2, -1, -1)]
+            return bytes([0xFF00 >> count & 0xFF | code >> 6 * (count - 1), *rest])
+    raise DialectError(f"{path}:{token.line}: there is no such character")
 
 
 def _tokens(text: str) -> list[_Token] | None:
@@ -287,7 +339,9 @@ class _Parser:
             operator = self._at
             self._at += 1
             self._expression(_UNARY_PRIORITY)
-            if self._tokens[operator].text == "~":
+            if self._tokens[operator].text == "!":
+                self._instead[operator] = " not "
+            elif self._tokens[operator].text == "~":
                 self._instead[operator] = "_BIT.bnot("
                 self._behind.setdefault(self._at - 1, []).append(")")
         else:

@@ -40,9 +40,12 @@ class Phase(Enum):
     RCPTTO_LIST_FINAL = "validate_rcptto_list_final"
     DATA = "validate_data"
     DATA_SPOOL = "validate_data_spool"
+    PRE_EACH_RCPT = "core_pre_msg_each_rcpt"
     EACH_RCPT = "validate_data_spool_each_rcpt"
+    POST_EACH_RCPT = "core_post_msg_each_rcpt"
     SET_BINDING = "validate_set_binding"
     FINAL_VALIDATION = "core_final_validation"
+    POST_FINAL_VALIDATION = "core_post_final_validation"
     DEALLOC = "validate_dealloc"
 
 
@@ -66,16 +69,23 @@ class Hook(Enum):
     OUTBOUND_AUTH = "outbound_smtp_auth_config"
     GENERATE_BOUNCES = "generate_bounces"
     BOUNCE_TEXT = "generate_rfc3464_message_preamble"
+    LOG_DELIVERY = "core_log_delivery_v1"
+    LOG_TRANSIENT = "core_log_transient_failure_v1"
+    LOG_PERMANENT = "core_log_permanent_failure_v1"
+    REQUEUE = "core_pre_mailq_message_requeue"
+    TLS_REPORTING = "core_smtp_tls_reporting"
 
 
-WITH_MESSAGE = frozenset((Phase.RCPTTO, Phase.DATA, Phase.DATA_SPOOL, Phase.EACH_RCPT, Phase.FINAL_VALIDATION))
+VOID = frozenset((Phase.PRE_EACH_RCPT, Phase.POST_EACH_RCPT, Phase.POST_FINAL_VALIDATION))
+"""Phases whose callouts only act: what they return, if anything, decides nothing."""
+WITH_MESSAGE = frozenset((Phase.RCPTTO, Phase.DATA, Phase.DATA_SPOOL, Phase.EACH_RCPT, Phase.FINAL_VALIDATION, *VOID))
 """Phases whose callouts are called with the message, beside the session."""
 
 ALIASES: dict[str, tuple[str, ...]] = {
     Phase.AUTH.value: ("core_validate_auth", "validate_auth"),
     Phase.FINAL_VALIDATION.value: ("final_validation",),
     Hook.ROUTING_DOMAIN.value: ("config_get_message_routing_domain",),
-} | {hook.value: (f"core_{hook.value}",) for hook in Hook if not hook.value.startswith("core_")}
+} | {callout.value: (f"core_{callout.value}",) for callout in (*Phase, *Hook) if not callout.value.startswith("core_")}
 """Other names of callouts: the manual registers a C hook as `<scope>_<hook>`."""
 
 
@@ -418,6 +428,10 @@ def unknown_callout(names: Iterable[str]) -> str | None:
         close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.92)
         if close:
             return f"{name} is no callout; did you mean {close[0]}?"
+        if re.match(r"(?:core|validate)_", name):
+            close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            return f"{name} is not a callout of this version; it would never be called{hint}"
     return None
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.resources
+import os
+import stat
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -22,6 +24,7 @@ import lupa.luajit21 as lupa
 from quillon.config.settings import ScriptSettings
 from quillon.policy import dialect
 from quillon.policy.hook import (
+    VOID,
     WITH_MESSAGE,
     Call,
     Callout,
@@ -137,6 +140,8 @@ class LuaModule:
 
     def _verdict(self, phase: Phase, call: Call, result: tuple[Any, ...]) -> Verdict:
         said = result[1] if len(result) > 1 else None
+        if phase in VOID:
+            return Verdict.CONT
         if type(said) is int and said in _VERDICTS:
             return _VERDICTS[said]
         place = self._runtime.defined(self._function(phase))
@@ -460,6 +465,12 @@ class _Runtime:
         finally:
             self._forget(number)
 
+    def _text_of(self, path: Path) -> tuple[str | None, str]:
+        text = path.read_text(encoding="latin-1")
+        if text.startswith("\x1b"):
+            return None, f"{path} is bytecode, which is not loaded"
+        return text, str(path)
+
     def _translate(self, text: str, path: str) -> Any:
         """A script of the manual's dialect in Lua 5.1, or nil and words."""
         try:
@@ -468,19 +479,36 @@ class _Runtime:
             return None, to_octets(str(error))
 
     def _source(self, name: str) -> tuple[str | None, str]:
-        """The text of a module and its path, or None and why it is not found."""
+        """The text of a module and its path, or None and why it is not found.
+
+        An absolute path is taken where nobody but the server's user and root could have written the file.
+        """
+        if name.startswith("/"):
+            path = next((p for p in (Path(name), Path(f"{name}.lua")) if p.is_file()), None)
+            if path is None:
+                return None, f"there is no {name}"
+            fault = untrusted(path)
+            return (None, fault) if fault else self._text_of(path)
         relative = name.replace(".", "/")
         if ".." in name or relative.startswith("/"):
             return None, f"{name!r} leaves the configuration's folders"
         for folder in self._folders:
             path = folder / f"{relative}.lua"
             if path.is_file():
-                text = path.read_text(encoding="latin-1")
-                if text.startswith("\x1b"):
-                    return None, f"{path} is bytecode, which is not loaded"
-                return text, str(path)
+                return self._text_of(path)
         looked = ", ".join(str(folder) for folder in self._folders)
         return None, f"there is no {relative}.lua in {looked}"
+
+
+def untrusted(path: Path) -> str:
+    """Why a file or a folder that holds it may have been written by somebody else; empty if it may not."""
+    path = path.resolve()
+    for place in (path, *path.parents):
+        state = place.stat()
+        sticky = place != path and state.st_mode & stat.S_ISVTX
+        if state.st_uid not in (0, os.geteuid()) or (state.st_mode & 0o022 and not sticky):
+            return f"{path} is not loaded: {place} can be written by others than root and this server's user"
+    return ""
 
 
 def _answer(result: tuple[Any, ...]) -> Any:

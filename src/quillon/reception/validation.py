@@ -19,7 +19,7 @@ from quillon.mail.message import MessageId
 from quillon.mail.reply import Reply
 from quillon.net.turns import in_slices
 from quillon.policy.context import Context, not_text
-from quillon.policy.hook import Call, Hook, Phase, Policy, Session, Unanswered
+from quillon.policy.hook import VOID, Call, Hook, Phase, Policy, Session, Unanswered
 from quillon.policy.message import Content, MessageView
 
 BATCH_PHASES = (Phase.DATA, Phase.DATA_SPOOL)
@@ -165,8 +165,8 @@ class Validation:
         view = _view(session, str(copy.number), str(batch_id), decision.sender, recipient, decision.content.copy())
         view.own_copy = True
         view.routing_domain = session.routes.get(recipient, "")
-        phases = (Phase.SET_BINDING,) if internal else (Phase.EACH_RCPT, Phase.SET_BINDING)
-        for phase in (*phases, Phase.FINAL_VALIDATION):
+        each = (Phase.PRE_EACH_RCPT, *(() if internal else (Phase.EACH_RCPT,)), Phase.POST_EACH_RCPT)
+        for phase in (*each, Phase.SET_BINDING, Phase.FINAL_VALIDATION, Phase.POST_FINAL_VALIDATION):
             if phase is Phase.FINAL_VALIDATION:
                 fault = self._bind(copy, view.binding_group, view.binding, view.routing_domain, internal=internal)
                 if fault is not None:
@@ -193,7 +193,7 @@ class Validation:
         return copy
 
     def _asks(self) -> bool:
-        phases = (Phase.EACH_RCPT, Phase.SET_BINDING, Phase.FINAL_VALIDATION)
+        phases = (Phase.EACH_RCPT, Phase.SET_BINDING, Phase.FINAL_VALIDATION, *VOID)
         hooks = (Hook.ROUTING_DOMAIN, Hook.CHOOSE_BINDING)
         return any(map(self.policy.has, phases)) or any(map(self.policy.hooks, hooks))
 

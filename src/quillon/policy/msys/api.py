@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import secrets
 import sys
 from collections.abc import Callable, Coroutine
@@ -42,9 +43,17 @@ def size_of(result: Any) -> int:
 def words_for_scripts(error: Exception) -> str:
     """An error's words, without names of ours where a function has been called with wrong arguments."""
     words = words_of(error)
-    if isinstance(error, TypeError) and "argument" in words:
+    if isinstance(error, TypeError) and "positional argument" in words:
         return "wrong arguments: " + words.partition(" ")[2]
+    if isinstance(error, (TypeError, AttributeError, LookupError)) or _OURS.search(words):
+        return "wrong arguments: a value of another type is expected"
     return words
+
+
+# what conversions of Python say of values that are of another type
+_OURS = re.compile(
+    r"NoneType|invalid literal|could not convert|bytes-like|unhashable|has no attribute|unsupported operand"
+)
 
 
 async def _nothing(_number: int) -> None:
@@ -189,7 +198,7 @@ class Api:
         """Arguments of a script for Python. Raises ValueError for tables too deep."""
         if arguments and arguments[0] == self.token:
             found = decode(arguments[1], arguments[2:], octets=octets)
-            count = int(found.pop("n"))
+            count = int(found.pop(b"n" if octets else "n"))
             return [found.get(n) for n in range(1, count + 1)]
         out: list[Any] = []
         for value in arguments:

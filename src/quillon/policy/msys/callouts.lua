@@ -20,15 +20,22 @@ local shapes = {
   validate_data_spool = with_message,
   validate_data_spool_each_rcpt = with_message,
   core_final_validation = with_message,
+  core_pre_msg_each_rcpt = with_message,
+  core_post_msg_each_rcpt = with_message,
+  core_post_final_validation = with_message,
   validate_set_binding = function(t, f, s, c) return f(t, new.msg(c)) end,
   validate_dealloc = function(t, f) return f(t) or core.VALIDATE_CONT end,
   core_validate_auth_hook = function(t, f, s, user, name, status)
     return f(t, s.vctx, {user = user, name = name}, status) or core.VALIDATE_CONT
   end,
   inbound_smtp_tls_post_accept = function(t, f, s)
-    return f(t, s.ac, s.vctx, nil, nil, core.get_now_ts()) or core.VALIDATE_CONT
+    return f(t, s.ac, nil, nil, nil, core.get_now_ts()) or core.VALIDATE_CONT
   end,
 }
+-- what was said of an attempt; the domain record of the manual is a table
+local function logged(t, f, s, c, domain, binding, now, note)
+  f(t, new.msg(c), {domain = domain, binding = binding}, now, note, #note)
+end
 local USE_TLS = {no = 0, ifavailable = 1, required = 2}
 local function parameters(use_tls, tls_verify, certfile, keyfile, ca, cipherlist)
   return {use_tls = USE_TLS[use_tls], tls_verify = tls_verify, certfile = certfile, keyfile = keyfile, ca = ca,
@@ -85,6 +92,10 @@ local questions = {
     return p.message_expiration, p.max_retries
   end,
   outbound_smtp_auth_config = function(t, f, s, c) f(t, new.msg(c), s.ac, s.vctx) end,
+  core_log_delivery_v1 = logged,
+  core_log_transient_failure_v1 = logged,
+  core_log_permanent_failure_v1 = logged,
+  core_pre_mailq_message_requeue = function(t, f, s, c, now) f(t, new.msg(c), now) end,
   generate_bounces = function(t, f, s, c, reply) return f(t, new.msg(c), reply) end,
   generate_rfc3464_message_preamble = function(t, f, s, c, reply, text)
     local buffer = core.string_new(text)

@@ -9,6 +9,8 @@ from quillon.mail.address import AddressError, parse_domain
 from quillon.policy.msys.addresses import address_parts
 from quillon.policy.msys.api import Api
 
+# of msys.log, as those of syslog; what is a warning or worse goes to the paniclog
+LEVELS = (("EMERG",), ("ALERT",), ("CRIT",), ("ERR", "ERROR"), ("WARNING",), ("NOTICE",), ("INFO",), ("DEBUG",))
 CONSTANTS: dict[str, object] = {
     "VALIDATE_CONT": 0,
     "VALIDATE_DONE": 1,
@@ -35,6 +37,25 @@ CONSTANTS: dict[str, object] = {
     "EXPANDED": 4,
     "ECTP_COMPLETE_CALLBACK": 0,
     "ECTP_COMPLETE_CALLBACK_SCHED": 1,
+    "EC_HOOK_CONT": 0,
+    "EC_HOOK_DONE": 1,
+    "EC_HOOK_RETRY": 2,
+    **{
+        f"STANDARD_KEY_{name.upper()}": name
+        for name in (
+            "mailfrom_domain",
+            "mailfrom_localpart",
+            "mailfrom_string",
+            "rcptto_domain",
+            "rcptto_localpart",
+            "rcptto_string",
+            "ehlo_domain",
+            "ehlo_string",
+        )
+    },
+    **{f"LOG_{name}": number for number, names in enumerate(LEVELS) for name in names},
+    "O_RDRW": os.O_RDWR,  # as a page of the manual has it
+    "O_BINARY": 0,
     "O_RDONLY": os.O_RDONLY,
     "O_WRONLY": os.O_WRONLY,
     "O_RDWR": os.O_RDWR,
@@ -46,6 +67,29 @@ CONSTANTS: dict[str, object] = {
 
 def register(api: Api) -> None:
     api.constants.update(CONSTANTS)
+
+    @api.function("msys.log")
+    def log(level: int, text: str) -> None:
+        """A line with its level: msys.core.LOG_WARNING and worse ones go to the paniclog, others are not kept."""
+        number = int(level) if isinstance(level, (int, float)) else -1
+        if not 0 <= number < len(LEVELS):
+            raise ValueError(
+                f"{level!r} is no level: give msys.core.LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO, LOG_DEBUG"
+            )
+        if number <= CONSTANTS["LOG_WARNING"]:  # type: ignore[operator]
+            api.world.report(f"scriptlet: {LEVELS[number][-1].lower()}: {text}")
+
+    numbers = {name: n for n, name in enumerate(sorted(api.world.bindings["binding"]))}
+
+    @api.function("msys.core.config_get_binding_id_from_name")
+    def binding_id(name: str) -> int:
+        """The number of a binding, -1 if there is none of the name."""
+        return numbers.get(name, -1)
+
+    @api.function("msys.core.config_get_binding_name_from_id")
+    def binding_name(number: int) -> str | None:
+        """The name of the binding with a number, or nil."""
+        return next((name for name, n in numbers.items() if n == number), None)
 
     @api.function("msys.core.get_now_ts")
     def now() -> float:

@@ -237,6 +237,22 @@ def _register_fate(api: Api) -> None:
             view.reply = reply_of(given, text) if given else parse_reply(text)
         return str(view.reply) if view.reply else ""
 
+    @api.function("msg:get_code")
+    def get_code(call: Call) -> str | None:
+        """The reply set for the message; after an attempt what the remote host said. Nil if there is none."""
+        return str(call.view.reply) if call.view.reply else None
+
+    @api.function("msg:set_code")
+    def set_code(call: Call, number: Any, text: str = "") -> int:
+        """Set it, with 0 the number is taken from the text; the code before, 0 if there was none, -1 for no code."""
+        before = call.view.reply
+        try:
+            given = vctx.code_of(number)
+            call.view.reply = reply_of(given, text) if given else parse_reply(text)
+        except ValueError:
+            return -1
+        return before.code if before is not None else 0
+
     @api.function("msg:discard")
     def discard(call: Call, reason: str = "") -> None:
         """Answer 250, keep nothing, and write a line to the rejectlog with this reason."""
@@ -258,6 +274,19 @@ def _register_new(api: Api) -> None:
     def ec_message_new(source: Any = None) -> Object:
         """An empty message, for msg:build and msg:inject."""
         return Object("msg", new_message(api))
+
+    @api.function("msg:copy")
+    def copy(call: Call) -> Object:
+        """A message with the same content and context, of its own from here on."""
+        whole = call.view.content.whole
+        if not whole:
+            raise ValueError("the message is not at hand here")
+        made = new_message(api)
+        view = made.view
+        view.content.whole = whole
+        view.sender, view.recipient = call.view.sender, call.view.recipient
+        made.context.message.update(call.context.message)
+        return Object("msg", made)
 
     @api.function("msg:inject")
     async def inject(call: Call, sender: str, recipients: str) -> bool:

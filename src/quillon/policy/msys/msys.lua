@@ -53,7 +53,16 @@ for _, kind in ipairs({"vctx", "ac", "msg", "part", "timer", "mutex", "http", "f
   new[kind], methods[kind] = rt.class(kind)
 end
 -- one object stands for what are two in C, and so has the fields of both: `ctx` is the vctx
-core.accept_construct_get_message_construct = function(ac) return {ctx = new.vctx(handle(ac))} end
+local has_message = bound("ac:has_message")
+rt.fields.ac.message = function(self)
+  local h = handle(self)
+  return has_message(h) and new.msg(h) or nil
+end
+core.accept_construct_get_message_construct = function(ac)
+  return setmetatable({ctx = new.vctx(handle(ac))}, {__index = function(_, key)
+    if key == "message" then return rt.fields.ac.message(ac) end
+  end})
+end
 rt.fields.ac.ctx = function(self) return new.vctx(handle(self)) end
 -- what reads and writes contexts is called most: plain values cross without the general way, and nothing else does
 local good, plain = rt.good, {string = true, number = true, boolean = true, ["nil"] = true}
@@ -90,6 +99,20 @@ for _, spoken in ipairs({{methods.vctx, "set_code"}, {methods.vctx, "disconnect"
     py.spoke(rt.place())
     return f(...)
   end
+end
+
+-- node:attr(name) reads, node:attr(name, value) writes, and with nil takes away; so does node:attribute
+local read_attribute, drop_attribute = methods.xmlnode.attribute, methods.xmlnode.no_attribute
+methods.xmlnode.no_attribute = nil
+function methods.xmlnode.attr(self, name, ...)
+  if select("#", ...) == 0 then return read_attribute(self, name) end
+  local value = ...
+  if value == nil then drop_attribute(self, name) else read_attribute(self, name, value) end
+end
+methods.xmlnode.attribute = function(self, name, ...)
+  if select("#", ...) == 0 then return read_attribute(self, name) end
+  methods.xmlnode.attr(self, name, ...)
+  return read_attribute(self, name)
 end
 
 -- locks: taken at once, or waited for
@@ -149,7 +172,7 @@ end
 local newproxy = newproxy
 function core.string_new(text)
   local made = newproxy(sample)
-  texts[made] = text or ""
+  texts[made] = tostring(text or "")
   return made
 end
 local envelope = bound("msg:envelope")

@@ -147,7 +147,8 @@ def _register_sign(api: Api) -> None:
     def sign(call: Call, vctx: Any = None, options: Any = None) -> bool:
         """sign(msg, vctx, {signing_domain, selector, keyfile or keybuf[, header_canon, body_canon, identity]}): sign a
         message, in core_final_validation."""
-        if call.phase is not Phase.FINAL_VALIDATION and call.view.message_id:
+        final = (Phase.FINAL_VALIDATION, Phase.POST_FINAL_VALIDATION)
+        if call.phase not in final and call.view.message_id:
             raise ValueError("sign in core_final_validation: what is changed later breaks the signature")
         content = call.view.content
         signer = signer_of(api, options, next(iter(author_of(content.head).domains), ""))

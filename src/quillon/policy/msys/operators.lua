@@ -49,9 +49,6 @@ local function shifted(a, by)
 end
 _BIT.shl = operator("__shl", function(a, by) return shifted(integer(a), integer(by)) end, whole)
 _BIT.shr = operator("__shr", function(a, by) return shifted(integer(a), -integer(by)) end, whole)
-_BIT.idiv = operator("__intdiv", function(a, b)
-  if b == 0 then raise("attempt to divide by zero") end
-  return integer(a / b)
-end, number)
+_BIT.idiv = operator("__intdiv", function(a, b) return floor(a / b) end, number)
 local bnot = operator("__not", function(a) return -integer(a) - 1 end, whole)
 function _BIT.bnot(a) return bnot(a, 0) end

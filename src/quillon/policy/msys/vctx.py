@@ -99,6 +99,17 @@ def register(api: Api) -> None:
             raise ValueError(f"a tarpit takes 0 to {LONGEST_TARPIT:.0f} seconds")
         call.session.delay = float(seconds)
 
+    @api.function("vctx:exists")
+    def exists(handle: Handle, kind: float, key: str) -> int:
+        """1 where a context has the key, else 0."""
+        context = handle.call.context
+        return int(key in (context.connection if kind == 1 else context.message))
+
+    @api.function("ac:has_message")
+    def has_message(handle: Handle) -> bool:
+        """Whether there is a message in this phase, which ac.message gives."""
+        return handle.call.message is not None
+
     @api.function("vctx.code")
     def code(handle: Handle) -> int:
         """The code of the answer set so far, or 250."""

@@ -84,6 +84,11 @@ def register(api: Api) -> None:
             node.element.set(name, value)
         return node.element.get(name)
 
+    @api.function("xmlnode:no_attribute")
+    def no_attribute(node: Node, name: str) -> None:
+        """Take an attribute away."""
+        node.element.attrib.pop(name, None)
+
     @api.function("xmlnode:children")
     def children(node: Node) -> list[Object]:
         """The nodes inside."""
