@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import socket
@@ -71,6 +72,27 @@ def try_out(config: Config, clock: Clock) -> list[str]:
             problems.append(str(error))
     problems += _load_tls(config, Contexts(clock.now))
     problems += _try_formats(config)
+    return problems
+
+
+def try_to_bind(config: Config) -> list[str]:
+    """Addresses of Listen stanzas that this machine does not have, or that may not be bound; one that is in use may be
+    in use by the server itself."""
+    problems = []
+    for node, listen in zip(config.listen_nodes(), config.listens(), strict=True):
+        family = socket.AF_UNIX if listen.path else socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        if listen.path:
+            if not os.path.isdir(os.path.dirname(listen.path)):
+                problems.append(f'{node.position}: Listen "{listen.name}": there is no folder for it')
+            continue
+        with socket.socket(family) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            try:
+                sock.bind((listen.host, listen.port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    problems.append(f'{node.position}: Listen "{listen.name}": {error.strerror}')
     return problems
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from quillon.config.load import load
 from quillon.config.model import Config
@@ -10,8 +11,17 @@ from quillon.config.model import Config
 FAULTY = 2  # exit status
 
 
+DEFAULT = "ecelerity.conf"
+
+
+def say_which(path: str) -> None:
+    """Tell on stderr which file is read: the one in this folder need not be the server's."""
+    print(f"reading {Path(path).absolute()}", file=sys.stderr)
+
+
 def read(path: str) -> Config | None:
     """The configuration, or None with its faults on stderr."""
+    say_which(path)
     loaded = load(path)
     if loaded.config is None:
         for fault in loaded.errors:

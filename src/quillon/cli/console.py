@@ -23,9 +23,11 @@ def run(given: argparse.Namespace) -> int:
     path = given.socket
     if path is None:
         # a server that runs is to be asked even while its file is being edited
-        sockets = load(given.config).tree.control_sockets()
+        loaded = load(given.config)
+        sockets = loaded.tree.control_sockets()
+        unread = next((str(fault) for fault in loaded.errors if "cannot read" in fault.message), None)
         if not sockets:
-            text = f'there is no Control_Listener {{ Listen "/path" {{ }} }} in {given.config}'
+            text = unread or f'there is no Control_Listener {{ Listen "/path" {{ }} }} in {given.config}'
             print(f"quillon console: {text}", file=sys.stderr)
             return 1
         path = sockets[0].path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import ipaddress
 import json
 import sys
@@ -42,7 +43,8 @@ def run(given: argparse.Namespace) -> int:
     if given.set:
         rows = [row for row in rows if row.entry is not None]
     if not rows:
-        return _fail("no option matches")
+        close = difflib.get_close_matches((given.option or "").lower(), config.table.options, n=1, cutoff=0.6)
+        return _fail(f"no option matches{f'; did you mean {close[0]}?' if close else ''}")
     rows = sorted(rows, key=lambda row: row.option.name)
     if given.json:
         print(json.dumps({**title, "options": [_as_json(row) for row in rows]}, indent=2))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from quillon import __version__
 from quillon.cli import check, console, demo, explain, fault_farm, password, policy, record, selftest, serve, tls_probe
@@ -18,10 +20,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """Suggests the option or command that was meant. Takes no abbreviations: a later version may read them otherwise."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given, rest = super().parse_known_args(args, namespace)
+        unknown = next((word for word in rest if word.startswith("-")), None)
+        if unknown is not None:
+            name = unknown.partition("=")[0]
+            close = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.6)
+            self.error(f"there is no option {name}{f'; did you mean {close[0]}?' if close else ''}")
+        return given, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            close = difflib.get_close_matches(str(value), map(str, action.choices), n=1, cutoff=0.6)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise argparse.ArgumentError(action, f"there is no {value}{hint}")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="quillon", description="A mail transfer agent that enforces TLS and can prove it."
-    )
+    parser = _Parser(prog="quillon", description="A mail transfer agent that enforces TLS and can prove it.")
     parser.add_argument("--version", action="version", version=f"quillon {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (serve, console, check, explain, policy, record, tls_probe, selftest, fault_farm, password, demo):

@@ -13,7 +13,7 @@ from typing import Any
 from quillon.app import compose
 from quillon.cli import listen_probe
 from quillon.cli.certificates import certificate_row
-from quillon.cli.configuration import FAULTY, read
+from quillon.cli.configuration import DEFAULT, FAULTY, read
 from quillon.config.load import empty
 from quillon.config.model import Config
 from quillon.config.routes import is_ip
@@ -41,7 +41,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--domain", metavar="DOMAIN", help="the recipient's domain; by default the host")
     parser.add_argument("--binding", default="default", metavar="NAME", help="the binding that sends")
     parser.add_argument("--listen", metavar="ADDRESS", help='instead: a Listen of the configuration, such as ":25"')
-    parser.add_argument("-c", "--config", metavar="FILE", help="the configuration file; by default an empty one")
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", help="the configuration file; by default ecelerity.conf, if it is there"
+    )
     parser.add_argument("--ca", metavar="FILE", help='trust this instead of TLS_CA; or "system"')
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -49,9 +51,13 @@ def add(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Exit status 0 if mail would be delivered over TLS that verified, else 1; 2 for a faulty configuration."""
+    if given.config is None and os.path.exists(DEFAULT):
+        given.config = DEFAULT
     config = read(given.config) if given.config else empty()
     if config is None:
         return FAULTY
+    if not given.config:
+        print(f"there is no {DEFAULT} here: the built-in settings are used", file=sys.stderr)
     if given.ca and given.ca != SYSTEM_TRUST:
         given.ca = os.path.abspath(given.ca)
     try:

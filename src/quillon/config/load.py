@@ -33,7 +33,7 @@ from quillon.config.syntax import (
     parse,
 )
 from quillon.config.values import compile_pattern
-from quillon.mail.address import AddressError, is_domain, parse_domain
+from quillon.mail.address import AddressError, is_domain, is_routing_name, parse_domain
 
 DEFAULT_SEARCH_PATH = (
     ".",
@@ -370,7 +370,10 @@ def _identity_label(label: str) -> str:
 
 
 def _domain_label(label: str) -> str:
-    """A Domain's name in its canonical form: a domain, an address literal, or a bare IP address. Raises ValueError."""
+    """A Domain's name in its canonical form: a domain, an address literal, a bare IP address, or a routing name such as
+    `#gold`. Raises ValueError."""
+    if is_routing_name(label):
+        return label.lower()
     try:
         return parse_domain(label)
     except AddressError:

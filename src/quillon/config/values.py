@@ -138,11 +138,40 @@ def compile_pattern(text: str) -> re.Pattern[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            return re.compile(text, re.IGNORECASE)
+            compiled = re.compile(text, re.IGNORECASE)
+            if _explodes(re._parser.parse(text)):  # type: ignore[attr-defined]
+                raise ValueError(
+                    f"{text!r} may take time without end: a repetition stands in a repetition, such as (a+)+; write a+"
+                )
+            return compiled
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"{text!r} is no regular expression: {error}") from None
         except Warning:
             raise ValueError(f"{text!r}: POSIX classes such as [:alnum:] are not read; write a-z0-9") from None
+
+
+def _explodes(parsed: Any, repeated: bool = False) -> bool:
+    """Whether a pattern repeats without end what is itself nothing but something repeated without end, or one of
+    several alternatives that begin alike: the time then doubles with each character."""
+    items = list(parsed)
+    for operator, argument in items:
+        name = str(operator)
+        if name in ("MAX_REPEAT", "MIN_REPEAT"):
+            endless = argument[1] > 1000
+            alone = all(str(op) in ("MAX_REPEAT", "MIN_REPEAT", "AT") for op, _ in items)
+            anything = str(list(argument[2])[:1]) == "[(ANY, None)]"
+            if (endless and repeated and (alone or anything)) or _explodes(argument[2], repeated=endless):
+                return True
+        elif name == "SUBPATTERN":
+            if _explodes(argument[-1], repeated=repeated and len(items) == 1):
+                return True
+        elif name == "BRANCH":
+            firsts = [str(list(branch)[:1]) for branch in argument[1]]
+            if repeated and len(set(firsts)) < len(firsts):
+                return True
+            if any(_explodes(branch, repeated=repeated and len(items) == 1) for branch in argument[1]):
+                return True
+    return False
 
 
 def _domain(text: str) -> str:

@@ -14,6 +14,7 @@ from quillon.config.settings import DeliverySettings, NodeSettings
 from quillon.delivery import route
 from quillon.delivery.route import Host
 from quillon.mail import reply as replies
+from quillon.mail.address import is_routing_name
 from quillon.mail.outcome import PermanentFailure, Stage, TransientFailure
 from quillon.net.clock import Clock
 from quillon.net.resolver import Resolver
@@ -33,6 +34,8 @@ class HostFinder:
 
     async def find(self, domain: str, settings: DeliverySettings) -> Found:
         """Hosts in the order in which they are tried, or why there are none."""
+        if is_routing_name(domain) and not settings.routes:
+            return TransientFailure(replies.NO_ROUTE.because(domain), Stage.NOT_CONNECTED)
         wanted = route.targets(domain, settings.routes)
         hosts: list[Host] = []
         problem: TransientFailure | PermanentFailure | None = None

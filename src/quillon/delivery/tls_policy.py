@@ -117,7 +117,8 @@ _REPLIES = {
 def certificate_names(host: str, domain: str, via: str) -> tuple[str, ...]:
     """Names that a certificate may bear: the host that MX, Routes or Gateway led to, the routing domain, and the
     recipient's domain where its own stanza rules TLS."""
-    return tuple(dict.fromkeys(name for name in (host, lookup_name(domain), via) if name))
+    names = (host, lookup_name(domain), via)
+    return tuple(dict.fromkeys(name for name in names if name and not name.startswith("#")))
 
 
 def judge(tls: OutboundTls, verdict: Verdict, names: Iterable[str]) -> Judgement:

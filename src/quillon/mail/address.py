@@ -112,6 +112,14 @@ def _literal(text: str) -> str:
         raise AddressError("malformed address literal") from None
 
 
+_ROUTING_NAME = re.compile(r"#[A-Za-z0-9._-]{1,253}")
+
+
+def is_routing_name(text: str) -> bool:
+    """Whether it is a name for a way of delivery that a policy chooses, such as `#gold`: no domain, and in no DNS."""
+    return _ROUTING_NAME.fullmatch(text) is not None
+
+
 def is_domain(text: str) -> bool:
     """Whether the text is a domain name or an address literal."""
     try:

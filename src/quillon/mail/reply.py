@@ -199,6 +199,7 @@ CERT_NOT_YET_VALID = _r("454 4.7.5 [internal] certificate not yet valid: possibl
 DEMAND_LOST = _r("451 4.3.5 [internal] the stanza that this message was to be sent under is gone")
 
 # Delivery: routing
+NO_ROUTE = _r("451 4.3.5 [internal] a routing name needs Routes or Gateway")
 NO_MX_OR_A = _r("454 4.4.4 [internal] no MX or A for domain")
 LOOKUP_FAILED = _r("554 5.4.4 [internal] Domain Lookup Failed")
 NULL_MX = _r("550 5.4.4 [internal] NULL MX domain does not accept mail")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from quillon.config.model import Config
 from quillon.mail import reply as replies
-from quillon.mail.address import Mailbox, is_domain, parse_mailbox
+from quillon.mail.address import Mailbox, is_domain, is_routing_name, parse_mailbox
 from quillon.mail.message import MessageId
 from quillon.mail.reply import Reply
 from quillon.net.turns import in_slices
@@ -226,7 +226,7 @@ class Validation:
         copy.binding_group, copy.binding = chosen
         if copy.binding == "default" and self.default_refused and not internal:
             return replies.NO_BINDING
-        if domain and not is_domain(domain):
+        if domain and not is_domain(domain) and not is_routing_name(domain):
             self.report(f"scriptlet: {domain!r} is no routing domain")
             return replies.NO_BINDING
         copy.routing_domain = domain

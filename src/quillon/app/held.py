@@ -1,0 +1,50 @@
+"""What a configuration would make of the mail that waits: which of it would be held for a demand that is lost.
+
+Reads the spool beside a server that runs, and changes nothing in it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from pathlib import Path
+from urllib.parse import quote
+
+from quillon.config.model import Config
+from quillon.delivery import ruling
+from quillon.mail.address import NULL_PATH
+from quillon.mail.message import NULL_ID, Batch, Origin
+from quillon.spool.record import RecordError, decode_message
+
+MOST = 100_000  # messages of one worker that are looked at
+
+
+def would_be_held(config: Config) -> list[str]:
+    """A line for each lost demand, with the number of messages that would wait for it."""
+    batch = Batch(NULL_ID, NULL_PATH, Origin("", "", NULL_ID), 0.0, 0, None)
+    held: Counter[str] = Counter()
+    for file in sorted(Path(config.node().spoolbase).glob("worker-*/spool.db")):
+        for number, text in _rows(file):
+            try:
+                message = decode_message(number, text, batch)
+            except RecordError:
+                continue  # the server sets it aside, and names it
+            routing = config.routing(message.binding_group, message.binding, message.wanted_domain)
+            message.via = routing.via if routing.domain == message.routing_domain else message.wanted_domain
+            found = ruling.lost(message, config, ruling.demand_of(message, config), by_policy=True)
+            if found is not None:
+                held[found.words] += 1
+    return [f"{count} messages of the spool would wait: {words}" for words, count in held.items()]
+
+
+def _rows(file: Path) -> list[tuple[int, str]]:
+    try:
+        database = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=5)
+    except sqlite3.Error:
+        return []
+    try:
+        return database.execute(f"SELECT id, record FROM message LIMIT {MOST}").fetchall()  # noqa: S608 - a number
+    except sqlite3.Error:
+        return []
+    finally:
+        database.close()
