@@ -170,10 +170,15 @@ def test_the_shipped_policy_lets_bank_fi_in_with_a_verified_certificate_only(
             r'scriptlet "scriptlet" \{.*?\n\}', 'policy "partners" { module = "partners.py" }', config, flags=re.S
         )
         assert "partners.py" in config
-    pin = Certificate(ssl.PEM_cert_to_DER_cert((pki / "client.pem").read_text())).sha256.upper()
+    pin = Certificate(ssl.PEM_cert_to_DER_cert((pki / "client.pem").read_text())).spki_sha256.upper()
     pinned = ":".join(pin[n : n + 2] for n in range(0, 64, 2))
     with (folder / "partners").open("a") as file:
-        file.write(f"pinned.fi {pinned}\nother-pin.fi {'0' * 64} # nobody has it\n")
+        file.write(f"pinned.fi pki/ca.pem * {pinned}\nother-pin.fi pki/ca.pem * {'0' * 64} # nobody has it\n")
+        file.write("other.fi pki/other-ca.pem *\nnamed.fi pki/ca.pem mail.named.fi\n")
+    both = (pki / "ca.pem").read_text() + (pki / "other-ca.pem").read_text()
+    (folder / "both.pem").write_text(both)
+    config = config.replace("TLS_Client_CA   = pki/ca.pem", "TLS_Client_CA   = both.pem")
+    assert "both.pem" in config
     auth = 'AuthPlainParameters = [ uri = "file://users" ] Auth_In_Clear = ( "PLAIN" ) Auth_Failure_Delay = 0'
     (folder / "users").write_text("alice:secret\n")
     config = config.replace(
@@ -204,6 +209,11 @@ def test_the_shipped_policy_lets_bank_fi_in_with_a_verified_certificate_only(
     assert "M=partners" in running.log("rejectlog.ec")[-1]
     assert send("a@pinned.fi", "client") == "taken"
     assert "needs its own client certificate" in send("a@other-pin.fi", "client")
+    assert send("a@other.fi", "client-wrong-ca") == "taken"
+    # one of another authority that we trust, and one for another name, is not the partner's
+    assert "needs its own client certificate" in send("a@bank.fi", "client-wrong-ca")
+    assert "needs its own client certificate" in send("a@other.fi", "client")
+    assert "needs its own client certificate" in send("a@named.fi", "client")
     with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
         client.ehlo()
         assert client.docmd("AUTH", "PLAIN AGFsaWNlAHNlY3JldA==") == (530, b"5.7.0 Must issue a STARTTLS command first")

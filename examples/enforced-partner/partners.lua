@@ -1,10 +1,10 @@
--- Enforced reception: mail of the domains in the file `partners` only over TLS and from a client whose certificate has
--- verified; AUTH only over TLS. partners.py does the same in Python: load one of them.
+-- Enforced reception: mail of the domains in the file `partners` only over TLS and from a client whose certificate the
+-- partner's own authority has issued, for one of its names; AUTH only over TLS. partners.py does the same in Python: load one of them.
 --
 --   scriptlet "scriptlet" { script "partners" { source = "partners" } }
 --
--- The listener needs TLS_Certificate, TLS_Key, "STARTTLS" among its SMTP_Extensions, and TLS_Client_CA with the authority
--- that issues the partners' client certificates. The file is read again after a minute, without a reload.
+-- The listener needs TLS_Certificate, TLS_Key, "STARTTLS" among its SMTP_Extensions, and TLS_Client_CA with the authorities
+-- that issue the partners' client certificates: that one of them has verified does not yet tell whose it is. The file is read again after a minute, without a reload.
 
 require("msys.core")
 
@@ -12,14 +12,18 @@ local FILE, EVERY = "partners", 60
 local mod = {}
 local partners, read_at = {}, nil
 
--- One domain and its fingerprint a line. A table that cannot be read stops mail: nothing is let in that was to be enforced.
+-- One domain a line: its authority's file, names, and a key where one is wanted. A table that cannot be read stops mail: nothing is let in that was to be enforced.
 local function read()
   local text, fault = msys.readfile(FILE)
   if text == nil then error("partners: " .. fault) end
   local found = {}
   for line in text:gmatch("[^\r\n]+") do
-    local domain, fingerprint = line:match("^%s*([^#%s]+)%s+(%S+)")
-    if domain then found[domain:lower()] = fingerprint:lower():gsub(":", "") end
+    local domain, authority, names, key = line:match("^%s*([^#%s]+)%s+(%S+)%s+([^#%s]+)%s*([^#%s]*)")
+    if domain then
+      found[domain:lower()] = {authority = msys.tls.fingerprint(authority), names = names, key = key:lower():gsub(":", "")}
+    elseif line:match("^%s*[^#%s]") then
+      error("partners: a line has domain, authority and names: " .. line)
+    end
   end
   partners, read_at = found, msys.core.get_now_ts()
 end
@@ -35,7 +39,9 @@ function mod:validate_mailfrom(str, ac, vctx)
   elseif vctx:get(msys.core.VCTX_CONN, "tls_client_verified") ~= "yes" then
     local cause = vctx:get(msys.core.VCTX_CONN, "tls_client_verify_error") or "no_client_certificate"
     vctx:set_code(550, "5.7.1 mail from " .. domain .. " needs a verified client certificate (" .. cause .. ")")
-  elseif wanted ~= "*" and vctx:get(msys.core.VCTX_CONN, "tls_client_cert_sha256") ~= wanted then
+  elseif vctx:get(msys.core.VCTX_CONN, "tls_client_cert_anchor_sha256") ~= wanted.authority
+    or not msys.tls.names_one_of(vctx:get(msys.core.VCTX_CONN, "tls_client_cert_san"), wanted.names)
+    or (wanted.key ~= "" and vctx:get(msys.core.VCTX_CONN, "tls_client_cert_spki_sha256") ~= wanted.key) then
     vctx:set_code(550, "5.7.1 mail from " .. domain .. " needs its own client certificate")
   end
   return msys.core.VALIDATE_CONT

@@ -24,9 +24,20 @@ from dataclasses import dataclass
 from quillon.policy.hook import Call, Phase, Verdict, set_reply
 from quillon.policy.message import MessageView
 from quillon.policy.msys.addresses import address_parts, mailbox_of, mailboxes_of
+from quillon.policy.msys.tls import fingerprint, names_one_of
 from quillon.policy.world import World
 
-__all__ = ["Certificate", "Delivery", "Message", "Remote", "Session", "TlsParameters", "Verdict"]
+__all__ = [
+    "Certificate",
+    "Delivery",
+    "Message",
+    "Remote",
+    "Session",
+    "TlsParameters",
+    "Verdict",
+    "fingerprint",
+    "names_one_of",
+]
 
 
 class Session:

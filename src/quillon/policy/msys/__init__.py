@@ -25,6 +25,7 @@ from quillon.policy.msys import (
     pcre,
     rfc3464,
     timer,
+    tls,
     vctx,
     xml,
 )
@@ -52,5 +53,6 @@ LIBRARIES: Sequence[Callable[[Api], None]] = (
     bounce.register,
     rfc3464.register,
     opendkim.register,
+    tls.register,
     left_out.register,
 )
