@@ -2,18 +2,23 @@
 
 import asyncio
 import contextlib
+import os
 import sqlite3
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quillon.config.model import lookup_name
 from quillon.mail.address import Mailbox
 from quillon.mail.message import Batch, IdSource, Message, MessageId, Origin
 from quillon.spool import record
-from quillon.spool.store import SpoolError, Store
+from quillon.spool import store as store_module
+from quillon.spool.room import Room
+from quillon.spool.store import SpoolError, Store, is_full
 
 IDS = IdSource(7)
 
@@ -197,3 +202,162 @@ def test_records_round_trip(slot: int, text: str) -> None:
     assert again == batch
     message = Message(MessageId(slot, 5, 6), batch, Mailbox(text, text), text, text, text, text, 3, 2.5, text)
     assert record.decode_message(message.id.number, record.encode_message(message), batch) == message
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("message", "record", "cast(x'5bff5d' as text)"),
+        ("message", "record", '\'[3,"b","y","g","b1","","",1e999,0,"",0,{},"","",null]\''),
+        ("message", "record", "replace(hex(zeroblob(50000)), '00', '[[')"),
+        ("message", "record", '\'[3,"b","\\ud800","g","b1","","",0,0,"",0,{},"","",null]\''),
+        ("batch", "record", "cast(x'ff' as text)"),
+        ("batch", "path", "'../../../../../../etc/hostname'"),
+        ("batch", "path", "replace(hex(zeroblob(3000)), '0', 'x')"),
+        ("batch", "body", "NULL"),
+    ],
+)
+def test_a_row_that_cannot_be_read_stops_nothing(tmp_path: Path, table: str, column: str, value: str) -> None:
+    first, second = _batch(), _batch()
+    _with(tmp_path, _put(*first))
+    _with(tmp_path, _put(*second))
+    with sqlite3.connect(tmp_path / "spool.db") as database:
+        database.execute(f"UPDATE {table} SET {column} = {value} WHERE id = (SELECT min(id) FROM {table})")
+    database.close()
+    store, reports = _store(tmp_path)
+    assert [message.id for message in store.open()] == [second[1][0].id]
+    store.release()
+    assert any("is set aside" in report for report in reports)
+    assert Path("/etc/hostname").exists()
+
+
+def test_a_routing_domain_that_is_none_is_no_exception() -> None:
+    for name in ("[a:b:c", "::1", "[::1]:25", "x:y:z", "[", "]", "a.b.", ""):
+        lookup_name(name)
+
+
+@pytest.mark.parametrize("damage", ["spool.db", "spool.db-wal", "folder", "replaced", "truncated"])
+def test_a_spool_that_is_taken_away_takes_nothing_more(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "worker-0"
+    reports: list[str] = []
+    store = Store(folder, 0o640, reports.append)
+    store.open()
+
+    async def run() -> Exception | None:
+        store.start()
+        assert await _insert(store, *_batch()) is None
+        if damage == "truncated":
+            os.truncate(folder / "spool.db-wal", 0)
+        elif damage in ("folder", "replaced"):
+            folder.rename(tmp_path / "elsewhere")
+            if damage == "replaced":
+                (folder / "bodies").mkdir(parents=True)
+        else:
+            (folder / damage).unlink()
+        error = await _insert(store, *_batch())
+        assert await _insert(store, *_batch()) is not None
+        await store.close()
+        return error
+
+    error = asyncio.run(run())
+    assert error is not None
+    assert "while the server runs" in str(error)
+    assert any("while the server runs" in report for report in reports)
+
+
+def test_a_database_that_has_gone_is_not_begun_anew(tmp_path: Path) -> None:
+    _with(tmp_path, _put(*_batch()))
+    (tmp_path / "bodies/77").write_bytes(b"x")
+    (tmp_path / "spool.db").rename(tmp_path / "away.db")
+    for content in (None, b""):
+        if content is not None:
+            (tmp_path / "spool.db").write_bytes(content)
+        store, _ = _store(tmp_path)
+        with pytest.raises(SpoolError, match="is missing, or empty, and was there before"):
+            store.open()
+        store.release()
+    assert (tmp_path / "bodies/77").exists()
+    (tmp_path / "away.db").rename(tmp_path / "spool.db")
+    assert len(_with(tmp_path, lambda store: None)) == 1
+
+
+def test_any_exception_of_a_commit_is_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, reports = _store(tmp_path)
+    store.open()
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    async def run() -> None:
+        store.start()
+        with monkeypatch.context() as patched:
+            patched.setattr(store_module, "_insert", no_memory)
+            assert isinstance(await _insert(store, *_batch()), MemoryError)
+        assert await _insert(store, *_batch()) is None
+        await store.close()
+
+    asyncio.run(run())
+    assert any("MemoryError" in report for report in reports)
+    assert any("is written again" in report for report in reports)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], check=False).returncode
+    ):
+        pytest.skip("a small disk takes root and leave to mount")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_heals_by_itself(small_disk: Path) -> None:
+    """New mail is refused, what was taken is removed as soon as there is room, and nothing comes back."""
+    folder, filler = small_disk / "worker-0", small_disk / "filler"
+    reports: list[str] = []
+    store = Store(folder, 0o640, reports.append)
+    store.open()
+    kept, gone = _batch(), _batch()
+
+    async def run() -> None:
+        store.start()
+        assert await _insert(store, *kept) is None
+        assert await _insert(store, *gone) is None
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+        error = await _insert(store, *_batch(body=b"x" * 1_000_000))
+        assert error is not None
+        assert is_full(error)
+        store.remove(gone[1][0])
+        await asyncio.sleep(0.6)
+        filler.unlink()
+        while store.waiting or store._busy:  # noqa: ASYNC110 - the store has no event for that
+            await asyncio.sleep(0.05)
+        assert await _insert(store, *_batch()) is None
+        await store.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    again = Store(folder, 0o640, reports.append)
+    found = {message.id for message in again.open()}
+    again.release()
+    assert kept[1][0].id in found
+    assert gone[1][0].id not in found
+    assert len(found) == 2
+
+
+def test_room_is_looked_at_before_it_is_gone(tmp_path: Path) -> None:
+    now = [0.0]
+    room = Room(tmp_path, 0, 0, lambda: now[0])
+    assert room.shortage() == ""
+    room.reconfigure(1 << 60, 0)
+    now[0] = 10.0
+    assert "MiB are free" in room.shortage()
+    room.reconfigure(0, 1 << 60)
+    now[0] = 20.0
+    assert room.shortage() == "" or "inodes are free" in room.shortage()
+    now[0] = 30.0
+    assert "cannot be looked at" in Room(tmp_path / "nowhere", 1, 0, lambda: now[0]).shortage()

@@ -11,22 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import x25519
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, x25519
+from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from OpenSSL import SSL
 
 from quillon.config.options import table
 from quillon.config.scope import resolve
 from quillon.config.settings import InboundTls, OutboundTls, TlsIdentity, build
 from quillon.lab.pki import CLIENT, DAY, Authority
 from quillon.lab.sink import inbound_tls
+from quillon.policy.msys.tls import names_one_of
 from quillon.tls import identity
 from quillon.tls.causes import CAUSES
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError, Engine
 from quillon.tls.gnutls_context import priority_string
-from quillon.tls.verdict import Certificate, Verdict
+from quillon.tls.openssl import OpenSSLEngine
+from quillon.tls.verdict import Certificate, Verdict, escaped, unescaped
 
 ENGINES = ("openssl", "gnutls")
 NOW = 1_800_000_000.0
@@ -575,3 +580,135 @@ def test_sixteen_errors_of_a_chain_are_enough(tmp_path: Path) -> None:
     server = contexts.server(inbound)
     shake(server, contexts.client(outbound(tls_certificate=str(issued.certificate), tls_key=str(issued.key)), "x.test"))
     assert 0 < len(server.verdict().errors) <= 16
+
+
+@pytest.mark.parametrize("trusted", ["root", "middle", "leaf", "other"])
+@pytest.mark.parametrize("sent", [1, 2, 3])
+@pytest.mark.parametrize(("server", "client"), BOTH)
+def test_every_anchor_is_one_verdict(tmp_path: Path, trusted: str, sent: int, server: str, client: str) -> None:
+    """A certificate in the CA file is trusted, be it a root, an intermediate or the one shown (RFC 5280 6.1.1 d)."""
+    root, other = Authority(tmp_path, "root"), Authority(tmp_path, "other")
+    middle = Authority(tmp_path, "middle", root)
+    issued = middle.issue("leaf", ["mx.partner.test"])
+    own = x509.load_pem_x509_certificates(issued.certificate.read_bytes())[0]
+    pem = [one.public_bytes(serialization.Encoding.PEM) for one in (own, middle.certificate, root.certificate)]
+    issued.certificate.write_bytes(b"".join(pem[:sent]))
+    file = tmp_path / "trusted.pem"
+    trust = {"root": root.certificate, "middle": middle.certificate, "leaf": own, "other": other.certificate}[trusted]
+    file.write_bytes(trust.public_bytes(serialization.Encoding.PEM))
+    contexts = Contexts(lambda: NOW)
+    inbound = inbound_tls(
+        str(issued.certificate), str(issued.key), tls_engine=server, tls_verify_mode=None, tls_client_ca=str(file)
+    )
+    out = outbound(
+        tls="required", tls_verify="host", tls_ca=str(file), tls_engine=client, tls_protocols=frozenset({"TLSv1.3"}),
+        tls_certificate=str(issued.certificate), tls_key=str(issued.key),
+    )  # fmt: skip
+    one, two = contexts.server(inbound), contexts.client(out, "mx.partner.test", "192.0.2.1 25")
+    shake(one, two)
+    good = (trusted in ("middle", "leaf") and sent >= {"middle": 1, "leaf": 1}[trusted]) or (
+        trusted == "root" and sent >= 2
+    )
+    verdicts = [one.verdict(), two.verdict()]
+    if client == "gnutls" and verdicts[0].cause == "no_certificate":
+        verdicts = verdicts[1:]  # it shows no certificate whose issuer is not among the names that the server hints at
+    for verdict in verdicts:
+        assert verdict.cause == ("" if good else "unknown_issuer")
+        anchor = verdict.anchor.der if verdict.anchor is not None else None
+        assert anchor == (trust.public_bytes(serialization.Encoding.DER) if good else None)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("192.0.2.1", ""), ("[192.0.2.1]", ""), ("2001:db8::1", ""), ("IPv6:2001:db8::1", ""), ("fe80::1%eth0", ""),
+        ("MX.Partner.test.", "mx.partner.test"), ("b\u00fccher.test", "xn--bcher-kva.test"), ("a b", ""), ("", ""),
+    ],
+)  # fmt: skip
+def test_what_is_sent_as_server_name(pki: Path, engine: str, host: str, name: str) -> None:
+    pair = Pair(pki, engine, engine)
+    server, client = pair.contexts.server(pair.inbound), pair.contexts.client(pair.outbound, host, "192.0.2.1 25")
+    shake(server, client)
+    assert server.established
+    assert server.verdict().sni == name
+
+
+def test_a_client_hello_fits_into_a_packet_and_gets_the_hybrid_group(pki: Path) -> None:
+    pair = Pair(pki, "openssl", "openssl")
+    client = pair.contexts.client(pair.outbound, "mx.partner.test", "192.0.2.1 25")
+    client.start()
+    assert 0 < len(client.data_to_send()) < 600
+    server, client = pair.connect()
+    assert server.verdict().group == client.verdict().group == "X25519MLKEM768"
+    pair = Pair(pki, "openssl", "openssl", version="TLSv1.2")
+    assert pair.connect()[1].established
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("server", "client"), BOTH)
+@pytest.mark.parametrize(("count", "taken"), [(2000, True), (20000, False)])
+def test_certificates_with_very_many_names(
+    tmp_path: Path, pki: Path, server: str, client: str, version: str, count: int, taken: bool
+) -> None:
+    issued = Authority(tmp_path, "many").issue("many", [f"n{n}.partner.test" for n in range(count)])
+    pair = Pair(pki, server, client, version=version)
+    pair.outbound = dataclasses.replace(
+        pair.outbound, tls_certificate=str(issued.certificate), tls_key=str(issued.key), tls_verify="no"
+    )
+    one, two = pair.contexts.server(pair.inbound), pair.contexts.client(pair.outbound, "mx.partner.test", "x")
+    for _ in range(3):
+        shake(one, two)
+    if client == "gnutls" and not taken:
+        assert one.verdict().certificate is None  # it does not even send so large a one
+        return
+    assert one.established is taken
+    if not taken:
+        assert one.failure is not None
+        assert one.failure.cause == "handshake_too_large"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("offered", "taken"), [([b"smtp"], True), ([b"h2", b"smtp"], True), ([b"h2", b"http/1.1"], False)]
+)
+def test_what_a_client_offers_by_alpn(pki: Path, engine: str, offered: list[bytes], taken: bool) -> None:
+    """RFC 9325 3.8: a handshake that is meant for a web server ends."""
+    pair = Pair(pki, engine, engine)
+    server = pair.contexts.server(pair.inbound)
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_alpn_protos(offered)
+    client = OpenSSLEngine(context, server=False, checked=False)
+    shake(server, client)
+    assert server.established is taken
+    if not taken:
+        assert server.failure is not None
+        assert server.failure.cause == "no_application_protocol"
+
+
+def test_names_of_a_certificate_read_as_one_thing(tmp_path: Path) -> None:
+    """A comma within a name, a slash within a subject (as CVE-2021-44532 and 44533 had them)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Evil/CN=admin.test"),
+            x509.NameAttribute(NameOID.COMMON_NAME, "x.test"),
+        ]
+    )
+
+    def certificate(*names: x509.GeneralName) -> Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+        builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + DAY)
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return Certificate(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER))
+
+    evil = certificate(x509.DNSName("a,DNS:admin.test"), x509.DNSName("b.test"))
+    assert evil.subject == "/O=Evil\\/CN=admin.test/CN=x.test"
+    text = ",".join(map(escaped, evil.alternative_names))
+    assert text == "DNS:a\\,DNS:admin.test,DNS:b.test"
+    assert unescaped(text) == list(evil.alternative_names)
+    assert not names_one_of(text, "admin.test")
+    assert names_one_of(text, "c.test,b.test")
+    other = certificate(x509.UniformResourceIdentifier("https://x.test"))
+    assert not identity.matches(other, ["x.test"])  # a SAN of any kind rules the common name out

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Suggests the option or command that was meant. Takes no abbreviations: a later version may read them otherwise."""
+    """Suggests the option or command that was meant. Takes no abbreviations: a later version may have others."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **settings})

@@ -42,6 +42,7 @@ _CHECKPOINT_PAGES = 1000
 _ROWS = 32  # rows a statement
 _MARK = "quillon-spool"
 _MANY = 500  # messages of one batch whose rows the committer makes
+_WAL_MAGIC = b"\x37\x7f\x06"  # sqlite.org/fileformat2.html 4.1
 _WATCHED = ("", "bodies", "lock", "spool.db", "spool.db-wal")
 BODY_NAME = re.compile(r"[0-9]{1,20}")
 INTERVAL = 0.004  # seconds between the beginnings of two commits at least: under load groups grow instead of commits
@@ -515,7 +516,10 @@ class Store:
             self._roll_back(database)
             self._overwrite(database)
             return error
-        self._lost = self._lost or self._displaced()
+        try:
+            self._lost = self._lost or self._displaced()
+        except OSError as error:
+            self._lost = f"{self.folder / 'spool.db-wal'}: {error.strerror}; it was removed while the server runs"
         if self._lost:
             return SpoolLost(self._lost)
         for name in group.dead_files:
@@ -566,6 +570,11 @@ class Store:
             if known is not None and size < known[2]:
                 return f"{path} was truncated while the server runs"
             self._files[name] = (state.st_dev, state.st_ino, size)
+        # a log that was cut off and written behind its beginning is as long as before
+        log = self.folder / "spool.db-wal"
+        with log.open("rb", buffering=0) as file:
+            if file.read(3) != _WAL_MAGIC:
+                return f"{log} was truncated while the server runs"
         return ""
 
     def _roll_back(self, database: sqlite3.Connection) -> None:

@@ -6,19 +6,16 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-
 from quillon.config.settings import InboundTls, OutboundTls
 from quillon.tls import gnutls_library as g
 from quillon.tls import identity
+from quillon.tls.anchors import Anchors
 from quillon.tls.engine import SESSION_LIFE, SYSTEM_TRUST, ContextError
 from quillon.tls.gnutls import GnuTLSEngine, Pipe, pull, server_name
 from quillon.tls.identity import default_pairs, match_identity
 from quillon.tls.verdict import Certificate
 
 _MAX_SESSIONS = 1000
-SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"  # what TLS_CA = system means to the library on Debian
 _NO_DHE = ":-DHE-RSA:-DHE-DSS:-GROUP-FFDHE2048:-GROUP-FFDHE3072:-GROUP-FFDHE4096:-GROUP-FFDHE6144:-GROUP-FFDHE8192"
 
 
@@ -91,52 +88,6 @@ def _session(context: Any, flags: int, priority: Any, credentials: Any) -> tuple
     _check("priority", lib.gnutls_priority_set(session, priority))
     _check("credentials", lib.gnutls_credentials_set(session, g.CRD_CERTIFICATE, credentials))
     return session, pipe, handle
-
-
-class Anchors:
-    """The trusted certificates of a file, for what the library does not tell: which of them a chain leads to."""
-
-    def __init__(self, path: str | None) -> None:
-        self._path = SYSTEM_BUNDLE if path == SYSTEM_TRUST else path
-        self._loaded: list[x509.Certificate] | None = None
-        self._ders: frozenset[bytes] = frozenset()
-
-    @property
-    def ders(self) -> frozenset[bytes]:
-        """All of them in DER."""
-        self._load()
-        return self._ders
-
-    def _load(self) -> list[x509.Certificate]:
-        if self._loaded is None:
-            try:
-                self._loaded = x509.load_pem_x509_certificates(Path(self._path).read_bytes()) if self._path else []
-            except (OSError, ValueError):
-                self._loaded = []
-            self._ders = frozenset(one.public_bytes(serialization.Encoding.DER) for one in self._loaded)
-        return self._loaded
-
-    def of(self, chain: list[bytes]) -> Certificate | None:
-        """The trusted certificate that a chain which has verified leads to."""
-        loaded = self._load()
-        for der in chain:
-            if der in self._ders:
-                return Certificate(der)
-            element = Certificate(der).parsed
-            for anchor in loaded if element is not None else ():
-                if element is not None and _issued(element, anchor):
-                    return Certificate(anchor.public_bytes(serialization.Encoding.DER))
-        return None
-
-
-def _issued(element: x509.Certificate, anchor: x509.Certificate) -> bool:
-    if element.issuer != anchor.subject:
-        return False
-    try:
-        element.verify_directly_issued_by(anchor)
-    except Exception:
-        return False  # not its issuer, or a certificate of a kind that cannot be compared
-    return True
 
 
 class GnuTLSServer:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL, crypto
 
 from quillon.tls import identity, openssl_extra
+from quillon.tls.anchors import Anchors
 from quillon.tls.engine import SESSION_LIFE
 from quillon.tls.verdict import Certificate, HandshakeFailure, Verdict, alert_cause, chain_cause, printable
 
@@ -146,6 +147,7 @@ class OpenSSLEngine:
         server: bool,
         checked: bool,
         server_name: str = "",
+        anchors: Anchors | None = None,
         memory: Memory | None = None,
         memory_key: tuple[str, str] = ("", ""),
     ) -> None:
@@ -155,6 +157,7 @@ class OpenSSLEngine:
         self.errors: list[ChainError] = []
         self._checked = checked
         self._server = server
+        self._anchors = anchors
         self._memory = memory
         self._memory_key = memory_key
         self._to_keep = False
@@ -270,13 +273,15 @@ class OpenSSLEngine:
         self._memory.put(self._memory_key, Remembered((), made, until, session, self._verified_anchor()))
 
     def _verified_anchor(self) -> bytes | None:
-        """The last certificate of the verified chain, which is one that we trust; None where none is."""
-        if self._anchor is None and self._checked and not self.errors and not self._resumed:
+        """The certificate of the verified chain that is among those we trust; None where there is none."""
+        wanted = self._checked and not self.errors and not self._resumed
+        if self._anchor is None and wanted and self._anchors is not None:
             try:
                 chain = self._connection.get_verified_chain(as_cryptography=True) or []
-                self._anchor = chain[-1].public_bytes(serialization.Encoding.DER) if chain else None
+                found = self._anchors.of([one.public_bytes(serialization.Encoding.DER) for one in chain])
             except Exception:
                 return None  # certificates of a peer: whatever is wrong with them, nothing is concluded from it
+            self._anchor = found.der if found is not None else None
         return self._anchor
 
     def _valid_until(self) -> float:

@@ -13,6 +13,7 @@ from OpenSSL import SSL, crypto
 
 from quillon.config.settings import InboundTls, OutboundTls
 from quillon.tls import openssl_extra
+from quillon.tls.anchors import Anchors
 from quillon.tls.engine import SESSION_LIFE, SYSTEM_TRUST, ContextError
 from quillon.tls.identity import default_pairs, match_identity
 from quillon.tls.openssl import Memory, OpenSSLEngine, choose_protocol, note_error
@@ -35,6 +36,7 @@ class OpenSSLServer:
 
     def __init__(self, settings: InboundTls, clock: Callable[[], float]) -> None:
         self._checked = settings.tls_verify_mode != "none"
+        self._anchors = Anchors(settings.tls_client_ca)
         self._memory = Memory(clock) if settings.tls_session_resumption else None
         self._identities = [(one.name, _server_context(settings, one.pairs)) for one in settings.tls_identities]
         self._default = _server_context(settings, default_pairs(settings))
@@ -49,7 +51,9 @@ class OpenSSLServer:
             connection.set_context(self._identities[found][1])
 
     def engine(self) -> OpenSSLEngine:
-        return OpenSSLEngine(self._default, server=True, checked=self._checked, memory=self._memory)
+        return OpenSSLEngine(
+            self._default, server=True, checked=self._checked, anchors=self._anchors, memory=self._memory
+        )
 
 
 class OpenSSLClient:
@@ -57,6 +61,7 @@ class OpenSSLClient:
 
     def __init__(self, settings: OutboundTls, clock: Callable[[], float]) -> None:
         self._checked = settings.tls_verify != "no"
+        self._anchors = Anchors(settings.tls_ca)
         self._memory = Memory(clock, 1000) if settings.tls_session_resumption else None
         self._context = _client_context(settings)
 
@@ -65,6 +70,7 @@ class OpenSSLClient:
             self._context,
             server=False,
             checked=self._checked,
+            anchors=self._anchors,
             server_name=server_name,
             memory=self._memory,
             memory_key=(server_name, peer),
