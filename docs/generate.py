@@ -122,9 +122,12 @@ ARGUMENTS = {
     "validate_rcptto_list_final": "(list, vctx)",
     "validate_data": "(msg, ac, vctx)",
     "validate_data_spool": "(msg, ac, vctx)",
+    "core_pre_msg_each_rcpt": "(msg, ac, vctx)",
     "validate_data_spool_each_rcpt": "(msg, ac, vctx)",
+    "core_post_msg_each_rcpt": "(msg, ac, vctx)",
     "validate_set_binding": "(msg)",
     "core_final_validation": "(msg, ac, vctx)",
+    "core_post_final_validation": "(msg, ac, vctx)",
     "validate_dealloc": "()",
     "get_inbound_tls_parameters": "(ac, vctx, params)",
     "inbound_smtp_tls_verify_callback": "(mc, ssl_ctx, preverify_ok, subject, issuer, cert)",
@@ -143,6 +146,11 @@ ARGUMENTS = {
     "outbound_smtp_auth_config": "(msg, ac, vctx)",
     "generate_bounces": "(msg, reply)",
     "generate_rfc3464_message_preamble": "(msg, reply, buff)",
+    "core_log_delivery_v1": "(msg, domain_record, now, note, note_len)",
+    "core_log_transient_failure_v1": "(msg, domain_record, now, note, note_len)",
+    "core_log_permanent_failure_v1": "(msg, domain_record, now, note, note_len)",
+    "core_pre_mailq_message_requeue": "(msg, now)",
+    "core_smtp_tls_reporting": "(json), not called yet: this version makes no reports",
 }
 
 

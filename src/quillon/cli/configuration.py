@@ -15,8 +15,9 @@ DEFAULT = "ecelerity.conf"
 
 
 def say_which(path: str) -> None:
-    """Tell on stderr which file is read: the one in this folder need not be the server's."""
-    print(f"reading {Path(path).absolute()}", file=sys.stderr)
+    """Tell on stderr which file is read where none was named: the one in this folder need not be the server's."""
+    if path == DEFAULT:
+        print(f"reading {Path(path).absolute()}", file=sys.stderr)
 
 
 def read(path: str) -> Config | None:

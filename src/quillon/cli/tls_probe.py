@@ -56,7 +56,7 @@ def run(given: argparse.Namespace) -> int:
     config = read(given.config) if given.config else empty()
     if config is None:
         return FAULTY
-    if not given.config:
+    if not given.config and not given.json:
         print(f"there is no {DEFAULT} here: the built-in settings are used", file=sys.stderr)
     if given.ca and given.ca != SYSTEM_TRUST:
         given.ca = os.path.abspath(given.ca)

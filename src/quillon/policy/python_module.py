@@ -48,6 +48,11 @@ _TAKES: dict[Phase | Hook, tuple[str, ...]] = {
     Hook.OUTBOUND_AUTH: ("delivery",),
     Hook.GENERATE_BOUNCES: ("delivery", "reply"),
     Hook.BOUNCE_TEXT: ("delivery", "reply", "text"),
+    **dict.fromkeys(
+        (Hook.LOG_DELIVERY, Hook.LOG_TRANSIENT, Hook.LOG_PERMANENT), ("delivery", "domain", "binding", "now", "note")
+    ),
+    Hook.REQUEUE: ("delivery", "now"),
+    Hook.TLS_REPORTING: ("report",),
 }
 T = TypeVar("T")
 FAULTS = (Exception, asyncio.CancelledError)  # of a policy: what it waited for may have been cancelled

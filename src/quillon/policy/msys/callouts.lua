@@ -29,7 +29,7 @@ local shapes = {
     return f(t, s.vctx, {user = user, name = name}, status) or core.VALIDATE_CONT
   end,
   inbound_smtp_tls_post_accept = function(t, f, s)
-    return f(t, s.ac, nil, nil, nil, core.get_now_ts()) or core.VALIDATE_CONT
+    return f(t, s.ac, s.vctx, nil, nil, core.get_now_ts()) or core.VALIDATE_CONT
   end,
 }
 -- what was said of an attempt; the domain record of the manual is a table
