@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ONCE ?=
 
-.PHONY: demo test check check-static docs bench fuzz fmt clean
+.PHONY: demo test check check-static docs bench fuzz attack fmt clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Quillon needs CPython 3.11 or later; set PYTHON=")'
@@ -49,6 +49,10 @@ bench: $(VENV)/.demo
 # A minute of hostile octets against the TLS engines; SECONDS=3600 for more.
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz_tls --seconds $(or $(SECONDS),60)
+
+# What attacks of one client cost the others; some two minutes.
+attack: $(VENV)/.dev
+	$(BIN)/python -m tests.attack
 
 clean:
 	rm -rf $(VENV) demo site
