@@ -15,9 +15,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("record", help="write the sessions of a running server to a file, for replay")
     parser.add_argument("-c", "--config", default="ecelerity.conf", metavar="FILE", help="names the console's socket")
     parser.add_argument("--socket", metavar="PATH", help="the socket itself")
-    parser.add_argument(
-        "--out", required=True, metavar="FILE", help="where to; the server writes it, so it must be able to"
-    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="where to: a name in the server's Record_Folder")
     parser.add_argument("--seconds", type=float, metavar="N", help="how long; else until interrupted")
     parser.add_argument("--bodies", action="store_true", help="keep mail bodies too, not only header sections")
     parser.set_defaults(run=run)
@@ -25,7 +23,7 @@ def add(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Exit status 1 if the server cannot be asked."""
-    path = os.path.abspath(given.out)
+    path = os.path.abspath(given.out) if "/" in given.out else given.out
     if any(character.isspace() for character in path):
         print("quillon record: a path with spaces cannot be given to the console", file=sys.stderr)
         return 1
