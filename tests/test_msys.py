@@ -7,16 +7,21 @@ import contextlib
 import http.server
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quillon.config.settings import ScriptSettings
 from quillon.mail.reply import Reply
 from quillon.policy.hook import Phase, Policy, PolicyError
 from quillon.policy.lua import load_scripts
+from quillon.policy.message import Content, MessageView
+from quillon.policy.msys import mime
 from quillon.policy.world import Datasource
 from tests.support.scripts import Stage
 
@@ -647,3 +652,77 @@ def test_a_wait_that_is_given_up_unwinds_the_script(stage: Stage) -> None:
 
     asyncio.run(play())
     assert "the session has ended" in stage.said[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        ('attachment; filename="=?utf-8?B?w6QudHh0?="', "\u00e4.txt"),
+        ("attachment; filename==?utf-8?Q?=C3=A4?=.txt", "\u00e4.txt"),
+        ("attachment; filename=safe.txt; filename*=utf-8''evil.exe", "evil.exe"),
+        ("attachment; filename*=utf-8''evil.exe; filename=safe.txt", "evil.exe"),
+        ("attachment; filename*0=ev; filename*1=il.exe; filename=safe.txt", "evil.exe"),
+        ("attachment; filename*0*=utf-8''%C3; filename*1*=%A4.exe", "\u00e4.exe"),
+        ('attachment; filename="evil.exe" (a comment)', "evil.exe"),
+        ("attachment; filename=evil.exe (c)", "evil.exe"),
+        ("attachment (c; filename=x); (d) filename (e) = (f) evil.exe", "evil.exe"),
+        ('attachment; filename="a;b.exe"', "a;b.exe"),
+        ('attachment; filename="open.exe', "open.exe"),
+        ("attachment; filename=a.txt; filename=b.exe", "a.txt"),
+        ("attachment; filename=\u00e4.txt", "\u00e4.txt"),
+        ("inline", None),
+    ],
+)
+def test_names_of_attachments(field: str, name: str | None) -> None:
+    data = f"Content-Disposition: {field}\r\n\r\nx".encode()
+    assert mime.filename_of(_tree(data).root) == name
+
+
+def _tree(data: bytes) -> mime.Tree:
+    end = data.index(b"\r\n\r\n") + 4
+    content = Content(data[:end], len(data), lambda: data)
+    return mime.tree_of(MessageView("", "", "", "", "", content, may_edit=True), writable=True)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "Content-Type: multipart/mixed; boundary=B",
+        "Content-Type : multipart/mixed; boundary=B",
+        "Content-Type: (c) multipart/mixed; boundary=B",
+        "Content-Type: multipart / mixed; boundary=B",
+        "Content-Type: multipart/mixed; (c) boundary=B",
+        "Content-Type: multipart/mixed; boundary (c) = B (d)",
+        'Content-Type: multipart/mixed; boundary="B" (c)',
+        "Content-Type: MULTIPART/mixed;\r\n\tBoundary=B",
+    ],
+)
+def test_no_spelling_hides_a_part(field: str) -> None:
+    body = "--B\r\nContent-Type: text/plain\r\n\r\none\r\n--B\r\nContent-Type: application/x\r\n\r\ntwo\r\n--B--\r\n"
+    tree = _tree(f"{field}\r\n\r\n{body}".encode())
+    assert [node.get_content_type() for node in tree.root.walk()] == ["multipart/mixed", "text/plain", "application/x"]
+    tree.changed()
+    assert b"two" in mime.octets(tree.root)
+
+
+@given(st.lists(st.sampled_from([
+    "Content-Type: multipart/mixed\r\n", "Content-Type: multipart/mixed; boundary=B\r\n", "Content-Type: message/rfc822\r\n",
+    "Content-Type: text/plain; charset=\u00e4\r\n", "Content-Type: multipart/x; boundary*=utf-8''%c3%a4\r\n", "\r\n", "--B\r\n",
+    "--B--\r\n", "\u00e4\r\n", "Content-Transfer-Encoding: base64\r\n", "From x\r\n", "junk\r\n", "Content-Type :",
+]), max_size=12))  # fmt: skip
+def test_what_was_taken_apart_can_be_written_or_says_why(lines: list[str]) -> None:
+    tree = _tree(("A: b\r\n" + "".join(lines) + "\r\n\r\n").encode())
+    list(tree.root.walk())
+    with contextlib.suppress(ValueError):
+        tree.changed()
+
+
+@pytest.mark.parametrize(("depth", "lines"), [(90, 100_000), (490, 10), (3, 1_000_000)])
+def test_parts_within_parts_take_no_minutes(depth: int, lines: int) -> None:
+    data = b"A: b\r\n"
+    for n in range(depth):
+        data += b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n)
+    begun = time.process_time()
+    tree = _tree(data + b"\r\n" + b"x\r\n" * lines)
+    tree.changed()
+    assert time.process_time() - begun < 3

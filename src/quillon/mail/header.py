@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from email.header import Header
 from functools import lru_cache
+from urllib.parse import unquote_to_bytes
 
 from quillon.mail import charset
 
@@ -207,6 +208,87 @@ def without_comments(value: str) -> str:
             out.append(character)
         at += 1
     return "".join(out)
+
+
+_PARAMETER_TOKEN = re.compile(r'[ \t\r\n]+|"((?:[^"\\]|\\.)*)"?|([^ \t\r\n";=()]+)|(.)', re.DOTALL)
+_STARRED = re.compile(r"([^*]+)(?:\*([0-9]{1,3}))?(\*)?")
+
+
+def parameters(value: str) -> tuple[str, dict[str, str]]:
+    """A raw value of Content-Type or Content-Disposition: what stands first, in lower case, and its parameters.
+
+    Comments may stand anywhere (RFC 2045 5.1), nested ones too. Of a parameter the form of RFC 2231 goes before one
+    in pieces, and that before the plain one (RFC 6266 4.3), in which RFC 2047 words are decoded, as writers have it.
+    Of one that stands twice the first counts.
+    """
+    first, *rest = _segments(value)
+    kind = "".join(text for text, _ in first).lower()
+    plain: dict[str, str] = {}
+    pieces: dict[str, dict[int, tuple[str, bool]]] = {}
+    extended: dict[str, str] = {}
+    for segment in rest:
+        texts = [text for text, _ in segment]
+        if "=" not in texts or texts.index("=") != 1:
+            continue
+        match = _STARRED.fullmatch(texts[0].lower())
+        text = "".join(texts[2:])
+        if match is None:
+            continue
+        name, number, star = match.groups()
+        if number is not None:
+            pieces.setdefault(name, {}).setdefault(int(number), (text, star is not None))
+        elif star is not None:
+            extended.setdefault(name, _extended(text))
+        else:
+            plain.setdefault(name, decoded(text))
+    joined = {name: _joined_pieces(found) for name, found in pieces.items() if 0 in found}
+    return kind, plain | joined | extended
+
+
+def _segments(value: str) -> list[list[tuple[str, bool]]]:
+    """What stands between semicolons, as words with whether they were quoted; comments and white space are gone."""
+    out: list[list[tuple[str, bool]]] = [[]]
+    at, depth = 0, 0
+    for match in _PARAMETER_TOKEN.finditer(value):
+        if match.start() < at:
+            continue
+        quoted, word, sign = match.groups()
+        if sign == "(":
+            depth += 1
+        elif sign == ")" and depth:
+            depth -= 1
+        elif depth:
+            continue
+        elif quoted is not None:
+            out[-1].append((re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL), True))
+        elif word is not None:
+            out[-1].append((word, False))
+        elif sign == ";":
+            out.append([])
+        elif sign is not None:
+            out[-1].append((sign, False))
+        at = match.end()
+    return out
+
+
+def _extended(text: str) -> str:
+    """`charset'language'percent-encoded` (RFC 2231 4)."""
+    name, _, rest = text.partition("'")
+    return charset.decoded(unquote_to_bytes(rest.partition("'")[2]), name or "utf-8")
+
+
+def _joined_pieces(found: dict[int, tuple[str, bool]]) -> str:
+    """The pieces of a parameter (RFC 2231 3), as far as their numbers go on."""
+    name, octets = "utf-8", b""
+    for number in range(len(found)):
+        if number not in found:
+            break
+        text, is_encoded = found[number]
+        if number == 0 and is_encoded:
+            name, _, rest = text.partition("'")
+            text = rest.partition("'")[2]
+        octets += unquote_to_bytes(text) if is_encoded else text.encode("latin-1", "replace")
+    return charset.decoded(octets, name or "utf-8")
 
 
 def drop(head: bytes, doomed: Callable[[str, bytes], bool]) -> bytes:

@@ -10,6 +10,7 @@ import base64
 import io
 import itertools
 import quopri
+import re
 import secrets
 from dataclasses import dataclass
 from email import message_from_bytes, policy
@@ -32,6 +33,39 @@ _WIRE = policy.compat32.clone(linesep="\r\n", max_line_length=0)
 MAX_LINE = 998  # octets, RFC 5322 2.1.1
 
 Mime: TypeAlias = "Part_[str, str]"
+MOST_CONTAINERS = 100  # of a message; what holds more is taken as one part
+MOST_STEPS = 1_000_000  # lines times containers, which is what taking a message apart costs
+
+
+class OwnPart(Part_):
+    """A part whose Content-Type is read as it is written: with comments, white space before the colon, in the first
+    field of several. A container without a boundary is a text (RFC 2046 5.1.1)."""
+
+    def _content_type(self) -> tuple[str, dict[str, str]]:
+        kind, found = headers.parameters(next(iter(raw_values(self, "Content-Type")), ""))
+        if not re.fullmatch(r"[!-.0-~]+/[!-.0-~]+", kind):
+            return self.get_default_type(), found
+        whole = not isinstance(self._payload, list)  # type: ignore[attr-defined]
+        if kind.startswith("multipart/") and whole and not _usable(found.get("boundary")):
+            return "text/plain", found
+        return kind, found
+
+    def get_content_type(self) -> str:
+        return self._content_type()[0]
+
+    def get_content_maintype(self) -> str:
+        return self._content_type()[0].partition("/")[0]
+
+    def get_content_subtype(self) -> str:
+        return self._content_type()[0].partition("/")[2]
+
+    def get_boundary(self, failobj: Any = None) -> Any:
+        found = self._content_type()[1].get("boundary")
+        return found if _usable(found) else failobj
+
+
+def _usable(boundary: str | None) -> bool:
+    return bool(boundary) and boundary is not None and boundary.isascii() and boundary.isprintable()
 
 
 @dataclass(slots=True)
@@ -83,10 +117,16 @@ def children(node: Mime) -> list[Mime]:
     return found if isinstance(found, list) else []  # type: ignore[return-value]
 
 
+_SPACE_BEFORE_COLON = re.compile(rb"^([!-9;-~]+)[ \t]+:", re.MULTILINE)
+
+
 def octets(node: Mime) -> bytes:
-    """A part with its header, CRLF line ends."""
+    """A part with its header, CRLF line ends. Raises ValueError for what cannot be written."""
     out = io.BytesIO()
-    BytesGenerator(out, mangle_from_=False, maxheaderlen=0, policy=_WIRE).flatten(node)
+    try:
+        BytesGenerator(out, mangle_from_=False, maxheaderlen=0, policy=_WIRE).flatten(node)
+    except (UnicodeError, RecursionError, LookupError, TypeError, AttributeError):
+        raise ValueError("the message is built so that its parts cannot be written") from None
     return out.getvalue()
 
 
@@ -101,11 +141,14 @@ def set_octets(node: Mime, data: bytes) -> None:
 
 
 def tree_of(view: MessageView, *, writable: bool) -> Tree:
-    data = view.content.whole
-    try:
-        root: Mime = message_from_bytes(data, policy=_WIRE)
-    except RecursionError:  # parts within parts by the hundred: nobody's mail, and taken as one part
-        root = BytesHeaderParser(policy=_WIRE).parsebytes(data)
+    head = _SPACE_BEFORE_COLON.sub(rb"\1:", view.content.head)
+    data = head + view.content.body
+    containers = data.lower().count(b"multipart/") + data.lower().count(b"message/")
+    if containers > MOST_CONTAINERS or containers * data.count(b"\n") > MOST_STEPS:
+        # nobody's mail: parts within parts by the hundred, or so many lines in them that it takes minutes
+        root: Mime = BytesHeaderParser(OwnPart, policy=_WIRE).parsebytes(data)
+    else:
+        root = message_from_bytes(data, OwnPart, policy=_WIRE)
     return Tree(root, view, writable)
 
 
@@ -126,12 +169,8 @@ def charset_of(node: Mime) -> str | None:
 
 
 def _parameter(node: Mime, header: str, name: str) -> str | None:
-    """A parameter of a header field, decoded (RFC 2231); None where it is not there."""
-    found = node.get_param(name, header=header)
-    if isinstance(found, tuple):
-        charset, _, text = found
-        found = charsets.decoded(text.encode("latin-1", "replace"), charset or "us-ascii")
-    return found if isinstance(found, str) else None
+    """A parameter of a header field, decoded (RFC 2231, RFC 2047); None where it is not there."""
+    return headers.parameters(next(iter(raw_values(node, header)), ""))[1].get(name)
 
 
 def filename_of(node: Mime) -> str | None:
