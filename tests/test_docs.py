@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from quillon.config.load import load
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -32,3 +34,16 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_files_named_in_the_threat_model_exist() -> None:
     for name in re.findall(r"`(tests/[\w./*]+)`", (ROOT / "SECURITY.md").read_text()):
         assert list(ROOT.glob(name)), name
+
+
+def test_the_unit_lets_quillon_write_where_its_defaults_are(tmp_path: Path) -> None:
+    (tmp_path / "ecelerity.conf").write_text('ESMTP_Listener { Listen ":25" {} }\nec_logger "main" {}\n')
+    loaded = load(tmp_path / "ecelerity.conf")
+    assert loaded.config is not None
+    unit = (ROOT / "packaging/quillon.service").read_text()
+    [writable] = re.findall(r"^ReadWritePaths=(.*)$", unit, re.MULTILINE)
+    assert loaded.config.node().spoolbase in [path.removeprefix("-") for path in writable.split()]
+    [folders] = re.findall(r"^LogsDirectory=(.*)$", unit, re.MULTILINE)
+    [logger] = loaded.config.loggers()
+    for log in filter(None, (logger.mainlog, logger.rejectlog, logger.paniclog)):
+        assert Path(log).parent in [Path("/var/log") / folder for folder in folders.split()]
