@@ -356,3 +356,29 @@ def test_a_host_that_hangs_up_at_once_is_not_hammered(server: Callable[..., Serv
     time.sleep(1)
     assert len(sessions) <= 6
     listening.close()
+
+
+def test_a_source_address_that_is_not_here_does_not_rest_the_host(server: Callable[..., Server]) -> None:
+    port = free_port()
+    sink = SinkThread()
+    (running := server("")).folder.joinpath("lost.lua").write_text(
+        """require("msys.core")
+local mod = {}
+function mod:validate_set_binding(msg)
+  if msg:rcptto() == "lost@partner.test" then msg:binding("lost") end
+end
+msys.registerModule("lost", mod)
+"""
+    )
+    running.configure(
+        LISTEN.format(port=port)
+        + f'Gateway = "127.0.0.1:{sink.port}" Host_Failure_Retry = 600 Binding "lost" {{ Bind_Address = "192.0.2.1" }}'
+        + ' scriptlet "s" { script "lost" { source = "lost" } }'
+    )
+    running.start()
+    _send(port, "lost@partner.test")
+    [event] = running.wait_events("attempt", 1)
+    assert "Cannot assign requested address" in event["reply"], event
+    _send(port)
+    until(lambda: sink.sink.caught, "delivery")
+    sink.stop()

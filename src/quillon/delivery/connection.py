@@ -7,6 +7,7 @@ transaction; idle connections wait for the next one. Whatever happens, each mess
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from quillon.tls.verdict import HandshakeFailure, Verdict
 _CHUNK = 262144
 HANDSHAKE_TIMEOUT = 60.0  # seconds
 LINGER = 10.0  # seconds that a close may take
+# no connection for a fault of this side: it says nothing of the host, which other bindings may reach
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
 
 Settle = Callable[[Message, Outcome], None]
 
@@ -120,7 +123,7 @@ class Connection:
             attempt.unreachable(step, replies.CONNECT_TIMED_OUT)
             return False
         except OSError as error:
-            self.unreachable = True
+            self.unreachable = error.errno not in _OURS
             attempt.unreachable(step, replies.NO_VALID_HOSTS.because(_reason(error)))
             return False
         if await self._opened and self.usable:
