@@ -20,7 +20,6 @@ _TOKEN = re.compile(
     r'|(?P<special>[<>:;@,.(])|(?P<atom>[^ \t\r\n<>:;@,.("\[]+)|(?P<stray>["\[])',
     re.DOTALL,
 )
-_IN_COMMENT = re.compile(r"[()]|\\.", re.DOTALL)
 # RFC 5322 3.2.3 and RFC 6532 3.2: what no word may hold
 _BAD = re.compile(r"[\x00-\x1f\x7f()\\\]\"\[]")
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -72,7 +71,7 @@ def _tokens(value: str, faults: list[str]) -> Iterator[_Token]:
             faults.append("a quoted string or an address literal without an end")
             return  # where it should have ended is anybody's guess
         if match[0] == "(":
-            end = _comment_end(value, at)
+            end = header.comment_end(value, at)
             if end < 0:
                 faults.append("a comment without an end")
                 end = len(value) + 1
@@ -80,16 +79,6 @@ def _tokens(value: str, faults: list[str]) -> Iterator[_Token]:
             at = end
         else:
             yield _Token(match.lastgroup, match[0])
-
-
-def _comment_end(value: str, at: int) -> int:
-    """The place behind a comment, nested ones included (RFC 5322 3.2.2); -1 for one that does not end."""
-    depth = 1
-    for match in _IN_COMMENT.finditer(value, at):
-        depth += {"(": 1, ")": -1}.get(match[0], 0)
-        if not depth:
-            return match.end()
-    return -1
 
 
 @dataclass

@@ -211,6 +211,7 @@ def without_comments(value: str) -> str:
 
 
 _PARAMETER_TOKEN = re.compile(r'[ \t\r\n]+|"((?:[^"\\]|\\.)*)"?|([^ \t\r\n";=()]+)|(.)', re.DOTALL)
+_IN_COMMENT = re.compile(r"[()]|\\.", re.DOTALL)
 _STARRED = re.compile(r"([^*]+)(?:\*([0-9]{1,3}))?(\*)?")
 
 
@@ -222,12 +223,11 @@ def parameters(value: str) -> tuple[str, dict[str, str]]:
     Of one that stands twice the first counts.
     """
     first, *rest = _segments(value)
-    kind = "".join(text for text, _ in first).lower()
+    kind = "".join(first).lower()
     plain: dict[str, str] = {}
     pieces: dict[str, dict[int, tuple[str, bool]]] = {}
     extended: dict[str, str] = {}
-    for segment in rest:
-        texts = [text for text, _ in segment]
+    for texts in rest:
         if "=" not in texts or texts.index("=") != 1:
             continue
         match = _STARRED.fullmatch(texts[0].lower())
@@ -245,30 +245,35 @@ def parameters(value: str) -> tuple[str, dict[str, str]]:
     return kind, plain | joined | extended
 
 
-def _segments(value: str) -> list[list[tuple[str, bool]]]:
-    """What stands between semicolons, as words with whether they were quoted; comments and white space are gone."""
-    out: list[list[tuple[str, bool]]] = [[]]
-    at, depth = 0, 0
-    for match in _PARAMETER_TOKEN.finditer(value):
-        if match.start() < at:
-            continue
+def _segments(value: str) -> list[list[str]]:
+    """The words between semicolons, quoted ones without their quotes; comments and white space are gone."""
+    out: list[list[str]] = [[]]
+    at = 0
+    while (match := _PARAMETER_TOKEN.match(value, at)) is not None:
+        at = match.end()
         quoted, word, sign = match.groups()
         if sign == "(":
-            depth += 1
-        elif sign == ")" and depth:
-            depth -= 1
-        elif depth:
-            continue
+            at = comment_end(value, at)
+            if at < 0:
+                break
         elif quoted is not None:
-            out[-1].append((re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL), True))
-        elif word is not None:
-            out[-1].append((word, False))
+            out[-1].append(re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL))
         elif sign == ";":
             out.append([])
-        elif sign is not None:
-            out[-1].append((sign, False))
-        at = match.end()
+        elif word is not None or sign is not None:
+            out[-1].append(word or sign)
     return out
+
+
+def comment_end(value: str, at: int) -> int:
+    """The place behind a comment that begins before `at`, nested ones included (RFC 5322 3.2.2); -1 where it does not
+    end. A quotation mark means nothing in it."""
+    depth = 1
+    for match in _IN_COMMENT.finditer(value, at):
+        depth += {"(": 1, ")": -1}.get(match[0], 0)
+        if not depth:
+            return match.end()
+    return -1
 
 
 def _extended(text: str) -> str:
