@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
-from quillon.mail.address import is_domain
+from quillon.mail.address import is_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def parse_route(text: str, number: int, domain: str) -> Target:
         host = (parts.hostname or "").lower()
     except ValueError:
         raise RouteError(f"{text!r} is no URL") from None
-    if not is_ip(host) and not is_host(host):
+    if not is_ip(host) and not is_name(host):
         raise RouteError(f"{text!r} names no host")
     try:
         port = int(query.get("port", ["0"])[0]) or (parts.port or 0)
@@ -76,18 +76,13 @@ def named_host(text: str) -> tuple[str, int]:
         return str(ipaddress.ip_address(text)), 0
     match = _ITEM.fullmatch(text)
     literal = re.sub(r"(?i)\Aipv6:", "", match["literal"]) if match is not None and match["literal"] else ""
-    good = match is not None and (is_ip(literal) if literal else is_host(match["host"]))
+    good = match is not None and (is_ip(literal) if literal else is_name(match["host"]))
     if match is None or not good or (match["port"] and not 0 < int(match["port"]) < 65536):
         raise RouteError(
             f"{text!r} names no host: write a host name or an IP address, with :port or not; IPv6 in brackets"
         )
     host = str(ipaddress.ip_address(literal)) if literal else match["host"].lower()
     return host, int(match["port"] or 0)
-
-
-def is_host(text: str) -> bool:
-    """Whether it is a host name or an IPv4 address."""
-    return is_domain(text) and not text.startswith("[")
 
 
 def is_ip(text: str) -> bool:

@@ -57,7 +57,7 @@ class Login:
         if self.record is not None:
             self.record.authenticated(event.mechanism, attempt.user, status)
         for key, value in zip(AUTH_KEYS, (event.mechanism, attempt.user, status), strict=True):
-            context.connection[key] = shown.cut(shown.printable(value), shown.NAME)
+            context.connection[key] = shown.line(value, shown.NAME)
         if not attempt.user:
             del context.connection["auth_user"]
         if self._desk.policy.has(Phase.AUTH):

@@ -28,14 +28,9 @@ from quillon.mail.message import Message
 from quillon.mail.outcome import Delivered, PermanentFailure, TransientFailure
 
 
-def _one_line(text: str, limit: int = shown.REPLY) -> str:
-    """Printable, and of bounded length: whoever wrote it, it is one line and no terminal obeys it."""
-    return shown.cut(shown.printable(text), limit)
-
-
 def _field(text: str) -> str:
     """A field of mainlog other than the last: the separator must not stand in it."""
-    return _one_line(text).replace("@", "?")
+    return shown.line(text).replace("@", "?")
 
 
 def heartbeat(now: float) -> str:
@@ -94,7 +89,7 @@ def attempt(event: Attempted) -> str:
         retries,
         f"{seconds:.2f}",
         outcome.remote_ip,
-        _one_line(failure_text(outcome)),
+        shown.line(failure_text(outcome)),
     )
     return "@".join(fields)
 
@@ -115,7 +110,7 @@ def rejection(event: Rejected) -> str:
         f' PATH="{_inner(event.pathway)}" PATH_GRP="{_inner(event.pathway_group)}"'
         f' P="{event.state}" E={event.reply.code}'
         f" M={event.module} CTXCONN=[{_context(event.connection_context)}]"
-        f" CTXMESS=[{_context(event.message_context)}] {_one_line(_without_code(event))}"
+        f" CTXMESS=[{_context(event.message_context)}] {shown.line(_without_code(event))}"
     )
 
 
@@ -127,13 +122,13 @@ def discard(event: Discarded) -> str:
         f' PATH="{_inner(origin.pathway)}" PATH_GRP="{_inner(origin.pathway_group)}"'
         f' P="sending body response" E={event.reply.code}'
         f" M={event.module} CTXCONN=[{_context(event.connection_context)}]"
-        f" CTXMESS=[{_context(event.message_context)}] {_one_line(_without_code(event))}"
+        f" CTXMESS=[{_context(event.message_context)}] {shown.line(_without_code(event))}"
     )
 
 
 def _inner(text: str) -> str:
     """What stands between quotes."""
-    return _one_line(text, shown.NAME).replace('"', "'")
+    return shown.line(text, shown.NAME).replace('"', "'")
 
 
 def authentication(event: Authenticated) -> str:
@@ -145,7 +140,7 @@ def authentication(event: Authenticated) -> str:
 
 def _escaped(text: str) -> str:
     """The acctlog escapes its separator, the backslash, and control characters."""
-    return re.sub(r"[@\\?]", lambda match: "\\" + match[0], _one_line(text, shown.NAME))
+    return re.sub(r"[@\\?]", lambda match: "\\" + match[0], shown.line(text, shown.NAME))
 
 
 def _without_code(event: Rejected | Discarded) -> str:
@@ -155,7 +150,7 @@ def _without_code(event: Rejected | Discarded) -> str:
 
 
 def _context(values: Mapping[str, str]) -> str:
-    items = (f"{_one_line(key, shown.NAME)}={_quoted(value)}" for key, value in _without_secrets(values).items())
+    items = (f"{shown.line(key, shown.NAME)}={_quoted(value)}" for key, value in _without_secrets(values).items())
     text, left = shown.joined(items, shown.CONTEXT_LINE)
     return f"{text},...(+{left})" if left else text
 
@@ -166,12 +161,12 @@ def _without_secrets(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _quoted(value: str) -> str:
-    value = _one_line(value, shown.CONTEXT_VALUE)
+    value = shown.line(value, shown.CONTEXT_VALUE)
     return '"' + value.replace('"', "'") + '"' if re.search(r"[\s,\]\"]", value) else value
 
 
 def panic(event: Panic) -> str:
-    return f"{int(event.time)}:{_one_line(event.text, shown.PANIC)}"
+    return f"{int(event.time)}:{shown.line(event.text, shown.PANIC)}"
 
 
 def lost(kind: str, now: float, count: int) -> str:

@@ -264,7 +264,7 @@ def _literal(text: str) -> Callable[[Any], str]:
 
 
 def _one_line(text: str) -> str:
-    return shown.cut(shown.printable(text), shown.CONTEXT_VALUE)
+    return shown.line(text, shown.CONTEXT_VALUE)
 
 
 def _sanitizer(words: tuple[str, ...]) -> Callable[[str], str]:

@@ -24,7 +24,7 @@ from quillon.mail.outcome import Delivered, TransientFailure
 def _complain(text: str) -> None:
     """A line on stderr, where there is one that takes it."""
     with contextlib.suppress(OSError):
-        print(f"quillon: {shown.cut(shown.printable(text), shown.PANIC)}", file=sys.stderr, flush=True)
+        print(f"quillon: {shown.line(text, shown.PANIC)}", file=sys.stderr, flush=True)
 
 
 class LogFile:

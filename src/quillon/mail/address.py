@@ -129,6 +129,11 @@ def is_domain(text: str) -> bool:
     return True
 
 
+def is_name(text: str) -> bool:
+    """Whether it is a domain name and no address literal: labels of letters, digits, hyphens and underscores."""
+    return is_domain(text) and not text.startswith("[")
+
+
 def literal_address(domain: str) -> str | None:
     """The IP address of an address literal `[192.0.2.1]` or `[IPv6:2001:db8::1]`, else None."""
     if not domain.startswith("["):

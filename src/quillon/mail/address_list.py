@@ -144,7 +144,7 @@ class _Reader:
         if inside is None:
             self._add("".join(comments), words)
         else:
-            self._add(_phrase(words) or _decoded("".join(comments)), _without_route(inside))
+            self._add(_phrase(words) or header.decoded("".join(comments).strip()), _without_route(inside))
 
     def _add(self, name: str, tokens: Sequence[_Token]) -> None:
         tokens = _trimmed(tokens)
@@ -212,11 +212,7 @@ def _without_route(tokens: Sequence[_Token]) -> Sequence[_Token]:
 
 
 def _joined(tokens: Sequence[_Token]) -> str:
-    return _text("".join(token.text for token in tokens if token.kind != "blank"))
-
-
-def _text(raw: str) -> str:
-    return raw if raw.isascii() else raw.encode("latin-1", "replace").decode("utf-8", "replace")
+    return header.as_text("".join(token.text for token in tokens if token.kind != "blank"))
 
 
 def _phrase(tokens: Sequence[_Token]) -> str:
@@ -228,11 +224,7 @@ def _phrase(tokens: Sequence[_Token]) -> str:
             plain.append(token.text)
             continue
         if plain:
-            out.append(_decoded("".join(plain)))
+            out.append(header.decoded("".join(plain).strip()))
             plain = []
-        out.append(_text(_ESCAPED.sub(r"\1", token.text[1:-1])))
+        out.append(header.as_text(_ESCAPED.sub(r"\1", token.text[1:-1])))
     return " ".join(part.strip() for part in out if part.strip())
-
-
-def _decoded(raw: str) -> str:
-    return header.decoded(raw.strip())

@@ -76,6 +76,11 @@ def unfolded(value: str) -> str:
     return _UNFOLD.sub(" ", value).strip(" \t\r\n")
 
 
+def as_text(raw: str) -> str:
+    """Octets above 127, which `raw_values` gives as latin-1, read as UTF-8; RFC 2047 words stay as they are."""
+    return raw if raw.isascii() else raw.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
 def as_raw(text: str) -> str:
     """A value as text in the form of `raw_values`."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("latin-1")
@@ -108,16 +113,12 @@ def decoded(value: str) -> str:
         if run:
             out.append(charset.decoded(b"".join(run), run_charset))
         if not follows:
-            out.append(_plain(between))
+            out.append(as_text(between))
         run, run_charset = [octets], name
     if run:
         out.append(charset.decoded(b"".join(run), run_charset))
-    out.append(_plain(value[at:]))
+    out.append(as_text(value[at:]))
     return "".join(out)
-
-
-def _plain(text: str) -> str:
-    return text if text.isascii() else text.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def _word_octets(encoding: str, text: str) -> bytes | None:

@@ -32,6 +32,11 @@ def cut(text: str, limit: int) -> str:
     return text[: max(limit - len(mark), 0)] + mark
 
 
+def line(text: str, limit: int = REPLY) -> str:
+    """The text as one printable line of bounded length: whoever wrote it, no terminal obeys it."""
+    return cut(printable(text), limit)
+
+
 def joined(items: Iterable[str], limit: int, separator: str = ",") -> tuple[str, int]:
     """As many whole items as fit, and how many were left out."""
     taken: list[str] = []

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quillon.mail import header
+from quillon.mail.address import is_name
 from quillon.mailauth import dkim
-from quillon.mailauth.author import is_name
 from quillon.mailauth.dkim import DkimError, Signer
 from quillon.mailauth.lookup import Lookup
 

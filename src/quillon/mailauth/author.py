@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quillon.mail import header
-from quillon.mail.address import is_domain
+from quillon.mail.address import is_name
 from quillon.mail.address_list import parse_address_list
 
 
@@ -32,8 +32,3 @@ def author_of(head: bytes) -> Author:
     if not all(map(is_name, domains)):
         return Author(fault="From holds an address whose domain is none")
     return Author(domains)
-
-
-def is_name(text: str) -> bool:
-    """Whether it can be a domain or a selector: labels of letters, digits, hyphens and underscores."""
-    return is_domain(text) and not text.startswith("[")

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
 from quillon.mail import header
-from quillon.mailauth.author import is_name
+from quillon.mail.address import is_name
 from quillon.mailauth.lookup import Lookup
 
 MAX_SIGNATURES = 8  # of one message that are looked at

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from quillon.mail import header
+from quillon.mail.address import is_name
 from quillon.mailauth import dkim
-from quillon.mailauth.author import Author, is_name
+from quillon.mailauth.author import Author
 from quillon.mailauth.lookup import Lookup
 
 MAX_QUERIES = 8  # of one walk up the tree (RFC 9989 4.10)
@@ -130,8 +131,8 @@ class _Tree:
 def _names(domain: str) -> list[str]:
     """The names that a walk asks for: the domain, then its ancestors of at most seven labels, the top one included."""
     labels = domain.split(".")
-    first = len(labels) - MAX_QUERIES + 1 if len(labels) >= MAX_QUERIES else 1
-    return [domain, *(".".join(labels[n:]) for n in range(max(first, 1), len(labels)))]
+    first = max(len(labels) - MAX_QUERIES + 1, 1)
+    return [domain, *(".".join(labels[n:]) for n in range(first, len(labels)))]
 
 
 def _psd(record: Mapping[str, str]) -> str:

@@ -263,7 +263,7 @@ class Verdict:
 
 
 def _short(text: str) -> str:
-    return shown.cut(shown.printable(text), shown.NAME)
+    return shown.line(text, shown.NAME)
 
 
 @dataclass(frozen=True)
