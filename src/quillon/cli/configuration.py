@@ -9,9 +9,7 @@ from quillon.config.load import load
 from quillon.config.model import Config
 
 FAULTY = 2  # exit status
-
-
-DEFAULT = "ecelerity.conf"
+DEFAULT = "ecelerity.conf"  # in the current folder
 
 
 def say_which(path: str) -> None:

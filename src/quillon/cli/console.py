@@ -8,12 +8,13 @@ import sys
 from typing import Any
 
 from quillon.app.console import ERROR, LOCAL_PATIENCE
+from quillon.cli.configuration import DEFAULT
 from quillon.config.load import load
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("console", help="ask a running server; `quillon console help` lists what")
-    parser.add_argument("-c", "--config", default="ecelerity.conf", metavar="FILE", help="names the socket")
+    parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="names the socket")
     parser.add_argument("--socket", metavar="PATH", help="the socket itself")
     parser.add_argument("words", nargs="*", metavar="COMMAND", help="such as: tls show cache")
     parser.set_defaults(run=run)

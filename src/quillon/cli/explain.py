@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import ipaddress
 import json
 import sys
 from collections.abc import Iterable
 from typing import Any
 
-from quillon.cli.configuration import FAULTY, read
+from quillon.cli.configuration import DEFAULT, FAULTY, read
 from quillon.config.model import Config
+from quillon.config.nearest import did_you_mean
 from quillon.config.scope import Entry, Resolution
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("explain", help="tell where each effective option comes from")
-    parser.add_argument("-c", "--config", default="ecelerity.conf", metavar="FILE", help="the configuration file")
+    parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
     parser.add_argument("--domain", metavar="DOMAIN", help="outbound: the recipient's domain")
     parser.add_argument("--binding", default="default", metavar="NAME", help="outbound: the binding")
     parser.add_argument("--listen", metavar="ADDRESS", help='inbound: a Listen, such as ":25"')
@@ -43,8 +43,7 @@ def run(given: argparse.Namespace) -> int:
     if given.set:
         rows = [row for row in rows if row.entry is not None]
     if not rows:
-        close = difflib.get_close_matches((given.option or "").lower(), config.table.options, n=1, cutoff=0.6)
-        return _fail(f"no option matches{f'; did you mean {close[0]}?' if close else ''}")
+        return _fail(f"no option matches{did_you_mean((given.option or '').lower(), config.table.options)}")
     rows = sorted(rows, key=lambda row: row.option.name)
     if given.json:
         print(json.dumps({**title, "options": [_as_json(row) for row in rows]}, indent=2))

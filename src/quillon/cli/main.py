@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from quillon import __version__
 from quillon.cli import check, console, demo, explain, fault_farm, password, policy, record, selftest, serve, tls_probe
+from quillon.config.nearest import did_you_mean
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,15 +31,13 @@ class _Parser(argparse.ArgumentParser):
         unknown = next((word for word in rest if word.startswith("-")), None)
         if unknown is not None:
             name = unknown.partition("=")[0]
-            close = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.6)
-            self.error(f"there is no option {name}{f'; did you mean {close[0]}?' if close else ''}")
+            self.error(f"there is no option {name}{did_you_mean(name, self._option_string_actions)}")
         return given, rest
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            close = difflib.get_close_matches(str(value), map(str, action.choices), n=1, cutoff=0.6)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise argparse.ArgumentError(action, f"there is no {value}{hint}")
+            meant = did_you_mean(str(value), map(str, action.choices))
+            raise argparse.ArgumentError(action, f"there is no {value}{meant}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quillon.app import compose
-from quillon.cli.configuration import FAULTY, read
+from quillon.cli.configuration import DEFAULT, FAULTY, read
 from quillon.config.model import Config
 from quillon.lab import playback
 from quillon.lab.playback import Scene
@@ -62,7 +62,7 @@ def add(commands: Any) -> None:
 
 
 def _config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-c", "--config", default="ecelerity.conf", metavar="FILE", help="the configuration file")
+    parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
 
 
 def run_check(given: argparse.Namespace) -> int:

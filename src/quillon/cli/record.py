@@ -9,11 +9,12 @@ import time
 from typing import Any
 
 from quillon.cli import console
+from quillon.cli.configuration import DEFAULT
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("record", help="write the sessions of a running server to a file, for replay")
-    parser.add_argument("-c", "--config", default="ecelerity.conf", metavar="FILE", help="names the console's socket")
+    parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="names the console's socket")
     parser.add_argument("--socket", metavar="PATH", help="the socket itself")
     parser.add_argument("--out", required=True, metavar="FILE", help="where to: a name in the server's Record_Folder")
     parser.add_argument("--seconds", type=float, metavar="N", help="how long; else until interrupted")

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from quillon.cli.configuration import FAULTY, read
+from quillon.cli.configuration import DEFAULT, FAULTY, read
 from quillon.config.model import Config
 from quillon.lab import selftest
 from quillon.lab.faults import Fault
@@ -19,7 +19,7 @@ from quillon.lab.trial import Result
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("selftest", help="run a configuration's deliveries against broken peers")
-    parser.add_argument("-c", "--config", default="ecelerity.conf", metavar="FILE", help="the configuration file")
+    parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
     parser.add_argument("--domain", action="append", required=True, metavar="DOMAIN", help="may be given several times")
     parser.add_argument("--binding", default="default", metavar="NAME", help="the binding that sends")
     parser.add_argument("--json", action="store_true", help="print JSON")

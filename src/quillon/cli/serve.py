@@ -7,13 +7,13 @@ import sys
 from typing import Any
 
 from quillon.app.supervisor import FaultyError, StartError, Supervisor
-from quillon.cli.configuration import FAULTY
+from quillon.cli.configuration import DEFAULT, FAULTY
 from quillon.config.load import load
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("serve", help="run in the foreground")
-    parser.add_argument("-c", "--config", default="ecelerity.conf", metavar="FILE", help="the configuration file")
+    parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
     parser.set_defaults(run=run)
 
 

@@ -7,7 +7,6 @@ replaced by the later one. A configuration with a fault that is no warning is no
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import ipaddress
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from quillon.config.check import check
 from quillon.config.model import Config, lookup_name, parse_endpoint
+from quillon.config.nearest import did_you_mean
 from quillon.config.options import Module, Option, Table, convert, table
 from quillon.config.scope import CHILDREN, NAMED, Entry, Node, spelled
 from quillon.config.syntax import (
@@ -255,7 +255,7 @@ class _Builder:
         known = [*CHILDREN.get(parent.kind, ()), *(self.table.modules if parent.kind == "global" else ())]
         if parent.kind == "global":
             known += self.table.inert
-        self.fault(scope.name.position, f"unknown stanza {name}{_within(parent)}{_nearest(kind, known)}")
+        self.fault(scope.name.position, f"unknown stanza {name}{_within(parent)}{did_you_mean(kind, known)}")
 
     # options --------------------------------------------------------------------------------------------------
 
@@ -310,7 +310,7 @@ class _Builder:
         )
         self.fault(
             setting.name.position,
-            f"unknown option {name}{_within(node)}{_nearest(name.lower(), names)}",
+            f"unknown option {name}{_within(node)}{did_you_mean(name.lower(), names)}",
         )
 
 
@@ -389,11 +389,6 @@ def _within(node: Node) -> str:
 
 def _here(node: Node) -> str:
     return "at the top of the file" if node.kind == "global" else f"in {spelled(node.kind)}"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _text(value: Value) -> str:

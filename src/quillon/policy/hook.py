@@ -10,7 +10,6 @@ A callout may wait (for DNS, a database, time): then the phase waits, and with i
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+from quillon.config.nearest import did_you_mean
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
 from quillon.mail.reply import Reply
@@ -425,13 +425,12 @@ def unknown_callout(names: Iterable[str]) -> str | None:
             continue
         if name in NOT_HERE:
             return f"{name} is a callout that this version does not have ({NOT_HERE[name]}); it would never be called"
-        close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.92)
-        if close:
-            return f"{name} is no callout; did you mean {close[0]}?"
+        meant = did_you_mean(name.lower(), known, 0.92)
+        if meant:
+            return f"{name} is no callout{meant}"
         if re.match(r"(?:core|validate)_", name):
-            close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            return f"{name} is not a callout of this version; it would never be called{hint}"
+            meant = did_you_mean(name.lower(), known, 0.7)
+            return f"{name} is not a callout of this version; it would never be called{meant}"
     return None
 
 
