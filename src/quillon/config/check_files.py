@@ -16,6 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
 
+from quillon.config import script_files
 from quillon.config.model import Config
 from quillon.config.scope import Entry, Node, ancestors, resolve
 from quillon.config.syntax import Fault, Position
@@ -62,23 +63,11 @@ def _check_named_files(config: Config, node: Node, faults: list[Fault]) -> None:
     if entry is not None and named and _read(entry, faults) is not None and node.kind != "policy":
         _check_secret(entry.value, entry.position, faults)
     entry = node.settings.get("source") if node.kind == "script" else None
-    if (
-        entry is not None
-        and entry.value not in ("", "msys.boot")
-        and not any(path.exists() for path in script_files(config, entry.value))
-    ):
-        tried = ", ".join(map(str, script_files(config, entry.value)))
-        faults.append(Fault(entry.position, f"there is no script {entry.value!r}: looked for {tried}"))
-
-
-def script_files(config: Config, source: str) -> list[Path]:
-    """Where a script may lie, the first one that is there counts: beside the files of the configuration, dots standing
-    for slashes; or where an absolute path says."""
-    names = [source, f"{source}.lua"] if source.startswith("/") else [f"{source.replace('.', '/')}.lua", source]
-    if source.startswith("/"):
-        return [Path(name) for name in names]
-    folders = dict.fromkeys([config.folder, *(str(Path(file).parent) for file in config.files)])
-    return [Path(folder) / name for folder in folders for name in names if name.endswith(".lua")]
+    if entry is not None and entry.value not in ("", "msys.boot"):
+        files = script_files.candidates(entry.value, script_files.folders(config.folder, config.files))
+        if not any(file.is_file() for file in files):
+            tried = ", ".join(map(str, files))
+            faults.append(Fault(entry.position, f"there is no script {entry.value!r}: looked for {tried}"))
 
 
 def _check_pair(config: Config, node: Node, faults: list[Fault]) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from quillon.config import script_files
 from quillon.config.model import Config
 from quillon.config.scope import Node
 from quillon.config.syntax import Position
@@ -82,9 +83,8 @@ async def _modules(config: Config, world: World) -> list[Module]:
         raise LoadError(str(error)) from None
     settings = config.scripts()
     if settings is not None:
-        folders = [Path(config.folder), *dict.fromkeys(Path(file).parent for file in config.files)]
         try:
-            modules += await load_scripts(settings, list(dict.fromkeys(folders)), world)
+            modules += await load_scripts(settings, script_files.folders(config.folder, config.files), world)
         except PolicyError as error:
             raise LoadError(f"{_script_position(config, error.script)}: {error}") from None
     for stanza in config.policies():

@@ -21,6 +21,7 @@ from typing import Any
 
 import lupa.luajit21 as lupa
 
+from quillon.config.script_files import candidates
 from quillon.config.settings import ScriptSettings
 from quillon.policy import dialect
 from quillon.policy.hook import (
@@ -483,21 +484,15 @@ class _Runtime:
 
         An absolute path is taken where nobody but the server's user and root could have written the file.
         """
-        if name.startswith("/"):
-            path = next((p for p in (Path(name), Path(f"{name}.lua")) if p.is_file()), None)
-            if path is None:
-                return None, f"there is no {name}"
-            fault = untrusted(path)
-            return (None, fault) if fault else self._text_of(path)
-        relative = name.replace(".", "/")
-        if ".." in name or relative.startswith("/"):
+        absolute = name.startswith("/")
+        if not absolute and (".." in name or name.startswith(".")):
             return None, f"{name!r} leaves the configuration's folders"
-        for folder in self._folders:
-            path = folder / f"{relative}.lua"
-            if path.is_file():
-                return self._text_of(path)
-        looked = ", ".join(str(folder) for folder in self._folders)
-        return None, f"there is no {relative}.lua in {looked}"
+        path = next((file for file in candidates(name, self._folders) if file.is_file()), None)
+        if path is None:
+            looked = ", ".join(str(folder) for folder in self._folders)
+            return None, f"there is no {name}" if absolute else f"there is no {name.replace('.', '/')}.lua in {looked}"
+        fault = untrusted(path) if absolute else ""
+        return (None, fault) if fault else self._text_of(path)
 
 
 def untrusted(path: Path) -> str:
