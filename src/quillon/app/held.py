@@ -29,8 +29,7 @@ def would_be_held(config: Config) -> list[str]:
                 message = decode_message(number, text, batch)
             except RecordError:
                 continue  # the server sets it aside, and names it
-            routing = config.routing(message.binding_group, message.binding, message.wanted_domain)
-            message.via = routing.via if routing.domain == message.routing_domain else message.wanted_domain
+            message.via = ruling.via_of(message, config)
             found = ruling.lost(message, config, ruling.demand_of(message, config), by_policy=True)
             if found is not None:
                 held[found.words] += 1

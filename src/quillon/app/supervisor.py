@@ -508,7 +508,7 @@ class Supervisor:
         self._owed_until = time.monotonic() + RELOAD_PATIENCE
         for child in self._children.values():
             new = {name: self._sockets[child.number][name] for name in made}
-            told = {"do": "reload", "new": list(new), "round": self._round, "digest": config.digest()}
+            told = {"do": "reload", "new": list(new), "round": self._round, "digest": config.digest}
             if child.channel.send(told, [sock.fileno() for sock in new.values()], wait=False):
                 self._owing.add(child.pid)
             else:

@@ -425,7 +425,7 @@ class Worker:
                 loaded = load(self._config.files[0])
                 if loaded.config is None:
                     raise LoadError("; ".join(str(fault) for fault in loaded.errors))
-                if loaded.config.digest() != digest:
+                if loaded.config.digest != digest:
                     raise LoadError("files of the configuration have changed since they were tried: reload again")
                 held = await self._adopt(loaded.config, new)
             except Exception as error:

@@ -8,9 +8,8 @@ from quillon.config.model import Config, lookup_name
 from quillon.config.options import default
 from quillon.config.scope import Entry, Node, ancestors, domain_pattern_matches, outbound_chain, resolve
 from quillon.config.syntax import Fault
+from quillon.mail.message import TLS_STRENGTH, VERIFY_STRENGTH
 
-_STRENGTH_TLS = {"no": 0, "ifavailable": 1, "required": 2}
-_STRENGTH_VERIFY = {"no": 0, "optional": 0, "ca": 1, "host": 2}
 _AUTH = "outbound_smtp_auth_type"
 
 
@@ -19,7 +18,7 @@ def check_delivery(config: Config, faults: list[Fault]) -> None:
     for node in config.root.walk():
         _check_verify(config, node, faults)
     bindings = [node for node in config.root.walk() if node.kind in ("binding", "binding_group")]
-    for name, strength in (("tls", _STRENGTH_TLS), ("tls_verify", _STRENGTH_VERIFY)):
+    for name, strength in (("tls", TLS_STRENGTH), ("tls_verify", VERIFY_STRENGTH)):
         for domain in config.root.of("domain"):
             wanted = domain.settings.get(name)
             if wanted is None or not strength[wanted.value]:

@@ -43,10 +43,10 @@ from quillon.config.settings import (
     TlsIdentity,
     build,
 )
-from quillon.mail.message import TlsDemand
+from quillon.mail.message import Message, TlsDemand
 
+K = TypeVar("K")
 T = TypeVar("T")
-_CACHE_SIZE = 16384
 MAX_SOCKET_PATH = 107  # octets, by sun_path of unix(7)
 CUSTOM_STAGES = ("reception", "delivery", "transient_failure", "permanent_failure", "rejection")
 
@@ -60,24 +60,36 @@ class Routing:
     via: str = ""
 
 
+class _Cache(dict[K, T]):
+    """Forgets everything when it is full: whoever asks for ever new names does not fill the memory."""
+
+    SIZE = 16384
+
+    def __setitem__(self, key: K, value: T) -> None:
+        if len(self) >= self.SIZE:
+            self.clear()
+        super().__setitem__(key, value)
+
+
 DEMANDS = ("tls", "tls_verify", "tls_ifavailable_fallback", "tls_ca")
 
 
 @dataclass
 class Config:
-    """`files` are all files read, the main one first; `folder` is where relative paths start."""
+    """`files` are all files read, the main one first; `folder` is where relative paths start; `digest` is the SHA-256
+    over the files as they were read, by which two processes know that they have read the same."""
 
     root: Node
     table: Table
     folder: str
     files: tuple[str, ...]
-    read_digest: str = ""
+    digest: str = ""
     _inbound: dict[tuple[int, ...], tuple[ReceptionSettings, InboundTls]] = field(default_factory=dict)
-    _clients: dict[tuple[int, IPAddress], tuple[ReceptionSettings, InboundTls]] = field(default_factory=dict)
-    _outbound: dict[tuple[str, str, str, str], tuple[DeliverySettings, OutboundTls]] = field(default_factory=dict)
-    _routing: dict[tuple[str, str, str], Routing] = field(default_factory=dict)
-    _for_recipients: dict[tuple[str, str, str, str], DeliverySettings] = field(default_factory=dict)
-    _demands: dict[tuple[str, str, str, str], TlsDemand] = field(default_factory=dict)
+    _clients: _Cache[tuple[int, IPAddress], tuple[ReceptionSettings, InboundTls]] = field(default_factory=_Cache)
+    _outbound: _Cache[tuple[str, str, str, str], tuple[DeliverySettings, OutboundTls]] = field(default_factory=_Cache)
+    _routing: _Cache[tuple[str, str, str], Routing] = field(default_factory=_Cache)
+    _for_recipients: _Cache[tuple[str, str, str, str], DeliverySettings] = field(default_factory=_Cache)
+    _demands: _Cache[tuple[str, str, str, str], TlsDemand] = field(default_factory=_Cache)
     _bindings: dict[str, str] | None = None
     _paths: dict[str, list[Node]] | None = None
 
@@ -110,10 +122,6 @@ class Config:
     def enabled(self, node: Node) -> bool:
         """Whether a module stanza is switched on."""
         return bool(resolve(self.table.modules[node.kind].options["enabled"], [node], self.folder).value)
-
-    def digest(self) -> str:
-        """SHA-256 over the files as they were read, by which two processes know that they have read the same."""
-        return self.read_digest
 
     def in_force(self, node: Node) -> bool:
         """Whether a stanza and all that hold it are switched on."""
@@ -266,8 +274,6 @@ class Config:
                 self._build(ReceptionSettings, chain),
                 self._inbound_tls(chain),
             )
-        if len(self._clients) >= _CACHE_SIZE:
-            self._clients.clear()
         self._clients[(id(node), client)] = found
         return found
 
@@ -359,8 +365,6 @@ class Config:
                 own = [node for node in chain if node.kind == "domain" and _sets_tls(node)]
                 own += [node for node in chain if node.kind == "domain" and "suspend_delivery" in node.settings]
                 found = Routing(f"{literal}:{port}" if port else literal, domain if own else "")
-            if len(self._routing) >= _CACHE_SIZE:
-                self._routing.clear()
             self._routing[key] = found
         return found
 
@@ -377,8 +381,6 @@ class Config:
                 suspended = resolve(self.table.options["suspend_delivery"], secure, self.folder).value
                 settings = replace(settings, suspend_delivery=settings.suspend_delivery or suspended)
             found = (settings, self._build(OutboundTls, secure))
-            if len(self._outbound) >= _CACHE_SIZE:
-                self._outbound.clear()
             self._outbound[key] = found
         return found
 
@@ -398,10 +400,13 @@ class Config:
                 return resolve(options[name], own if options[name].gateway else chain, folder).value
 
             found = build(DeliverySettings, value)
-            if len(self._for_recipients) >= _CACHE_SIZE:
-                self._for_recipients.clear()
             self._for_recipients[key] = found
         return found
+
+    def for_message(self, message: Message) -> DeliverySettings:
+        """What rules a message by itself, whichever gateway takes it."""
+        group, binding = message.binding_group, message.binding
+        return self.for_recipient(group, binding, message.destination, message.wanted_domain)
 
     def demand(self, group: str, binding: str, domain: str, via: str = "") -> TlsDemand:
         """What is demanded of delivery, and where that is written; arguments as of `delivery`."""
@@ -414,8 +419,6 @@ class Config:
             places = tuple(str(one.entry.position) if one.entry is not None else "" for one in values)
             tls, verify, fallback, ca = (one.value for one in values)
             found = TlsDemand(tls, verify, fallback, ca or "", scopes, places)  # type: ignore[arg-type]
-            if len(self._demands) >= _CACHE_SIZE:
-                self._demands.clear()
             self._demands[key] = found
         return found
 

@@ -44,9 +44,7 @@ class Bouncer:
         self, message: Message, outcome: PermanentFailure, done: Callable[[bool], None], policy: Policy = NO_POLICY
     ) -> None:
         """Tell the sender, unless configuration or policy says not to."""
-        domain = message.routing_domain or message.recipient.domain
-        group, binding = message.binding_group, message.binding
-        settings = self.config.for_recipient(group, binding, domain, message.wanted_domain)
+        settings = self.config.for_message(message)
         sender = message.batch.sender
         recipient = settings.mdn_failures_notify if sender.null else sender
         if not settings.generate_bounces or recipient is None or message.batch.origin.protocol == "internal":

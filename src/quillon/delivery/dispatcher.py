@@ -116,7 +116,7 @@ class Dispatcher:
         """Put a message into its queue, or settle at once what needs no attempt: a policy has refused it, or the
         configuration has mail of its domain vanish."""
         self._reroute(message)
-        if self._own(message).blackhole == "internal" and not message.refused:
+        if self.config.for_message(message).blackhole == "internal" and not message.refused:
             _, tls = self._settings(key_of(message))
             self._settle(message, PermanentFailure(replies.BLACKHOLED, Stage.NOT_CONNECTED), tls, None, "")
         elif message.refused:
@@ -132,12 +132,7 @@ class Dispatcher:
     def _reroute(self, message: Message) -> None:
         """Whose stanza rules TLS behind a gateway, and what policy makes of it, is for what runs now to say. A demand
         that can't be found any more is not replaced by a weaker one: the message waits."""
-        wanted = message.wanted_domain
-        routing = self.config.routing(message.binding_group, message.binding, wanted)
-        # a gateway that has changed since leaves the message where it was to go; its own domain's demands hold there
-        message.via = routing.via if routing.domain == message.routing_domain else wanted
-        if message.via == message.routing_domain:
-            message.via = ""
+        message.via = ruling.via_of(message, self.config)
         message.ruling = None
         settings, tls = self._settings(key_of(message))
         message.ruling = ruling.of(message, settings, tls, self.around.hooks)
@@ -151,11 +146,6 @@ class Dispatcher:
             message.ruling = held
         elif not isinstance(message.ruling, (str, ruling.Pending)):
             message.demand = now
-
-    def _own(self, message: Message) -> DeliverySettings:
-        """What rules a message by itself, whichever gateway takes it."""
-        domain = message.routing_domain or message.recipient.domain
-        return self.config.for_recipient(message.binding_group, message.binding, domain, message.wanted_domain)
 
     def reconfigure(self, config: Config, contexts: Contexts, hooks: TlsHooks) -> Counter[str]:
         """Other settings for what begins from now on; idle connections are closed. Gives how many messages wait for a
@@ -464,7 +454,7 @@ class Dispatcher:
         """Those that are to be tried; the others are settled here."""
         out = []
         for message in messages:
-            own = self._own(message)
+            own = self.config.for_message(message)
             outcome = self.scheduler.unattempted(message, now, own)
             if outcome is None and own.blackhole == "internal":
                 outcome = PermanentFailure(replies.BLACKHOLED, Stage.IDLE)
@@ -540,7 +530,7 @@ class Dispatcher:
             outcome,
             now,
             lambda when: ruling.next_attempt(message, when, now, policy),
-            lambda: ruling.retries(message, self._own(message), policy),
+            lambda: ruling.retries(message, self.config.for_message(message), policy),
         )
         if isinstance(settled, Fail):
             outcome = settled.outcome
@@ -563,7 +553,7 @@ class Dispatcher:
 
     def _kept(self, message: Message) -> None:
         self.store.update(message)
-        if message.tries >= self._own(message).drop_body_after_trans_fail:
+        if message.tries >= self.config.for_message(message).drop_body_after_trans_fail:
             self.residents.release(message.batch)
 
     def _notify(self, message: Message, outcome: PermanentFailure) -> None:

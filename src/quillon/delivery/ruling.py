@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from quillon.config.model import DEMANDS, Config
 from quillon.config.settings import DeliverySettings, OutboundTls
-from quillon.mail.message import Message, TlsDemand
+from quillon.mail.message import TLS_STRENGTH, VERIFY_STRENGTH, Message, TlsDemand
 from quillon.mail.outcome import Delivered, Outcome, PermanentFailure, TransientFailure
 from quillon.mail.reply import Reply
 from quillon.policy.context import Context, not_text
@@ -42,19 +42,24 @@ class Held:
     words: str
 
 
-_STRENGTH = {"no": 0, "ifavailable": 1, "required": 2}
-_VERIFY_STRENGTH = {"no": 0, "optional": 0, "ca": 1, "host": 2}
+def via_of(message: Message, config: Config) -> str:
+    """Whose stanza rules TLS of a message that a gateway takes (`Message.via`); empty where it is the gateway's.
+
+    A gateway that has changed since leaves the message where it was to go; its own domain's demands hold there.
+    """
+    wanted = message.wanted_domain
+    routing = config.routing(message.binding_group, message.binding, wanted)
+    via = routing.via if routing.domain == message.routing_domain else wanted
+    return "" if via == message.routing_domain else via
 
 
 def demand_of(message: Message, config: Config) -> TlsDemand:
     """What is demanded of the way of a message now, by the configuration and by policy."""
-    domain = message.routing_domain or message.recipient.domain
-    demand = config.demand(message.binding_group, message.binding, domain, message.via)
     if isinstance(message.ruling, Ruling) and message.ruling.tls is not None:
         tls = message.ruling.tls
         by_policy = ("policy",) * 4
         return TlsDemand(tls.tls, tls.tls_verify, tls.tls_ifavailable_fallback, tls.tls_ca or "", by_policy, by_policy)
-    return demand
+    return config.demand(message.binding_group, message.binding, message.destination, message.via)
 
 
 def lost(message: Message, config: Config, now: TlsDemand, *, by_policy: bool) -> Held | None:
@@ -73,10 +78,10 @@ def lost(message: Message, config: Config, now: TlsDemand, *, by_policy: bool) -
     if before is None:
         return None
     weaker = (
-        _STRENGTH[now.tls] < _STRENGTH[before.tls],
-        _VERIFY_STRENGTH[now.verify] < _VERIFY_STRENGTH[before.verify],
+        TLS_STRENGTH[now.tls] < TLS_STRENGTH[before.tls],
+        VERIFY_STRENGTH[now.verify] < VERIFY_STRENGTH[before.verify],
         now.fallback and not before.fallback and now.tls == "ifavailable",
-        now.ca != before.ca and _VERIFY_STRENGTH[before.verify] > 0,
+        now.ca != before.ca and VERIFY_STRENGTH[before.verify] > 0,
     )
     for option, is_weaker, scope, place in zip(DEMANDS, weaker, before.scopes, before.places, strict=True):
         if not is_weaker or not scope:
@@ -225,8 +230,7 @@ def logged(message: Message, outcome: Outcome, now: float, policy: Policy) -> Ou
         return outcome
     call = call_about(message, hook)
     call.view.reply = outcome.reply
-    domain = message.routing_domain or message.recipient.domain
-    policy.answers(hook, call, domain, message.binding, now, str(outcome.reply))
+    policy.answers(hook, call, message.destination, message.binding, now, str(outcome.reply))
     _keep_context(message, call)
     said = call.view.reply
     return replace(outcome, reply=said) if said is not None and said != outcome.reply else outcome

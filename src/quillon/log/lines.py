@@ -63,7 +63,7 @@ def reception(event: Received) -> str:
 def attempt(event: Attempted) -> str:
     """D, T or P."""
     message, outcome = event.message, event.outcome
-    domain = message.routing_domain or message.recipient.domain
+    domain = message.destination
     seconds = max(event.time - message.batch.received_at, 0.0)
     retries = str(max(message.tries - 1, 0))
     if isinstance(outcome, Delivered):
@@ -267,7 +267,7 @@ def _message_row(message: Message) -> dict[str, Any]:
 def _outcome_row(event: Attempted) -> dict[str, Any]:
     outcome, message = event.outcome, event.message
     row: dict[str, Any] = {
-        "domain": message.routing_domain or message.recipient.domain,
+        "domain": message.destination,
         "tries": message.tries,
         "seconds": round(max(event.time - message.batch.received_at, 0.0), 3),
         "remote_ip": outcome.remote_ip,

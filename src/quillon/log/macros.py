@@ -161,7 +161,7 @@ _MACROS: dict[str, Callable[[_Facts, str], str]] = {
     "B": _of_message(lambda m: m.batch.size),
     "BI": lambda f, _: str(f.message.batch.id) if f.message is not None else _NULL_ID,
     "CI": lambda f, _: _connection_id(f),
-    "d": _of_message(lambda m: m.routing_domain or m.recipient.domain),
+    "d": _of_message(lambda m: m.destination),
     "g": _of_message(lambda m: m.binding_group),
     "H": lambda f, _: _remote_ip(f),
     "i": lambda f, _: str(f.message.id) if f.message is not None else _NULL_ID,

@@ -74,6 +74,11 @@ class Origin(NamedTuple):
     pathway_group: str = "default"
 
 
+# how much a value demands, by which two are compared
+TLS_STRENGTH = {"no": 0, "ifavailable": 1, "required": 2}
+VERIFY_STRENGTH = {"no": 0, "optional": 0, "ca": 1, "host": 2}
+
+
 class TlsDemand(NamedTuple):
     """What is demanded of the way of a message: the values of TLS, TLS_Verify, TLS_Ifavailable_Fallback and TLS_CA.
 
@@ -143,6 +148,11 @@ class Message:
     refused: str = ""
     routed: str = ""
     demand: TlsDemand | None = None
+
+    @property
+    def destination(self) -> str:
+        """Where it goes: `routing_domain`, or the recipient's domain where a spool has none."""
+        return self.routing_domain or self.recipient.domain
 
     @property
     def wanted_domain(self) -> str:

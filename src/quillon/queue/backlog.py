@@ -22,8 +22,7 @@ class Key(NamedTuple):
 
 
 def key_of(message: Message) -> Key:
-    domain = message.routing_domain or message.recipient.domain
-    return Key(message.binding_group, message.binding, domain, message.via, message.ruling)
+    return Key(message.binding_group, message.binding, message.destination, message.via, message.ruling)
 
 
 @dataclass

@@ -282,9 +282,7 @@ class Door:
 
     def _prune(self, batch: Batch, message: Message) -> None:
         """Leave out what exclude_vctx_conn and exclude_vctx_mess name; of a batch what any message excludes."""
-        domain = message.routing_domain or message.recipient.domain
-        recipient = message.wanted_domain
-        settings = self.config.for_recipient(message.binding_group, message.binding, domain, recipient)
+        settings = self.config.for_message(message)
         if not settings.exclude_vctx_conn and not settings.exclude_vctx_mess:
             return
         for pattern in settings.exclude_vctx_conn:

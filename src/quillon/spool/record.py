@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from quillon.mail.address import Mailbox
-from quillon.mail.message import Batch, Message, MessageId, Origin, TlsDemand
+from quillon.mail.message import TLS_STRENGTH, VERIFY_STRENGTH, Batch, Message, MessageId, Origin, TlsDemand
 
 VERSION = 1  # of batches
 MESSAGE_VERSION = 3  # 1 has neither priority nor context nor refusal, 2 neither the domain chosen nor the demand
@@ -164,7 +164,7 @@ def _time(value: object) -> float:
 
 def _demand(value: list[Any]) -> TlsDemand:
     tls, verify, fallback, ca, scopes, places = value
-    if tls not in ("no", "ifavailable", "required") or verify not in ("no", "optional", "ca", "host"):
+    if tls not in TLS_STRENGTH or verify not in VERIFY_STRENGTH:
         raise RecordError(f"{tls!r:.80} and {verify!r:.80} are no demand")
     if len(scopes) != 4 or len(places) != 4:
         raise RecordError("the demand is not whole")
