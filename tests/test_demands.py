@@ -164,3 +164,22 @@ def test_what_has_to_load(tmp_path: Path, text: str) -> None:
     file = tmp_path / "ecelerity.conf"
     file.write_text(text)
     assert load(file).errors == []
+
+
+@pytest.mark.parametrize(
+    ("text", "served"),
+    [
+        ('ESMTP_Listener { Enable = false %s Listen ":25" { } }', False),
+        ('ESMTP_Listener { Enable = false Listen ":25" { Enable = true %s } }', True),
+        ('ESMTP_Listener { Enable = false %s Listen ":25" { Enable = true } }', True),
+        ('ESMTP_Listener { Listen ":25" { Enable = false %s } }', False),
+        ('ESMTP_Listener { Listen ":25" { Enable = false Peer "10.0.0.0/8" { %s } } }', False),
+    ],
+)
+def test_files_of_a_listen_have_to_be_there_where_it_is_served(tmp_path: Path, text: str, served: bool) -> None:
+    file = tmp_path / "ecelerity.conf"
+    file.write_text(text % 'TLS_Certificate = "cert.pem" TLS_Key = "key.pem"')
+    loaded = load(file)
+    assert bool(loaded.tree.listens()) is served
+    assert bool(loaded.errors) is served
+    assert any("cannot read" in str(fault) for fault in loaded.faults)

@@ -124,17 +124,19 @@ class Config:
         return bool(resolve(self.table.modules[node.kind].options["enabled"], [node], self.folder).value)
 
     def in_force(self, node: Node) -> bool:
-        """Whether a stanza and all that hold it are switched on."""
-        for holder in ancestors(node):
-            if holder.kind in ("listen", "esmtp_listener", "control_listener"):
-                chain = [holder, *ancestors(holder)[1:]]
-                if not resolve(self.table.options["enable"], chain, self.folder).value:
-                    return False
-                continue
-            module = self.table.modules.get(holder.kind)
-            if module is not None and "enabled" in module.options and not self.enabled(holder):
-                return False
-        return True
+        """Whether a stanza and the modules that hold it are switched on, and the listener if there is one."""
+        chain = ancestors(node)
+        listener = next((n for n in chain if n.kind in ("listen", "esmtp_listener", "control_listener")), None)
+        if listener is not None and not self._listens(listener):
+            return False
+        modules = self.table.modules
+        return all(self.enabled(n) for n in chain if n.kind in modules and "enabled" in modules[n.kind].options)
+
+    def _listens(self, node: Node) -> bool:
+        """Whether a Listen is switched on, by itself or by its listener; a listener is where one of its Listens is."""
+        if bool(resolve(self.table.options["enable"], ancestors(node), self.folder).value):
+            return True
+        return any(self._listens(listen) for listen in node.of("listen"))
 
     def custom_loggers(self) -> list[CustomLoggerSettings]:
         """One per enabled custom_logger stanza that logs something."""
@@ -162,7 +164,7 @@ class Config:
         listener = self.root.get("control_listener")
         found = []
         for node in listener.of("listen") if listener is not None else ():
-            if not self.in_force(node):
+            if not self._listens(node):
                 continue
             mode = resolve(
                 self.table.options["file_mode"], [node, *([listener] if listener else [])], self.folder
@@ -236,11 +238,8 @@ class Config:
 
     def listen_nodes(self) -> list[Node]:
         """Every Listen of an ESMTP listener that is enabled."""
-        enable = self.table.options["enable"]
         listener = self.root.get("esmtp_listener")
-        if listener is None:
-            return []
-        return [n for n in listener.of("listen") if resolve(enable, [n, listener], self.folder).value]
+        return [node for node in listener.of("listen") if self._listens(node)] if listener is not None else []
 
     def listens(self) -> list[ListenSettings]:
         found = []
