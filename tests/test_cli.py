@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.support.peers import require
+from tests.support.peers import require, require_root
 from tests.support.server import answers, until
 
 TEXT = """Retry_Interval = 30
@@ -52,6 +53,35 @@ def test_check_tries_scripts_and_resolvers(folder: Path) -> None:
     assert f"{folder}/ecelerity.conf:1:32: scriptlet: " in done.stdout
     assert "bad.lua:1:" in done.stdout
     assert "Resolv_Conf: " in done.stdout
+
+
+@pytest.mark.peer
+def test_check_reads_it_once_more_as_the_servers_user() -> None:
+    require_root()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "only.py").write_text("import os\nif os.geteuid(): os._exit(3)\ndef validate_connect(s): pass\n")
+        (folder / "ecelerity.conf").write_text(
+            'Security { User = nobody Group = nogroup }\npolicy "p" { module = only.py }'
+        )
+        done = _quillon("check", folder=folder)
+        assert done.returncode == 2
+        assert "does a policy crash while it loads? (as user nobody, whom Security names)\n" in done.stdout
+        (folder / "only.py").write_text("def validate_connect(s): pass\n")
+        assert _quillon("check", folder=folder).stdout == "Configuration valid\n"
+        (folder / "only.py").chmod(0o600)
+        done = _quillon("check", folder=folder)
+        assert done.returncode == 2
+        assert "only.py: Permission denied (as user nobody, whom Security names)\n" in done.stdout
+
+
+def test_check_tells_addresses_that_cannot_be_bound(folder: Path) -> None:
+    (folder / "ecelerity.conf").write_text('ESMTP_Listener { Listen "192.0.2.1:2599" {} Listen "/nowhere/x" {} }')
+    done = _quillon("check", folder=folder)
+    assert done.returncode == 2
+    assert 'ecelerity.conf:1:18: Listen "192.0.2.1:2599": Cannot assign requested address\n' in done.stdout
+    assert 'Listen "/nowhere/x": there is no folder for it\n' in done.stdout
 
 
 def test_explain_outbound(folder: Path) -> None:

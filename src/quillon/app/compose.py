@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import re
 import socket
@@ -15,6 +14,7 @@ from quillon.config.scope import Node, ancestors
 from quillon.config.settings import NodeSettings
 from quillon.config.syntax import Position
 from quillon.listener import credentials
+from quillon.listener.sockets import BindError, is_possible
 from quillon.log.macros import compile_format
 from quillon.net.clock import Clock
 from quillon.net.resolver import Resolver
@@ -76,23 +76,13 @@ def try_out(config: Config, clock: Clock) -> list[str]:
 
 
 def try_to_bind(config: Config) -> list[str]:
-    """Addresses of Listen stanzas that this machine does not have, or that may not be bound; one that is in use may be
-    in use by the server itself."""
+    """What is wrong with the addresses of Listen stanzas."""
     problems = []
     for node, listen in zip(config.listen_nodes(), config.listens(), strict=True):
-        family = socket.AF_UNIX if listen.path else socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-        if listen.path:
-            if not os.path.isdir(os.path.dirname(listen.path)):
-                problems.append(f'{node.position}: Listen "{listen.name}": there is no folder for it')
-            continue
-        with socket.socket(family) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            try:
-                sock.bind((listen.host, listen.port))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    problems.append(f'{node.position}: Listen "{listen.name}": {error.strerror}')
+        try:
+            is_possible(listen)
+        except BindError as error:
+            problems.append(f"{node.position}: {error}")
     return problems
 
 

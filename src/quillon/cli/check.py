@@ -6,15 +6,15 @@ As root it is read once more as the user whom Security names, who is the one tha
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import select
 from collections.abc import Iterable
 from typing import Any
 
 from quillon.app import compose
-from quillon.app.child import forked
 from quillon.app.held import would_be_held
 from quillon.app.privileges import PrivilegeError, become, identity
+from quillon.app.rehearsal import PATIENCE, Rehearsal
 from quillon.cli.configuration import DEFAULT, FAULTY, say_which
 from quillon.config.load import load
 from quillon.config.model import Config
@@ -52,21 +52,9 @@ def _as_the_servers_user(path: str, config: Config, known: Iterable[str]) -> lis
         return []  # it has been said that there is no such user
     if who.uid is None:
         return []
-    reading, writing = os.pipe()
-
-    def work() -> int:
-        become(who)
-        found = load(path)
-        problems = [str(fault) for fault in found.errors]
-        problems += compose.try_out(found.config, SystemClock()) if found.config is not None else []
-        with os.fdopen(writing, "w") as out:
-            json.dump(problems, out)
-        return 0
-
-    pid = forked(work)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        text = answer.read()
-    os.waitpid(pid, 0)
+    trial = Rehearsal(path, SystemClock(), lambda _: become(who))
+    ready, _, _ = select.select([trial], [], [], PATIENCE)
+    problems = trial.problems() if ready else trial.late()
+    os.waitpid(trial.pid, 0)
     suffix = f" (as user {config.security().user}, whom Security names)"
-    return [line + suffix for line in json.loads(text or "[]") if line not in known]
+    return [line + suffix for line in problems if line not in known]

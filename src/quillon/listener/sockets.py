@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -18,15 +19,9 @@ def bind(listen: ListenSettings) -> socket.socket:
     try:
         if listen.path:
             return _bind_path(listen)
-        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((listen.host, listen.port))
+        sock = _bound(listen, shared=True)
     except OSError as error:
-        raise BindError(f'Listen "{listen.name}": {error.strerror or error}') from None
+        raise _refusal(listen, error) from None
     sock.listen(listen.backlog)
     sock.setblocking(False)
     return sock
@@ -36,15 +31,44 @@ def is_free(listen: ListenSettings) -> None:
     """Raise BindError if another server has the address: SO_REUSEPORT alone would let two share it unnoticed."""
     if listen.path:
         return
+    try:
+        _bound(listen, shared=False).close()
+    except OSError as error:
+        raise _refusal(listen, error) from None
+
+
+def is_possible(listen: ListenSettings) -> None:
+    """Raise BindError for an address that this machine does not have, or that may not be bound. One that is in use may
+    be in use by the server itself."""
+    if listen.path:
+        if not os.path.isdir(os.path.dirname(listen.path)):
+            raise BindError(f'Listen "{listen.name}": there is no folder for it')
+        return
+    try:
+        _bound(listen, shared=True).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise _refusal(listen, error) from None
+
+
+def _bound(listen: ListenSettings, *, shared: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            probe.bind((listen.host, listen.port))
-        except OSError as error:
-            raise BindError(f'Listen "{listen.name}": {error.strerror or error}') from None
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((listen.host, listen.port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _refusal(listen: ListenSettings, error: OSError) -> BindError:
+    return BindError(f'Listen "{listen.name}": {error.strerror or error}')
 
 
 def _bind_path(listen: ListenSettings) -> socket.socket:
