@@ -63,10 +63,8 @@ _BINARY = (
 )
 _UNARY = ("not", "-", "#", "~", "!")
 _UNARY_PRIORITY = 8
-# what LuaJIT reads as the vendor's lexer does: letters, decimals, an escaped line end, and the quotes and the backslash
-_ESCAPE = re.compile(
-    r"\\(?:u(?P<hex>[0-9A-Fa-f]{0,8})|x(?P<octet>[0-9A-Fa-f]{0,2})|(?P<other>[^abfnrtv0-9\\\"'\r\n]))", re.S
-)
+_ESCAPE = re.compile(r"\\(?:u(?P<hex>[0-9A-Fa-f]{0,8})|x(?P<octet>[0-9A-Fa-f]{0,2})|\r\n|(?P<other>.))", re.S)
+_AS_IN_LUAJIT = frozenset("abfnrtv0123456789\\\"'\r\n")
 _OCTAL = re.compile(r"0[0-9]")
 MAX_DEPTH = 100  # of nested expressions and blocks
 
@@ -100,7 +98,7 @@ def _may_need(text: str) -> bool:
 def _literal(token: _Token, path: str) -> str:
     """A string or a number as Lua 5.1 reads it. Raises DialectError."""
     if token.kind == "string" and "\\" in token.text and token.text[0] != "[":
-        return _ESCAPES.sub(lambda match: _escape(match, token, path), token.text)
+        return _ESCAPE.sub(lambda match: _escape(match, token, path), token.text)
     if token.kind == "number" and _OCTAL.match(token.text):
         if not re.fullmatch("[0-7]+", token.text):
             raise DialectError(f"{path}:{token.line}: malformed number near '{token.text}' (a leading 0 is octal)")
@@ -108,22 +106,17 @@ def _literal(token: _Token, path: str) -> str:
     return token.text
 
 
-_ESCAPES = re.compile(r"\\(?:u[0-9A-Fa-f]{0,8}|x[0-9A-Fa-f]{0,2}|\r\n|.)", re.S)
-
-
 def _escape(match: re.Match[str], token: _Token, path: str) -> str:
-    found = _ESCAPE.fullmatch(match[0])
-    if found is None:
-        return match[0]
-    if found["other"] is not None:
-        return found["other"]
-    if found["octet"] is not None:
-        if len(found["octet"]) != 2:
+    code, octet, other = match["hex"], match["octet"], match["other"]
+    if octet is not None:
+        if len(octet) != 2:
             raise DialectError(f"{path}:{token.line}: hexadecimal digit expected near '{match[0]}'")
-        return f"\\{int(found['octet'], 16):03}"
-    if len(found["hex"]) not in (4, 6, 8):
-        raise DialectError(f"{path}:{token.line}: 4, 6 or 8 hexadecimal digits expected near '{match[0]}'")
-    return "".join(f"\\{octet:03}" for octet in _utf8(int(found["hex"], 16), token, path))
+        return f"\\{int(octet, 16):03}"
+    if code is not None:
+        if len(code) not in (4, 6, 8):
+            raise DialectError(f"{path}:{token.line}: 4, 6 or 8 hexadecimal digits expected near '{match[0]}'")
+        return "".join(f"\\{octet:03}" for octet in _utf8(int(code, 16), token, path))
+    return match[0] if other is None or other in _AS_IN_LUAJIT else other
 
 
 def _utf8(code: int, token: _Token, path: str) -> bytes:

@@ -129,20 +129,8 @@ class TlsHooks:
 
     def _judged(self, hook: Hook, call: Call, verdict: Verdict, place: tuple[str, ...]) -> Verdict:
         certificate = verdict.certificate
+        shown = _shown(verdict)
         for name, answer in self.policy.hooks(hook):
-            shown = ("", "", "", "", "", "")
-            if certificate is not None:
-                # a line each: no name holds a line end, as any other character may stand in one
-                names = "\n".join(certificate.alternative_names)
-                anchor = verdict.anchor.sha256 if verdict.anchor is not None else ""
-                shown = (
-                    certificate.subject,
-                    certificate.issuer,
-                    certificate.sha256,
-                    certificate.spki_sha256,
-                    names,
-                    anchor,
-                )
             try:
                 said = answer(call, verdict.chain_verified, *shown, verdict.cause, *place)
                 good = None if said is None else bool(int(said))
@@ -171,3 +159,14 @@ def _word(value: object) -> str:
     if value is None:
         return ""
     return str(int(value)) if isinstance(value, float) else str(value)
+
+
+def _shown(verdict: Verdict) -> tuple[str, ...]:
+    """What hooks that judge a certificate are told of it."""
+    certificate, anchor = verdict.certificate, verdict.anchor
+    if certificate is None:
+        return ("",) * 6
+    # a line each: no name holds a line end, as any other character may stand in one
+    names = "\n".join(certificate.alternative_names)
+    known = (certificate.subject, certificate.issuer, certificate.sha256, certificate.spki_sha256)
+    return (*known, names, anchor.sha256 if anchor is not None else "")

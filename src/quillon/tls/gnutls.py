@@ -231,7 +231,7 @@ class GnuTLSEngine:
         bits = int(lib.gnutls_cipher_get_key_size(cipher)) * 8
         group = lib.gnutls_group_get(session)
         errors = tuple(self._verify(chain)) if chain and self._checked else ()
-        anchor = self._context.anchor_of(chain) if chain and self._checked and not errors else None
+        anchor = self._context.anchors.of(chain) if chain and self._checked and not errors else None
         return Verdict(
             protocol=g.text(lib.gnutls_protocol_get_name(lib.gnutls_protocol_get_version(session))).replace(
                 "TLS", "TLSv", 1
@@ -279,7 +279,7 @@ class GnuTLSEngine:
             return [("certificate_rejected", 0, g.text(self._lib.gnutls_strerror(code)))]
         if not status[0]:
             return []
-        if status[0] & _SIGNER_NOT_FOUND and chain[0] in self._context.anchors:
+        if status[0] & _SIGNER_NOT_FOUND and chain[0] in self._context.anchors.ders:
             # the library takes a trusted certificate that is no authority only where it is sent alone
             return _pinned(chain[0], _PURPOSE[self._server].decode("ascii"))
         found = [_shaped(cause, chain, status[0]) for bit, cause in _STATUS if status[0] & bit]

@@ -13,7 +13,6 @@ from quillon.tls.anchors import Anchors
 from quillon.tls.engine import SESSION_LIFE, SYSTEM_TRUST, ContextError
 from quillon.tls.gnutls import GnuTLSEngine, Pipe, pull, server_name
 from quillon.tls.identity import default_pairs, match_identity
-from quillon.tls.verdict import Certificate
 
 _MAX_SESSIONS = 1000
 _NO_DHE = ":-DHE-RSA:-DHE-DSS:-GROUP-FFDHE2048:-GROUP-FFDHE3072:-GROUP-FFDHE4096:-GROUP-FFDHE6144:-GROUP-FFDHE8192"
@@ -95,15 +94,6 @@ class GnuTLSServer:
 
     keeps = False
 
-    @property
-    def anchors(self) -> frozenset[bytes]:
-        """The trusted certificates in DER."""
-        return self._anchors.ders
-
-    def anchor_of(self, chain: list[bytes]) -> Certificate | None:
-        """The trusted certificate that a verified chain leads to."""
-        return self._anchors.of(chain)
-
     def __init__(self, settings: InboundTls) -> None:
         ffi, lib = g.library()
         self.settings = settings
@@ -115,7 +105,7 @@ class GnuTLSServer:
         self._request = modes.get(settings.tls_verify_mode or "", g.REQUEST)
         self._smtp = ffi.new("unsigned char[]", b"smtp")
         self._protocol = ffi.new("datum_t *", {"data": self._smtp, "size": 4})
-        self._anchors = Anchors(settings.tls_client_ca if settings.tls_verify_mode != "none" else None)
+        self.anchors = Anchors(settings.tls_client_ca if settings.tls_verify_mode != "none" else None)
         self._ticket_key: Any = None
         if settings.tls_session_resumption:
             self._ticket_key = ffi.new("datum_t *")
@@ -150,15 +140,6 @@ class GnuTLSServer:
 class GnuTLSClient:
     """A delivery's side of TLS. Raises ContextError when made."""
 
-    @property
-    def anchors(self) -> frozenset[bytes]:
-        """The trusted certificates in DER."""
-        return self._anchors.ders
-
-    def anchor_of(self, chain: list[bytes]) -> Certificate | None:
-        """The trusted certificate that a verified chain leads to."""
-        return self._anchors.of(chain)
-
     def __init__(self, settings: OutboundTls) -> None:
         ffi, lib = g.library()
         self.settings = settings
@@ -167,7 +148,7 @@ class GnuTLSClient:
         self._sessions: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._priority = _priority(settings)
         self._credentials = _credentials()
-        self._anchors = Anchors(settings.tls_ca if settings.tls_verify != "no" else None)
+        self.anchors = Anchors(settings.tls_ca if settings.tls_verify != "no" else None)
         if settings.tls_certificate:
             _load_pair(self._credentials, settings.tls_certificate, settings.tls_key or "")
         if settings.tls_verify != "no" and settings.tls_ca == SYSTEM_TRUST:

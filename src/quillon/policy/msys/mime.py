@@ -143,7 +143,8 @@ def set_octets(node: Mime, data: bytes) -> None:
 def tree_of(view: MessageView, *, writable: bool) -> Tree:
     head = _SPACE_BEFORE_COLON.sub(rb"\1:", view.content.head)
     data = head + view.content.body
-    containers = data.lower().count(b"multipart/") + data.lower().count(b"message/")
+    low = data.lower()
+    containers = low.count(b"multipart/") + low.count(b"message/")
     if containers > MOST_CONTAINERS or containers * data.count(b"\n") > MOST_STEPS:
         # nobody's mail: parts within parts by the hundred, or so many lines in them that it takes minutes
         root: Mime = BytesHeaderParser(OwnPart, policy=_WIRE).parsebytes(data)

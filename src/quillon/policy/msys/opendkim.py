@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from quillon.mailauth import arc, dkim
-from quillon.mailauth.arc import Chain
 from quillon.mailauth.author import author_of
 from quillon.mailauth.dkim import DkimError, Result, Signer
 from quillon.policy.hook import Call, Phase
+from quillon.policy.modules.openarc import chain_of
 from quillon.policy.msys.api import Api, Object
 from quillon.policy.msys.message import texts
 
@@ -157,27 +157,17 @@ def _register_sign(api: Api) -> None:
 
 
 def _register_arc(api: Api) -> None:
-    async def validated(call: Call) -> Chain:
-        known = call.context.facts.get("arc")
-        if isinstance(known, Chain):
-            return known
-        content = call.view.content
-        found = await arc.validate(content.head, content.body, api.world.records, api.world.now())
-        call.context.facts["arc"] = found
-        call.context.message["arc_cv"] = found.status
-        return found
-
     @api.function("msys.validate.openarc.verify")
     async def verify(call: Call) -> str:
         """Validate the ARC chain of a message; arc_cv in its context is none, pass or fail."""
-        return (await validated(call)).status
+        return (await chain_of(call, api.world)).status
 
     async def seal(call: Call, options: Any = None, results: str | None = None) -> bool:
         """seal(msg, {signing_domain, selector, keyfile or keybuf[, authservid]}[, results]): seal a message, in
         core_final_validation; `results` is what ARC-Authentication-Results says behind the server's name."""
         given = options if isinstance(options, dict) else {}
         signer = signer_of(api, given, "")
-        chain = await validated(call)
+        chain = await chain_of(call, api.world)
         content = call.view.content
         server = str(given.get("authservid") or api.world.hostname)
         try:
