@@ -36,30 +36,26 @@ def _check_verify(config: Config, node: Node, faults: list[Fault]) -> None:
     wanted = [entry for entry in (verify, ca) if entry is not None and entry.value not in ("no", "")]
     if not wanted or node.kind not in ("global", "binding", "binding_group", "domain"):
         return
-    tls = resolve(options["tls"], ancestors(node), config.folder)
+    chain = ancestors(node)
+    tls = resolve(options["tls"], chain, config.folder)
     if tls.value == "no" and not _tls_elsewhere(config, node):
         where = f" ({tls.entry.position})" if tls.entry is not None else ", the default"
         for entry in wanted:
             name = "TLS_Verify" if entry is verify else "TLS_CA"
             text = f"{name} in {node.path} has no effect: TLS = no there{where}; set TLS = required"
             faults.append(Fault(entry.position, text, warning=True))
-    elif verify is not None and verify.value != "no" and not _ca_of(config, node):
+    elif verify is not None and verify.value != "no" and not resolve(options["tls_ca"], chain, config.folder).value:
         text = f"TLS_Verify = {verify.text} in {node.path} without TLS_CA: no certificate verifies (unknown_issuer)"
         faults.append(Fault(verify.position, text, warning=True))
 
 
-def _ca_of(config: Config, node: Node) -> object:
-    return resolve(config.table.options["tls_ca"], ancestors(node), config.folder).value
-
-
 def _tls_elsewhere(config: Config, node: Node) -> bool:
     """Whether another stanza, or a policy, may ask for TLS for mail that a stanza rules."""
-    if any(True for kind in ("policy", "scriptlet") for _ in config.root.of(kind)):
+    if any(list(config.root.of(kind)) for kind in ("policy", "scriptlet")):
         return True
-    others = node.walk() if node.kind != "domain" or node.parent is config.root else iter([node])
-    if node.kind == "domain" and node.parent is config.root:
-        others = config.root.walk()
-    return any("tls" in other.settings and other.settings["tls"].value != "no" for other in others)
+    # any binding may beat a Domain of the top; in a binding only that one stands in
+    others = config.root if node.kind == "domain" and node.parent is config.root else node
+    return any("tls" in other.settings and other.settings["tls"].value != "no" for other in others.walk())
 
 
 def _gateway_of(config: Config, domain: Node) -> Entry | None:
@@ -88,7 +84,7 @@ def _check_behind_gateways(config: Config, faults: list[Fault]) -> None:
         if gateway is None:
             continue
         name = lookup_name(gateway.value[0])
-        if name == node.label or domain_pattern_matches(node.label, name):
+        if _rules(node, name):
             continue
         for key, entry in node.settings.items():
             option = config.table.options[key]
