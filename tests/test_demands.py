@@ -73,6 +73,61 @@ def test_a_demand_outlives_its_stanza(
         until(lambda: sink.messages, "a delivery")
 
 
+BEATEN = {  # what is in force when the message comes, and what is added
+    "binding": ('Domain "partner.test" { TLS = required }', 'Binding "default" { TLS = no }'),
+    "domain": ("TLS = required", 'Domain "partner.test" { TLS = no }'),
+    "binding's domain": (
+        'Binding "default" { TLS = required }',
+        'Binding "default" { Domain "partner.test" { TLS = ifavailable } }',
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "added"), BEATEN.values(), ids=BEATEN)
+def test_a_weaker_stanza_that_goes_before_it_frees_no_mail(
+    server: Callable[..., Server], capsys: pytest.CaptureFixture[str], before: str, added: str
+) -> None:
+    port = free_port()
+    with SinkThread() as sink:
+        rest = ROUTE.format(sink=sink.port) + REST.format(port=port)
+        running = server(f"{before}\nSuspend_Delivery = true\n{rest}").start()
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            client.sendmail("a@sender.test", ["b@partner.test"], MESSAGE)
+        running.configure(f"{before}\n{added}\n{rest}")
+        capsys.readouterr()
+        assert main(["check", "-c", str(running.file)]) == 0
+        said = capsys.readouterr().out
+        assert "1 messages of the spool would wait: " in said
+        assert "which is weaker, goes before it" in said
+        running.reload()
+        (event,) = running.wait_events("attempt")[:1]
+        assert event["cause"] == "demand_lost"
+        assert any(line.endswith("which is weaker, goes before it") for line in running.log("paniclog.ec"))
+        assert sink.messages == []
+        running.configure(f"{before}\n{rest}")
+        running.reload()
+        until(lambda: running.events("attempt")[-1]["cause"] == "no_starttls", "an attempt under what was demanded")
+        assert sink.messages == []
+
+
+def test_mail_that_goes_with_less_is_told_of(server: Callable[..., Server], capsys: pytest.CaptureFixture[str]) -> None:
+    port = free_port()
+    with SinkThread() as sink:
+        rest = ROUTE.format(sink=sink.port) + REST.format(port=port)
+        text = 'Domain "partner.test" {{ TLS = {} }}\n'
+        running = server(f"{text.format('required')}Suspend_Delivery = true\n{rest}").start()
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            client.sendmail("a@sender.test", ["b@partner.test"], MESSAGE)
+        running.configure(text.format("ifavailable") + rest)
+        capsys.readouterr()
+        assert main(["check", "-c", str(running.file)]) == 0
+        words = "TLS = required, TLS_Verify = no was demanded of them, and TLS = ifavailable, TLS_Verify = no by Domain"
+        assert f"warning: 1 messages of the spool would go with less: {words}" in capsys.readouterr().out
+        running.reload()
+        until(lambda: sink.messages, "a delivery")
+        assert any(f"config: 1 messages go with less: {words}" in line for line in running.log("paniclog.ec"))
+
+
 def test_events_tell_what_was_demanded_and_where(server: Callable[..., Server]) -> None:
     port = free_port()
     with SinkThread() as sink:

@@ -187,7 +187,7 @@ class Supervisor:
     def _console_reload(self, answer: Callable[[str], None]) -> None:
         def ended(problems: list[str]) -> None:
             refused = f"{ERROR}reload refused, the running configuration stays: " + "; ".join(problems)
-            held = [f"{count} messages wait: {words}" for words, count in self._held.items()]
+            held = [f"{count} messages {words}" for words, count in self._held.items()]
             answer(refused if problems else "\n".join(["configuration reloaded", *held]))
 
         self._reload(ended)

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from quillon.app import compose
-from quillon.app.held import would_be_held
 from quillon.app.privileges import PrivilegeError, become, identity
 from quillon.app.rehearsal import PATIENCE, Rehearsal
+from quillon.app.waiting_mail import changed_demands
 from quillon.cli.configuration import DEFAULT, FAULTY, say_which
 from quillon.config.load import load
 from quillon.config.model import Config
@@ -35,7 +35,7 @@ def run(given: argparse.Namespace) -> int:
     if loaded.config is not None:
         problems = [*compose.try_out(loaded.config, SystemClock()), *compose.try_to_bind(loaded.config)]
         problems += _as_the_servers_user(given.config, loaded.config, [*said, *problems])
-        said += [f"warning: {line}" for line in would_be_held(loaded.config)]
+        said += [f"warning: {line}" for line in changed_demands(loaded.config)]
     for line in (*said, *problems):
         print(line)
     if loaded.config is None or problems:

@@ -77,6 +77,7 @@ class Dispatcher:
     _opening: list[str] = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _asking: set[asyncio.Task[ruling.Ruling | str | None]] = field(default_factory=set)
+    _changed: Counter[str] = field(default_factory=Counter)  # messages of which something else is demanded, by words
     _pumping: bool = False
     _stopping: bool = False
     _timer: asyncio.TimerHandle | None = None
@@ -99,18 +100,21 @@ class Dispatcher:
             except Exception as error:
                 # whatever a spool holds, the others of it go on
                 self.log(Panic(now, f"delivery: message {message.id} of the spool cannot be queued: {error!r}"))
-        self._tell_held()
+        self._tell_demands()
         asyncio.get_running_loop().call_soon(self._tick)
 
-    def _tell_held(self) -> Counter[str]:
-        """A panic line for each demand that is lost, with the number of messages that wait for it."""
-        held: Counter[str] = Counter()
+    def _tell_demands(self) -> Counter[str]:
+        """A panic line for each demand that is lost, or weaker by the operator's word, with the number of messages."""
         for message in self.scheduler.messages():
             if isinstance(message.ruling, ruling.Held):
-                held[message.ruling.words] += 1
-        for words, count in held.items():
-            self.log(Panic(self.around.clock.now(), f"config: {count} messages wait: {words}"))
-        return held
+                self._changed[f"wait: {message.ruling.words}"] += 1
+        return self._tell_changed()
+
+    def _tell_changed(self) -> Counter[str]:
+        found, self._changed = self._changed, Counter()
+        for words, count in found.items():
+            self.log(Panic(self.around.clock.now(), f"config: {count} messages {words}"))
+        return found
 
     def _admit(self, message: Message, now: float) -> None:
         """Put a message into its queue, or settle at once what needs no attempt: a policy has refused it, or the
@@ -145,11 +149,14 @@ class Dispatcher:
         if held is not None:
             message.ruling = held
         elif not isinstance(message.ruling, (str, ruling.Pending)):
+            words = ruling.eased(message, now)
+            if words:
+                self._changed[f"go with less: {words}"] += 1
             message.demand = now
 
     def reconfigure(self, config: Config, contexts: Contexts, hooks: TlsHooks) -> Counter[str]:
         """Other settings for what begins from now on; idle connections are closed. Gives how many messages wait for a
-        demand that is lost, by its words."""
+        demand that is lost, or go with less, by words."""
         self.config = config
         self.around = Surroundings(self.around.clock, self.around.deadlines, contexts, hooks)
         self._default_suspended = config.node().default_binding == "suspended"
@@ -162,7 +169,7 @@ class Dispatcher:
         self.scheduler.rekey(self._reroute, self.around.clock.now())
         self.scheduler.set_total(self._total())
         self._kick()
-        return self._tell_held()
+        return self._tell_demands()
 
     async def stop(self, seconds: float) -> None:
         """Begin nothing new, and give what runs so long to end. What is not done stays in the spool."""
@@ -182,6 +189,7 @@ class Dispatcher:
 
     def _tick(self) -> None:
         if not self._stopping:
+            self._tell_changed()  # of messages that were on their way during a reload
             self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
             self._pump()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from quillon.config.model import DEMANDS, Config
 from quillon.config.settings import DeliverySettings, OutboundTls
@@ -62,9 +64,32 @@ def demand_of(message: Message, config: Config) -> TlsDemand:
     return config.demand(message.binding_group, message.binding, message.destination, message.via)
 
 
+class _Weaker(NamedTuple):
+    """One option by which less is demanded than before, and where it stood and stands."""
+
+    option: str
+    scope: str
+    place: str
+    scope_now: str
+    place_now: str
+
+
+def _weaker(before: TlsDemand, now: TlsDemand) -> Iterator[_Weaker]:
+    """What of a demand somebody had written, and is weaker now. Another TLS_CA counts where it was verified by."""
+    found = (
+        TLS_STRENGTH[now.tls] < TLS_STRENGTH[before.tls],
+        VERIFY_STRENGTH[now.verify] < VERIFY_STRENGTH[before.verify],
+        now.fallback and not before.fallback and now.tls == "ifavailable",
+        now.ca != before.ca and VERIFY_STRENGTH[before.verify] > 0,
+    )
+    for weaker, *of in zip(found, DEMANDS, before.scopes, before.places, now.scopes, now.places, strict=True):
+        if weaker and of[1]:
+            yield _Weaker(*of)
+
+
 def lost(message: Message, config: Config, now: TlsDemand, *, by_policy: bool) -> Held | None:
     """Whether a message must not leave under what is demanded `now`: its binding is gone, or what holds is weaker than
-    what was demanded when it came, and the stanza that demanded it says nothing any more.
+    what was demanded when it came, and the stanza that demanded it does not say so itself.
 
     A weaker value that stands in that very stanza is the operator's word, and holds. `by_policy` tells whether a module
     still rules the TLS of messages.
@@ -75,23 +100,26 @@ def lost(message: Message, config: Config, now: TlsDemand, *, by_policy: bool) -
             where = f'Binding_Group "{message.binding_group}" > {where}'
         return Held(f"{where} is gone, under which they were to be sent")
     before = message.demand
-    if before is None:
-        return None
-    weaker = (
-        TLS_STRENGTH[now.tls] < TLS_STRENGTH[before.tls],
-        VERIFY_STRENGTH[now.verify] < VERIFY_STRENGTH[before.verify],
-        now.fallback and not before.fallback and now.tls == "ifavailable",
-        now.ca != before.ca and VERIFY_STRENGTH[before.verify] > 0,
-    )
-    for option, is_weaker, scope, place in zip(DEMANDS, weaker, before.scopes, before.places, strict=True):
-        if not is_weaker or not scope:
-            continue
-        if scope == "policy":
+    for one in _weaker(before, now) if before is not None else ():
+        if one.scope == "policy":
             if not by_policy:
                 return Held(f"the policy that demanded {before} is gone")
-        elif not any(option in node.settings for node in config.at_path(scope)):
-            return Held(f"{scope} ({place}) demanded {before}, and says nothing of {option} any more")
+        elif not any(one.option in node.settings for node in config.at_path(one.scope)):
+            return Held(f"{one.scope} ({one.place}) demanded {before}, and says nothing of {one.option} any more")
+        elif one.scope_now != one.scope:
+            by = f"{one.scope_now} ({one.place_now})" if one.scope_now else f"the default of {one.option}"
+            return Held(f"{one.scope} ({one.place}) demanded {before}, and {by}, which is weaker, goes before it")
     return None
+
+
+def eased(message: Message, now: TlsDemand) -> str:
+    """Words on a message of which less is demanded `now`, by those who may say so; empty if it is not."""
+    before = message.demand
+    for one in _weaker(before, now) if before is not None else ():
+        by_stanza = one.scope_now not in ("", "policy")
+        where = f"{one.scope_now} ({one.place_now})" if by_stanza else "the policy"
+        return f"{before} was demanded of them, and {now} by {where}"
+    return ""
 
 
 def of(

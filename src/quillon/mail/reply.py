@@ -196,7 +196,7 @@ CERT_WRONG_CA = _r("451 4.7.5 [internal] remote node SSL certificate not signed 
 CERT_EXPIRED = _r("454 4.7.5 [internal] certificate expired")
 CERT_NOT_YET_VALID = _r("454 4.7.5 [internal] certificate not yet valid: possible clock skew")
 
-DEMAND_LOST = _r("451 4.3.5 [internal] the stanza that this message was to be sent under is gone")
+DEMAND_LOST = _r("451 4.3.5 [internal] the stanza or policy that this message was to be sent under holds no more")
 
 # Delivery: routing
 NO_ROUTE = _r("451 4.3.5 [internal] a routing name needs Routes or Gateway")

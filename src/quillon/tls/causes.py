@@ -199,8 +199,8 @@ CAUSES: dict[str, Cause] = {
         "",
     ),
     "demand_lost": Cause(
-        "The stanza that demanded TLS for this message, or its binding, is not in the configuration any more.",
-        "Put the stanza back, or one that demands as much; the paniclog names it with its last place.",
+        "The stanza or policy that demanded TLS for this message is gone, or its binding, or a weaker one goes before it.",
+        "Put it back, or what demands as much; the paniclog names it with its last place.",
         "quillon check -c ecelerity.conf",
         "",
     ),

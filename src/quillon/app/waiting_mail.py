@@ -1,4 +1,5 @@
-"""What a configuration would make of the mail that waits: which of it would be held for a demand that is lost.
+"""What a configuration would make of the mail that waits: which of it would be held for a demand that is lost, or go
+with less than was demanded.
 
 Reads the spool beside a server that runs, and changes nothing in it.
 """
@@ -19,10 +20,14 @@ from quillon.spool.record import RecordError, decode_message
 MOST = 100_000  # messages of one worker that are looked at
 
 
-def would_be_held(config: Config) -> list[str]:
-    """A line for each lost demand, with the number of messages that would wait for it."""
+def changed_demands(config: Config) -> list[str]:
+    """A line for each demand that is lost or weaker, with the number of messages concerned.
+
+    Modules are not loaded: where any stands in the configuration, it is taken for one that rules the TLS of messages.
+    """
     batch = Batch(NULL_ID, NULL_PATH, Origin("", "", NULL_ID), 0.0, 0, None)
-    held: Counter[str] = Counter()
+    by_policy = any(list(config.root.of(kind)) for kind in ("policy", "scriptlet"))
+    found: Counter[str] = Counter()
     for file in sorted(Path(config.node().spoolbase).glob("worker-*/spool.db")):
         for number, text in _rows(file):
             try:
@@ -30,10 +35,15 @@ def would_be_held(config: Config) -> list[str]:
             except RecordError:
                 continue  # the server sets it aside, and names it
             message.via = ruling.via_of(message, config)
-            found = ruling.lost(message, config, ruling.demand_of(message, config), by_policy=True)
-            if found is not None:
-                held[found.words] += 1
-    return [f"{count} messages of the spool would wait: {words}" for words, count in held.items()]
+            now = ruling.demand_of(message, config)
+            held = ruling.lost(message, config, now, by_policy=by_policy)
+            if held is not None:
+                found[f"wait: {held.words}"] += 1
+            elif not (by_policy and message.demand and "policy" in message.demand.scopes):
+                words = ruling.eased(message, now)
+                if words:
+                    found[f"go with less: {words}"] += 1
+    return [f"{count} messages of the spool would {words}" for words, count in found.items()]
 
 
 def _rows(file: Path) -> list[tuple[int, str]]:
