@@ -194,6 +194,19 @@ def test_the_socket_follows_the_configuration(running: Running) -> None:
     assert not other.exists()
 
 
+def test_another_server_does_not_take_the_socket_away(running: Running, tmp_path: Path) -> None:
+    other = tmp_path / "other.conf"
+    other.write_text(f'SpoolBase = other PidFile = other.pid Control_Listener {{ Listen "{running.socket}" {{ }} }}')
+    command = [sys.executable, "-m", "quillon", "serve", "-c", str(other)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f'Listen "{running.socket}": another server listens there' in done.stderr
+    assert running.ask("version")
+    running.server.kill()
+    running.server.start()  # what a killed server leaves is taken over
+    assert running.ask("version")
+
+
 def test_a_refused_reload_leaves_the_console_where_it_is(running: Running) -> None:
     other = running.socket.with_name("other")
     running.server.configure(running.text("SpoolBase = elsewhere").replace(str(running.socket), str(other)), workers=2)

@@ -163,6 +163,7 @@ class Supervisor:
         new: dict[str, socket.socket] = {}
         try:
             for name in wanted.keys() - self._console.names:
+                is_free(wanted[name])
                 new[name] = bind(wanted[name])
         except BindError:
             for name, sock in new.items():

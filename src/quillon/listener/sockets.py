@@ -28,8 +28,13 @@ def bind(listen: ListenSettings) -> socket.socket:
 
 
 def is_free(listen: ListenSettings) -> None:
-    """Raise BindError if another server has the address: SO_REUSEPORT alone would let two share it unnoticed."""
+    """Raise BindError if another server has the address: SO_REUSEPORT alone would let two share it unnoticed, and a
+    socket's file would be taken away from the one that serves it."""
     if listen.path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.setblocking(False)
+            if sock.connect_ex(listen.path) in (0, errno.EAGAIN):
+                raise BindError(f'Listen "{listen.name}": another server listens there')
         return
     try:
         _bound(listen, shared=False).close()

@@ -199,7 +199,8 @@ CAUSES: dict[str, Cause] = {
         "",
     ),
     "demand_lost": Cause(
-        "The stanza or policy that demanded TLS for this message is gone, or its binding, or a weaker one goes before it.",
+        "The stanza or policy that demanded TLS for this message is gone, or its binding is, or a weaker stanza goes"
+        " before it.",
         "Put it back, or what demands as much; the paniclog names it with its last place.",
         "quillon check -c ecelerity.conf",
         "",
