@@ -1,6 +1,8 @@
 """The command as a user runs it: check, explain, demo."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -137,12 +139,28 @@ def test_serve_with_a_policy_that_does_not_load_does_not_start(folder: Path) -> 
 
 @pytest.mark.parametrize("folder_name", ["enforced-partner"])
 def test_the_examples_load(folder_name: str, pki: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(Path(__file__).parent.parent / "examples" / folder_name, tmp_path / "example")
     (tmp_path / "example/pki").symlink_to(pki)
     done = _quillon("check", folder=tmp_path / "example")
     assert (done.returncode, done.stdout) == (0, "Configuration valid\n")
+
+
+@pytest.mark.parametrize("language", ["lua", "python"])
+def test_a_slip_in_the_table_of_partners_is_told_by_check(pki: Path, tmp_path: Path, language: str) -> None:
+    folder = tmp_path / "example"
+    shutil.copytree(Path(__file__).parent.parent / "examples/enforced-partner", folder)
+    (folder / "pki").symlink_to(pki)
+    if language == "python":
+        config = (folder / "ecelerity.conf").read_text()
+        (folder / "ecelerity.conf").write_text(
+            re.sub(r'scriptlet "scriptlet" \{.*?\n\}', 'policy "p" { module = "partners.py" }', config, flags=re.S)
+        )
+    with (folder / "partners").open("a") as table:
+        table.write("slip.test pki/nosuch.pem *.slip.test\n")
+    done = _quillon("check", folder=folder)
+    assert done.returncode == 2
+    assert "partners: slip.test" in done.stdout
+    assert "nosuch.pem" in done.stdout
 
 
 def test_the_demonstration(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
--- Enforced reception: mail of the domains in the file `partners` only over TLS and from a client whose certificate the
--- partner's own authority has issued, for one of its names; AUTH only over TLS. partners.py does the same in Python: load one of them.
+-- Enforced reception: mail of the domains in the file `partners` only over TLS and from a client whose certificate
+-- the partner's own authority has issued, for one of its names; AUTH only over TLS. partners.py does the same in
+-- Python: load one of them.
 --
 --   scriptlet "scriptlet" { script "partners" { source = "partners" } }
 --
--- The listener needs TLS_Certificate, TLS_Key, "STARTTLS" among its SMTP_Extensions, and TLS_Client_CA with the authorities
--- that issue the partners' client certificates: that one of them has verified does not yet tell whose it is. The file is read again after a minute, without a reload.
+-- The listener needs TLS_Certificate, TLS_Key, "STARTTLS" among its SMTP_Extensions, and TLS_Client_CA with the
+-- authorities that issue the partners' client certificates: that one of them has verified does not yet tell whose it
+-- is. The file is read again after a minute, without a reload.
 
 require("msys.core")
 
@@ -12,7 +14,8 @@ local FILE, EVERY = "partners", 60
 local mod = {}
 local partners, read_at = {}, nil
 
--- One domain a line: its authority's file, names, and a key where one is wanted. A table that cannot be read stops mail: nothing is let in that was to be enforced.
+-- One domain a line: its authority's file, names, and a key where one is wanted. One that cannot be read is not loaded; later
+-- it stops mail: nothing is let in that was to be enforced.
 local function read()
   local text, fault = msys.readfile(FILE)
   if text == nil then error("partners: " .. fault) end
@@ -20,7 +23,9 @@ local function read()
   for line in text:gmatch("[^\r\n]+") do
     local domain, authority, names, key = line:match("^%s*([^#%s]+)%s+(%S+)%s+([^#%s]+)%s*([^#%s]*)")
     if domain then
-      found[domain:lower()] = {authority = msys.tls.fingerprint(authority), names = names, key = key:lower():gsub(":", "")}
+      local good, print = pcall(msys.tls.fingerprint, authority)
+      if not good then error("partners: " .. line .. ": " .. print) end
+      found[domain:lower()] = {authority = print, names = names, key = key:lower():gsub(":", "")}
     elseif line:match("^%s*[^#%s]") then
       error("partners: a line has domain, authority and names: " .. line)
     end
@@ -54,4 +59,5 @@ function mod:core_validate_auth_hook(vctx, auth_info, auth_status)
   return msys.core.VALIDATE_CONT
 end
 
+read()
 msys.registerModule("partners", mod)

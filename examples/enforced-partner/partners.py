@@ -1,10 +1,12 @@
 """Enforced reception: mail of the domains in the file `partners` only over TLS and from a client whose certificate the
-partner's own authority has issued, for one of its names; AUTH only over TLS. partners.lua does the same in Lua: load one of them.
+partner's own authority has issued, for one of its names; AUTH only over TLS. partners.lua does the same in Lua: load
+one of them.
 
     policy "partners" { module = "partners.py" }
 
-The listener needs TLS_Certificate, TLS_Key, "STARTTLS" among its SMTP_Extensions, and TLS_Client_CA with the authorities
-that issue the partners' client certificates: that one of them has verified does not yet tell whose it is. The file is read again when it has changed, without a reload.
+The listener needs TLS_Certificate, TLS_Key, "STARTTLS" among its SMTP_Extensions, and TLS_Client_CA with the
+authorities that issue the partners' client certificates: that one of them has verified does not yet tell whose it is.
+The file is read again when it has changed, without a reload.
 """
 
 from __future__ import annotations
@@ -31,13 +33,14 @@ class Partners:
     def __init__(self) -> None:
         self._wanted: dict[str, Partner] = {}
         self._stamp = (0, 0)
+        self._read()  # one that cannot be read is not loaded
 
     def _read(self) -> dict[str, Partner]:
-        """A table that cannot be read stops mail: nothing is let in that was to be enforced."""
+        """A table that cannot be read later stops mail: nothing is let in that was to be enforced."""
         stat = FILE.stat()
         if self._stamp != (stat.st_mtime_ns, stat.st_ino):
             rows = [line.split("#")[0].split() for line in FILE.read_text().splitlines()]
-            self._wanted = {row[0].lower(): _partner(*row[1:]) for row in rows if row}
+            self._wanted = {row[0].lower(): _partner(*row) for row in rows if row}
             self._stamp = (stat.st_mtime_ns, stat.st_ino)
         return self._wanted
 
@@ -60,8 +63,11 @@ class Partners:
             session.reject(530, "5.7.0 Must issue a STARTTLS command first")
 
 
-def _partner(authority: str, names: str, key: str = "") -> Partner:
-    return Partner(fingerprint(FILE.parent / authority), names, key.lower().replace(":", ""))
+def _partner(domain: str, authority: str, names: str, key: str = "") -> Partner:
+    try:
+        return Partner(fingerprint(FILE.parent / authority), names, key.lower().replace(":", ""))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"partners: {domain}: {error}") from None
 
 
 def _is(wanted: Partner, connection: dict[str, str]) -> bool:
