@@ -22,6 +22,12 @@ def _warnings(loaded: Loaded) -> list[str]:
     return [fault.message for fault in loaded.faults if fault.warning]
 
 
+def test_a_certificate_and_a_key_that_are_missing_are_both_told(tmp_path: Path) -> None:
+    file = tmp_path / "ecelerity.conf"
+    file.write_text("TLS_Certificate = no.pem\nTLS_Key = no.key\n")
+    assert [fault.position.line for fault in load(file).errors] == [1, 2]
+
+
 def test_every_option_has_a_known_type_status_and_default() -> None:
     from quillon.config.options import default
 

@@ -18,6 +18,7 @@ import pytest
 
 from quillon.app.channel import Channel
 from quillon.app.console import cache_text
+from quillon.cli.main import main
 from quillon.lab.pki import Authority
 from tests.support.clients import MESSAGE, context
 from tests.support.server import Server, free_port, until
@@ -192,6 +193,16 @@ def test_the_socket_follows_the_configuration(running: Running) -> None:
     assert running.ask("pid")
     running.server.stop()
     assert not other.exists()
+
+
+def test_a_listen_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "ecelerity.conf"
+    file.write_text('Control_Listener { Listen "run/console" { } }')
+    assert main(["console", "-c", str(file), "version"]) == 1
+    assert f"quillon console: {file}:1:" in capsys.readouterr().err
+    file.write_text("TLS = no")
+    assert main(["console", "-c", str(file), "version"]) == 1
+    assert "there is no Control_Listener" in capsys.readouterr().err
 
 
 def test_another_server_does_not_take_the_socket_away(running: Running, tmp_path: Path) -> None:

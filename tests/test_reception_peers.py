@@ -125,6 +125,20 @@ def test_what_a_listener_does_not_share_with_a_client_has_a_cause(
     assert causes == ["protocol_mismatch", "no_shared_cipher", "not_tls"]
 
 
+def test_a_handshake_on_a_port_that_begins_in_clear_is_logged_by_its_cause(
+    running: tuple[Server, dict[str, int]],
+) -> None:
+    server, ports = running
+    before = len(server.events("handshake"))
+    with (
+        socket.create_connection(("127.0.0.1", ports["starttls"]), timeout=30) as sock,
+        pytest.raises((ssl.SSLError, ConnectionError)),
+    ):
+        ssl.create_default_context().wrap_socket(sock, server_hostname="mx.quillon.test")
+    event = server.wait_events("handshake", before + 1)[-1]
+    assert (event["ok"], event["tls"]["cause"]) == (False, "tls_on_clear_port")
+
+
 def test_commands_behind_starttls_end_the_session_and_are_logged(running: tuple[Server, dict[str, int]]) -> None:
     server, ports = running
     with socket.create_connection(("127.0.0.1", ports["starttls"])) as sock:

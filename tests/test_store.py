@@ -360,4 +360,11 @@ def test_room_is_looked_at_before_it_is_gone(tmp_path: Path) -> None:
     now[0] = 20.0
     assert room.shortage() == "" or "inodes are free" in room.shortage()
     now[0] = 30.0
+    free, now = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize, [40.0]
+    room = Room(tmp_path, free * 2, 0, lambda: now[0])
+    assert room.shortage().endswith(f"less than {free * 2 >> 20} MiB")
+    room.reconfigure(free * 9 // 10, 0)  # enough to go on, too little to begin again
+    now[0] = 50.0
+    assert room.shortage().endswith(f"less than {free * 9 // 10 * 5 // 4 >> 20} MiB")
+    now[0] = 60.0
     assert "cannot be looked at" in Room(tmp_path / "nowhere", 1, 0, lambda: now[0]).shortage()

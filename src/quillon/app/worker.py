@@ -109,6 +109,7 @@ class Worker:
             await self._listen(name, sock)
         self._dispatcher.start(messages)
         self._start_heartbeat()
+        self._look_at_room()
         self._refreshing = self._loop.call_later(REFRESH, self._refresh)
         gc.collect()
         gc.freeze()
@@ -311,7 +312,7 @@ class Worker:
         if command == "metrics":
             rows = [list(item) for item in self._metrics.counts.items()]
         elif command == "spool show":
-            shortage = self._room.shortage()
+            shortage = self._room.shortage() or self._store.failing
             state = f"no new mail is taken: {shortage}" if shortage else "mail is taken"
             free = f"{self._room.free >> 20} MiB free, {self._store.waiting} changes wait to be written"
             rows = [f"worker {self._number}: {self._store.folder}: {free}; {state}"]

@@ -26,10 +26,10 @@ def run(given: argparse.Namespace) -> int:
         # a server that runs is to be asked even while its file is being edited
         loaded = load(given.config)
         sockets = loaded.tree.control_sockets()
-        unread = next((str(fault) for fault in loaded.errors if "cannot read" in fault.message), None)
         if not sockets:
-            text = unread or f'there is no Control_Listener {{ Listen "/path" {{ }} }} in {given.config}'
-            print(f"quillon console: {text}", file=sys.stderr)
+            none = f'there is no Control_Listener {{ Listen "/path" {{ }} }} in {given.config}'
+            for text in [str(fault) for fault in loaded.errors] or [none]:
+                print(f"quillon console: {text}", file=sys.stderr)
             return 1
         path = sockets[0].path
     try:

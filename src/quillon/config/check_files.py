@@ -91,6 +91,8 @@ def _check_match(certificate: Entry, key: Entry | None, faults: list[Fault], her
     """That a certificate can be read and the key is its own; `here` tells that the stanza itself names it."""
     chain_certs = _certificates(certificate, faults if here else [])
     if not chain_certs:
+        if here and key is not None and key.value:
+            _read(key, faults)  # every fault at once
         return
     if here:
         _check_dates(certificate, chain_certs[0], faults)

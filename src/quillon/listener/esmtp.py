@@ -662,6 +662,8 @@ class EsmtpSession:
         pathway = self._context.connection.get("pathway", self._settings.pathway)
         self._desk.note("rejections", self._remote[0])
         for state, reply in refusals:
+            if reply is replies.TLS_IN_CLEAR:
+                self._security.unsecured(HandshakeFailure("tls_on_clear_port"))
             self._desk.log(
                 Rejected(
                     time=self._desk.clock.now(),

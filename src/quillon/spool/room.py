@@ -49,7 +49,7 @@ class Room:
             return f"the file system of {self._folder} is read-only"
         more = 5 if self._shortage else 4  # quarters
         if self._octets and self.free * 4 < self._octets * more:
-            return f"{self.free // MIB} MiB are free in {self._folder}, less than {self._octets // MIB} MiB"
+            return f"{self.free // MIB} MiB are free in {self._folder}, less than {self._octets * more // 4 // MIB} MiB"
         if self._inodes and state.f_files and state.f_favail * 4 < self._inodes * more:
-            return f"{state.f_favail} inodes are free in {self._folder}, less than {self._inodes}"
+            return f"{state.f_favail} inodes are free in {self._folder}, less than {self._inodes * more // 4}"
         return ""

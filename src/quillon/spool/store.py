@@ -436,6 +436,11 @@ class Store:
         return self.body_file(path).read_bytes() if path else bytes(body)
 
     @property
+    def failing(self) -> str:
+        """Why nothing can be written; empty if it can."""
+        return self._lost or self._failing
+
+    @property
     def waiting(self) -> int:
         """Removals and updates that are not on disk yet."""
         return len(self._group.removed) + len(self._group.updates)

@@ -45,7 +45,7 @@ def words_for_scripts(error: Exception) -> str:
     words = words_of(error)
     if isinstance(error, TypeError) and "positional argument" in words:
         return "wrong arguments: " + words.partition(" ")[2]
-    if isinstance(error, (TypeError, AttributeError, LookupError)) or _OURS.search(words):
+    if isinstance(error, (TypeError, AttributeError, KeyError, IndexError)) or _OURS.search(words):
         return "wrong arguments: a value of another type is expected"
     return words
 
