@@ -14,8 +14,9 @@ import signal
 import socket
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ class _Child:
     ready: bool = False
 
 
+@dataclass
+class _Round:
+    """A reload that workers have been told of: the process ids of those that have not said what came of it, until when
+    they may, what those said that refused it, and what is demanded otherwise of how many messages."""
+
+    number: int = 0
+    until: float = 0.0
+    owing: set[int] = field(default_factory=set)
+    refused: list[str] = field(default_factory=list)
+    changed: Counter[str] = field(default_factory=Counter)
+
+
 class Supervisor:
     """`say` prints a line for whoever watches the terminal or the service manager's journal."""
 
@@ -79,11 +92,7 @@ class Supervisor:
         self._rehearsal: Rehearsal | None = None  # a configuration that is tried out before it is used
         self._told: list[Told] = []  # who is to hear what comes of it
         self._asked: list[Told] = []  # who has asked for a reload since it began
-        self._round = 0  # counts reloads that workers have been told of
-        self._owing: set[int] = set()  # process ids of workers that have not said what came of it
-        self._owed_until = 0.0
-        self._refused: list[str] = []
-        self._held: dict[str, int] = {}  # lost demands, with the messages that wait for them
+        self._round = _Round()
         self._deaths: dict[int, int] = {}  # of a worker in a row, soon after its start
         self._status = 0
         self._signals: list[int] = []
@@ -188,8 +197,8 @@ class Supervisor:
     def _console_reload(self, answer: Callable[[str], None]) -> None:
         def ended(problems: list[str]) -> None:
             refused = f"{ERROR}reload refused, the running configuration stays: " + "; ".join(problems)
-            held = [f"{count} messages {words}" for words, count in self._held.items()]
-            answer(refused if problems else "\n".join(["configuration reloaded", *held]))
+            changed = [f"{count} messages {words}" for words, count in self._round.changed.items()]
+            answer(refused if problems else "\n".join(["configuration reloaded", *changed]))
 
         self._reload(ended)
 
@@ -299,8 +308,8 @@ class Supervisor:
             waits.append(self._console.deadline - time.monotonic())
         if self._rehearsal is not None:
             waits.append(self._rehearsal.ends_at - time.monotonic())
-        if self._owing:
-            waits.append(self._owed_until - time.monotonic())
+        if self._round.owing:
+            waits.append(self._round.until - time.monotonic())
         self._hear(self._selector.select(max(min(waits, default=60.0), 0.0)))
         self._console.expire()
         caught, self._signals = self._signals, []
@@ -309,10 +318,10 @@ class Supervisor:
             self._reload(_heard_by_nobody)
         if self._rehearsal is not None and time.monotonic() >= self._rehearsal.ends_at:
             self._rehearsed(late=True)
-        if self._owing and time.monotonic() >= self._owed_until:
-            self._refused += [f"{len(self._owing)} workers have not answered"]
-            self._owing.clear()
-            self._reloaded(self._refused)
+        if self._round.owing and time.monotonic() >= self._round.until:
+            self._round.refused.append(f"{len(self._round.owing)} workers have not answered")
+            self._round.owing.clear()
+            self._reloaded(self._round.refused)
         if {signal.SIGTERM, signal.SIGINT} & set(caught):
             self._stop()
         if self._stopping and time.monotonic() >= self._stopping:
@@ -376,19 +385,19 @@ class Supervisor:
         """A worker says what came of a reload."""
         if message["event"] == "refused":
             self._say(f"worker {child.number}: reload refused: {message['text']}")
-        if message["round"] != self._round or child.pid not in self._owing:
+        if message["round"] != self._round.number or child.pid not in self._round.owing:
             return
         if message["event"] == "refused":
-            self._refused.append(f"worker {child.number} keeps the old one: {message['text']}")
-        for words, count in message.get("held", ()):
-            self._held[words] = self._held.get(words, 0) + count
+            self._round.refused.append(f"worker {child.number} keeps the old one: {message['text']}")
+        for words, count in message.get("changed", ()):
+            self._round.changed[words] += count
         self._has_answered(child.pid)
 
     def _has_answered(self, pid: int) -> None:
-        if pid in self._owing:
-            self._owing.discard(pid)
-            if not self._owing:
-                self._reloaded(self._refused)
+        if pid in self._round.owing:
+            self._round.owing.discard(pid)
+            if not self._round.owing:
+                self._reloaded(self._round.refused)
 
     def _reap(self) -> None:
         while True:
@@ -408,8 +417,8 @@ class Supervisor:
             if self._stopping:
                 continue
             code = os.waitstatus_to_exitcode(raw)
-            if pid in self._owing:
-                self._refused.append(f"worker {child.number} ended meanwhile")
+            if pid in self._round.owing:
+                self._round.refused.append(f"worker {child.number} ended meanwhile")
                 self._has_answered(pid)
             if code == worker.FAULTY and not self._announced:
                 self._status = 1
@@ -433,7 +442,7 @@ class Supervisor:
 
     def _reload(self, *told: Told) -> None:
         """Use a new configuration everywhere, or keep the running one and say why."""
-        if self._rehearsal is not None or self._owing:
+        if self._rehearsal is not None or self._round.owing:
             self._asked += told  # files may have changed since: they are read again
             return
         reloading()
@@ -453,7 +462,6 @@ class Supervisor:
         self._selector.unregister(rehearsal)
         self._rehearsal = None
         problems = rehearsal.late() if late else rehearsal.problems()
-        self._held.clear()
         if problems:
             self._reloaded(problems)
             return
@@ -470,8 +478,8 @@ class Supervisor:
         except Exception as error:
             traceback.print_exc()
             problems = [f"unexpected {error!r}"]
-        if problems or not self._owing:
-            self._owing.clear()
+        if problems or not self._round.owing:
+            self._round.owing.clear()
             self._reloaded(problems)
 
     def _reloaded(self, problems: list[str]) -> None:
@@ -504,14 +512,12 @@ class Supervisor:
         for sockets in self._sockets:
             for name in sockets.keys() - wanted:
                 sockets.pop(name).close()
-        self._round += 1
-        self._refused = []
-        self._owed_until = time.monotonic() + RELOAD_PATIENCE
+        self._round = _Round(self._round.number + 1, time.monotonic() + RELOAD_PATIENCE)
         for child in self._children.values():
             new = {name: self._sockets[child.number][name] for name in made}
-            told = {"do": "reload", "new": list(new), "round": self._round, "digest": config.digest}
+            told = {"do": "reload", "new": list(new), "round": self._round.number, "digest": config.digest}
             if child.channel.send(told, [sock.fileno() for sock in new.values()], wait=False):
-                self._owing.add(child.pid)
+                self._round.owing.add(child.pid)
             else:
                 self._panic(f"worker {child.number} (pid {child.pid}) does not take the reload: restart Quillon")
         self._reopen_logs()

@@ -66,7 +66,7 @@ from quillon.tls.context import Reloaded, Row
 FAULTY = 3  # exit status: starting anew will not help
 WAITING = 4  # exit status: it may help later, as for room on the disk
 REFRESH = 5.0  # seconds between looks at the files of TLS contexts
-MOST_HELD = 50  # lost demands that the answer to a reload names
+MOST_CHANGED = 50  # demands that are lost or weaker that the answer to a reload names
 SHOWN = 1000  # characters of a setting in an answer
 SAID = 12000  # characters of what a script answers to a command of the console
 ANSWER = 16384  # octets of an answer to the console, after which a new datagram begins
@@ -428,7 +428,7 @@ class Worker:
                     raise LoadError("; ".join(str(fault) for fault in loaded.errors))
                 if loaded.config.digest != digest:
                     raise LoadError("files of the configuration have changed since they were tried: reload again")
-                held = await self._adopt(loaded.config, new)
+                changed = await self._adopt(loaded.config, new)
             except Exception as error:
                 # whatever a new configuration does, the old one serves on, and the operator is told
                 for sock in new.values():
@@ -437,7 +437,7 @@ class Worker:
                 self.log(Panic(self._clock.now(), f"config: reload refused, the running configuration stays: {text}"))
                 self._channel.send({"event": "refused", "round": number, "text": text[:SAID]})
                 return
-        self._channel.send({"event": "reloaded", "round": number, "held": list(held.items())[:MOST_HELD]})
+        self._channel.send({"event": "reloaded", "round": number, "changed": list(changed.items())[:MOST_CHANGED]})
 
     async def _adopt(self, config: Config, new: dict[str, socket.socket]) -> Counter[str]:
         node = config.node()
@@ -468,7 +468,7 @@ class Worker:
         self._finder.reconfigure(resolver, node)
         self._bouncer.config = config
         self._door.reconfigure(config, policy)
-        held = self._dispatcher.reconfigure(config, self._contexts, self._hooks)
+        changed = self._dispatcher.reconfigure(config, self._contexts, self._hooks)
         self._desk = self._new_desk(config, loaded)
         for session in self._sessions:
             session.retire()
@@ -479,7 +479,7 @@ class Worker:
             await self._listen(name, sock)
         self._close(old_policy)
         self.log(Notice(self._clock.now(), "configuration reloaded"))
-        return held
+        return changed
 
     def _close(self, policy: Policy) -> None:
         """Tell scripts that they are replaced; what they make of it is theirs."""
