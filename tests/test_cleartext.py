@@ -95,7 +95,7 @@ def test_nothing_leaves_in_the_clear(server: Callable[..., Server], name: str) -
     port = free_port()
     running = server(
         f"""ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}
-        EHLO_Timeout = 2 Retry_Interval = 1 Max_Retry_Interval = 1
+        EHLO_Timeout = 2 Retry_Interval = 1 Max_Retry_Interval = 1 Host_Failure_Retry = 1
         Domain partner.test {{ Gateway = "127.0.0.1:{peer.port}" TLS = required }}"""
     ).start()
     with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:

@@ -115,7 +115,10 @@ def test_reload_takes_a_good_configuration_and_keeps_the_old_one_for_a_faulty(se
 def test_tls_that_is_required_later_holds_for_mail_already_queued(server: Callable[..., Server]) -> None:
     sink = SinkThread(replying(450, "4.2.1", "later", RcptTo))
     port = free_port()
-    common = LISTEN.format(port=port) + "Retry_Interval = 2 Max_Retry_Interval = 2 Drain_Timeout = 1\n"
+    common = (
+        LISTEN.format(port=port)
+        + "Retry_Interval = 2 Max_Retry_Interval = 2 Host_Failure_Retry = 1 Drain_Timeout = 1\n"
+    )
     stanza = f'Domain partner.test {{{{ Gateway = "127.0.0.1:{sink.port}" {{tls}} }}}}'
     running = server(common + stanza.format(tls="")).start()
     _send(port)

@@ -73,7 +73,7 @@ def test_what_was_committed_comes_back_whole(tmp_path: Path) -> None:
     assert (back.sender, back.size, back.received_at) == (batch.sender, batch.size, batch.received_at)
     assert (back.connection_context, back.message_context) == ({"tls": "on"}, {"k": "v"})
     assert (back.body, back.left, back.origin) == (None, 2, batch.origin)
-    assert store.read_body_now(back) == b"Subject: x\r\n\r\nhi\r\n"
+    assert asyncio.run(store.body_or_nothing(back, 0)) == b"Subject: x\r\n\r\nhi\r\n"
     assert (tmp_path / "spool.db").stat().st_mode & 0o777 == 0o640
     assert reports == []
     store.release()

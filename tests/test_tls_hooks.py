@@ -109,7 +109,7 @@ def _config(pki: Path, policy: str, ports: dict[str, int], more: str = "") -> st
     return f"""
     {policy}
     {pathways}
-    Retry_Interval = 1 Max_Retry_Interval = 1
+    Retry_Interval = 1 Max_Retry_Interval = 1 Host_Failure_Retry = 1
     ESMTP_Listener {{
       Relay_Hosts = ( 127.0.0.0/8 )
       TLS_Certificate = {pki}/server.pem

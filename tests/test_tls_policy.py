@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from quillon.config.options import table
 from quillon.config.scope import resolve
 from quillon.config.settings import OutboundTls, build
-from quillon.delivery.attempt import Attempt, TryHost
+from quillon.delivery.attempt import Attempt, Obstacle, TryHost
 from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import Turn, after_ehlo, judge
 from quillon.mail import reply as replies
 from quillon.mail.outcome import Stage, TransientFailure
+from quillon.mail.reply import Reply
+from quillon.queue.trail import Failed
 from quillon.tls.identity import name_matches
 from quillon.tls.verdict import Certificate, Verdict
 
@@ -51,39 +53,48 @@ def test_after_ehlo(tls: str, offered: bool, in_clear: bool, turn: Turn) -> None
 def test_failed_negotiation(tls: str, fallback: bool, clear: bool) -> None:
     attempt = Attempt(_tls(tls=tls, tls_ifavailable_fallback=fallback), HOSTS)
     step = attempt.next_step()
-    assert step == TryHost(HOSTS[0], in_clear=False)
-    assert isinstance(step, TryHost)
-    attempt.tls_failed(step, replies.TLS_FAILED, Stage.HANDSHAKING_TLS, "handshake_eof")
-    after = attempt.next_step()
-    if clear:
-        assert after == TryHost(HOSTS[0], in_clear=True)
-    else:
-        assert after == TransientFailure(replies.TLS_FAILED, Stage.HANDSHAKING_TLS, "192.0.2.1", "handshake_eof")
+    assert step == TryHost(HOSTS[0])
+    attempt.failed(step, Obstacle.NEGOTIATION, _failed(replies.TLS_FAILED, "handshake_eof"))
+    assert attempt.next_step() == (TryHost(HOSTS[0], in_clear=True) if clear else TryHost(HOSTS[1]))
 
 
-def test_unreachable_and_unwilling_hosts_lead_to_the_next() -> None:
-    attempt = Attempt(_tls(tls="required"), HOSTS)
-    first = attempt.next_step()
-    assert isinstance(first, TryHost)
-    attempt.unreachable(first, replies.CONNECT_TIMED_OUT)
-    second = attempt.next_step()
-    assert second == TryHost(HOSTS[1], in_clear=False)
-    assert isinstance(second, TryHost)
-    attempt.unwilling(second, replies.parse_reply("554 5.7.1 go away"), Stage.READING_BANNER)
-    over = attempt.next_step()
-    assert isinstance(over, TransientFailure)
-    assert over.remote_ip == "192.0.2.2"
+@pytest.mark.parametrize("obstacle", [o for o in Obstacle if o is not Obstacle.NEGOTIATION])
+@pytest.mark.parametrize("tls", ["ifavailable", "required"])
+def test_whatever_fails_a_host_leads_to_the_next_one_and_not_to_clear_text(obstacle: Obstacle, tls: str) -> None:
+    attempt = Attempt(_tls(tls=tls), HOSTS)
+    for host in HOSTS:
+        step = attempt.next_step()
+        assert step == TryHost(host)
+        attempt.failed(step, obstacle, _failed(replies.NO_VALID_HOSTS))
+    assert attempt.next_step() is None
+    assert attempt.trail.tried == {host.ip for host in HOSTS}
 
 
-def test_required_but_not_offered_is_said_in_the_words_of_the_manual() -> None:
-    attempt = Attempt(_tls(tls="required"), HOSTS)
+def test_settings_of_our_own_that_cannot_be_loaded_end_the_attempt() -> None:
+    attempt = Attempt(_tls(tls="ifavailable"), HOSTS)
     step = attempt.next_step()
-    assert isinstance(step, TryHost)
-    attempt.not_offered(step)
-    over = attempt.next_step()
-    assert isinstance(over, TransientFailure)
-    assert str(over.reply) == "451 4.7.6 [internal] STARTTLS required but not advertised"
-    assert (over.stage, over.cause) == (Stage.AFTER_EHLO, "no_starttls")
+    assert step is not None
+    attempt.failed(step, Obstacle.NEGOTIATION, _failed(replies.TLS_FAILED, "bad_local_settings"))
+    assert attempt.next_step() is None
+
+
+def test_an_attempt_talks_to_so_many_hosts_and_tries_so_many_addresses() -> None:
+    hosts = [Host(f"mx{n}.test", f"192.0.2.{n}", 25) for n in range(9)]
+
+    def tried(obstacle: Obstacle, sessions: int, addresses: int) -> int:
+        attempt, count = Attempt(_tls(tls="required"), hosts, sessions=sessions, addresses=addresses), 0
+        while (step := attempt.next_step()) is not None:
+            count += 1
+            attempt.failed(step, obstacle, _failed(replies.NO_VALID_HOSTS))
+        return count
+
+    assert tried(Obstacle.UNREACHABLE, 2, 7) == 7
+    assert tried(Obstacle.UNWILLING, 2, 7) == 2
+    assert tried(Obstacle.UNWILLING, 0, 0) == 9
+
+
+def _failed(reply: Reply, cause: str = "") -> Failed:
+    return Failed(TransientFailure(reply, Stage.HANDSHAKING_TLS, cause=cause))
 
 
 def _verdict(pki: Path, name: str, *errors: tuple[str, int, str]) -> Verdict:

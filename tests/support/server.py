@@ -123,6 +123,18 @@ class Server:
         rows = [json.loads(line) for line in self.log("events.json")]
         return [row for row in rows if row["event"] == kind]
 
+    def wait_attempts(self, *recipients: str, patience: float = PATIENCE) -> dict[str, dict[str, Any]]:
+        """Wait for an attempt for each recipient; the first of each, by recipient."""
+
+        def found() -> dict[str, dict[str, Any]] | None:
+            first: dict[str, dict[str, Any]] = {}
+            for event in self.events("attempt"):
+                first.setdefault(event["recipient"], event)
+            return first if first.keys() >= set(recipients) else None
+
+        rows: dict[str, dict[str, Any]] = until(found, f"attempts for {recipients}; output: {self.said()}", patience)
+        return rows
+
     def wait_events(self, kind: str, count: int = 1, patience: float = PATIENCE) -> list[dict[str, Any]]:
         """Wait for so many events of a kind."""
         return list(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
+from quillon.config.settings import InboundTls
 from quillon.lab.sink import Answer, Caught, Sink
 from quillon.mail.reply import Reply
 
@@ -12,8 +13,14 @@ from quillon.mail.reply import Reply
 class SinkThread:
     """Listens from the start; `sink.caught` may be read from any thread."""
 
-    def __init__(self, answer: Answer = lambda _: None, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.sink = Sink(answer=answer)
+    def __init__(
+        self,
+        answer: Answer = lambda _: None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: InboundTls | None = None,
+    ) -> None:
+        self.sink = Sink(tls, answer=answer)
         self.port = 0
         self._loop = asyncio.new_event_loop()
         started = threading.Event()

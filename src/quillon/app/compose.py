@@ -13,6 +13,7 @@ from quillon.config.model import Config
 from quillon.config.scope import Node, ancestors
 from quillon.config.settings import NodeSettings
 from quillon.config.syntax import Position
+from quillon.delivery.hosts import Own
 from quillon.listener import credentials
 from quillon.listener.sockets import BindError, is_possible
 from quillon.log.macros import compile_format
@@ -53,6 +54,13 @@ async def look_up(resolver: Resolver, name: str, kind: str, server: str) -> Look
 
 def hostname(node: NodeSettings) -> str:
     return node.hostname or socket.gethostname().lower()
+
+
+def own(config: Config) -> Own:
+    """As what this server is known to itself."""
+    return Own(
+        hostname(config.node()), frozenset((listen.host, listen.port) for listen in config.listens() if listen.port)
+    )
 
 
 def workers(node: NodeSettings) -> int:

@@ -141,7 +141,7 @@ class Worker:
         self._hooks = TlsHooks(self._policies.policy, config.folder)
         self._ids = IdSource(os.getpid())
         self._residents = Residents(share(node.max_resident_messages, self._count))
-        self._finder = HostFinder(self._resolver, node, self._clock)
+        self._finder = HostFinder(self._resolver, node, self._clock, compose.own(config))
         self._counts = Counts()
         octets, inodes = node.spool_minimum_free_space, node.spool_minimum_free_inodes
         self._room = Room(self._store.folder, octets, inodes, self._clock.now)
@@ -465,10 +465,9 @@ class Worker:
         self._hooks = TlsHooks(policy, config.folder)
         self._hostname = compose.hostname(node)
         self._residents.limit = share(node.max_resident_messages, self._count)
-        self._finder.reconfigure(resolver, node)
+        self._finder.reconfigure(resolver, node, compose.own(config))
         self._bouncer.config = config
         self._door.reconfigure(config, policy)
-        changed = self._dispatcher.reconfigure(config, self._contexts, self._hooks)
         self._desk = self._new_desk(config, loaded)
         for session in self._sessions:
             session.retire()
@@ -478,6 +477,7 @@ class Worker:
         for name, sock in new.items():
             await self._listen(name, sock)
         self._close(old_policy)
+        changed = await self._dispatcher.reconfigure(config, self._contexts, self._hooks)
         self.log(Notice(self._clock.now(), "configuration reloaded"))
         return changed
 

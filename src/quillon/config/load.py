@@ -323,6 +323,7 @@ _REFUSED_VALUES = {
     ("delivery_method", value): "this version delivers by ESMTP and SMTP only"
     for value in ("lmtp", "ecstream", "apn", "gcm", "mm7")
 } | {
+    ("transform_8bitmime_content", "strip"): "a relayed message is never rewritten; use strict, ifneeded or no",
     ("rfc2822_max_line_length_policy", "fix"): "a relayed message is never rewritten; use none or reject",
     (
         "rfc2822_max_line_length",

@@ -141,6 +141,7 @@ class DeliverySettings:
     """Everything about delivery to one (binding group, binding, routing domain), but TLS. Times in seconds."""
 
     bind_address: str
+    bind_address_secondary: str | None
     ehlo_hostname: str
     routes: tuple[str, ...]
     delivery_method: str
@@ -148,11 +149,15 @@ class DeliverySettings:
     max_outbound_connections: int
     max_deliveries_per_connection: int
     max_recipients_per_batch: int
+    max_hosts_per_attempt: int
+    max_addresses_per_attempt: int
+    connection_allocation_aggressiveness: str
     outbound_throttle_messages: Throttle | None
     outbound_throttle_connections: Throttle | None
     suspend_delivery: bool
     blackhole: str
     send_8bitmime: str
+    transform_8bitmime_content: str
     connect_timeout: int
     ehlo_timeout: int
     mailfrom_timeout: int
@@ -163,6 +168,7 @@ class DeliverySettings:
     host_failure_retry: int
     retry_interval: int
     max_retry_interval: int
+    retry_spread: int
     max_retries: str
     message_expiration: int
     never_retry: bool
@@ -170,6 +176,9 @@ class DeliverySettings:
     mx_failures_fallback_to_a: int
     dns_failures_to_purge: int
     generate_bounces: bool
+    generate_delay_dsn: bool
+    delay_dsn_retry_interval: int
+    delay_dsn_max_retry_interval: int
     bounces_inline_original: str
     mailerdaemon: Mailbox | None
     mdn_failures_notify: Mailbox | None
@@ -204,6 +213,7 @@ class NodeSettings:
     resolv_conf: str
     dns_servers: tuple[str, ...]
     use_ipv6: bool
+    prefer_ipv6_mxs: bool
     min_dns_ttl: int
     max_dns_ttl: int
     only_use_best_mx_for_relay_domains: bool

@@ -1,8 +1,9 @@
 """One attempt to reach a site: which host next, with TLS or in clear, and when to stop. Pure.
 
-The shell asks `next_step`, does it, and tells what came of it. A host that cannot be reached or will not talk leads to
-the next one. A TLS failure does not: it is either answered by a fresh connection in clear to the same host, where the
-configuration allows that, or it ends the attempt, so that nothing is sent past a policy by walking on.
+A host that cannot be reached, will not talk, fails in TLS or is not who it should be leads to the next one, under the
+same demand (RFC 5321 5.1): no host makes another one's TLS weaker. Failed TLS is first answered by a fresh connection
+in clear to the same host, where the configuration allows that. Settings of our own that cannot be loaded end the
+attempt, for they would at every host.
 """
 
 from __future__ import annotations
@@ -10,13 +11,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from quillon.config.settings import OutboundTls
 from quillon.delivery import tls_policy
 from quillon.delivery.route import Host
-from quillon.mail import reply as replies
-from quillon.mail.outcome import Stage, TransientFailure
-from quillon.mail.reply import Reply
+from quillon.queue.trail import Failed, Trail
+
+
+class Obstacle(Enum):
+    """What kept a host from taking mail before any was offered."""
+
+    UNREACHABLE = "no connection, or none in time"
+    OURS = "this side had nothing to connect with"
+    UNWILLING = "banner or EHLO were refused, or the host broke off"
+    LOGIN = "AUTH was not offered, or refused"
+    NEGOTIATION = "STARTTLS was refused, or the handshake failed"
+    REJECTED = "STARTTLS was not offered, or TLS_Verify says no"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,47 +35,46 @@ class TryHost:
     """Connect to this host. `in_clear` is a fallback after failed TLS."""
 
     host: Host
-    in_clear: bool
-
-
-Step = TryHost | TransientFailure
+    in_clear: bool = False
 
 
 class Attempt:
-    """`hosts` in the order in which they are tried."""
+    """`hosts` in the order in which they are tried, `trail` where the attempt has been already. At most `sessions`
+    hosts are talked to and `addresses` tried; 0 is no limit."""
 
-    def __init__(self, tls: OutboundTls, hosts: Sequence[Host]) -> None:
+    def __init__(
+        self,
+        tls: OutboundTls,
+        hosts: Sequence[Host],
+        trail: Trail | None = None,
+        *,
+        sessions: int = 0,
+        addresses: int = 0,
+    ) -> None:
+        self.trail = trail or Trail()
         self._tls = tls
-        self._todo = deque(TryHost(host, in_clear=False) for host in hosts)
-        self._over: TransientFailure | None = None
-        self._last = TransientFailure(replies.NO_VALID_HOSTS, Stage.NOT_CONNECTED)
+        self._sessions = sessions
+        self._addresses = addresses
+        self._todo = deque(TryHost(host) for host in hosts if host.ip not in self.trail.tried)
 
-    def next_step(self) -> Step:
-        """The next host, or the failure that ends the attempt."""
-        if self._over is not None:
-            return self._over
-        return self._todo.popleft() if self._todo else self._last
+    def next_step(self) -> TryHost | None:
+        """The next host, or None at the end."""
+        if self._todo and not self._todo[0].in_clear and self._used_up():
+            self._todo.clear()
+        return self._todo.popleft() if self._todo else None
 
-    def unreachable(self, step: TryHost, reply: Reply) -> None:
-        """No connection, or none in time."""
-        self._last = TransientFailure(reply, Stage.NOT_CONNECTED, step.host.ip)
+    def _used_up(self) -> bool:
+        trail = self.trail
+        return bool(
+            (self._sessions and trail.sessions >= self._sessions)
+            or (self._addresses and len(trail.tried) >= self._addresses)
+        )
 
-    def unwilling(self, step: TryHost, reply: Reply, stage: Stage) -> None:
-        """The host answered the banner or EHLO with a refusal, or broke off. Its mail is not lost for that."""
-        self._last = TransientFailure(reply, stage, step.host.ip)
-
-    def not_offered(self, step: TryHost) -> None:
-        """TLS is required and the host does not offer STARTTLS."""
-        self._over = TransientFailure(replies.STARTTLS_NOT_ADVERTISED, Stage.AFTER_EHLO, step.host.ip, "no_starttls")
-
-    def tls_failed(self, step: TryHost, reply: Reply, stage: Stage, cause: str) -> None:
-        """STARTTLS was refused, or the handshake failed."""
-        if cause != "bad_local_settings" and tls_policy.falls_back(self._tls):
+    def failed(self, step: TryHost, obstacle: Obstacle, failed: Failed) -> None:
+        """A host has not come to the point of taking mail."""
+        reached = obstacle not in (Obstacle.UNREACHABLE, Obstacle.OURS)
+        self.trail = self.trail.after(step.host.ip, failed, session=reached and not step.in_clear)
+        if failed.outcome.cause == "bad_local_settings":
+            self._todo.clear()
+        elif obstacle is Obstacle.NEGOTIATION and tls_policy.falls_back(self._tls):
             self._todo.appendleft(TryHost(step.host, in_clear=True))
-        else:
-            self._over = TransientFailure(reply, stage, step.host.ip, cause)
-
-    def rejected(self, step: TryHost, judgement: tls_policy.Judgement) -> None:
-        """The handshake ended well and TLS_Verify says no: never clear text, never the next host."""
-        reply = judgement.reply or replies.TLS_FAILED
-        self._over = TransientFailure(reply, Stage.HANDSHAKING_TLS, step.host.ip, judgement.cause)

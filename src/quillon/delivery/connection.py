@@ -1,7 +1,8 @@
 """A connection to a host: stream, TLS engine and SMTP machine put together. Shell.
 
-`open` brings it to the point where it may take messages, or tells the `Attempt` why not. `deliver` sends one
-transaction; idle connections wait for the next one. Whatever happens, each message given to it is settled once.
+`open` brings it to the point where it may take messages, or says why not. `deliver` sends one transaction; idle
+connections wait for the next one. Whatever happens, the end of each transaction is told once, with an outcome for each
+message, or the word that it has not been tried.
 """
 
 from __future__ import annotations
@@ -9,26 +10,27 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from cryptography import x509
 
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.delivery import tls_policy
-from quillon.delivery.attempt import Attempt, TryHost
+from quillon.delivery.attempt import Obstacle, TryHost
+from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import Judgement, Turn
 from quillon.mail import reply as replies
 from quillon.mail.event import TlsFacts
 from quillon.mail.message import Message
-from quillon.mail.outcome import Delivered, Outcome, Stage, failure
+from quillon.mail.outcome import Delivered, Outcome, Stage, TransientFailure, failure
 from quillon.mail.reply import Reply
 from quillon.net.clock import Clock, Deadlines
 from quillon.net.stream import Stream
 from quillon.policy.context import Context
 from quillon.policy.hook import Call, Hook, Session
 from quillon.policy.tls import Remote, TlsHooks
+from quillon.queue.trail import Failed
 from quillon.smtp import client as smtp
 from quillon.smtp.client import ClientSession, Login, Transaction
 from quillon.smtp.wire import DotStuffer
@@ -42,8 +44,6 @@ LINGER = 10.0  # seconds that a close may take
 # no connection for a fault of this side: it says nothing of the host, which other bindings may reach
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
 
-Settle = Callable[[Message, Outcome], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
@@ -56,8 +56,39 @@ class Surroundings:
     handshake_timeout: float = HANDSHAKE_TIMEOUT
 
 
+class Sent(NamedTuple):
+    """How a transaction ended: an outcome for each message that was tried; `untried` are those that another transaction
+    is to take at no cost. `refused` tells that the host takes no mail for now, whoever it is for; `only` is the number
+    of recipients that it took where it took no more, else 0."""
+
+    results: list[tuple[Message, Outcome]]
+    untried: list[Message]
+    refused: bool = False
+    only: int = 0
+
+
+class Owner(Protocol):
+    """Who is told of a connection that stands."""
+
+    def sent(self, connection: Connection, sent: Sent) -> None:
+        """A transaction has ended, before anything else is told."""
+
+    def free(self, connection: Connection) -> None:
+        """It may take the next transaction."""
+
+    def gone(self, connection: Connection) -> None:
+        """It has ended; once."""
+
+
+class Obstructed(NamedTuple):
+    """Why a connection has not come to the point where it takes messages."""
+
+    obstacle: Obstacle
+    failed: Failed
+
+
 class Connection:
-    """One connection for one queue. `ready` is called when it may take messages, `gone` once when it has ended."""
+    """One connection for one queue."""
 
     def __init__(
         self,
@@ -69,7 +100,7 @@ class Connection:
         ehlo_name: str,
         *,
         login: Login | None = None,
-        gone: Callable[[Connection], None],
+        owner: Owner,
     ) -> None:
         self.settings = settings
         self.tls = tls
@@ -80,7 +111,7 @@ class Connection:
         self.delivered = 0
         self.deadline = 0.0
         self.is_open = False
-        self.unreachable = False
+        self.host: Host | None = None
         self.host_name = ""
         self.remote_ip = ""
         self.local_ip = ""
@@ -89,72 +120,76 @@ class Connection:
         self._names = names
         self._domain = domain
         self._ehlo_name = ehlo_name
-        self._gone = gone
+        self._owner = owner
         self._stream = Stream(self)
         self._session = ClientSession(ehlo_name, esmtp=settings.delivery_method == "ESMTP")
-        self._step: TryHost | None = None
-        self._opened: asyncio.Future[bool] | None = None
-        self._attempt: Attempt | None = None
+        self._in_clear = False
+        self._opened: asyncio.Future[Obstructed | None] | None = None
         self._engine: Engine | None = None
         self._batch: list[Message] = []
-        self._body: bytes | None = None
-        self._file: Any = None
+        self._body: bytes | str = b""
+        self._sending: asyncio.Task[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
         self._stuffer = DotStuffer()
         self._sent = 0
-        self._settle: Settle | None = None
-        self._ended: Callable[[Connection], None] | None = None
+        self._answered = 0  # replies that have come when the deadline was set
 
     # opening --------------------------------------------------------------------------------------------------
 
-    async def open(self, attempt: Attempt, step: TryHost) -> bool:
-        """Connect and get ready, with TLS as the settings demand. False if not; the attempt knows why then."""
+    async def open(self, step: TryHost) -> Obstructed | None:
+        """Connect and get ready, with TLS as the settings demand; None if it is, else why not."""
         loop = asyncio.get_running_loop()
-        self._attempt, self._step = attempt, step
         self._opened = loop.create_future()
+        self._in_clear = step.in_clear
+        self.host = step.host
         self.host_name, self.remote_ip = step.host.name, step.host.ip
         self._peer = f"{step.host.ip} {step.host.port}"
-        bind = self.settings.bind_address
-        local = (bind, 0) if bind not in ("*", "") else None
+        local = (address, 0) if (address := self._source(step.host.ip)) else None
         try:
             async with asyncio.timeout(self.settings.connect_timeout or None):
                 await loop.create_connection(lambda: self._stream, step.host.ip, step.host.port, local_addr=local)
         except TimeoutError:
-            self.unreachable = True
-            attempt.unreachable(step, replies.CONNECT_TIMED_OUT)
-            return False
+            return self._obstructed(Obstacle.UNREACHABLE, replies.CONNECT_TIMED_OUT, Stage.NOT_CONNECTED)
         except OSError as error:
-            self.unreachable = error.errno not in _OURS
-            attempt.unreachable(step, replies.NO_VALID_HOSTS.because(_reason(error)))
-            return False
-        if await self._opened and self.usable:
-            return True
-        if self._opened.result():
+            obstacle = Obstacle.OURS if error.errno in _OURS else Obstacle.UNREACHABLE
+            reply = replies.NO_VALID_HOSTS.because(_reason(error))
+            return self._obstructed(obstacle, reply, Stage.NOT_CONNECTED)
+        found = await self._opened
+        if found is None and not self.usable:
             # it was ready and is gone before it could be used: that is the host's refusal, not a reason to try at once
-            attempt.unwilling(step, replies.CONNECTION_CLOSED, Stage.AFTER_EHLO)
-        return False
+            return self._obstructed(Obstacle.UNWILLING, replies.CONNECTION_CLOSED, Stage.AFTER_EHLO)
+        return found
+
+    def _source(self, ip: str) -> str:
+        """The source address for a host, "" for any."""
+        bind, second = self.settings.bind_address, self.settings.bind_address_secondary or ""
+        if second and (":" in ip) == (":" in second) and (":" in ip) != (":" in bind):
+            return second
+        return "" if bind in ("*", "") else bind
+
+    def _obstructed(self, obstacle: Obstacle, reply: Reply, stage: Stage, cause: str = "") -> Obstructed:
+        outcome = TransientFailure(reply, stage, self.remote_ip, cause)
+        return Obstructed(obstacle, Failed(outcome, self.facts, self.host_name, self.local_ip))
 
     def connected(self) -> None:
         self.local_ip = self._stream.addresses()[1][0]
         self._around.deadlines.add(self)
         self._wait(self.settings.ehlo_timeout)
 
-    def _refused(self) -> None:
-        """Opening has failed; the attempt has been told."""
+    def _refused(self, obstacle: Obstacle, reply: Reply, stage: Stage, cause: str = "") -> None:
+        """Opening has failed."""
         if self._opened is not None and not self._opened.done():
-            self._opened.set_result(False)
+            self._opened.set_result(self._obstructed(obstacle, reply, stage, cause))
         self._stream.close()
 
     def _ready(self, offered: bool) -> None:
-        assert self._attempt is not None
-        assert self._step is not None
         if not self._session.in_tls:
             self.offered = offered
-            turn = tls_policy.after_ehlo(self.tls, offered, in_clear=self._step.in_clear)
+            turn = tls_policy.after_ehlo(self.tls, offered, in_clear=self._in_clear)
             if turn is Turn.REFUSE:
-                self._attempt.not_offered(self._step)
                 self._session.quit()
                 self._write()
-                self._refused()
+                self._refused(Obstacle.REJECTED, replies.STARTTLS_NOT_ADVERTISED, Stage.AFTER_EHLO, "no_starttls")
                 return
             if turn is Turn.STARTTLS:
                 self._session.start_tls()
@@ -183,18 +218,15 @@ class Connection:
             self._not_logged_in(replies.AUTH_REFUSED.because(str(reply)))
 
     def _not_logged_in(self, reply: Reply) -> None:
-        assert self._attempt is not None
-        assert self._step is not None
-        self._attempt.unwilling(self._step, reply, Stage.AFTER_EHLO)
         self._session.quit()
         self._write()
-        self._refused()
+        self._refused(Obstacle.LOGIN, reply, Stage.AFTER_EHLO)
 
     def _open(self) -> None:
         self.is_open = True
         self.deadline = 0.0
         if self._opened is not None and not self._opened.done():
-            self._opened.set_result(True)
+            self._opened.set_result(None)
 
     def _handshake(self) -> None:
         try:
@@ -208,8 +240,6 @@ class Connection:
 
     def secured(self) -> None:
         assert self._engine is not None
-        assert self._attempt is not None
-        assert self._step is not None
         try:
             judgement = self._judge(self._engine)
         except Exception as defect:
@@ -218,8 +248,8 @@ class Connection:
             judgement = Judgement(False, "certificate_rejected", replies.CERT_WRONG_CA, "see the paniclog")
             self.facts = HandshakeFailure(judgement.cause, judgement.detail).facts()
         if judgement.reply is not None:
-            self._attempt.rejected(self._step, judgement)
-            self._refused()
+            # never clear text, and the next host only under the same demand
+            self._refused(Obstacle.REJECTED, judgement.reply, Stage.HANDSHAKING_TLS, judgement.cause)
             return
         self._session.tls_started()
         self._write()
@@ -249,13 +279,10 @@ class Connection:
         self._stream.close()
 
     def _tls_failed(self, reply: Reply, stage: Stage, cause: str, detail: str = "") -> None:
-        assert self._attempt is not None
-        assert self._step is not None
         if self._opened is None or self._opened.done():
             return
         self.facts = HandshakeFailure(cause, detail).facts()
-        self._attempt.tls_failed(self._step, reply, stage, cause)
-        self._refused()
+        self._refused(Obstacle.NEGOTIATION, reply, stage, cause)
 
     # delivering -----------------------------------------------------------------------------------------------
 
@@ -269,32 +296,22 @@ class Connection:
         return self._engine.chain() if self._engine is not None else []
 
     @property
+    def takes_eight_bit(self) -> bool:
+        """Whether the host offers 8BITMIME (RFC 6152)."""
+        return "8BITMIME" in self._session.extensions
+
+    @property
     def exhausted(self) -> bool:
         """Whether max_deliveries_per_connection is reached."""
         limit = self.settings.max_deliveries_per_connection
         return bool(limit) and self.delivered >= limit
 
-    def deliver(
-        self, messages: list[Message], body: bytes | str, settle: Settle, ended: Callable[[Connection], None]
-    ) -> None:
-        """Send one batch; `body` is the mail data or the path of its file. `ended` says the connection is free."""
+    def deliver(self, messages: list[Message], body: bytes | str) -> None:
+        """Send one batch; `body` is the mail data or the path of its file."""
         batch = messages[0].batch
-        self._batch, self._settle, self._ended = messages, settle, ended
+        self._batch, self._body = messages, body
         self._sent = 0
         self._stuffer = DotStuffer()
-        if isinstance(body, bytes):
-            self._body, self._file = body, None
-        else:
-            self._body = None
-            try:
-                self._file = open(body, "rb")  # noqa: SIM115 - closed when the body is sent or the session ends
-            except OSError as error:
-                # only a file that is gone is the message's fault; a full table of descriptors passes
-                missing = isinstance(error, FileNotFoundError)
-                reply = replies.BODY_MISSING if missing else replies.SPOOL_FAILED
-                self._finish_all(failure(reply, Stage.IDLE, self.remote_ip))
-                asyncio.get_running_loop().call_soon(ended, self)
-                return
         say = batch.eight_bit and self.settings.send_8bitmime == "ifavailable"
         self._session.send(Transaction(batch.sender, [m.recipient for m in messages], batch.size, say))
         self._wait(self.settings.mailfrom_timeout)
@@ -302,58 +319,98 @@ class Connection:
 
     def _send_body(self) -> None:
         self._wait(self.settings.body_timeout)
-        if self._body is not None:
+        if isinstance(self._body, bytes):
             data = self._stuffer.feed(self._body)
             self._stream.write(data + self._stuffer.end())
             self._sent = len(self._body)
             self._session.body_sent()
-            return
-        self.writable()
+        else:
+            self._sending = asyncio.get_running_loop().create_task(self._send_file(self._body))
 
-    def writable(self) -> None:
-        """Send what the transport takes of a large body."""
-        while self._file is not None and self._session.body_expected and not self._stream.blocked:
-            data = self._file.read(_CHUNK)
-            self._wait(self.settings.body_timeout)
-            if data:
+    async def _send_file(self, path: str) -> None:
+        """Send what the transport takes of a large body, which is read off the event loop."""
+        loop = asyncio.get_running_loop()
+        file: BinaryIO | None = None
+        try:
+            file = await loop.run_in_executor(None, open, path, "rb")
+            while self._session.body_expected and (data := await loop.run_in_executor(None, file.read, _CHUNK)):
+                self._wait(self.settings.body_timeout)
+                if not self._session.body_expected:
+                    return  # the host has answered, or is gone
                 self._sent += len(data)
                 self._stream.write(self._stuffer.feed(data))
-                continue
-            self._close_file()
-            self._stream.write(self._stuffer.end())
-            self._session.body_sent()
+                if self._stream.blocked:
+                    self._drained = loop.create_future()
+                    await self._drained
+            if self._session.body_expected:
+                self._stream.write(self._stuffer.end())
+                self._session.body_sent()
+        except OSError as error:
+            # only a file that is gone is the message's fault; a full table of descriptors passes
+            reply = replies.BODY_MISSING if isinstance(error, FileNotFoundError) else replies.SPOOL_FAILED
+            self._finish_all(failure(reply, Stage.IDLE, self.remote_ip))
+            self._stream.abort()  # the host waits for mail data, and must take none of what it has for a whole
+        finally:
+            if file is not None:
+                file.close()
+
+    def writable(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
 
     def _done(self, event: smtp.Done) -> None:
         messages, self._batch = self._batch, []
-        self._body = None
-        self._close_file()
-        settle, ended = self._settle, self._ended
-        assert settle is not None
-        assert ended is not None
-        any_good = False
-        for message, (reply, stage) in zip(messages, event.results, strict=True):
-            if reply.positive:
-                any_good = True
-                settle(message, Delivered(reply, self.remote_ip))
-            else:
-                settle(message, failure(reply, stage, self.remote_ip, sent=self._sent))
+        self._body = b""
+        if not messages:
+            return  # the body could not be read: that has been told
+        kept = self.delivered > 0
         self.delivered += 1
         self.deadline = 0.0
-        if any(reply.code == 421 for reply, _ in event.results):
+        sent = self._sort(messages, event, kept=kept)
+        self._owner.sent(self, sent)
+        if self._session.closed:
+            return  # `Broken` comes next
+        if sent.refused or any(reply.code == 421 for reply, _ in event.results):
             self.quit()
-        elif any_good:
-            ended(self)
+        elif any(reply.positive for reply, _ in event.results):
+            self._owner.free(self)
         else:
             self._session.rset()  # RFC 5321 4.1.1.5: leave nothing of the failed transaction
             self._write()
             self._wait(self.settings.rset_timeout)
 
+    def _sort(self, messages: list[Message], event: smtp.Done, *, kept: bool) -> Sent:
+        """What was answered to each recipient, and who is to be offered again as if nothing had been."""
+        at_mail = all(stage in (Stage.DURING_MAIL, Stage.AFTER_MAIL) for _, stage in event.results)
+        ending = self._session.closed or any(reply.code == 421 for reply, _ in event.results)
+        if kept and at_mail and ending:
+            return Sent([], messages)  # a session that had come to its end says nothing about the message
+        results: list[tuple[Message, Outcome]] = []
+        untried: list[Message] = []
+        before = 0  # recipients that were taken before this one
+        for message, (reply, stage) in zip(messages, event.results, strict=True):
+            if stage is Stage.AFTER_RCPT and before and _takes_no_more(reply):
+                untried.append(message)  # RFC 5321 4.5.3.1.10: the rest goes in further transactions
+                continue
+            before += stage is not Stage.AFTER_RCPT
+            if reply.positive:
+                results.append((message, Delivered(reply, self.remote_ip)))
+            else:
+                results.append((message, self._failure(reply, stage)))
+        refused = at_mail and ending
+        return Sent(results, untried, refused, event.accepted if untried else 0)
+
+    def _failure(self, reply: Reply, stage: Stage) -> Outcome:
+        cause = self.facts.cause if self._in_clear and self.facts is not None else ""
+        if cause and reply.code == 530:
+            # it wants TLS, which has failed with it: that is what the mail waits for (RFC 3207 4)
+            return TransientFailure(replies.TLS_FAILED.because(str(reply)), stage, self.remote_ip, cause, self._sent)
+        return failure(reply, stage, self.remote_ip, sent=self._sent)
+
     def _finish_all(self, outcome: Outcome) -> None:
         messages, self._batch = self._batch, []
-        self._close_file()
-        for message in messages:
-            assert self._settle is not None
-            self._settle(message, outcome)
+        if messages:
+            self._owner.sent(self, Sent([(message, outcome) for message in messages], []))
 
     def rest(self, seconds: float) -> None:
         """Stay open without work for so long."""
@@ -378,8 +435,9 @@ class Connection:
         while (event := self._session.next_event()) is not smtp.NEED_DATA:
             self._on(event)
         self._write()
-        if self._batch and not self._session.closed:
-            self._wait(self._patience())
+        answered, self._answered = self._answered, self._session.replies
+        if self._batch and not self._session.closed and answered != self._answered:
+            self._wait(self._patience())  # a whole reply has come: octets alone do not put the deadline off
 
     def _patience(self) -> int:
         """Seconds that the reply of the running stage may take; pipelined replies are waited for one by one."""
@@ -408,34 +466,29 @@ class Connection:
             self._tls_failed(replies.STARTTLS_NO_GO_AHEAD, Stage.AFTER_STARTTLS, cause, detail)
         elif isinstance(event, smtp.Reset):
             self.deadline = 0.0
-            if self._ended is not None:
-                self._ended(self)
+            self._owner.free(self)
         elif isinstance(event, smtp.Broken):
             self._broken(event)
 
     def _broken(self, event: smtp.Broken) -> None:
         if self._opened is not None and not self._opened.done():
             self._failed_to_open(event)
-        else:
-            # 5xx in the middle of a session says nothing about the message
-            reply = event.reply if event.reply.transient else replies.CONNECTION_CLOSED.because(str(event.reply))
-            self._finish_all(failure(reply, event.stage, self.remote_ip, sent=self._sent))
         self._leave()
 
     def _failed_to_open(self, event: smtp.Broken) -> None:
-        assert self._attempt is not None
-        assert self._step is not None
+        engine = self._engine
         if event.stage is Stage.DURING_STARTTLS:
             cause = "starttls_refused"
             self._tls_failed(replies.STARTTLS_NO_GO_AHEAD, event.stage, cause, str(event.reply))
         elif event.stage is Stage.HANDSHAKING_TLS:
             self._tls_failed(replies.TLS_FAILED, event.stage, "handshake_timeout")
-        elif self._session.in_tls and self._engine is not None and self._engine.failure is not None:
-            cause = self._engine.failure.cause
-            self._tls_failed(replies.TLS_FAILED, Stage.HANDSHAKING_TLS, cause, self._engine.failure.detail)
+        elif self._session.in_tls and engine is not None and engine.failure is not None:
+            self._tls_failed(replies.TLS_FAILED, Stage.HANDSHAKING_TLS, engine.failure.cause, engine.failure.detail)
+        elif self._session.in_tls and event.reply is replies.CONNECTION_CLOSED and event.stage is Stage.DURING_EHLO:
+            # cut off behind a finished handshake, before a word inside TLS: the host has not agreed to it
+            self._tls_failed(replies.TLS_FAILED, event.stage, "closed_after_handshake")
         else:
-            self._attempt.unwilling(self._step, event.reply, event.stage)
-            self._refused()
+            self._refused(Obstacle.UNWILLING, event.reply, event.stage)
 
     def expired(self) -> None:
         if self._session.closed:
@@ -460,11 +513,11 @@ class Connection:
         while (event := self._session.next_event()) is not smtp.NEED_DATA:
             self._on(event)
         self._finish_all(failure(replies.CONNECTION_CLOSED, self._session.stage, self.remote_ip, sent=self._sent))
-        if self._opened is not None and not self._opened.done():
-            self._opened.set_result(False)
+        self._refused(Obstacle.UNWILLING, replies.CONNECTION_CLOSED, self._session.stage)
+        self.writable()
         if was_open:
             self._engine = None
-            self._gone(self)  # unknown to the dispatcher as long as `open` has not returned
+            self._owner.gone(self)  # unknown to the dispatcher as long as `open` has not returned
 
     # common ---------------------------------------------------------------------------------------------------
 
@@ -476,10 +529,11 @@ class Connection:
     def _wait(self, seconds: float) -> None:
         self.deadline = self._around.clock.now() + seconds if seconds else 0.0
 
-    def _close_file(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+
+def _takes_no_more(reply: Reply) -> bool:
+    """Whether a host has enough recipients in this transaction: 452, and 552 of old ones (RFC 5321 4.5.3.1.10), but not
+    of a mailbox that is full."""
+    return reply.code in (452, 552) and not reply.enhanced[1:].startswith(".2.")
 
 
 def _reason(error: OSError) -> str:

@@ -2,11 +2,16 @@
 
 An MX lookup that fails `mx_failures_fallback_to_a` times in a row is followed by the address of the domain; after
 `dns_failures_to_purge` failures in a row the domain has failed for good.
+
+A host that is this server is left out with all of the same and of worse preference, for they would bring the mail back
+here (RFC 5321 5.1); where nothing else is left, it fails at once. Several addresses of one host are tried in random
+order.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import dataclass
 
 from quillon.config.routes import Target, is_ip
 from quillon.config.scope import glob_matches
@@ -17,20 +22,40 @@ from quillon.mail import reply as replies
 from quillon.mail.address import is_routing_name
 from quillon.mail.outcome import PermanentFailure, Stage, TransientFailure
 from quillon.net.clock import Clock
+from quillon.net.local import is_local
 from quillon.net.resolver import Resolver
 
 Found = list[Host] | TransientFailure | PermanentFailure
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What this server is: its name, and the (address, port) that it listens on, "0.0.0.0" and "::" for all of the
+    machine's."""
+
+    name: str = ""
+    endpoints: frozenset[tuple[str, int]] = frozenset()
+
+    def is_at(self, ip: str, port: int) -> bool:
+        """Whether a connection to `ip` and `port` would come here."""
+        address = _target(ip)
+        if (str(address), port) in self.endpoints:
+            return True
+        anywhere = ("0.0.0.0", port) if address.version == 4 else ("::", port)  # noqa: S104 - what Listen means
+        return anywhere in self.endpoints and is_local(str(address))
 
 
 class HostFinder:
-    def __init__(self, resolver: Resolver, node: NodeSettings, clock: Clock) -> None:
+    def __init__(self, resolver: Resolver, node: NodeSettings, clock: Clock, own: Own = Own()) -> None:
         self._resolver = resolver
         self._node = node
         self._clock = clock
+        self._own = own
         self._failures: dict[str, tuple[int, float]] = {}
 
-    def reconfigure(self, resolver: Resolver, node: NodeSettings) -> None:
-        self._resolver, self._node = resolver, node
+    def reconfigure(self, resolver: Resolver, node: NodeSettings, own: Own) -> None:
+        self._resolver, self._node, self._own = resolver, node, own
 
     async def find(self, domain: str, settings: DeliverySettings) -> Found:
         """Hosts in the order in which they are tried, or why there are none."""
@@ -54,8 +79,8 @@ class HostFinder:
         skip, prohibited = self._node.skip_hosts, self._node.prohibited_hosts
         if not skip and not prohibited:
             return hosts
-        left = [host for host in hosts if not _within(host.ip, skip)]
-        allowed = [host for host in left if not _within(host.ip, prohibited)]
+        left = [host for host in hosts if not within(host.ip, skip)]
+        allowed = [host for host in left if not within(host.ip, prohibited)]
         if allowed:
             return allowed
         if left:
@@ -65,8 +90,10 @@ class HostFinder:
     async def _target(self, target: Target, settings: DeliverySettings) -> Found:
         port = target.port or settings.remote_smtp_port
         if is_ip(target.name):
+            if self._own.is_at(target.name, port):
+                return PermanentFailure(replies.LEADS_HERE.because(target.name), Stage.NOT_CONNECTED)
             return [Host(target.name, target.name, port)]
-        names = [target.name]
+        records = [(0, target.name)]
         if target.mx:
             answer = await self._resolver.lookup(target.name, "MX")
             if answer.status == "ok":
@@ -75,18 +102,33 @@ class HostFinder:
                 records = list(answer.records)
                 if self._best_only(target.name):
                     records = route.best_only(records)
-                names = route.order(records, self._clock.shuffle)
             elif answer.status == "nxdomain":
                 return PermanentFailure(replies.LOOKUP_FAILED, Stage.NOT_CONNECTED)
             elif answer.status == "failed" and self._count(target.name, settings) < settings.mx_failures_fallback_to_a:
                 return self._failure(target.name, settings, answer.detail)
-        hosts: list[Host] = []
+        return await self._hosts(target, records, port, settings)
+
+    async def _hosts(
+        self, target: Target, records: list[tuple[int, str]], port: int, settings: DeliverySettings
+    ) -> Found:
+        """The addresses of MX records, in the order in which they are tried."""
+        hosts: list[tuple[int, Host]] = []
+        here: list[tuple[int, str]] = []  # those that are this server
         detail = ""
-        for name in names:
+        for preference, name in route.order(records, self._clock.shuffle):
             found, why = await self._addresses(name, port)
-            hosts += found
+            if (name == self._own.name and target.mx) or any(self._own.is_at(host.ip, port) for host in found):
+                here.append((preference, name))
+            hosts += [(preference, host) for host in found]
             detail = detail or why
-        return hosts or self._failed(target.name, settings, detail)
+        if here:
+            nearest = min(preference for preference, _ in here)
+            hosts = [(preference, host) for preference, host in hosts if preference < nearest]
+            if not hosts:
+                return PermanentFailure(replies.LEADS_HERE.because(here[0][1]), Stage.NOT_CONNECTED)
+        if self._node.prefer_ipv6_mxs:
+            hosts.sort(key=lambda one: (one[0], ":" not in one[1].ip))
+        return [host for _, host in hosts] or self._failed(target.name, settings, detail)
 
     def _best_only(self, domain: str) -> bool:
         node = self._node
@@ -99,15 +141,16 @@ class HostFinder:
         if is_ip(name):
             return [Host(name, name, port)], ""
         kinds = ("AAAA", "A") if self._node.use_ipv6 else ("A",)
-        hosts: list[Host] = []
+        addresses: list[str] = []
         detail = ""
         for kind in kinds:
             answer = await self._resolver.lookup(name, kind)
             if answer.status == "ok":
-                hosts += [Host(name, ip, port) for _, ip in answer.records]
+                addresses += [ip for _, ip in answer.records]
             elif answer.status == "failed":
                 detail = answer.detail
-        return hosts, detail
+        self._clock.shuffle(addresses)
+        return [Host(name, ip, port) for ip in addresses], detail
 
     def _failed(self, domain: str, settings: DeliverySettings, detail: str = "") -> TransientFailure | PermanentFailure:
         self._count(domain, settings)
@@ -131,6 +174,18 @@ class HostFinder:
         return TransientFailure(reply, Stage.NOT_CONNECTED)
 
 
-def _within(ip: str, networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]) -> bool:
+def within(ip: str, networks: tuple[Network, ...]) -> bool:
+    """Whether a connection to an address goes into one of the networks, however the address is written."""
+    addresses = {ipaddress.ip_address(ip), _target(ip)}
+    return any(a.version == network.version and a in network for a in addresses for network in networks)
+
+
+def _target(ip: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Where the system connects to: an IPv4 address written as IPv6 one (RFC 4291 2.5.5.2) is an IPv4 address, and the
+    unspecified address is this machine."""
     address = ipaddress.ip_address(ip)
-    return any(address.version == network.version and address in network for network in networks)
+    mapped = address.ipv4_mapped if address.version == 6 else None
+    address = mapped or address
+    if address.is_unspecified:
+        return ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
+    return address

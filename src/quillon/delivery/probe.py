@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from cryptography import x509
 
 from quillon.config.settings import DeliverySettings, OutboundTls
-from quillon.delivery.attempt import Attempt, TryHost
-from quillon.delivery.connection import Connection, Surroundings
+from quillon.delivery.attempt import TryHost
+from quillon.delivery.connection import Connection, Sent, Surroundings
 from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import Foreseen, Judgement, Observed, foresee, judge
 from quillon.mail.event import TlsFacts
@@ -45,19 +45,15 @@ async def probe(
 ) -> Report:
     """Connect to a host up to the point where it would take a message."""
     strict = replace(tls, tls="required", tls_verify="optional", tls_ca=tls.tls_ca or SYSTEM_TRUST)
-    attempt = Attempt(strict, [host])
-    step = attempt.next_step()
-    assert isinstance(step, TryHost)
-    connection = Connection(around, settings, strict, tuple(names), names[-1], ehlo, gone=lambda _: None)
-    ready = await connection.open(attempt, step)
+    connection = Connection(around, settings, strict, tuple(names), names[-1], ehlo, owner=_Nobody())
+    obstructed = await connection.open(TryHost(host))
     chain = tuple(connection.chain())
-    if ready:
+    if obstructed is None:
         connection.quit()
         verdict, cause, problem = connection.verdict, "", ""
     else:
         # whatever the handshake showed is worth nothing once the host has taken it back
-        end = attempt.next_step()
-        assert not isinstance(end, TryHost)
+        end = obstructed.failed.outcome
         verdict, cause, problem = None, end.cause, "" if end.cause else str(end.reply)
     return Report(
         host=host,
@@ -69,3 +65,11 @@ async def probe(
         judgement=judge(replace(strict, tls_verify="host"), verdict, names) if verdict is not None else None,
         chain=chain,
     )
+
+
+class _Nobody:
+    """Nothing is sent."""
+
+    def sent(self, connection: Connection, sent: Sent) -> None: ...
+    def free(self, connection: Connection) -> None: ...
+    def gone(self, connection: Connection) -> None: ...

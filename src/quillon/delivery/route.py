@@ -39,17 +39,17 @@ def gateway_target(domain: str) -> Target:
     return Target(host, port, mx=not is_ip(host))
 
 
-def order(records: Iterable[tuple[int, str]], shuffle: Callable[[list[str]], None]) -> list[str]:
-    """MX hosts in the order in which they are tried: by preference, equal ones shuffled."""
+def order(records: Iterable[tuple[int, str]], shuffle: Callable[[list[str]], None]) -> list[tuple[int, str]]:
+    """MX records in the order in which they are tried: by preference, equal ones shuffled."""
     groups: dict[int, list[str]] = {}
     for preference, host in records:
         groups.setdefault(preference, []).append(host)
-    out: list[str] = []
+    out: list[tuple[int, str]] = []
     for preference in sorted(groups):
         hosts = groups[preference]
         if len(hosts) > 1:
             shuffle(hosts)
-        out += hosts
+        out += [(preference, host) for host in hosts]
     return out
 
 

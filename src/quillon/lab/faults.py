@@ -77,7 +77,12 @@ FAULTS: tuple[Fault, ...] = (
         tls={**_ONLY_12, "tls_verify_mode": "require", "tls_client_ca": "ca.pem"},
         wants_client=True,
     ),
-    Fault("close-after-handshake", "Closes as soon as the handshake is done.", quirk="close secured"),
+    Fault(
+        "close-after-handshake",
+        "Closes as soon as the handshake is done.",
+        "closed_after_handshake",
+        quirk="close secured",
+    ),
     # the chain
     Fault("expired", "A certificate of last month.", "expired", "expired"),
     Fault("not-yet-valid", "A certificate of next month.", "not_yet_valid", "not-yet-valid"),

@@ -6,8 +6,8 @@ import asyncio
 import dataclasses
 
 from quillon.config.settings import DeliverySettings, OutboundTls
-from quillon.delivery.attempt import Attempt, TryHost
-from quillon.delivery.connection import Connection, Surroundings
+from quillon.delivery.attempt import Attempt
+from quillon.delivery.connection import Connection, Sent, Surroundings
 from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import Foreseen
 from quillon.lab.farm import Farm
@@ -59,32 +59,45 @@ async def deliver(
 ) -> Result:
     """Send a message to a peer as a delivery to `farm.test` would. `settings` should be `patient`."""
     attempt = Attempt(tls, [Host(fault.host, "127.0.0.1", farm.ports[fault.name])])
+    sender = _Sender()
     message = _message(around.clock.now())
     failed = ""
-    while isinstance(found := attempt.next_step(), TryHost):
-        connection = Connection(around, settings, tls, (fault.host, DOMAIN), DOMAIN, "trial.test", gone=lambda _: None)
-        if not await connection.open(attempt, found):
+    while (step := attempt.next_step()) is not None:
+        connection = Connection(around, settings, tls, (fault.host, DOMAIN), DOMAIN, "trial.test", owner=sender)
+        obstructed = await connection.open(step)
+        if obstructed is not None:
+            attempt.failed(step, obstructed.obstacle, obstructed.failed)
             failed = connection.facts.cause if connection.facts is not None else failed
             continue
-        outcome = await _send(connection, message)
+        outcome = await sender.send(connection, message)
         facts = connection.facts
         if facts is not None and facts.protocol:
             return Result(outcome, Foreseen("tls", facts.verified, facts.cause))
         return Result(outcome, Foreseen("clear", cause=failed))
-    return Result(found, Foreseen("held", cause=found.cause))
+    assert attempt.trail.failed is not None
+    held = attempt.trail.failed.outcome
+    return Result(held, Foreseen("held", cause=held.cause))
 
 
-async def _send(connection: Connection, message: Message) -> Outcome:
-    done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+class _Sender:
+    """Sends one message over a connection."""
 
-    def settle(_: Message, outcome: Outcome) -> None:
-        if not done.done():
-            done.set_result(outcome)
+    def __init__(self) -> None:
+        self._done: asyncio.Future[Outcome] | None = None
 
-    connection.deliver([message], BODY, settle, lambda ended: ended.quit())
-    outcome = await done
-    connection.quit()
-    return outcome
+    async def send(self, connection: Connection, message: Message) -> Outcome:
+        self._done = asyncio.get_running_loop().create_future()
+        connection.deliver([message], BODY)
+        outcome = await self._done
+        connection.quit()
+        return outcome
+
+    def sent(self, connection: Connection, sent: Sent) -> None:
+        if self._done is not None and not self._done.done():
+            self._done.set_result(sent.results[0][1])
+
+    def free(self, connection: Connection) -> None: ...
+    def gone(self, connection: Connection) -> None: ...
 
 
 def _message(now: float) -> Message:

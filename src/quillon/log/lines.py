@@ -18,6 +18,7 @@ from quillon.mail.event import (
     Discarded,
     Event,
     Handshaken,
+    HostFailed,
     Notice,
     Panic,
     Received,
@@ -193,6 +194,11 @@ def as_json(event: Event) -> str:
         row |= {"local_ip": event.local_ip, "tls_option": demand.tls, "tls_option_at": demand.places[0] or "default"}
         row |= {"tls_verify": demand.verify, "tls_verify_at": demand.places[1] or "default"}
         row["tls"] = tls_row(event.tls)
+    elif isinstance(event, HostFailed):
+        outcome = event.outcome
+        row |= {"domain": event.domain, "host": event.host, "remote_ip": outcome.remote_ip, "local_ip": event.local_ip}
+        row |= {"reply": shown.cut(str(outcome.reply), shown.REPLY), "stage": outcome.stage.text}
+        row |= {"cause": outcome.cause, "tls": tls_row(event.tls)}
     elif isinstance(event, Rejected):
         row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.connection_id)}
         row |= {
@@ -241,6 +247,7 @@ def _shown_context(values: Mapping[str, str]) -> dict[str, str]:
 _NAMES: dict[type, str] = {
     Received: "reception",
     Attempted: "attempt",
+    HostFailed: "host_failure",
     Rejected: "rejection",
     Discarded: "discard",
     Authenticated: "authentication",

@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from quillon.mail.event import Attempted, Authenticated, Discarded, Event, Handshaken, Received, Rejected, TlsFacts
+from quillon.mail.event import (
+    Attempted,
+    Authenticated,
+    Discarded,
+    Event,
+    Handshaken,
+    HostFailed,
+    Received,
+    Rejected,
+    TlsFacts,
+)
 from quillon.mail.outcome import Delivered, TransientFailure
 
 HELP = {
@@ -17,6 +27,7 @@ HELP = {
     "quillon_rejections_total": "Commands refused, by reply code.",
     "quillon_discards_total": "Messages accepted and dropped by policy.",
     "quillon_authentications_total": "Attempts to authenticate that are accounted, by mechanism and result.",
+    "quillon_host_failures_total": "Hosts that did not come to the point of taking mail, by TLS cause code or none.",
     "quillon_handshakes_total": "Inbound handshakes, by result and TLS version.",
     "quillon_tls_failures_total": "TLS failures by direction and cause code.",
 }
@@ -33,6 +44,8 @@ class Metrics:
             self.counts[_series("quillon_receptions_total", **_tls(event.tls))] += 1
         elif isinstance(event, Attempted):
             self._attempt(event)
+        elif isinstance(event, HostFailed):
+            self.counts[_series("quillon_host_failures_total", cause=event.outcome.cause or "none")] += 1
         elif isinstance(event, Rejected):
             self.counts[_series("quillon_rejections_total", code=str(event.reply.code))] += 1
         elif isinstance(event, Discarded):

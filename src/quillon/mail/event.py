@@ -65,6 +65,18 @@ class Attempted(NamedTuple):
     local_ip: str = ""
 
 
+class HostFailed(NamedTuple):
+    """A host has not come to the point of taking mail, and the next one was tried, or the attempt was over. `domain` is
+    the routing domain, `host` the host's name."""
+
+    time: float
+    domain: str
+    host: str
+    outcome: TransientFailure
+    tls: TlsFacts | None
+    local_ip: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """A client was told no. `state` is a reception state of the log formats chapter, `module` the policy module that
@@ -138,4 +150,4 @@ class Notice:
     text: str
 
 
-Event = Received | Attempted | Rejected | Discarded | Authenticated | Handshaken | Panic | Notice
+Event = Received | Attempted | HostFailed | Rejected | Discarded | Authenticated | Handshaken | Panic | Notice

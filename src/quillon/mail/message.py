@@ -129,7 +129,8 @@ class Message:
     gateway takes the mail. `ruling` is what delivery found out about TLS and AUTH of this message alone, in its own
     type, or the words of why it could not. `priority` 1 goes before others of its queue; `context` is what the message
     context of this message has beyond the batch's. `refused` is the reply with which a policy refused this recipient
-    while others were accepted: it is owed a notification and no attempt.
+    while others were accepted: it is owed a notification and no attempt. `notices` counts notifications that it is
+    late.
     """
 
     id: MessageId
@@ -148,6 +149,7 @@ class Message:
     refused: str = ""
     routed: str = ""
     demand: TlsDemand | None = None
+    notices: int = 0
 
     @property
     def destination(self) -> str:

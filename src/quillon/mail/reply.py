@@ -185,6 +185,7 @@ NO_RSET_RESPONSE = _r("451 4.4.2 [internal] no RSET response")
 CONNECTION_CLOSED = _r("451 4.4.2 [internal] connection closed by remote host")
 MALFORMED_REPLY = _r("451 4.4.2 [internal] malformed reply from remote host")
 NO_VALID_HOSTS = _r("451 4.4.1 [internal] No valid hosts (unable to make any connections)")
+EIGHT_BIT_NEEDED = _r("554 5.6.3 [internal] the message has 8-bit content, and the host does not offer 8BITMIME")
 SMTPUTF8_NEEDED = _r("550 5.6.7 [internal] address needs SMTPUTF8")
 
 # Delivery: TLS
@@ -203,7 +204,10 @@ NO_ROUTE = _r("451 4.3.5 [internal] a routing name needs Routes or Gateway")
 NO_MX_OR_A = _r("454 4.4.4 [internal] no MX or A for domain")
 LOOKUP_FAILED = _r("554 5.4.4 [internal] Domain Lookup Failed")
 NULL_MX = _r("550 5.4.4 [internal] NULL MX domain does not accept mail")
+LEADS_HERE = _r("554 5.4.6 [internal] mail for this domain leads back to this server")
 PROHIBITED_HOST = _r("551 5.4.6 [internal] Private/Loopback Address")
+
+HOST_LIMIT = _r("451 4.4.5 [internal] as many connections to the hosts as are allowed")
 
 # Delivery: expiry and administration
 MAX_RETRIES = _r("554 5.4.7 [internal] exceeded max retries without delivery")

@@ -129,7 +129,9 @@ class Resolver:
                 records.append((0, str(item.target).rstrip(".").lower()))
             else:
                 records.append((0, str(item.address)))
-        return Answer("ok", tuple(sorted(records)), int(found.rrset.ttl), secure)
+        if kind not in ("A", "AAAA"):
+            records.sort()  # of addresses the resolver's order counts
+        return Answer("ok", tuple(records), int(found.rrset.ttl), secure)
 
 
 def dns_name(text: str) -> dns.name.Name | None:

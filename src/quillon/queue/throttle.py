@@ -12,21 +12,15 @@ class Bucket:
     def __init__(self, count: float, seconds: float) -> None:
         self._rate = count / seconds
         self._size = max(count, 1.0)
-        self._tokens = self._size
+        self._tokens = count  # less than one where a worker's share is: the node's rate holds from the start
         self._at = 0.0
 
-    def take(self, now: float) -> bool:
-        """Use one token if there is one."""
+    def reserve(self, now: float) -> float:
+        """Take the next token that is not taken yet, and give the time from which it may be used. Whoever has to wait
+        for it has it for certain then, so that many who wait do not all come at once."""
         self._fill(now)
-        if self._tokens < 1.0:
-            return False
         self._tokens -= 1.0
-        return True
-
-    def ready_at(self, now: float) -> float:
-        """When the next token is there."""
-        self._fill(now)
-        return now if self._tokens >= 1.0 else now + (1.0 - self._tokens) / self._rate
+        return now if self._tokens >= 0.0 else now - self._tokens / self._rate
 
     def _fill(self, now: float) -> None:
         if self._at:

@@ -7,7 +7,8 @@
 
 After the banner and EHLO the machine is `Ready` and says nothing more until it is told to: whether to start TLS, to go
 on in clear, or to leave is the caller's decision. `Broken` ends the session; it carries a reply, the stage, and
-whether the remote host gave that reply or we made it up.
+whether the remote host gave that reply or we made it up. In a transaction `Done` comes before it: what the host had
+answered by then counts, though it hung up behind it.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class Done:
     """A transaction ended. One (reply, stage) per recipient, in the order given."""
 
     results: tuple[tuple[Reply, Stage], ...]
+    accepted: int = 0  # recipients that the host took at RCPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class ClientSession:
         self.in_tls = False
         self.extensions: dict[str, str] = {}
         self.closed = False
+        self.replies = 0  # whole ones that have come
         self._ehlo_name = ehlo_name
         self._esmtp = esmtp
         self._buffer = b""
@@ -234,17 +237,16 @@ class ClientSession:
         text = "\n".join(self._shown(part) for _, _, part in lines)
         if self.stage is not Stage.DURING_EHLO:
             text = cut(text, REPLY)  # it goes into logs, the spool and notifications
+        self.replies += 1
         reply = Reply(int(code), lines[0][1].decode("ascii"), text)
-        if (
-            reply.code == 421
-            and self.stage not in (Stage.READING_BANNER, Stage.READING_CONFIRMATION)
-            and not self._bulk()
-        ):
-            self._events.append(Broken(reply, self.stage, True))
-            self.closed = True
+        in_transaction = self._transaction is not None  # there a 421 is the reply to its command
+        if reply.code == 421 and self.stage is not Stage.READING_BANNER and not in_transaction:
+            self._break(reply, remote=True)
             return
         if not self._expect:
-            self._break(replies.MALFORMED_REPLY)  # a reply to nothing we said
+            # with the mail data under way it is the answer to them: the host will not read on
+            early = self.stage is Stage.SENDING_BODY and not reply.positive
+            self._break(reply if early else replies.MALFORMED_REPLY, remote=early)
             return
         self._expect.pop(0)(reply)
 
@@ -255,10 +257,6 @@ class ClientSession:
             shown = shown.replace(secret, HIDDEN)
         # pieces of what was sent, as of a line that was cut or folded
         return _BASE64.sub(lambda word: HIDDEN if any(word[0] in s for s in self._secrets) else word[0], shown)
-
-    def _bulk(self) -> bool:
-        """In a transaction a 421 is taken as the reply to its command, so that each recipient gets an outcome."""
-        return self._transaction is not None
 
     def _banner(self, reply: Reply) -> None:
         if reply.code != 220:
@@ -376,9 +374,10 @@ class ClientSession:
                 results.append((own, Stage.AFTER_RCPT))
             else:
                 results.append((reply or replies.MALFORMED_REPLY, stage))
+        accepted = sum(reply.positive for reply in self._rcpt_replies)
         self._transaction = None
         self.stage = Stage.IDLE
-        self._events.append(Done(tuple(results)))
+        self._events.append(Done(tuple(results), accepted))
 
     def _rset(self, reply: Reply) -> None:
         self.stage = Stage.AFTER_RSET
@@ -400,7 +399,10 @@ class ClientSession:
         self.closed = True
         if remote and reply.positive:
             reply, remote = replies.MALFORMED_REPLY, False
-        self._events.append(Broken(reply, self.stage, remote))
+        stage = self.stage
+        if self._transaction is not None:
+            self._finish(reply, stage)
+        self._events.append(Broken(reply, stage, remote))
 
 
 def _final(reply: Reply) -> Reply:

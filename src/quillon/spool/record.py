@@ -16,7 +16,9 @@ from quillon.mail.address import Mailbox
 from quillon.mail.message import TLS_STRENGTH, VERIFY_STRENGTH, Batch, Message, MessageId, Origin, TlsDemand
 
 VERSION = 1  # of batches
-MESSAGE_VERSION = 3  # 1 has neither priority nor context nor refusal, 2 neither the domain chosen nor the demand
+MESSAGE_VERSION = 4  # what 1 to 3 lack stands in _LACKING
+# what a layout lacks that the next one has: priority, context and refusal; the domain chosen and the demand; notices
+_LACKING: dict[int, list[Any]] = {1: [0, {}, ""], 2: ["", None], 3: [0]}
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode  # json.dumps would make one a call
 
 
@@ -85,6 +87,7 @@ def encode_message(message: Message) -> str:
             message.refused,
             message.routed,
             message.demand,
+            message.notices,
         ]
     )
 
@@ -93,14 +96,12 @@ def decode_message(number: int, text: str, batch: Batch) -> Message:
     """The message of a row. Raises RecordError."""
     with _reading("message"):
         version, *rest = json.loads(text)
-        if version not in (1, 2, MESSAGE_VERSION):
+        if version not in (*_LACKING, MESSAGE_VERSION):
             raise RecordError(f"layout {version!r} is not one that this version reads")
-        if version == 1:
-            rest += [0, {}, ""]
-        if version in (1, 2):
-            rest += ["", None]
+        for older in range(version, MESSAGE_VERSION):
+            rest += _LACKING[older]
         local, domain, group, binding, routing, via, tries, next_at, last_reply, *newer = rest
-        priority, context, refused, routed, demand = newer
+        priority, context, refused, routed, demand, notices = newer
         return Message(
             id=_id(number),
             batch=batch,
@@ -117,6 +118,7 @@ def decode_message(number: int, text: str, batch: Batch) -> Message:
             refused=_text(refused),
             routed=_text(routed),
             demand=None if demand is None else _demand(demand),
+            notices=_count(notices),
         )
 
 

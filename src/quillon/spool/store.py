@@ -413,10 +413,12 @@ class Store:
         except OSError as error:
             self._report(f"spool: cannot remove {self.body_file(name)}: {error.strerror}")
 
-    def read_body_now(self, batch: Batch) -> bytes:
-        """Read a body at once, for a notification; empty if it cannot be read, which is reported."""
+    async def body_or_nothing(self, batch: Batch, limit: int) -> bytes:
+        """Read a body for a notification, so many octets of it (0: all); empty if it cannot be read, which is
+        reported."""
+        loop = asyncio.get_running_loop()
         try:
-            return self._readers.submit(self._read_body, batch.id.number).result() or b""
+            return await loop.run_in_executor(self._readers, self._read_body, batch.id.number, limit) or b""
         except (OSError, sqlite3.Error, TypeError) as error:
             self._report(f"spool: cannot read the body of {batch.id}: {error}")
             return b""
@@ -426,14 +428,17 @@ class Store:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, self._read_body, batch.id.number)
 
-    def _read_body(self, number: int) -> bytes | None:
+    def _read_body(self, number: int, limit: int = 0) -> bytes | None:
         if self._reader is None:
             self._reader = self._connect()
         row = self._reader.execute("SELECT body, path FROM batch WHERE id = ?", (number,)).fetchone()
         if row is None:
             return None
         body, path = row
-        return self.body_file(path).read_bytes() if path else bytes(body)
+        if not path:
+            return bytes(body)[: limit or None]
+        with self.body_file(path).open("rb") as file:
+            return file.read(limit or -1)
 
     @property
     def failing(self) -> str:

@@ -53,6 +53,13 @@ CAUSES: dict[str, Cause] = {
         _SHOW,
         "no peer certificate available",
     ),
+    "closed_after_handshake": Cause(
+        "The connection was closed behind a finished handshake, before a word inside TLS.",
+        "See the other side's log: it may want a client certificate (TLS_Certificate for that Domain), or its SMTP"
+        " server behind the TLS may be down.",
+        _SHOW,
+        "",
+    ),
     "handshake_timeout": Cause(
         "The handshake did not end in time.",
         "Look for a firewall that drops large packets, or an overloaded host. Where the post-quantum group is the"

@@ -1,0 +1,134 @@
+"""Into which queue a message goes: whose stanza rules its TLS, what policy makes of it, and whether the demand that it
+came under still holds.
+
+A demand that can't be found any more is not replaced by a weaker one: the message waits (`ruling.Held`). What holds for
+a message is found once for each configuration; messages that the same stanzas rule share the answer where no module is
+asked about each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from quillon.config.model import Config
+from quillon.config.settings import DeliverySettings, OutboundTls
+from quillon.delivery import ruling
+from quillon.mail.event import Event, Panic
+from quillon.mail.message import Message, TlsDemand
+from quillon.policy.hook import Hook
+from quillon.policy.tls import TlsHooks
+from quillon.queue.destination import Key, Rules
+
+_MOST = 65536  # answers that are kept
+
+
+class _Place(NamedTuple):
+    """What holds for messages of one recipient domain under one demand; `eased` are words where it is less than
+    before."""
+
+    via: str
+    ruling: ruling.Held | None
+    demand: TlsDemand
+    eased: str
+
+
+class Admission:
+    """`connections` gives a worker's share of a limit; `log` takes events."""
+
+    def __init__(
+        self, config: Config, hooks: TlsHooks, connections: Callable[[int], int], log: Callable[[Event], None]
+    ):
+        self._connections = connections
+        self._log = log
+        self._changed: Counter[str] = Counter()  # messages of which something else is demanded, by words
+        self.reconfigure(config, hooks)
+
+    def reconfigure(self, config: Config, hooks: TlsHooks) -> None:
+        """Another configuration rules from now on."""
+        self.config = config
+        self.hooks = hooks
+        self._suspended = config.node().default_binding == "suspended"
+        self._places: dict[tuple[str, str, str, str, TlsDemand | None], _Place] = {}
+        self._rules: dict[tuple[int, int, bool], Rules] = {}
+
+    # rules of a destination -----------------------------------------------------------------------------------
+
+    def settings(self, key: Key) -> tuple[DeliverySettings, OutboundTls]:
+        """What holds for a destination; its messages may have TLS of their own."""
+        settings, tls = self.config.delivery(key.binding_group, key.binding, key.domain, key.via)
+        own = key.ruling.tls if isinstance(key.ruling, ruling.Ruling) else None
+        return settings, own or tls
+
+    def rules(self, key: Key) -> Rules:
+        """As `settings`, in the shape that queues know: one object for all that the same stanzas rule."""
+        settings, tls = self.settings(key)
+        suspended = settings.suspend_delivery or (self._suspended and key.binding == "default")
+        name = (id(settings), id(tls), suspended)
+        found = self._rules.get(name)
+        if found is None or found.settings is not settings or found.tls is not tls:
+            if len(self._rules) >= _MOST:
+                self._rules.clear()
+            connections = self._connections(settings.max_outbound_connections)
+            found = self._rules[name] = Rules(settings, tls, connections, suspended)
+        return found
+
+    # the place of a message -----------------------------------------------------------------------------------
+
+    def place(self, message: Message) -> None:
+        """Set what decides the queue of a message: `via`, `ruling` and `demand`, by what runs now."""
+        message.ruling = None
+        if self._is_asked(message):
+            message.via = ruling.via_of(message, self.config)
+            key = Key(message.binding_group, message.binding, message.destination, message.via)
+            message.ruling = ruling.of(message, *self.settings(key), self.hooks)
+            place = self._judge(message)
+        else:
+            name = (message.binding_group, message.binding, message.destination, message.wanted_domain, message.demand)
+            known = self._places.get(name)
+            if known is None:
+                message.via = ruling.via_of(message, self.config)
+                if len(self._places) >= _MOST:
+                    self._places.clear()
+                known = self._places[name] = self._judge(message)
+            place = known
+        message.via = place.via
+        if place.ruling is not None:
+            message.ruling = place.ruling
+        elif not isinstance(message.ruling, (str, ruling.Pending)):
+            if place.eased:
+                self._changed[f"go with less: {place.eased}"] += 1
+            message.demand = place.demand
+
+    def _is_asked(self, message: Message) -> bool:
+        """Whether something is to be found out about this message alone: by a module, or of what it authenticates
+        with."""
+        hooks = self.hooks
+        if hooks.asks(Hook.OUTBOUND_AUTH) or hooks.asks(Hook.OUTBOUND_PARAMETERS):
+            return True
+        if ruling.AUTH_TYPE in message.context or ruling.AUTH_TYPE in message.batch.message_context:
+            return True
+        settings, _ = self.config.delivery(message.binding_group, message.binding, message.destination)
+        return settings.outbound_smtp_auth_type != "false"
+
+    def _judge(self, message: Message) -> _Place:
+        demand = ruling.demand_of(message, self.config)
+        by_policy = self.hooks.asks(Hook.OUTBOUND_PARAMETERS)
+        held = ruling.lost(message, self.config, demand, by_policy=by_policy)
+        return _Place(message.via, held, demand, "" if held is not None else ruling.eased(message, demand))
+
+    # what changed ---------------------------------------------------------------------------------------------
+
+    def held(self, message: Message) -> None:
+        """Count a message that waits for a demand that is lost, for `tell`."""
+        if isinstance(message.ruling, ruling.Held):
+            self._changed[f"wait: {message.ruling.words}"] += 1
+
+    def tell(self, now: float) -> Counter[str]:
+        """A panic line for each demand that is lost, or weaker by the operator's word, with the number of messages
+        since the last call."""
+        found, self._changed = self._changed, Counter()
+        for words, count in found.items():
+            self._log(Panic(now, f"config: {count} messages {words}"))
+        return found

@@ -1,0 +1,175 @@
+"""From a destination to a connection that takes messages: finds its hosts and goes from one to the next until one is
+ready, under the demand of the destination.
+
+Hosts that rest after a failure, and those with as many connections as a Host stanza allows, are left out; if there is
+no other, the destination waits until the first of them may be tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+from quillon.config.model import Config, lookup_name
+from quillon.delivery.attempt import Attempt, Obstacle
+from quillon.delivery.connection import Connection, Obstructed, Owner, Surroundings
+from quillon.delivery.host_memory import HostMemory
+from quillon.delivery.hosts import HostFinder
+from quillon.delivery.route import Host
+from quillon.delivery.tls_policy import certificate_names
+from quillon.mail.event import Event, HostFailed, TlsFacts
+from quillon.mail.outcome import PermanentFailure, TransientFailure
+from quillon.queue.destination import DestinationQueue, Key, Rules
+from quillon.queue.trail import Trail
+from quillon.smtp.client import Login
+
+
+class Ready(NamedTuple):
+    """A connection that takes messages, and where the way to it has led."""
+
+    connection: Connection
+    trail: Trail
+
+
+class Wait(NamedTuple):
+    """No host may be tried before a time; `host` names one that is at its limit of connections, which may change
+    before."""
+
+    until: float
+    why: str
+    host: str = ""
+
+
+class Nothing(NamedTuple):
+    """All hosts have failed, or there is none. `site` tells that this concerns whatever waits for the destination."""
+
+    outcome: TransientFailure | PermanentFailure
+    facts: TlsFacts | None
+    host: str
+    local_ip: str
+    site: bool
+
+
+Opening = Ready | Wait | Nothing
+
+
+class Opener:
+    """`share` gives a worker's part of a limit of the node; `freed` is told the name of a host that a connection did
+    not come about with. `connect` makes a connection."""
+
+    def __init__(
+        self,
+        config: Config,
+        finder: HostFinder,
+        around: Surroundings,
+        memory: HostMemory,
+        freed: Callable[[str], None],
+        owner: Owner,
+        share: Callable[[int], int],
+        log: Callable[[Event], None],
+        connect: Callable[..., Connection] = Connection,
+    ) -> None:
+        self._connect = connect
+        self.config = config
+        self.around = around
+        self._finder = finder
+        self._memory = memory
+        self._freed = freed
+        self._owner = owner
+        self._share = share
+        self._log = log
+
+    async def open(
+        self, queue: DestinationQueue[Connection], trail: Trail | None, ehlo_name: str, login: Login | None
+    ) -> Opening:
+        """A connection for a destination; `trail` is that of messages that have been to some of its hosts."""
+        key, rules = queue.key, queue.rules
+        around = self.around
+        found = await self._finder.find(key.domain, rules.settings)
+        if not isinstance(found, list):
+            return Nothing(found, None, "", "", site=True)
+        attempt = self._attempt(key, rules, found, trail)
+        if isinstance(attempt, Wait):
+            return attempt
+        facts: TlsFacts | None = None
+        while (step := attempt.next_step()) is not None:
+            if not self.has_room(step.host):
+                return Wait(around.clock.now() + 60.0, "as many connections as its Host allows", step.host.name)
+            names = certificate_names(step.host.name, key.domain, key.via)
+            connection = self._connect(
+                around,
+                rules.settings,
+                rules.tls,
+                names,
+                lookup_name(key.domain),
+                ehlo_name,
+                login=login,
+                owner=self._owner,
+            )
+            self._memory.opening(step.host.name)
+            try:
+                obstructed = await connection.open(step)
+            except BaseException:
+                self._freed(step.host.name)
+                raise
+            if obstructed is None:
+                self._memory.opened(step.host.ip)
+                if step.in_clear and facts is not None:
+                    # in clear after a failed negotiation with this host: the log tells what failed, and nothing of TLS
+                    connection.facts = TlsFacts(cause=facts.cause, detail=facts.detail)
+                return Ready(connection, attempt.trail)
+            self._freed(step.host.name)
+            facts = obstructed.failed.facts
+            self._note(key, rules, step.host, obstructed)
+            attempt.failed(step, obstructed.obstacle, obstructed.failed)
+        return self._nothing(attempt.trail, trail)
+
+    def _attempt(self, key: Key, rules: Rules, found: list[Host], trail: Trail | None) -> Attempt | Wait:
+        """Those hosts that may be tried now; or when the first may be."""
+        now = self.around.clock.now()
+        tried = trail.tried if trail is not None else frozenset[str]()
+        left = [host for host in found if host.ip not in tried]
+        whose = _whose(key, rules)
+        awake = [host for host in left if self._memory.rests_until(host, whose) <= now]
+        free = [host for host in awake if self.has_room(host)]
+        settings = rules.settings
+        if free or not left or trail is not None:
+            return Attempt(
+                rules.tls,
+                free,
+                trail,
+                sessions=settings.max_hosts_per_attempt,
+                addresses=settings.max_addresses_per_attempt,
+            )
+        if awake:
+            return Wait(now + 60.0, "as many connections as its Host allows", awake[0].name)
+        until = min(self._memory.rests_until(host, whose) for host in left)
+        return Wait(until, "its hosts rest after a failure")
+
+    def has_room(self, host: Host) -> bool:
+        """Whether a Host stanza lets one more connection to it stand."""
+        limit = self.config.host_connections(host.name)
+        return limit < 0 or self._memory.count(host.name) < self._share(limit)
+
+    def _note(self, key: Key, rules: Rules, host: Host, obstructed: Obstructed) -> None:
+        """Let a host that failed rest: for this destination alone where TLS was tried, which may be at fault."""
+        obstacle, failed = obstructed
+        now, seconds = self.around.clock.now(), rules.settings.host_failure_retry
+        if self._memory.stands(host.ip):
+            pass  # it takes no further connection, which is no reason to leave it alone
+        elif obstacle is Obstacle.UNREACHABLE or (obstacle is Obstacle.UNWILLING and failed.facts is None):
+            self._memory.rest(host, seconds, now)
+        elif obstacle not in (Obstacle.OURS, Obstacle.LOGIN) and failed.outcome.cause != "bad_local_settings":
+            self._memory.rest(host, seconds, now, _whose(key, rules))
+        self._log(HostFailed(now, key.domain, failed.host, failed.outcome, failed.facts, failed.local_ip))
+
+    def _nothing(self, trail: Trail, before: Trail | None) -> Nothing:
+        failed = trail.failed
+        assert failed is not None, "an attempt without hosts has a trail of its own"
+        return Nothing(failed.outcome, failed.facts, failed.host, failed.local_ip, site=before is None)
+
+
+def _whose(key: Key, rules: Rules) -> Hashable:
+    """Who is to leave a host alone after a TLS failure: certificates are compared with names of the destination, so
+    another one may fare better with the same host."""
+    return rules.tls, key.domain, key.via

@@ -1,0 +1,109 @@
+"""What becomes of a message after an attempt: the one place where that is decided, logged and written to the spool.
+
+A message that failed for good is let go once the notification of it is stored. What is still to be tried goes back into
+its queue, under the rules that hold now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from quillon.config.model import Config
+from quillon.delivery import ruling
+from quillon.delivery.bounce import Bouncer
+from quillon.mail.event import Attempted, Event, TlsFacts
+from quillon.mail.message import Message
+from quillon.mail.outcome import Outcome, PermanentFailure, TransientFailure
+from quillon.net.clock import Clock
+from quillon.policy.hook import Policy
+from quillon.queue import retry
+from quillon.reception.door import Residents
+from quillon.spool.store import Store
+
+RETRY_NOTICE = 60.0  # seconds until a notification that could not be stored is tried again
+
+
+class Settlement:
+    """`requeue` puts a message that waits into its queue; `log` takes events."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        policy: Policy,
+        store: Store,
+        residents: Residents,
+        bouncer: Bouncer,
+        clock: Clock,
+        requeue: Callable[[Message], None],
+        log: Callable[[Event], None],
+    ) -> None:
+        self.config = config
+        self.policy = policy
+        self.stopping = False
+        self._store = store
+        self._residents = residents
+        self._bouncer = bouncer
+        self._clock = clock
+        self._requeue = requeue
+        self._log = log
+
+    def settle(
+        self, message: Message, outcome: Outcome, facts: TlsFacts | None = None, host: str = "", local_ip: str = ""
+    ) -> None:
+        """An attempt has ended so; `facts`, `host` and `local_ip` are of the connection that it ended on."""
+        now, policy = self._clock.now(), self.policy
+        demand = message.demand or ruling.demand_of(message, self.config)
+        settled = retry.settle(
+            message,
+            outcome,
+            now,
+            lambda: ruling.retries(message, self.config.for_message(message), policy),
+            lambda when: ruling.next_attempt(message, when, now, policy),
+        )
+        if isinstance(settled, retry.Fail):
+            outcome = settled.outcome
+        outcome = ruling.logged(message, outcome, now, policy)
+        if isinstance(settled, retry.Delay):
+            ruling.requeued(message, now, policy)
+        self._log(Attempted(now, message, outcome, demand, facts, host, local_ip or self._source(message)))
+        if isinstance(settled, retry.Delay) and isinstance(outcome, TransientFailure):
+            self._kept(message, outcome, now)
+            self._requeue(message)
+        elif isinstance(settled, retry.Fail):
+            self._notify(message, settled.outcome, settled.last)
+        else:
+            self._removed(message)
+
+    def _source(self, message: Message) -> str:
+        """The source address that the configuration wants for a message that no connection was there for."""
+        group, binding = message.binding_group, message.binding
+        address = self.config.delivery(group, binding, message.destination, message.via)[0].bind_address
+        return "" if address == "*" else address
+
+    def _kept(self, message: Message, outcome: TransientFailure, now: float) -> None:
+        settings = self.config.for_message(message)
+        due = retry.notices_due(settings, now - message.batch.received_at) if settings.generate_delay_dsn else 0
+        if due > message.notices:
+            message.notices = due
+            self._bouncer.late(message, outcome)
+        self._store.update(message)
+        if message.tries >= settings.drop_body_after_trans_fail:
+            self._residents.release(message.batch)
+
+    def _notify(self, message: Message, outcome: PermanentFailure, last: str) -> None:
+        """Have the sender told, and let the message go once that is stored. A refused notice is tried again."""
+
+        def told(done: bool) -> None:
+            if done:
+                self._removed(message)
+            elif not self.stopping:
+                asyncio.get_running_loop().call_later(RETRY_NOTICE, self._notify, message, outcome, last)
+
+        self._bouncer.failed(message, outcome, told, self.policy, last)
+
+    def _removed(self, message: Message) -> None:
+        self._store.remove(message)
+        if message.batch.left == 0:
+            self._residents.release(message.batch)

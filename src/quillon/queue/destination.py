@@ -1,0 +1,284 @@
+"""Everything about one destination: what waits, what runs, how much may run, and why nothing does. Pure.
+
+A destination is a binding and a routing domain, and what is particular to some of its messages. Messages wait in
+groups: recipients of one batch that can share a transaction. Groups, not recipients, ask for connections. Three lines
+of groups are served in this order: those that look for another host after one has failed them, those with priority, the
+others. Messages whose time has not come stand in a heap of their own.
+
+`state` is the one place that decides whether a destination may act. It looks at this destination alone, and costs the
+same whatever else is queued.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from quillon.config.settings import DeliverySettings, OutboundTls
+from quillon.mail.message import Message
+from quillon.queue.trail import Trail
+from quillon.queue.window import Window
+
+_LOOKED_AT = 16  # groups in search of another host that are looked through for a connection
+
+
+class Key(NamedTuple):
+    """What a queue belongs to. `via` is set where the recipient's own stanza rules TLS behind a gateway, `ruling` where
+    its messages have TLS or AUTH of their own."""
+
+    binding_group: str
+    binding: str
+    domain: str
+    via: str = ""
+    ruling: Hashable = None
+
+
+def key_of(message: Message) -> Key:
+    return Key(message.binding_group, message.binding, message.destination, message.via, message.ruling)
+
+
+class Line(Protocol):
+    """A connection, as far as a queue cares."""
+
+    @property
+    def remote_ip(self) -> str: ...
+
+
+C = TypeVar("C", bound=Line)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the configuration says of a destination: its settings, connections of this worker, and whether nothing
+    leaves. Destinations that the same stanzas rule share one object."""
+
+    settings: DeliverySettings
+    tls: OutboundTls
+    connections: int
+    suspended: bool
+
+
+class State(Enum):
+    """Why a destination acts, or does not."""
+
+    EMPTY = "nothing waits"
+    DELAYED = "all messages wait for their next attempt"
+    SUSPENDED = "delivery is suspended"
+    PAUSED = "no connection before a time"
+    AT_LIMIT = "as many connections as are allowed"
+    CROWDED = "as many connections as the whole server may have"
+    READY = "may act"
+
+
+@dataclass(slots=True)
+class Group:
+    """Recipients of one batch. `trail` is set while they look for another host."""
+
+    messages: deque[Message]
+    trail: Trail | None = None
+
+
+class DestinationQueue(Generic[C]):
+    """`waiting` counts messages that may leave now. `connecting` connections have not taken a message yet; `idle` ones
+    may take the next."""
+
+    __slots__ = (
+        "_again",
+        "_delayed",
+        "_first",
+        "_groups",
+        "busy",
+        "connecting",
+        "epoch",
+        "granted",
+        "idle",
+        "key",
+        "paused_until",
+        "rules",
+        "silent_until",
+        "waiting",
+        "wakes_at",
+        "why_paused",
+        "window",
+    )
+
+    def __init__(self, key: Key, rules: Rules, epoch: int) -> None:
+        self.key = key
+        self.rules = rules
+        self.epoch = epoch
+        self.waiting = 0
+        self.connecting = 0
+        self.busy = 0
+        self.idle: list[C] = []
+        self.window = Window(whole=rules.connections if _at_once(rules) else 0)
+        self.granted: dict[str, float] = {}  # throttles whose turn at a time is this destination's
+        self.silent_until = 0.0
+        self.paused_until = 0.0
+        self.why_paused = ""
+        self.wakes_at = 0.0  # when `Queues` is to look at it again; 0: not at all
+        self._again: deque[Group] = deque()
+        self._first: deque[Group] = deque()
+        self._groups: deque[Group] = deque()
+        self._delayed: list[tuple[float, int, Message]] = []
+
+    # messages -------------------------------------------------------------------------------------------------
+
+    def add(self, message: Message) -> None:
+        """A message that may leave now, to the end of its line."""
+        line = self._first if message.priority else self._groups
+        if line and line[-1].messages[-1].batch is message.batch:
+            line[-1].messages.append(message)
+        else:
+            line.append(Group(deque((message,))))
+        self.waiting += 1
+
+    def delay(self, message: Message) -> None:
+        """A message that waits until its `next_at`."""
+        heapq.heappush(self._delayed, (message.next_at, message.id.number, message))
+
+    def put_back(self, messages: list[Message], trail: Trail | None = None) -> None:
+        """Messages of one batch that were taken and have not been tried, or not at every host, go before the others."""
+        if messages:
+            line = self._again if trail is not None else self._first
+            line.appendleft(Group(deque(messages), trail))
+            self.waiting += len(messages)
+
+    def promote(self, now: float, most: int) -> int:
+        """Delayed messages whose time has come may leave, so many at most; how many did."""
+        count = 0
+        while count < most and self._delayed and self._delayed[0][0] <= now:
+            self.add(heapq.heappop(self._delayed)[2])
+            count += 1
+        return count
+
+    def take(self, limit: int, ip: str) -> tuple[list[Message], Trail | None]:
+        """Messages for one transaction with the host at `ip`, `limit` at most (0: no limit), and where they have
+        been."""
+        for index, group in enumerate(islice(self._again, _LOOKED_AT)):
+            if group.trail is None or ip not in group.trail.tried:
+                return self._take_of(self._again, index, limit)
+        line = self._first or self._groups
+        return self._take_of(line, 0, limit) if line else ([], None)
+
+    def _take_of(self, line: deque[Group], index: int, limit: int) -> tuple[list[Message], Trail | None]:
+        group = line[index]
+        if limit and len(group.messages) > limit:
+            taken = [group.messages.popleft() for _ in range(limit)]
+        else:
+            taken = list(group.messages)
+            del line[index]
+        self.waiting -= len(taken)
+        return taken, group.trail
+
+    def astray(self) -> Trail | None:
+        """Where the first group that looks for another host has been."""
+        return self._again[0].trail if self._again else None
+
+    def take_astray(self) -> list[Message]:
+        """The first group that looks for another host: there is none for it."""
+        taken = list(self._again.popleft().messages) if self._again else []
+        self.waiting -= len(taken)
+        return taken
+
+    def fits(self, ip: str) -> bool:
+        """Whether a connection to `ip` would get something to do."""
+        if self._first or self._groups:
+            return True
+        return any(group.trail is None or ip not in group.trail.tried for group in islice(self._again, _LOOKED_AT))
+
+    def drain(self) -> list[Message]:
+        """All messages that may leave now are taken out, with those that look for another host."""
+        found = [m for line in (self._again, self._first, self._groups) for group in line for m in group.messages]
+        for line in (self._again, self._first, self._groups):
+            line.clear()
+        self.waiting = 0
+        return found
+
+    def drain_all(self) -> list[Message]:
+        """As `drain`, with the delayed ones."""
+        found = self.drain() + [message for _, _, message in sorted(self._delayed)]
+        self._delayed.clear()
+        return found
+
+    def messages(self) -> Iterator[Message]:
+        """Every message that waits here."""
+        for line in (self._again, self._first, self._groups):
+            for group in line:
+                yield from group.messages
+        for _, _, message in self._delayed:
+            yield message
+
+    @property
+    def delayed(self) -> int:
+        """How many messages wait for their next attempt."""
+        return len(self._delayed)
+
+    @property
+    def groups(self) -> int:
+        """How many transactions what waits asks for, at least."""
+        return len(self._again) + len(self._first) + len(self._groups)
+
+    # connections ----------------------------------------------------------------------------------------------
+
+    @property
+    def standing(self) -> int:
+        """Connections that take messages, or could."""
+        return self.busy + len(self.idle)
+
+    def state(self, now: float) -> State:
+        """Whether it may act; whether the whole server has room is not its matter."""
+        if not self.waiting:
+            return State.DELAYED if self._delayed else State.EMPTY
+        if self.rules.suspended:
+            return State.SUSPENDED
+        if self.silent_until > now:
+            return State.PAUSED
+        if any(self.fits(line.remote_ip) for line in self.idle):
+            return State.READY
+        if self.paused_until > now:
+            return State.PAUSED
+        if self.connecting >= self.groups or (self.full and not self.idle):
+            return State.AT_LIMIT
+        return State.READY
+
+    @property
+    def full(self) -> bool:
+        """Whether no further connection may be opened; an idle one that does not fit may give its place away."""
+        return self.standing + self.connecting >= self.allowed
+
+    @property
+    def allowed(self) -> int:
+        """Connections that may stand or be opened."""
+        return self.window.allowed(self.rules.connections)
+
+    def pause(self, until: float, why: str, *, messages: bool = False) -> None:
+        """Open no connection before a time; with `messages` send nothing over those that stand either."""
+        if messages:
+            self.silent_until = max(self.silent_until, until)
+        if until > self.paused_until:
+            self.paused_until, self.why_paused = until, why
+
+    def resume(self) -> None:
+        """It may act again, but for a throttle."""
+        self.paused_until = max(self.granted.values(), default=0.0)
+
+    def due(self, now: float) -> float:
+        """When it is to be looked at again if nothing happens; 0 for never."""
+        times = [self._delayed[0][0]] if self._delayed else []
+        if self.waiting:
+            times += [when for when in (self.paused_until, self.silent_until) if when > now]
+        return min(times, default=0.0)
+
+    @property
+    def forgettable(self) -> bool:
+        """Nothing waits and nothing runs."""
+        return not (self.waiting or self._delayed or self.busy or self.connecting or self.idle)
+
+
+def _at_once(rules: Rules) -> bool:
+    return rules.settings.connection_allocation_aggressiveness == "high"

@@ -1,0 +1,187 @@
+"""Which destinations may act now. Pure: `now` comes in.
+
+A destination moves by events: a message came, a connection was freed, a pause is over, settings have changed. Each
+costs O(log n) at most, whatever is queued; nothing looks at all destinations. Those that may act stand in a ring and
+get one turn each; those that only lack a connection of the whole server stand in another and come when one is freed.
+
+    submit(message, now)     a new message, or one that waits for its time
+    next(now)                the destination whose turn it is, or None
+    touch(queue, now)        something about it has changed
+    due()                    when to ask again if nothing happens
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from typing import Generic
+
+from quillon.mail.message import Message
+from quillon.queue.destination import C, DestinationQueue, Key, Rules, State, key_of
+
+AT_ONCE = 1000  # messages that become due in one call
+
+
+class Queues(Generic[C]):
+    """`rules` tells what the configuration says of a destination; `total` is the most connections of this worker."""
+
+    def __init__(self, rules: Callable[[Key], Rules], total: int) -> None:
+        self.epoch = 0  # counts configurations: a destination of an older one is renewed before it acts
+        self.opened = 0  # connections that stand or are being opened
+        self._rules = rules
+        self._total = total
+        self._queues: dict[Key, DestinationQueue[C]] = {}
+        self._ready: dict[DestinationQueue[C], None] = {}
+        self._crowded: dict[DestinationQueue[C], None] = {}
+        self._timers: list[tuple[float, int, DestinationQueue[C]]] = []
+        self._serial = 0
+
+    # what there is --------------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: Key) -> DestinationQueue[C]:
+        """The destination of a key, made if it is new."""
+        found = self._queues.get(key)
+        if found is None:
+            found = self._queues[key] = DestinationQueue(key, self._rules(key), self.epoch)
+        return found
+
+    def __iter__(self) -> Iterator[DestinationQueue[C]]:
+        return iter(list(self._queues.values()))
+
+    def __len__(self) -> int:
+        return len(self._queues)
+
+    def of_domain(self, domain: str) -> list[DestinationQueue[C]]:
+        """Destinations of a routing domain, of whichever binding."""
+        return [queue for queue in self._queues.values() if queue.key.domain == domain]
+
+    def messages(self) -> Iterator[Message]:
+        """Every message that waits."""
+        for queue in self:
+            yield from queue.messages()
+
+    # events ---------------------------------------------------------------------------------------------------
+
+    def submit(self, message: Message, now: float) -> DestinationQueue[C]:
+        """Put a message where it belongs: it may leave now, or waits until its `next_at`."""
+        queue = self[key_of(message)]
+        if message.next_at > now:
+            queue.delay(message)
+        else:
+            queue.add(message)
+        self.touch(queue, now)
+        return queue
+
+    def touch(self, queue: DestinationQueue[C], now: float) -> None:
+        """Something about a destination has changed: see whether it may act, and when to look again."""
+        state = self._state(queue, now)
+        if state is State.READY:
+            self._ready[queue] = None
+            self._crowded.pop(queue, None)
+        else:
+            self._ready.pop(queue, None)
+            if state is State.CROWDED:
+                self._crowded[queue] = None
+            else:
+                self._crowded.pop(queue, None)
+        due = queue.due(now)
+        if due and (not queue.wakes_at or due < queue.wakes_at):
+            queue.wakes_at = due
+            self._serial += 1
+            heapq.heappush(self._timers, (due, self._serial, queue))
+        elif state is State.EMPTY and queue.forgettable:
+            self.forget(queue)
+
+    def _state(self, queue: DestinationQueue[C], now: float) -> State:
+        state = queue.state(now)
+        if state is State.READY and self.opened >= self._total and not queue.idle:
+            return State.CROWDED
+        return state
+
+    def forget(self, queue: DestinationQueue[C]) -> None:
+        """Nothing waits here any more."""
+        if self._queues.get(queue.key) is queue:
+            del self._queues[queue.key]
+        self._ready.pop(queue, None)
+        self._crowded.pop(queue, None)
+
+    def next(self, now: float) -> DestinationQueue[C] | None:
+        """The destination whose turn it is; the caller acts, and touches it then."""
+        self._wake(now)
+        while self._ready:
+            queue = next(iter(self._ready))
+            del self._ready[queue]
+            state = self._state(queue, now)
+            if state is State.READY:
+                return queue
+            if state is State.CROWDED:
+                self._crowded[queue] = None
+        return None
+
+    def _wake(self, now: float) -> None:
+        """Destinations with a message that is due, or whose pause is over; so many at most, and the others next
+        time."""
+        left = AT_ONCE
+        while left > 0 and self._timers and self._timers[0][0] <= now:
+            when, _, queue = heapq.heappop(self._timers)
+            if when != queue.wakes_at:
+                continue  # an earlier one has been set since
+            queue.wakes_at = 0.0
+            left -= 1 + queue.promote(now, left)
+            self.touch(queue, now)
+
+    def due(self) -> float | None:
+        """When `next` may give something although nothing has happened."""
+        while self._timers and self._timers[0][0] != self._timers[0][2].wakes_at:
+            heapq.heappop(self._timers)
+        return self._timers[0][0] if self._timers else None
+
+    def set_total(self, total: int, now: float) -> None:
+        """Another limit of connections of this worker."""
+        self._total = total
+        for queue in list(self._crowded):
+            self.touch(queue, now)
+
+    # connections ----------------------------------------------------------------------------------------------
+
+    def opening(self, queue: DestinationQueue[C]) -> None:
+        """A connection is being opened."""
+        queue.connecting += 1
+        self.opened += 1
+
+    def connected(self, queue: DestinationQueue[C]) -> None:
+        """It stands, and takes messages at once."""
+        queue.connecting -= 1
+        queue.busy += 1
+
+    def not_connected(self, queue: DestinationQueue[C], now: float) -> None:
+        """It did not come about."""
+        queue.connecting -= 1
+        self._freed(queue, now)
+
+    def rest(self, queue: DestinationQueue[C], line: C, now: float) -> None:
+        """A connection has nothing to do."""
+        queue.busy -= 1
+        queue.idle.append(line)
+        self.touch(queue, now)
+
+    def wake(self, queue: DestinationQueue[C], line: C) -> None:
+        """An idle connection takes messages."""
+        queue.idle.remove(line)
+        queue.busy += 1
+
+    def closed(self, queue: DestinationQueue[C], line: C, now: float) -> None:
+        """A connection is gone."""
+        if line in queue.idle:
+            queue.idle.remove(line)
+        else:
+            queue.busy -= 1
+        self._freed(queue, now)
+
+    def _freed(self, queue: DestinationQueue[C], now: float) -> None:
+        self.opened -= 1
+        self.touch(queue, now)
+        if self._crowded and self.opened < self._total:
+            waiting = next(iter(self._crowded))
+            del self._crowded[waiting]
+            self.touch(waiting, now)

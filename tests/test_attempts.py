@@ -1,0 +1,496 @@
+"""Delivery against hosts that do what hosts do, on a clock of its own: who is tried next, who waits, and that each
+recipient ends once."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quillon.config.load import load
+from quillon.config.model import Config
+from quillon.delivery.attempt import Obstacle, TryHost
+from quillon.delivery.connection import Obstructed, Sent, Surroundings
+from quillon.delivery.dispatcher import Dispatcher, Share
+from quillon.delivery.hosts import Found
+from quillon.delivery.route import Host
+from quillon.mail import reply as replies
+from quillon.mail.address import Mailbox
+from quillon.mail.event import Attempted, Event, HostFailed, Panic
+from quillon.mail.message import NULL_ID, Batch, IdSource, Message, Origin
+from quillon.mail.outcome import Delivered, PermanentFailure, Stage, TransientFailure
+from quillon.mail.reply import parse_reply
+from quillon.policy.hook import NO_POLICY
+from quillon.policy.tls import TlsHooks
+from quillon.queue.trail import Failed
+from quillon.reception.door import Residents
+from tests.support.virtual import VirtualClock, VirtualLoop, run
+
+IDS = IdSource(7)
+
+
+@dataclass
+class Peer:
+    """What a host does: `connect` says why a connection does not come about, `answer` what a transaction ends with for
+    each recipient (None for 250). At most `most` connections stand at once, and a transaction takes `recipients`."""
+
+    connect: Callable[[], Obstructed | None] = lambda: None
+    answer: Callable[[list[Message]], list[str | None]] = lambda messages: [None] * len(messages)
+    most: int = 1000
+    recipients: int = 1000
+    seconds: float = 0.1
+    standing: int = 0
+    connects: int = 0
+    highest: int = 0
+
+
+class FakeConnection:
+    """A connection to a `Peer`, by the rules of the real one."""
+
+    def __init__(self, world: World, *args: Any, owner: Any, **_: Any) -> None:
+        _, self.settings, self.tls = args[:3]
+        self.world = world
+        self.owner = owner
+        self.facts = None
+        self.host: Host | None = None
+        self.host_name = self.remote_ip = self.local_ip = ""
+        self.usable = True
+        self.exhausted = False
+        self.takes_eight_bit = True
+        self.delivered = 0
+        self._resting: asyncio.TimerHandle | None = None
+
+    async def open(self, step: TryHost) -> Obstructed | None:
+        peer = self.world.peers[step.host.ip]
+        self.host, self.host_name, self.remote_ip = step.host, step.host.name, step.host.ip
+        peer.connects += 1
+        await asyncio.sleep(peer.seconds)
+        found = peer.connect()
+        if found is None and peer.standing >= peer.most:
+            found = obstructed("421 4.7.0 too many connections", Obstacle.UNWILLING)
+        if found is not None:
+            outcome = dataclasses.replace(found.failed.outcome, remote_ip=self.remote_ip)
+            return Obstructed(found.obstacle, Failed(outcome, None, self.host_name))
+        peer.standing += 1
+        peer.highest = max(peer.highest, peer.standing)
+        return None
+
+    def deliver(self, messages: list[Message], body: bytes | str) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+        asyncio.get_running_loop().call_later(self.world.peers[self.remote_ip].seconds, self._answer, messages)
+
+    def _answer(self, messages: list[Message]) -> None:
+        peer = self.world.peers[self.remote_ip]
+        taken, left = messages[: peer.recipients], messages[peer.recipients :]
+        results: list[tuple[Message, Any]] = []
+        refused = False
+        for message, text in zip(taken, peer.answer(taken), strict=True):
+            reply = parse_reply(text) if text else replies.OK
+            refused = refused or reply.code == 421
+            kind = PermanentFailure if reply.permanent else TransientFailure
+            failed = kind(reply, Stage.AFTER_MAIL if reply.code == 421 else Stage.READING_CONFIRMATION, self.remote_ip)
+            results.append((message, Delivered(reply, self.remote_ip) if reply.positive else failed))
+        kept, self.delivered = self.delivered > 0, self.delivered + 1
+        if refused and kept:
+            self.owner.sent(self, Sent([], messages))
+        else:
+            self.owner.sent(self, Sent(results, left, refused, peer.recipients if left else 0))
+        if refused:
+            self.quit()
+        else:
+            self.owner.free(self)
+
+    def rest(self, seconds: float) -> None:
+        self._resting = asyncio.get_running_loop().call_later(seconds, self.quit)
+
+    def quit(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+        if self.usable:
+            self.usable = False
+            asyncio.get_running_loop().call_soon(self._gone)
+
+    def _gone(self) -> None:
+        self.world.peers[self.remote_ip].standing -= 1
+        self.owner.gone(self)
+
+
+def obstructed(text: str, obstacle: Obstacle = Obstacle.UNREACHABLE, cause: str = "") -> Obstructed:
+    return Obstructed(obstacle, Failed(TransientFailure(parse_reply(text), Stage.NOT_CONNECTED, cause=cause)))
+
+
+class _Store:
+    """A spool that forgets nothing it was told."""
+
+    def __init__(self) -> None:
+        self.removed: Counter[int] = Counter()
+
+    def update(self, message: Message) -> None:
+        assert not self.removed[message.id.number], "a message that is done waits"
+
+    async def body(self, _: Batch) -> bytes:
+        return b"hello"
+
+    def remove(self, message: Message) -> None:
+        self.removed[message.id.number] += 1
+        message.batch.left -= 1
+
+
+class _Bouncer:
+    def __init__(self) -> None:
+        self.told: list[tuple[Message, PermanentFailure, str]] = []
+        self.late_told: list[tuple[Message, TransientFailure]] = []
+
+    def late(self, message: Message, outcome: TransientFailure) -> None:
+        self.late_told.append((message, outcome))
+
+    def failed(
+        self, message: Message, outcome: PermanentFailure, done: Callable[[bool], None], _: Any, last: str = ""
+    ) -> None:
+        self.told.append((message, outcome, last))
+        asyncio.get_running_loop().call_soon(done, True)
+
+
+@dataclass
+class World:
+    """Hosts of each routing domain, in the order in which they are tried."""
+
+    loop: VirtualLoop
+    config: Config
+    peers: dict[str, Peer]
+    routes: dict[str, list[str]]
+    events: list[Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.clock = VirtualClock(self.loop)
+        self.store, self.bouncer = _Store(), _Bouncer()
+        hooks = TlsHooks(NO_POLICY, "/")
+        self.dispatcher = Dispatcher(
+            config=self.config,
+            store=self.store,  # type: ignore[arg-type]
+            residents=Residents(0),
+            finder=self,  # type: ignore[arg-type]
+            bouncer=self.bouncer,  # type: ignore[arg-type]
+            around=Surroundings(self.clock, None, None, hooks),  # type: ignore[arg-type]
+            hostname="mx.quillon.test",
+            share=Share(1),
+            log=self.events.append,
+            connect=lambda *args, **kw: FakeConnection(self, *args, **kw),  # type: ignore[arg-type]
+        )
+        self.dispatcher.start([])
+
+    async def find(self, domain: str, _: Any) -> Found:
+        return [Host(f"mx{n}.{domain}", ip, 25) for n, ip in enumerate(self.routes[domain], 1)]
+
+    def send(self, domain: str, recipients: int = 1) -> list[Message]:
+        now = self.clock.now()
+        batch = Batch(IDS.next(now), Mailbox("a", "x.test"), Origin("192.0.2.9", "esmtp", NULL_ID), now, 5, b"hello")
+        batch.left = recipients
+        found = [Message(IDS.next(now), batch, Mailbox(f"b{n}", domain)) for n in range(recipients)]
+        for message in found:
+            message.demand = self.config.demand("default", "default", domain)
+        self.dispatcher.submit(found)
+        return found
+
+    def outcomes(self, kind: type) -> list[Attempted]:
+        return [event for event in self.events if isinstance(event, Attempted) and isinstance(event.outcome, kind)]
+
+    def panics(self) -> list[str]:
+        return [event.text for event in self.events if isinstance(event, Panic)]
+
+
+def simulate(
+    main: Callable[[World], Any], peers: dict[str, Peer], routes: dict[str, list[str]], config: str = ""
+) -> World:
+    """Run `main` in a world of such hosts."""
+    loaded = _config("Retry_Spread = 0\n" + config)
+    worlds: list[World] = []
+
+    async def work(loop: VirtualLoop) -> None:
+        worlds.append(World(loop, loaded, peers, routes))
+        await main(worlds[0])
+        await worlds[0].dispatcher.stop(5.0)
+
+    run(work)
+    assert not worlds[0].panics()
+    return worlds[0]
+
+
+@cache
+def _config(text: str) -> Config:
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as file:
+        file.write(text)
+        file.flush()
+        loaded = load(file.name)
+    assert loaded.config is not None, loaded.errors
+    return loaded.config
+
+
+REFUSED = "451 4.4.1 [internal] No valid hosts"
+A, B = "192.0.2.1", "192.0.2.2"
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "cause"),
+    [
+        (Obstacle.UNREACHABLE, ""),
+        (Obstacle.UNWILLING, ""),
+        (Obstacle.LOGIN, ""),
+        (Obstacle.NEGOTIATION, "handshake_eof"),
+        (Obstacle.REJECTED, "expired"),
+        (Obstacle.REJECTED, "no_starttls"),
+    ],
+)
+def test_the_next_host_takes_what_the_first_cannot(obstacle: Obstacle, cause: str) -> None:
+    async def main(world: World) -> None:
+        world.send("y.test")
+        await asyncio.sleep(5)
+
+    world = simulate(
+        main, {A: Peer(connect=lambda: obstructed(REFUSED, obstacle, cause)), B: Peer()}, {"y.test": [A, B]}
+    )
+    (event,) = world.outcomes(Delivered)
+    assert (event.message.tries, event.host) == (1, "mx2.y.test")
+    (failed,) = [event for event in world.events if isinstance(event, HostFailed)]
+    assert (failed.host, failed.outcome.cause) == ("mx1.y.test", cause)
+
+
+@pytest.mark.parametrize("text", ["451 4.3.0 later", "421 4.3.2 closing", "450 4.2.0 greylisted"])
+def test_a_message_that_a_host_does_not_take_for_now_goes_to_the_next(text: str) -> None:
+    async def main(world: World) -> None:
+        for _ in range(20):
+            world.send("y.test")
+        await asyncio.sleep(60)
+
+    peers = {A: Peer(answer=lambda messages: [text] * len(messages)), B: Peer()}
+    world = simulate(main, peers, {"y.test": [A, B]})
+    assert len(world.outcomes(Delivered)) == 20
+    assert {event.message.tries for event in world.outcomes(Delivered)} == {1}
+    if text.startswith("421"):
+        assert peers[A].connects <= 5, "a host that takes nothing is left alone"
+
+
+def test_what_no_host_takes_waits_with_the_words_of_a_host() -> None:
+    async def main(world: World) -> None:
+        world.send("y.test")
+        await asyncio.sleep(5)
+
+    peers = {
+        A: Peer(answer=lambda messages: ["450 4.2.0 greylisted"] * len(messages)),
+        B: Peer(connect=lambda: obstructed(REFUSED)),
+    }
+    world = simulate(main, peers, {"y.test": [A, B]})
+    (event,) = world.outcomes(TransientFailure)
+    assert str(event.outcome.reply) == "450 4.2.0 greylisted"
+    assert event.message.tries == 1
+    assert event.message.next_at - event.time == 1200
+
+
+def test_a_host_that_takes_five_connections_delays_nobody() -> None:
+    async def main(world: World) -> None:
+        for _ in range(300):
+            world.send("y.test")
+        await asyncio.sleep(300)
+
+    peers = {A: Peer(most=5)}
+    world = simulate(main, peers, {"y.test": [A]})
+    assert len(world.outcomes(Delivered)) == 300
+    assert not world.outcomes(TransientFailure)
+    assert peers[A].connects < 25
+
+
+def test_a_host_that_refuses_all_is_not_met_with_a_connection_a_message() -> None:
+    async def main(world: World) -> None:
+        for _ in range(500):
+            world.send("y.test")
+        await asyncio.sleep(100)
+
+    peers = {A: Peer(answer=lambda messages: ["421 4.3.2 closing"] * len(messages))}
+    world = simulate(main, peers, {"y.test": [A]})
+    assert peers[A].connects <= 5
+    assert len(world.outcomes(TransientFailure)) <= 5
+
+
+def test_a_kept_connection_that_ends_costs_its_message_nothing() -> None:
+    count = Counter[str]()
+
+    def answer(messages: list[Message]) -> list[str | None]:
+        count["n"] += 1
+        return ["421 4.3.2 enough of this session" if count["n"] % 3 == 0 else None] * len(messages)
+
+    async def main(world: World) -> None:
+        for _ in range(50):
+            world.send("y.test")
+        await asyncio.sleep(900)
+
+    world = simulate(main, {A: Peer(answer=answer)}, {"y.test": [A]}, "Max_Outbound_Connections = 1")
+    assert len(world.outcomes(Delivered)) == 50
+    assert not world.outcomes(TransientFailure)
+
+
+def test_a_host_with_a_limit_of_recipients_gets_the_rest_at_once_and_the_limit_is_learned() -> None:
+    sizes: list[int] = []
+
+    def answer(messages: list[Message]) -> list[str | None]:
+        sizes.append(len(messages))
+        return [None] * len(messages)
+
+    async def main(world: World) -> None:
+        world.send("y.test", recipients=30)
+        await asyncio.sleep(5)
+
+    peers = {A: Peer(answer=answer, recipients=7)}
+    world = simulate(main, peers, {"y.test": [A]})
+    assert len(world.outcomes(Delivered)) == 30
+    assert sizes == [7, 7, 7, 7, 2]
+    assert peers[A].connects <= 2
+
+
+def test_the_broken_one_of_two_equal_hosts_holds_nobody() -> None:
+    async def main(world: World) -> None:
+        for _ in range(100):
+            world.send("y.test")
+            await asyncio.sleep(1)
+
+    peers = {A: Peer(connect=lambda: obstructed(REFUSED, Obstacle.REJECTED, "expired")), B: Peer()}
+    world = simulate(main, peers, {"y.test": [A, B]})
+    assert len(world.outcomes(Delivered)) == 100
+    assert max(event.time - event.message.batch.received_at for event in world.outcomes(Delivered)) < 2
+
+
+def test_a_site_that_is_down_costs_one_attempt_for_all_and_comes_back() -> None:
+    up = [False]
+
+    async def main(world: World) -> None:
+        for _ in range(1000):
+            world.send("y.test")
+        await asyncio.sleep(600)
+        up[0] = True
+        await asyncio.sleep(1500)
+
+    peers = {A: Peer(connect=lambda: None if up[0] else obstructed(REFUSED))}
+    world = simulate(main, peers, {"y.test": [A]})
+    assert len(world.outcomes(TransientFailure)) == 1000
+    assert len(world.outcomes(Delivered)) == 1000
+    assert peers[A].connects < 60
+
+
+def test_connections_stay_below_their_limits() -> None:
+    async def main(world: World) -> None:
+        for n in range(200):
+            world.send(("y.test", "z.test")[n % 2])
+        await asyncio.sleep(200)
+
+    peers = {A: Peer(), B: Peer()}
+    routes = {"y.test": [A], "z.test": [B]}
+    limits = "Connection_Allocation_Aggressiveness = high Domain y.test { Max_Outbound_Connections = 3 }"
+    world = simulate(main, peers, routes, limits)
+    assert (peers[A].highest, peers[B].highest) == (3, 32)
+    assert len(world.outcomes(Delivered)) == 200
+
+
+def test_a_limit_of_a_host_holds_for_all_domains_that_lead_to_it() -> None:
+    async def main(world: World) -> None:
+        for n in range(120):
+            world.send(f"d{n % 12}.test")
+        await asyncio.sleep(200)
+
+    peers = {A: Peer()}
+    routes = {f"d{n}.test": [A] for n in range(12)}
+    world = simulate(main, peers, routes, 'Host "/^mx1/" { Max_Outbound_Connections = 2 }')
+    assert len(world.outcomes(Delivered)) == 120
+    assert peers[A].highest == 24, "each name is a host of its own"
+
+    async def shared(world: World) -> None:
+        world.find = lambda domain, _: _one(Host("mx.shared.test", A, 25))  # type: ignore[method-assign]
+        await main(world)
+
+    peers = {A: Peer()}
+    world = simulate(shared, peers, routes, "Host mx.shared.test { Max_Outbound_Connections = 2 }")
+    assert len(world.outcomes(Delivered)) == 120
+    assert peers[A].highest == 2
+
+
+async def _one(host: Host) -> Found:
+    return [host]
+
+
+def test_a_throttle_is_kept_exactly_and_wakes_one_at_a_time() -> None:
+    async def main(world: World) -> None:
+        for n in range(60):
+            world.send(f"d{n}.test")
+        await asyncio.sleep(70)
+
+    routes = {f"d{n}.test": [A] for n in range(60)}
+    world = simulate(main, {A: Peer()}, routes, "Outbound_Throttle_Messages = 1")
+    times = sorted(event.time for event in world.outcomes(Delivered))
+    assert len(times) == 60
+    assert all(later - earlier > 0.9 for earlier, later in itertools.pairwise(times))
+
+
+TEXTS = [
+    None,
+    None,
+    None,
+    "250 2.0.0 ok",
+    "421 4.3.2 closing",
+    "451 4.3.0 later",
+    "450 4.2.0 greylisted",
+    "550 5.1.1 no",
+]
+OBSTACLES = [None, None, *Obstacle]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32))
+def test_each_recipient_ends_once(seed: int) -> None:
+    """Whatever hosts do: delivered, or failed with word to its sender."""
+    chance = random.Random(seed)
+
+    def peer() -> Peer:
+        def connect() -> Obstructed | None:
+            obstacle = chance.choice(OBSTACLES)
+            return None if obstacle is None else obstructed(REFUSED, obstacle)
+
+        def answer(messages: list[Message]) -> list[str | None]:
+            if not chance.randrange(10):
+                return ["421 4.3.2 closing"] * len(messages)
+            return [chance.choice(TEXTS) for _ in messages]
+
+        return Peer(connect, answer, chance.randint(1, 4), chance.randint(1, 5))
+
+    ips = [A, B, "192.0.2.3"]
+    routes = {domain: chance.sample(ips, 3) for domain in ("y.test", "z.test")}
+    sent: list[Message] = []
+
+    async def main(world: World) -> None:
+        for _ in range(chance.randint(1, 12)):
+            sent.extend(world.send(chance.choice(["y.test", "z.test"]), chance.randint(1, 6)))
+            await asyncio.sleep(chance.choice([0, 1, 400]))
+            if not chance.randrange(10):
+                await world.dispatcher.reconfigure(
+                    world.config, world.dispatcher.around.contexts, TlsHooks(NO_POLICY, "/")
+                )
+        await asyncio.sleep(200_000)
+        assert not list(world.dispatcher.queues.messages())
+        assert len(world.dispatcher.queues) == 0
+        assert world.dispatcher.queues.opened == 0
+
+    world = simulate(main, {ip: peer() for ip in ips}, routes)
+    assert world.store.removed == Counter({message.id.number: 1 for message in sent})
+    delivered = Counter(event.message.id for event in world.outcomes(Delivered))
+    failed = Counter(event.message.id for event in world.outcomes(PermanentFailure))
+    assert delivered + failed == Counter(message.id for message in sent)
+    assert Counter(message.id for message, _, _ in world.bouncer.told) == failed
