@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from quillon.config.model import Config, lookup_name
 from quillon.config.options import default
-from quillon.config.scope import Entry, Node, ancestors, domain_pattern_matches, outbound_chain, resolve
+from quillon.config.scope import Entry, Node, Patterns, ancestors, outbound_chain, resolve
 from quillon.config.syntax import Fault
 from quillon.mail.message import TLS_STRENGTH, VERIFY_STRENGTH
 
@@ -113,7 +113,7 @@ def _ways(config: Config, node: Node) -> Iterator[list[Node]]:
 
 
 def _rules(domain: Node, name: str) -> bool:
-    return domain.label == name or domain_pattern_matches(domain.label, name)
+    return domain.label == name or bool(Patterns([domain]).matching(name))
 
 
 def _check_outbound_auth(config: Config, faults: list[Fault]) -> None:

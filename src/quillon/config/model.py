@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from quillon.config.options import Option, Table
 from quillon.config.routes import split_gateway
@@ -19,7 +19,6 @@ from quillon.config.scope import (
     Node,
     Resolution,
     ancestors,
-    domain_pattern_matches,
     inbound_chain,
     matching_peers,
     outbound_chain,
@@ -60,15 +59,28 @@ class Routing:
     via: str = ""
 
 
-class _Cache(dict[K, T]):
-    """Forgets everything when it is full: whoever asks for ever new names does not fill the memory."""
+class _Cache(Generic[K, T]):
+    """Of two generations: when the younger is full, the older goes. Whoever asks for ever new names does not fill the
+    memory, and what is asked for often stays."""
 
-    SIZE = 16384
+    SIZE = 65536
+
+    def __init__(self) -> None:
+        self._young: dict[K, T] = {}
+        self._old: dict[K, T] = {}
+
+    def get(self, key: K) -> T | None:
+        found = self._young.get(key)
+        if found is None:
+            found = self._old.get(key)
+            if found is not None:
+                self[key] = found
+        return found
 
     def __setitem__(self, key: K, value: T) -> None:
-        if len(self) >= self.SIZE:
-            self.clear()
-        super().__setitem__(key, value)
+        if len(self._young) >= self.SIZE:
+            self._young, self._old = {}, self._young
+        self._young[key] = value
 
 
 DEMANDS = ("tls", "tls_verify", "tls_ifavailable_fallback", "tls_ca")
@@ -90,12 +102,22 @@ class Config:
     _routing: _Cache[tuple[str, str, str], Routing] = field(default_factory=_Cache)
     _for_recipients: _Cache[tuple[str, str, str, str], DeliverySettings] = field(default_factory=_Cache)
     _demands: _Cache[tuple[str, str, str, str], TlsDemand] = field(default_factory=_Cache)
+    _interned: _Cache[tuple[Any, ...], Any] = field(default_factory=_Cache)
     _bindings: dict[str, str] | None = None
     _paths: dict[str, list[Node]] | None = None
 
     def _build(self, cls: type[T], chain: Iterable[Node]) -> T:
         nodes = list(chain)
         return build(cls, lambda name: resolve(self.table.options[name], nodes, self.folder).value)
+
+    def _same(self, cls: type[T], *chains: list[Node], make: Callable[[], T] | None = None) -> T:
+        """Settings by the stanzas that rule them: one object for all that the same stanzas rule."""
+        key = (cls, *(tuple(map(id, chain)) for chain in chains))
+        found: T | None = self._interned.get(key)
+        if found is None:
+            found = make() if make is not None else self._build(cls, chains[0])
+            self._interned[key] = found
+        return found
 
     def _inbound_tls(self, chain: Iterable[Node]) -> InboundTls:
         nodes = list(chain)
@@ -375,11 +397,12 @@ class Config:
             name = lookup_name(domain)
             chain = outbound_chain(self.root, group, binding, name)
             secure = outbound_chain(self.root, group, binding, name, lookup_name(via))
-            settings = self._build(DeliverySettings, chain)
-            if via:
-                suspended = resolve(self.table.options["suspend_delivery"], secure, self.folder).value
-                settings = replace(settings, suspend_delivery=settings.suspend_delivery or suspended)
-            found = (settings, self._build(OutboundTls, secure))
+            settings = self._same(DeliverySettings, chain)
+            if via and resolve(self.table.options["suspend_delivery"], secure, self.folder).value:
+                settings = self._same(
+                    DeliverySettings, chain, secure, make=lambda: replace(settings, suspend_delivery=True)
+                )
+            found = (settings, self._same(OutboundTls, secure))
             self._outbound[key] = found
         return found
 
@@ -398,7 +421,7 @@ class Config:
             def value(name: str) -> Any:
                 return resolve(options[name], own if options[name].gateway else chain, folder).value
 
-            found = build(DeliverySettings, value)
+            found = self._same(DeliverySettings, chain, own, [], make=lambda: build(DeliverySettings, value))
             self._for_recipients[key] = found
         return found
 
@@ -413,13 +436,16 @@ class Config:
         found = self._demands.get(key)
         if found is None:
             chain = outbound_chain(self.root, group, binding, lookup_name(domain), lookup_name(via))
-            values = [resolve(self.table.options[name], chain, self.folder) for name in DEMANDS]
-            scopes = tuple(one.node.path if one.node is not None else "" for one in values)
-            places = tuple(str(one.entry.position) if one.entry is not None else "" for one in values)
-            tls, verify, fallback, ca = (one.value for one in values)
-            found = TlsDemand(tls, verify, fallback, ca or "", scopes, places)  # type: ignore[arg-type]
+            found = self._same(TlsDemand, chain, make=lambda: self._demand(chain))
             self._demands[key] = found
         return found
+
+    def _demand(self, chain: list[Node]) -> TlsDemand:
+        values = [resolve(self.table.options[name], chain, self.folder) for name in DEMANDS]
+        scopes = tuple(one.node.path if one.node is not None else "" for one in values)
+        places = tuple(str(one.entry.position) if one.entry is not None else "" for one in values)
+        tls, verify, fallback, ca = (one.value for one in values)
+        return TlsDemand(tls, verify, fallback, ca or "", scopes, places)  # type: ignore[arg-type]
 
     def outbound(self, option: str, group: str, binding: str, domain: str) -> Resolution:
         """One outbound option with its provenance; a throttle belongs to the stanza that sets it."""
@@ -428,10 +454,7 @@ class Config:
 
     def host_connections(self, host: str) -> int:
         """max_outbound_connections of a Host stanza, -1 where there is none: that scope does not fall back."""
-        literal = self.root.get("host", host)
-        nodes = [literal] if literal is not None else []
-        nodes += [node for node in self.root.of("host") if domain_pattern_matches(node.label, host)]
-        for node in nodes:
+        for node in self.root.matching("host", host):
             if "max_outbound_connections" in node.settings:
                 return int(node.settings["max_outbound_connections"].value)
         return -1

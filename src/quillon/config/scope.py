@@ -60,6 +60,34 @@ class Entry:
     position: Position
 
 
+class Patterns:
+    """Labels that are patterns: `/regex/`, unanchored, or a left glob `*suffix` (own extension). Globs are found by
+    their suffix, whatever their number; each regular expression has to be tried."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self._globs: dict[str, tuple[int, Node]] = {}
+        self._lengths: list[int] = []
+        self._expressions: list[tuple[int, re.Pattern[str], Node]] = []
+        for number, node in enumerate(nodes):
+            label = node.label
+            if len(label) > 2 and label[0] == label[-1] == "/":
+                self._expressions.append((number, re.compile(label[1:-1], re.IGNORECASE), node))
+            elif label.startswith("*"):
+                self._globs[label[1:]] = (number, node)
+        self._lengths = sorted({len(suffix) for suffix in self._globs})
+
+    def matching(self, name: str) -> list[Node]:
+        """Those that match a name, in the order of the file."""
+        found = [(number, node) for number, pattern, node in self._expressions if pattern.search(name)]
+        for length in self._lengths:
+            if length > len(name):
+                break
+            hit = self._globs.get(name[len(name) - length :])
+            if hit is not None:
+                found.append(hit)
+        return [node for _, node in sorted(found, key=lambda one: one[0])]
+
+
 @dataclass
 class Node:
     """One scope. `kind` is its name in lower case, `label` its instance name or empty."""
@@ -70,6 +98,7 @@ class Node:
     parent: Node | None = None
     settings: dict[str, Entry] = field(default_factory=dict)
     children: dict[tuple[str, str], Node] = field(default_factory=dict)
+    _patterns: dict[str, Patterns] = field(default_factory=dict, repr=False, compare=False)
 
     def child(self, kind: str, label: str, position: Position) -> Node:
         """The child of that name, made if it is new: scopes of the same name merge."""
@@ -78,7 +107,18 @@ class Node:
         node = self.children.get(key)
         if node is None:
             node = self.children[key] = Node(kind, key[1], position, self)
+            self._patterns.clear()
         return node
+
+    def matching(self, kind: str, name: str) -> list[Node]:
+        """Children of a kind whose label is a name or a pattern that matches it: the literal one, then patterns in the
+        order of the file."""
+        patterns = self._patterns.get(kind)
+        if patterns is None:
+            patterns = self._patterns[kind] = Patterns(self.of(kind))
+        literal = self.children.get((kind, name))
+        found = patterns.matching(name)
+        return found if literal is None or literal in found else [literal, *found]
 
     def of(self, kind: str) -> Iterator[Node]:
         """Children of one kind in the order of the file."""
@@ -158,16 +198,7 @@ def matching_domains(container: Node | None, domain: str) -> list[Node]:
     """Domain stanzas of one container: the literal one, then patterns in the order of the file."""
     if container is None or not domain:
         return []
-    literal = container.get("domain", domain)
-    nodes = [literal] if literal is not None else []
-    return nodes + [node for node in container.of("domain") if domain_pattern_matches(node.label, domain)]
-
-
-def domain_pattern_matches(pattern: str, domain: str) -> bool:
-    """`/regex/` unanchored, or a left glob `*suffix` (own extension). A literal name is no pattern."""
-    if len(pattern) > 2 and pattern[0] == pattern[-1] == "/":
-        return re.search(pattern[1:-1], domain, re.IGNORECASE) is not None
-    return pattern.startswith("*") and domain.endswith(pattern[1:])
+    return container.matching("domain", domain)
 
 
 def glob_matches(patterns: Iterable[str], domain: str) -> bool:
