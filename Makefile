@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ONCE ?=
 
-.PHONY: demo test check check-static docs bench fuzz attack fmt clean
+.PHONY: demo test check check-static docs bench bench-scale fuzz attack fmt clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Quillon needs CPython 3.11 or later; set PYTHON=")'
@@ -45,6 +45,10 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.demo
 	$(BIN)/python bench/run.py
+
+# What a queue of a million messages costs; some ten minutes.
+bench-scale: $(VENV)/.demo
+	$(BIN)/python bench/scale.py
 
 # A minute of hostile octets against the TLS engines; SECONDS=3600 for more.
 fuzz: $(VENV)/.dev

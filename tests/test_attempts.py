@@ -9,7 +9,7 @@ import itertools
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -189,7 +189,7 @@ class World:
             log=self.events.append,
             connect=lambda *args, **kw: FakeConnection(self, *args, **kw),  # type: ignore[arg-type]
         )
-        self.dispatcher.start([])
+        self.dispatcher.start(_nothing())
 
     async def find(self, domain: str, _: Any) -> Found:
         return [Host(f"mx{n}.{domain}", ip, 25) for n, ip in enumerate(self.routes[domain], 1)]
@@ -421,6 +421,11 @@ def test_a_limit_of_a_host_holds_for_all_domains_that_lead_to_it() -> None:
     world = simulate(shared, peers, routes, "Host mx.shared.test { Max_Outbound_Connections = 2 }")
     assert len(world.outcomes(Delivered)) == 120
     assert peers[A].highest == 2
+
+
+async def _nothing() -> AsyncIterator[list[Message]]:
+    if False:  # an iterator that ends at once
+        yield []
 
 
 async def _one(host: Host) -> Found:

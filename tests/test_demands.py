@@ -62,7 +62,8 @@ def test_a_demand_outlives_its_stanza(
         (event,) = running.wait_events("attempt")[:1]
         assert event["reply"].startswith("451 4.3.5 [internal] the stanza"), event
         assert event["cause"] == "demand_lost"
-        assert any("config: 1 messages wait: " in line for line in running.log("paniclog.ec"))
+        waits = "config: 1 messages wait: "
+        until(lambda: any(waits in line for line in running.log("paniclog.ec")), "a panic line")
         assert sink.messages == []
         running.configure(
             BEFORE[kind].replace("TLS = required", "TLS = no").replace("TLS_Verify = host", "TLS_Verify = no")

@@ -8,7 +8,7 @@ import contextlib
 import smtplib
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -331,11 +331,14 @@ def test_asking_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     batch = Batch(ids.next(now), Mailbox("a", "x.test"), Origin("192.0.2.1", "esmtp", NULL_ID), now, 1, b"x")
     message = Message(ids.next(now), batch, Mailbox("b", "y.test"), routing_domain="y.test")
 
+    async def _pieces(messages: list[Message]) -> AsyncIterator[list[Message]]:
+        yield messages
+
     async def play() -> None:
         spool = Kept()
         given: Any = (config, spool, None, None, None, around, "mx.test", Share(), events.append)
         made = Dispatcher(*given)
-        made.start([message])
+        made.start(_pieces([message]))
         await spool.told.wait()
         await made.stop(1)
 

@@ -36,10 +36,16 @@ def _store(folder: Path) -> tuple[Store, list[str]]:
     return Store(folder, 0o640, reports.append), reports
 
 
+def _read(store: Store) -> list[Message]:
+    """Open, and read what is there."""
+    store.open()
+    return store.read()
+
+
 def _with(folder: Path, use: Callable[[Store], object]) -> list[Message]:
     """Open, use on a loop, close; gives what was recovered at the start."""
     store, _ = _store(folder)
-    found = store.open()
+    found = _read(store)
 
     async def run() -> None:
         store.start()
@@ -66,7 +72,7 @@ def test_what_was_committed_comes_back_whole(tmp_path: Path) -> None:
     batch, messages = _batch(recipients=2)
     assert _with(tmp_path, _put(batch, messages)) == []
     store, reports = _store(tmp_path)
-    found = store.open()
+    found = _read(store)
     assert [m.id for m in found] == [m.id for m in messages]
     assert found[0].batch is found[1].batch
     back = found[0].batch
@@ -89,7 +95,7 @@ def test_removed_messages_stay_away_and_take_the_body_with_the_last(tmp_path: Pa
         store.remove(found[0])
 
     store, _ = _store(tmp_path)
-    found = store.open()
+    found = _read(store)
     store.release()
     _with(tmp_path, drop_first)
     left = _with(tmp_path, lambda store: None)
@@ -150,7 +156,7 @@ def test_damage_is_set_aside_and_named_and_the_rest_goes_on(tmp_path: Path) -> N
     database.close()
     for _ in range(2):
         store, reports = _store(tmp_path)
-        found = store.open()
+        found = _read(store)
         assert [m.id for m in found] == [good[1][0].id]
         store.release()
     with sqlite3.connect(tmp_path / "spool.db") as database:
@@ -225,7 +231,7 @@ def test_a_row_that_cannot_be_read_stops_nothing(tmp_path: Path, table: str, col
         database.execute(f"UPDATE {table} SET {column} = {value} WHERE id = (SELECT min(id) FROM {table})")
     database.close()
     store, reports = _store(tmp_path)
-    assert [message.id for message in store.open()] == [second[1][0].id]
+    assert [message.id for message in _read(store)] == [second[1][0].id]
     store.release()
     assert any("is set aside" in report for report in reports)
     assert Path("/etc/hostname").exists()
@@ -342,7 +348,7 @@ def test_a_full_disk_heals_by_itself(small_disk: Path) -> None:
 
     asyncio.run(asyncio.wait_for(run(), 30))
     again = Store(folder, 0o640, reports.append)
-    found = {message.id for message in again.open()}
+    found = {message.id for message in _read(again)}
     again.release()
     assert kept[1][0].id in found
     assert gone[1][0].id not in found

@@ -100,25 +100,25 @@ class Worker:
         loop.add_signal_handler(signal.SIGTERM, self._draining.set)
         self._loggers = Loggers(self._config.loggers(), loop.call_soon, self._config.custom_loggers())
         self._loggers.open()
-        messages = self._open_spool()
+        self._open_spool()
         await self._build(self._config)
         loop.add_reader(self._channel.fileno(), self._told)
         self._deadlines.start()
         self._store.start()
         for name, sock in self._sockets.items():
             await self._listen(name, sock)
-        self._dispatcher.start(messages)
+        self._dispatcher.start(self._store.recovered())
         self._start_heartbeat()
         self._look_at_room()
         self._refreshing = self._loop.call_later(REFRESH, self._refresh)
         gc.collect()
         gc.freeze()
         gc.set_threshold(20000, 50, 50)
-        self._channel.send({"event": "ready", "messages": len(messages)})
+        self._channel.send({"event": "ready"})
         await self._draining.wait()
         await self._drain()
 
-    def _open_spool(self) -> list[Message]:
+    def _open_spool(self) -> None:
         node = self._config.node()
         base = Path(node.spoolbase)
         self._store = Store(base / f"worker-{self._number}", node.spool_mode, self._report)
@@ -127,7 +127,7 @@ class Worker:
             if name.isdigit() and int(name) >= self._count and int(name) % self._count == self._number:
                 taken = self._store.adopt(folder)
                 self.log(Notice(self._clock.now(), f"took over {taken} messages from {folder}"))
-        return self._store.open()
+        self._store.open()
 
     async def _build(self, config: Config) -> None:
         """Put the parts together. Raises LoadError."""

@@ -8,9 +8,10 @@ does not take for now goes to the next host in the same attempt, as its trail sa
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -118,24 +119,31 @@ class Dispatcher:
 
     # life -----------------------------------------------------------------------------------------------------
 
-    def start(self, recovered: list[Message]) -> None:
+    def start(self, recovered: AsyncIterator[list[Message]]) -> None:
         """Begin, with the messages of an earlier life, which go into their queues beside everything else."""
         self._spawn(self._recover(recovered))
         self._kick()
 
-    async def _recover(self, recovered: list[Message]) -> None:
+    async def _recover(self, recovered: AsyncIterator[list[Message]]) -> None:
         self._sorting += 1
-        async for message in in_slices(recovered):
-            try:
-                self._admit(message)
-                self.admission.held(message)
-            except Exception as error:
-                # whatever a spool holds, the others of it go on
-                text = f"delivery: message {message.id} of the spool cannot be queued: {error!r}"
-                self.log(Panic(self.around.clock.now(), text))
-            self._kick()
-        self._sorting -= 1
-        self.admission.tell(self.around.clock.now())
+        try:
+            async for piece in recovered:
+                async for message in in_slices(piece):
+                    self._recovered(message)
+                self._kick()
+        finally:
+            self._sorting -= 1
+            self.admission.tell(self.around.clock.now())
+        gc.freeze()  # what waits stays: the garbage collector need not walk through it
+
+    def _recovered(self, message: Message) -> None:
+        try:
+            self._admit(message)
+            self.admission.held(message)
+        except Exception as error:
+            # whatever a spool holds, the others of it go on
+            text = f"delivery: message {message.id} of the spool cannot be queued: {error!r}"
+            self.log(Panic(self.around.clock.now(), text))
 
     async def reconfigure(self, config: Config, contexts: Contexts, hooks: TlsHooks) -> Counter[str]:
         """Other settings for what begins from now on; idle connections are closed. Gives how many messages wait for a
@@ -155,14 +163,23 @@ class Dispatcher:
             task.cancel()  # the new policy is asked
         self._sorting += 1
         try:
-            for queue in self.queues:
-                for connection in list(queue.idle):
-                    self._dismiss(queue, connection)
-                if queue.epoch != self.queues.epoch:
-                    await self._sort(queue, self._renew(queue))
+            async for message in in_slices(self._outdated()):
+                if message is not None:
+                    self._sort(message)
         finally:
             self._sorting -= 1
         return self.admission.tell(self.around.clock.now())
+
+    def _outdated(self) -> Iterator[Message | None]:
+        """The messages of destinations that a configuration before has ruled; None between two of them."""
+        for queue in self.queues:
+            for connection in list(queue.idle):
+                self._dismiss(queue, connection)
+            if queue.epoch != self.queues.epoch:
+                yield from self._renew(queue)
+                self.queues.touch(queue, self.around.clock.now())
+            yield None
+        self._kick()
 
     def _renew(self, queue: Queue) -> list[Message]:
         """Give a destination the settings of the configuration that runs now. Its messages are taken out, for
@@ -172,13 +189,15 @@ class Dispatcher:
         queue.resume()
         return queue.drain_all()
 
-    async def _sort(self, queue: Queue, messages: list[Message]) -> None:
-        """Put messages of a destination into the queues that are theirs now."""
+    def _sort(self, message: Message) -> None:
+        """Put a message into the queue that is its own now."""
+        self.admission.place(message)
+        self.admission.held(message)
+        self.queues.submit(message, self.around.clock.now())
+
+    async def _sort_all(self, messages: list[Message]) -> None:
         async for message in in_slices(messages):
-            self.admission.place(message)
-            self.admission.held(message)
-            self.queues.submit(message, self.around.clock.now())
-        self.queues.touch(queue, self.around.clock.now())
+            self._sort(message)
         self._kick()
 
     async def stop(self, seconds: float) -> None:
@@ -294,7 +313,7 @@ class Dispatcher:
     def _serve(self, queue: Queue, now: float) -> None:
         """One turn of a destination."""
         if queue.epoch != self.queues.epoch:
-            self._spawn(self._sort(queue, self._renew(queue)))
+            self._spawn(self._sort_all(self._renew(queue)))
             return
         if isinstance(queue.key.ruling, ruling.Pending):
             self._ask(queue)

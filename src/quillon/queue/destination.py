@@ -12,7 +12,6 @@ same whatever else is queued.
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +20,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.mail.message import Message
+from quillon.queue.line import Line
 from quillon.queue.trail import Trail
 from quillon.queue.window import Window
 
@@ -42,14 +42,14 @@ def key_of(message: Message) -> Key:
     return Key(message.binding_group, message.binding, message.destination, message.via, message.ruling)
 
 
-class Line(Protocol):
+class Connection(Protocol):
     """A connection, as far as a queue cares."""
 
     @property
     def remote_ip(self) -> str: ...
 
 
-C = TypeVar("C", bound=Line)
+C = TypeVar("C", bound=Connection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,11 @@ class State(Enum):
 class Group:
     """Recipients of one batch. `trail` is set while they look for another host."""
 
-    messages: deque[Message]
+    messages: list[Message]
     trail: Trail | None = None
+
+
+_EMPTY: Line[Group] = Line()  # stands for a line that nothing is in, and is never written to
 
 
 class DestinationQueue(Generic[C]):
@@ -121,20 +124,22 @@ class DestinationQueue(Generic[C]):
         self.paused_until = 0.0
         self.why_paused = ""
         self.wakes_at = 0.0  # when `Queues` is to look at it again; 0: not at all
-        self._again: deque[Group] = deque()
-        self._first: deque[Group] = deque()
-        self._groups: deque[Group] = deque()
+        self._again: Line[Group] = _EMPTY  # lines of their own once there is something in them
+        self._first: Line[Group] = _EMPTY
+        self._groups: Line[Group] = Line()
         self._delayed: list[tuple[float, int, Message]] = []
 
     # messages -------------------------------------------------------------------------------------------------
 
     def add(self, message: Message) -> None:
         """A message that may leave now, to the end of its line."""
+        if message.priority and self._first is _EMPTY:
+            self._first = Line()
         line = self._first if message.priority else self._groups
         if line and line[-1].messages[-1].batch is message.batch:
             line[-1].messages.append(message)
         else:
-            line.append(Group(deque((message,))))
+            line.append(Group([message]))
         self.waiting += 1
 
     def delay(self, message: Message) -> None:
@@ -143,10 +148,15 @@ class DestinationQueue(Generic[C]):
 
     def put_back(self, messages: list[Message], trail: Trail | None = None) -> None:
         """Messages of one batch that were taken and have not been tried, or not at every host, go before the others."""
-        if messages:
-            line = self._again if trail is not None else self._first
-            line.appendleft(Group(deque(messages), trail))
-            self.waiting += len(messages)
+        if not messages:
+            return
+        if trail is not None:
+            self._again = Line() if self._again is _EMPTY else self._again
+            self._again.push(Group(messages, trail))
+        else:
+            self._first = Line() if self._first is _EMPTY else self._first
+            self._first.push(Group(messages))
+        self.waiting += len(messages)
 
     def promote(self, now: float, most: int) -> int:
         """Delayed messages whose time has come may leave, so many at most; how many did."""
@@ -165,13 +175,14 @@ class DestinationQueue(Generic[C]):
         line = self._first or self._groups
         return self._take_of(line, 0, limit) if line else ([], None)
 
-    def _take_of(self, line: deque[Group], index: int, limit: int) -> tuple[list[Message], Trail | None]:
+    def _take_of(self, line: Line[Group], index: int, limit: int) -> tuple[list[Message], Trail | None]:
         group = line[index]
         if limit and len(group.messages) > limit:
-            taken = [group.messages.popleft() for _ in range(limit)]
+            taken = group.messages[:limit]
+            del group.messages[:limit]
         else:
-            taken = list(group.messages)
-            del line[index]
+            taken = group.messages
+            line.remove(index)
         self.waiting -= len(taken)
         return taken, group.trail
 
@@ -181,7 +192,10 @@ class DestinationQueue(Generic[C]):
 
     def take_astray(self) -> list[Message]:
         """The first group that looks for another host: there is none for it."""
-        taken = list(self._again.popleft().messages) if self._again else []
+        if not self._again:
+            return []
+        taken = self._again[0].messages
+        self._again.remove(0)
         self.waiting -= len(taken)
         return taken
 
@@ -194,8 +208,8 @@ class DestinationQueue(Generic[C]):
     def drain(self) -> list[Message]:
         """All messages that may leave now are taken out, with those that look for another host."""
         found = [m for line in (self._again, self._first, self._groups) for group in line for m in group.messages]
-        for line in (self._again, self._first, self._groups):
-            line.clear()
+        self._again = self._first = _EMPTY
+        self._groups.clear()
         self.waiting = 0
         return found
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from quillon.mail.address import Mailbox
@@ -17,6 +20,7 @@ from quillon.mail.message import TLS_STRENGTH, VERIFY_STRENGTH, Batch, Message, 
 
 VERSION = 1  # of batches
 MESSAGE_VERSION = 4  # what 1 to 3 lack stands in _LACKING
+_NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 # what a layout lacks that the next one has: priority, context and refusal; the domain chosen and the demand; notices
 _LACKING: dict[int, list[Any]] = {1: [0, {}, ""], 2: ["", None], 3: [0]}
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode  # json.dumps would make one a call
@@ -56,8 +60,8 @@ def decode_batch(number: int, text: str, path: str) -> Batch:
         local, domain, ip, protocol, connection, pathway, group, received, size, eight_bit, conn, mess = rest
         return Batch(
             id=_id(number),
-            sender=Mailbox(_text(local), _text(domain)),
-            origin=Origin(_text(ip), _text(protocol), _id(connection), _text(pathway), _text(group)),
+            sender=_mailbox(_text(local), _name(domain)),
+            origin=_origin(_name(ip), _name(protocol), _id(connection), _name(pathway), _name(group)),
             received_at=_time(received),
             size=_count(size),
             body=None,
@@ -105,14 +109,14 @@ def decode_message(number: int, text: str, batch: Batch) -> Message:
         return Message(
             id=_id(number),
             batch=batch,
-            recipient=Mailbox(_text(local), _text(domain)),
-            binding_group=_text(group),
-            binding=_text(binding),
-            routing_domain=_text(routing),
-            via=_text(via),
+            recipient=Mailbox(_text(local), _name(domain)),
+            binding_group=_name(group),
+            binding=_name(binding),
+            routing_domain=_name(routing),
+            via=_name(via),
             tries=_count(tries),
             next_at=_time(next_at),
-            last_reply=_text(last_reply),
+            last_reply=_name(last_reply),
             priority=_count(priority),
             context=_texts(context),
             refused=_text(refused),
@@ -146,9 +150,28 @@ def _text(value: object) -> str:
     return value
 
 
-def _texts(value: object) -> dict[str, str]:
+def _name(value: object) -> str:
+    """A text that many records have, which is kept once."""
+    return sys.intern(_text(value))
+
+
+@lru_cache(maxsize=4096)
+def _mailbox(local: str, domain: str) -> Mailbox:
+    """One object for all messages of a sender."""
+    return Mailbox(local, domain)
+
+
+@lru_cache(maxsize=4096)
+def _origin(ip: str, protocol: str, connection: MessageId, pathway: str, group: str) -> Origin:
+    """One object for all messages of a connection."""
+    return Origin(ip, protocol, connection, pathway, group)
+
+
+def _texts(value: object) -> Mapping[str, str]:
     if not isinstance(value, dict):
         raise RecordError(f"{value!r:.80} is no context")
+    if not value:
+        return _NO_TEXTS
     return {_text(key): _text(text) for key, text in value.items()}
 
 

@@ -21,15 +21,15 @@ import secrets
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from quillon.mail.message import Batch, Message
-from quillon.spool.record import RecordError, decode_batch, decode_message, encode_batch, encode_message
+from quillon.spool.record import encode_batch, encode_message
+from quillon.spool.recovery import Aside, Recovery
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS batch(id INTEGER PRIMARY KEY, record TEXT NOT NULL, body BLOB, path TEXT NOT NULL);
@@ -76,6 +76,7 @@ class _Group:
     removed: list[int] = field(default_factory=list)
     removed_batches: list[int] = field(default_factory=list)
     dead_files: list[str] = field(default_factory=list)
+    aside: list[Aside] = field(default_factory=list)
 
     late: list[tuple[int, list[Message]]] = field(default_factory=list)  # to be encoded by the committer
 
@@ -85,7 +86,7 @@ class _Group:
     @property
     def changes(self) -> bool:
         """Whether there are updates or removals."""
-        return bool(self.updates or self.removed or self.removed_batches)
+        return bool(self.updates or self.removed or self.removed_batches or self.aside)
 
     def without_changes(self) -> _Group:
         """Take the inserts out into a group of their own."""
@@ -104,6 +105,8 @@ class Store:
         self._lock_file = -1
         self._identity = ""
         self._kept: set[int] = set()  # batches that an entry set aside still needs
+        self._recovery: Recovery | None = None  # as long as what was there is not read
+        self._fresh: set[int] = set()  # batches that came meanwhile
         self._group = _Group()
         self._busy = False  # a commit runs: nobody else may touch the connection
         self._scheduled = False
@@ -120,28 +123,28 @@ class Store:
 
     # start and stop -------------------------------------------------------------------------------------------
 
-    def open(self) -> list[Message]:
-        """Lock, open, and walk the spool: every message of an earlier life. Raises SpoolError."""
+    def open(self) -> None:
+        """Lock and open the spool; what it holds is read by `recovered` or `read`. Raises SpoolError."""
         try:
             (self.folder / "bodies").mkdir(mode=0o750, parents=True, exist_ok=True)
             self._lock()
             self._check_identity()
             with self._connect(create=True) as database:
                 self._identify(database)
-                messages = list(self._recover(database))
+                self._sweep_files(database)
+                aside = database.execute("SELECT batch FROM set_aside").fetchall()
+                self._kept.update(number for (number,) in aside)
             database.close()
-            self._sweep_files()
+            file = self.folder / "spool.db"
+            if aside:
+                self._report(f"spool: {len(aside)} entries that could not be read are set aside in {file}")
+            self._recovery = Recovery(self._connect(), str(file), self.body_file, self._report)
             os.chmod(self.folder / "spool.db", self._mode)
         except OSError as error:
             raise SpoolError(f"spool {self.folder}: {error.strerror}", may_heal=is_full(error)) from None
         except sqlite3.Error as error:
             text = f"spool {self.folder / 'spool.db'}: {error}; nothing was changed"
             raise SpoolError(text, may_heal=is_full(error)) from None
-        for message in messages:
-            message.batch.left = 0
-        for message in messages:
-            message.batch.left += 1
-        return messages
 
     def start(self) -> None:
         """Start the committer; called on the event loop that callbacks are to run on. Raises SpoolError."""
@@ -239,73 +242,49 @@ class Store:
             database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         return database
 
-    def _recover(self, database: sqlite3.Connection) -> Iterator[Message]:
-        """Every readable message; what cannot be read is set aside and named, never dropped."""
-        batches: dict[int, Batch] = {}
-        database.text_factory = bytes  # what is no UTF-8 is the matter of its row
-        for number, record, path, has_body in self._rows(database, "batch", "record, path, body IS NOT NULL"):
-            try:
-                name = _octets(path).decode("ascii", "replace")
-                if name and not BODY_NAME.fullmatch(name):
-                    raise RecordError(f"{name!r:.80} is no name of a body file")
-                if name and not self.body_file(name).exists():
-                    raise RecordError(f"its body file {name} is missing")
-                if not name and not has_body:
-                    raise RecordError("it has no body")
-                batches[number] = decode_batch(number, _record(record), name)
-            except RecordError as error:
-                self._set_aside(database, "batch", number, number, str(error))
-        used: set[int] = set()
-        self._kept.update(number for (number,) in database.execute("SELECT batch FROM set_aside"))
-        for number, batch_number, record in self._rows(database, "message", "batch, record"):
-            try:
-                batch = batches.get(batch_number)
-                if batch is None:
-                    raise RecordError("its batch is missing or unreadable")
-                message = decode_message(number, _record(record), batch)
-            except RecordError as error:
-                self._set_aside(database, "message", number, batch_number, str(error))
-                continue
-            finally:
-                used.add(batch_number)
-            yield message
-        for number in batches.keys() - used:
-            # all its messages are done, and none was set aside
-            database.execute("DELETE FROM batch WHERE id = ? AND id NOT IN (SELECT batch FROM set_aside)", (number,))
+    async def recovered(self) -> AsyncIterator[list[Message]]:
+        """The messages of an earlier life, in pieces, while new ones come: after `start`. They are read off the event
+        loop. Raises sqlite3.Error where the database cannot be read at all."""
+        assert self._loop is not None
+        assert self._recovery is not None
+        pieces = self._recovery.pieces()
+        with ThreadPoolExecutor(1, thread_name_prefix="spool-recover") as reader:
+            while (piece := await self._loop.run_in_executor(reader, next, pieces, None)) is not None:
+                for aside in piece.aside:
+                    self._name_aside(aside)
+                self._group.aside += piece.aside
+                self._group.removed_batches += [n for n in piece.orphans if n not in self._fresh]
+                if self._group:
+                    self._soon()
+                yield [message for message in piece.messages if message.batch.id.number not in self._fresh]
+        self._recovery = None
+        self._fresh.clear()
 
-    def _rows(self, database: sqlite3.Connection, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
-        """The rows of a table, each read by itself; one that the database itself cannot read is named and left."""
-        for (number,) in database.execute(f"SELECT id FROM {table}").fetchall():  # noqa: S608 - our names
-            try:
-                row = database.execute(f"SELECT {columns} FROM {table} WHERE id = ?", (number,)).fetchone()  # noqa: S608
-            except sqlite3.DatabaseError as error:
-                self._report(f"spool: {table} {number} in {self.folder / 'spool.db'} cannot be read: {error}")
-                continue
-            if row is not None:
-                yield (number, *row)
-
-    def _set_aside(self, database: sqlite3.Connection, kind: str, number: int, batch: int, why: str) -> None:
-        """Keep an entry that cannot be read, body and all, out of the way of those that can."""
-        self._kept.add(batch)
-        try:
-            database.execute(
-                "INSERT INTO set_aside SELECT ?1, ?2, ?3, record, ?4, datetime('now')"  # noqa: S608 - our names
-                f" FROM {kind} WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM set_aside WHERE id = ?1 AND kind = ?2)",
-                (number, kind, batch, why),
-            )
-            if kind == "message":
-                database.execute("DELETE FROM message WHERE id = ?", (number,))
-        except sqlite3.Error as error:
-            why = f"{why}; it stays where it is: {error}"  # a full disk: it is left alone for now
-        self._report(f"spool: {kind} {number} in {self.folder / 'spool.db'} is set aside: {why}")
-
-    def _sweep_files(self) -> None:
-        """Body files that no row names were never acknowledged: their commit did not happen."""
+    def read(self) -> list[Message]:
+        """As `recovered`, all at once, for a spool that nobody serves. Raises sqlite3.Error."""
+        assert self._recovery is not None
+        found: list[Message] = []
         with self._connect() as database:
-            named = {path for (path,) in database.execute("SELECT path FROM batch")}
+            for piece in self._recovery.pieces():
+                found += piece.messages
+                for aside in piece.aside:
+                    self._name_aside(aside)
+                    _set_aside(database, aside)
+                _delete(database, "batch", piece.orphans)
         database.close()
+        self._recovery = None
+        return found
+
+    def _name_aside(self, aside: Aside) -> None:
+        self._kept.add(aside.batch)
+        self._report(f"spool: {aside.kind} {aside.number} in {self.folder / 'spool.db'} is set aside: {aside.why}")
+
+    def _sweep_files(self, database: sqlite3.Connection) -> None:
+        """Body files that no row names were never acknowledged: their commit did not happen."""
         for file in (self.folder / "bodies").iterdir():
-            if file.name not in named:
+            number = int(file.name) if BODY_NAME.fullmatch(file.name) else -1
+            named = database.execute("SELECT 1 FROM batch WHERE id = ? AND path = ?", (number, file.name)).fetchone()
+            if named is None:
                 file.unlink()
 
     def adopt(self, other: Path) -> int:
@@ -371,6 +350,8 @@ class Store:
             group.new_files.append(batch.path)
         group.callbacks.append(done)
         batch.left = len(messages)
+        if self._recovery is not None:
+            self._fresh.add(number)
         self._soon()
 
     def update(self, message: Message) -> None:
@@ -491,6 +472,8 @@ class Store:
             _insert(database, "message", 3, group.messages)
             if group.updates:
                 database.executemany("UPDATE message SET record = ? WHERE id = ?", group.updates)
+            for aside in group.aside:
+                _set_aside(database, aside)
             _delete(database, "message", group.removed)
             _delete(database, "batch", group.removed_batches)
         except Exception as error:
@@ -634,6 +617,7 @@ class Store:
         self._group.removed[:0] = group.removed
         self._group.removed_batches[:0] = group.removed_batches
         self._group.dead_files[:0] = group.dead_files
+        self._group.aside[:0] = group.aside
 
 
 def is_full(error: BaseException) -> bool:
@@ -644,16 +628,16 @@ def is_full(error: BaseException) -> bool:
     return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY) or "full" in str(error)
 
 
-def _octets(value: object) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
-
-
-def _record(value: object) -> str:
-    """The text of a record. Raises RecordError."""
-    try:
-        return _octets(value).decode("utf-8")
-    except UnicodeDecodeError:
-        raise RecordError("it is no UTF-8") from None
+def _set_aside(database: sqlite3.Connection, aside: Aside) -> None:
+    """Keep an entry that cannot be read, body and all, out of the way of those that can."""
+    kind, number, batch, why = aside
+    database.execute(
+        "INSERT INTO set_aside SELECT ?1, ?2, ?3, record, ?4, datetime('now')"  # noqa: S608 - our names
+        f" FROM {kind} WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM set_aside WHERE id = ?1 AND kind = ?2)",
+        (number, kind, batch, why),
+    )
+    if kind == "message":
+        database.execute("DELETE FROM message WHERE id = ?", (number,))
 
 
 def _call_all(loop: asyncio.AbstractEventLoop, callbacks: list[Done], error: Exception | None) -> None:

@@ -1,0 +1,168 @@
+"""Reads the messages of an earlier life out of a spool, in pieces, while the server takes new mail already.
+
+What was there when the spool was opened is read in the order of the ids, which is that of the time. A row that cannot
+be read is set aside and named, never dropped; one that the database itself cannot read is named and left. The reader
+has a connection of its own and may run on any thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from quillon.mail.message import Batch, Message
+from quillon.spool.record import RecordError, decode_batch, decode_message
+
+PIECE = 2000  # messages
+_ROWS = """
+SELECT m.id, m.batch, m.record, b.record, b.path, b.body IS NOT NULL
+FROM message m LEFT JOIN batch b ON b.id = m.batch WHERE m.id > ? AND m.id <= ? ORDER BY m.id LIMIT ?
+"""
+_ROW = _ROWS.replace("m.id > ? AND m.id <= ? ORDER BY m.id LIMIT ?", "m.id = ?")
+# batches without a message that are not kept for an entry set aside
+_ORPHANS = "SELECT id FROM batch WHERE id <= ? EXCEPT SELECT batch FROM message EXCEPT SELECT batch FROM set_aside"
+
+
+class Aside(NamedTuple):
+    """An entry that cannot be read: `message` or `batch`, its id, that of its batch, and why."""
+
+    kind: str
+    number: int
+    batch: int
+    why: str
+
+
+@dataclass(slots=True)
+class Piece:
+    """Some of the messages, what is to be set aside, and batches that nobody needs any more."""
+
+    messages: list[Message] = field(default_factory=list)
+    aside: list[Aside] = field(default_factory=list)
+    orphans: list[int] = field(default_factory=list)
+
+
+class Recovery:
+    """`database` is for this reader alone. `body_file` finds the file of a large body, `report` gets lines of rows that
+    the database cannot read."""
+
+    def __init__(
+        self, database: sqlite3.Connection, name: str, body_file: Callable[[str], Path], report: Callable[[str], None]
+    ) -> None:
+        self._database = database
+        self._name = name
+        self._body_file = body_file
+        self._report = report
+        self._last = _number(database, "SELECT max(id) FROM message")
+        self._last_batch = _number(database, "SELECT max(id) FROM batch")
+        database.text_factory = bytes  # what is no UTF-8 is the matter of its row
+
+    def pieces(self) -> Iterator[Piece]:
+        """All that was there when this was made. Raises sqlite3.Error where the whole database is at fault."""
+        shared = dict(
+            self._database.execute(
+                "SELECT batch, count(*) FROM message WHERE id <= ? GROUP BY batch HAVING count(*) > 1", (self._last,)
+            )
+        )
+        open_batches: dict[int, tuple[Batch, int]] = {}  # those with messages to come
+        after = 0
+        while True:
+            rows, after = self._next(after)
+            if not rows:
+                break
+            piece = Piece()
+            for row in rows:
+                self._take(row, shared, open_batches, piece)
+            yield piece
+        yield Piece(orphans=[n for (n,) in self._database.execute(_ORPHANS, (self._last_batch,))])
+        self._database.close()
+
+    def _take(
+        self, row: tuple[Any, ...], shared: dict[int, int], open_batches: dict[int, tuple[Batch, int]], piece: Piece
+    ) -> None:
+        number, batch_number, record, batch_record, path, has_body = row
+        known = open_batches.get(batch_number)
+        try:
+            if known is None:
+                known = self._batch(batch_number, batch_record, path, has_body), 0
+            batch, taken = known
+            count = shared.get(batch_number, 1)
+            batch.left = count
+            if taken + 1 < count:
+                open_batches[batch_number] = (batch, taken + 1)
+            else:
+                open_batches.pop(batch_number, None)
+            piece.messages.append(decode_message(number, _text(record), batch))
+        except _BatchError as error:
+            piece.aside.append(Aside("batch", batch_number, batch_number, str(error)))
+            piece.aside.append(Aside("message", number, batch_number, "its batch is missing or unreadable"))
+        except RecordError as error:
+            if known is not None:
+                known[0].left -= 1
+                shared[batch_number] = shared.get(batch_number, 1) - 1
+            piece.aside.append(Aside("message", number, batch_number, str(error)))
+
+    def _batch(self, number: int, record: object, path: object, has_body: object) -> Batch:
+        """Raises _BatchError."""
+        try:
+            if record is None:
+                raise RecordError("it is missing")
+            name = _octets(path).decode("ascii", "replace")
+            try:
+                found = not name or self._body_file(name).exists()
+            except OSError:
+                raise RecordError(f"{name!r:.80} is no name of a body file") from None
+            if not found:
+                raise RecordError(f"its body file {name} is missing")
+            if not name and not has_body:
+                raise RecordError("it has no body")
+            return decode_batch(number, _text(record), name)
+        except RecordError as error:
+            raise _BatchError(str(error)) from None
+
+    def _next(self, after: int) -> tuple[list[tuple[Any, ...]], int]:
+        """The next rows, and where to go on."""
+        try:
+            rows = self._database.execute(_ROWS, (after, self._last, PIECE)).fetchall()
+            return rows, rows[-1][0] if rows else after
+        except sqlite3.DatabaseError:
+            return self._one_by_one(after)
+
+    def _one_by_one(self, after: int) -> tuple[list[tuple[Any, ...]], int]:
+        """As `_next` where a row, or a page, is broken: what can be read of it."""
+        ids = "SELECT id FROM message WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
+        rows = []
+        for (number,) in self._database.execute(ids, (after, self._last, PIECE)).fetchall():
+            after = number
+            try:
+                row = self._database.execute(_ROW, (number,)).fetchone()
+            except sqlite3.DatabaseError as error:
+                self._report(f"spool: message {number} in {self._name} cannot be read: {error}")
+                continue
+            if row is not None:
+                rows.append(row)
+        if not rows and after:
+            return ([], after) if after >= self._last else self._next(after)
+        return rows, after
+
+
+class _BatchError(Exception):
+    """A batch cannot be read."""
+
+
+def _number(database: sqlite3.Connection, query: str) -> int:
+    return database.execute(query).fetchone()[0] or 0
+
+
+def _octets(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
+
+
+def _text(value: object) -> str:
+    """The text of a record. Raises RecordError."""
+    try:
+        return _octets(value).decode("utf-8")
+    except UnicodeDecodeError:
+        raise RecordError("it is no UTF-8") from None
