@@ -68,6 +68,7 @@ class FakeConnection:
         self.usable = True
         self.exhausted = False
         self.takes_eight_bit = True
+        self.since = world.clock.now()
         self.delivered = 0
         self._resting: asyncio.TimerHandle | None = None
 
@@ -172,6 +173,8 @@ class World:
     peers: dict[str, Peer]
     routes: dict[str, list[str]]
     events: list[Event] = field(default_factory=list)
+    workers: int = 1
+    said: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.clock = VirtualClock(self.loop)
@@ -185,7 +188,8 @@ class World:
             bouncer=self.bouncer,  # type: ignore[arg-type]
             around=Surroundings(self.clock, None, None, hooks),  # type: ignore[arg-type]
             hostname="mx.quillon.test",
-            share=Share(1),
+            share=Share(self.workers),
+            say=self.said.append,
             log=self.events.append,
             connect=lambda *args, **kw: FakeConnection(self, *args, **kw),  # type: ignore[arg-type]
         )
@@ -212,14 +216,18 @@ class World:
 
 
 def simulate(
-    main: Callable[[World], Any], peers: dict[str, Peer], routes: dict[str, list[str]], config: str = ""
+    main: Callable[[World], Any],
+    peers: dict[str, Peer],
+    routes: dict[str, list[str]],
+    config: str = "",
+    workers: int = 1,
 ) -> World:
     """Run `main` in a world of such hosts."""
     loaded = _config("Retry_Spread = 0\n" + config)
     worlds: list[World] = []
 
     async def work(loop: VirtualLoop) -> None:
-        worlds.append(World(loop, loaded, peers, routes))
+        worlds.append(World(loop, loaded, peers, routes, workers=workers))
         await main(worlds[0])
         await worlds[0].dispatcher.stop(5.0)
 

@@ -24,6 +24,7 @@ from quillon.app import compose, worker
 from quillon.app.channel import Channel
 from quillon.app.child import forked
 from quillon.app.console import ERROR, Console
+from quillon.app.leases import Leases, Word
 from quillon.app.notify import notify, reloading
 from quillon.app.privileges import Identity, PrivilegeError, become, identity, make_folder
 from quillon.app.rehearsal import Rehearsal
@@ -93,6 +94,7 @@ class Supervisor:
         self._told: list[Told] = []  # who is to hear what comes of it
         self._asked: list[Told] = []  # who has asked for a reload since it began
         self._round = _Round()
+        self._leases = Leases()
         self._deaths: dict[int, int] = {}  # of a worker in a row, soon after its start
         self._status = 0
         self._signals: list[int] = []
@@ -373,6 +375,10 @@ class Supervisor:
             for other in self._children.values():
                 if other is not child:
                     other.channel.send({"do": "guessed", "client": message["client"]}, wait=False)
+        elif message["event"] == "lease":
+            self._lend(self._leases.ask(child.pid, message["name"], message["most"]))
+        elif message["event"] == "lease back":
+            self._lend(self._leases.give_back(child.pid, message["name"]))
         elif message["event"] in ("refused", "reloaded"):
             self._answered(child, message)
         elif message["event"] == "failed":
@@ -380,6 +386,14 @@ class Supervisor:
             if not self._announced and not message["waits"]:
                 self._status = 1
                 self._stop()
+
+    def _lend(self, words: list[Word]) -> None:
+        """Tell workers of leases. One that cannot be told does not have it."""
+        for pid, do, name in words:
+            child = self._children.get(pid)
+            told = child is not None and child.channel.send({"do": do, "name": name}, wait=False)
+            if not told and do == "leased":
+                self._lend(self._leases.give_back(pid, name))
 
     def _answered(self, child: _Child, message: dict[str, Any]) -> None:
         """A worker says what came of a reload."""
@@ -414,6 +428,7 @@ class Supervisor:
                 self._heard_last(child)
             child.channel.close()
             self._console.gone(pid)
+            self._lend(self._leases.gone(pid))
             if self._stopping:
                 continue
             code = os.waitstatus_to_exitcode(raw)

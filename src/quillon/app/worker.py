@@ -170,6 +170,7 @@ class Worker:
             hostname=self._hostname,
             share=Share(self._count),
             log=self.log,
+            say=self._channel.send,
         )
         self._desk = self._new_desk(config, self._policies)
 
@@ -299,6 +300,10 @@ class Worker:
                 self._answer(message["id"], message["command"])
         elif message["do"] == "reopen":
             self._reopen()
+        elif message["do"] == "leased":
+            self._dispatcher.leased(message["name"])
+        elif message["do"] == "wanted":
+            self._dispatcher.wanted(message["name"])
         elif message["do"] == "guessed":
             self._guesses.heard(message["client"])
 

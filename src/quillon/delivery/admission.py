@@ -35,10 +35,14 @@ class _Place(NamedTuple):
 
 
 class Admission:
-    """`connections` gives a worker's share of a limit; `log` takes events."""
+    """`connections` splits a limit of the node, as `limit.split` does; `log` takes events."""
 
     def __init__(
-        self, config: Config, hooks: TlsHooks, connections: Callable[[int], int], log: Callable[[Event], None]
+        self,
+        config: Config,
+        hooks: TlsHooks,
+        connections: Callable[[int], tuple[int, int]],
+        log: Callable[[Event], None],
     ):
         self._connections = connections
         self._log = log
@@ -70,8 +74,8 @@ class Admission:
         if found is None or found.settings is not settings or found.tls is not tls:
             if len(self._rules) >= _MOST:
                 self._rules.clear()
-            connections = self._connections(settings.max_outbound_connections)
-            found = self._rules[name] = Rules(settings, tls, connections, suspended)
+            own, spare = self._connections(settings.max_outbound_connections)
+            found = self._rules[name] = Rules(settings, tls, own, suspended, spare)
         return found
 
     # the place of a message -----------------------------------------------------------------------------------

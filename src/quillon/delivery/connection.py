@@ -109,6 +109,7 @@ class Connection:
         self.verdict: Verdict | None = None
         self.offered = False
         self.delivered = 0
+        self.since = around.clock.now()
         self.deadline = 0.0
         self.is_open = False
         self.host: Host | None = None

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from quillon.config.model import Config
@@ -25,6 +26,7 @@ from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import Connection, Sent, Surroundings
 from quillon.delivery.host_memory import HostMemory
 from quillon.delivery.hosts import HostFinder
+from quillon.delivery.lessee import Lessee
 from quillon.delivery.opener import Nothing, Opener, Ready, Wait
 from quillon.delivery.settlement import Settlement
 from quillon.mail import reply as replies
@@ -36,6 +38,7 @@ from quillon.net.turns import SHARE, in_slices
 from quillon.policy.tls import TlsHooks
 from quillon.queue import retry
 from quillon.queue.destination import DestinationQueue, Key, key_of
+from quillon.queue.limit import UNLIMITED, Limit, split
 from quillon.queue.ready import Queues
 from quillon.queue.throttle import Bucket
 from quillon.queue.trail import Failed, Trail
@@ -44,9 +47,9 @@ from quillon.smtp.client import Login
 from quillon.spool.store import Store
 from quillon.tls.context import Contexts
 
-UNLIMITED = 2**31
 ASKED_AT_ONCE = 100  # messages that are out of their queue while a policy is asked about them
 PATIENCE = 60.0  # seconds that a policy may take for one of them
+TURN = 2.0  # seconds for which a connection is kept although others wait for its place
 LONGEST_SLEEP = 3600.0  # seconds after which the timer looks again, whatever it was set to
 
 Queue = DestinationQueue[Connection]
@@ -59,8 +62,12 @@ class Share:
     workers: int = 1
 
     def of(self, limit: int) -> int:
-        """0 and -1 stand for no limit."""
+        """At least one; 0 and -1 stand for no limit."""
         return share(max(limit, 0), self.workers) or UNLIMITED
+
+    def split(self, limit: int) -> tuple[int, int]:
+        """What is certain, and what is on lease for all workers."""
+        return split(limit, self.workers)
 
 
 @dataclass
@@ -76,6 +83,7 @@ class Dispatcher:
     hostname: str
     share: Share
     log: Callable[[Event], None]
+    say: Callable[[dict[str, Any]], object] = lambda _: None  # to the node
     connect: Callable[..., Connection] = Connection
     memory: HostMemory = field(default_factory=HostMemory)
     _of: dict[Connection, Queue] = field(default_factory=dict)  # whose connection it is, as long as it stands
@@ -90,8 +98,11 @@ class Dispatcher:
     _timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
-        self.admission = Admission(self.config, self.around.hooks, self.share.of, self.log)
-        self.queues: Queues[Connection] = Queues(self.admission.rules, self._total())
+        self.lessee = Lessee(self.say)
+        self.admission = Admission(self.config, self.around.hooks, self.share.split, self.log)
+        self.queues: Queues[Connection] = Queues(
+            self.admission.rules, self._total(), self.lessee.ask, self.lessee.released
+        )
         self.opener = Opener(
             self.config,
             self.finder,
@@ -99,7 +110,7 @@ class Dispatcher:
             self.memory,
             self._freed,
             self,
-            self.share.of,
+            self.share.split,
             self.log,
             self.connect,
         )
@@ -418,7 +429,10 @@ class Dispatcher:
     def _wait(self, queue: Queue, wait: Wait) -> None:
         queue.pause(wait.until, wait.why)
         if wait.host:
-            self.memory.wait(wait.host, queue)
+            limit = self.memory.limit(wait.host)
+            limit.held[queue] = None
+            if limit.wants:
+                self.lessee.ask(limit)
 
     def _nothing(self, queue: Queue, nothing: Nothing) -> None:
         """No connection came about. Where others stand or are on their way, only this one is refused; else all mail of
@@ -427,11 +441,11 @@ class Dispatcher:
             for message in queue.take_astray():
                 self.settlement.settle(message, nothing.outcome, nothing.facts, nothing.host, nothing.local_ip)
             return
-        others = queue.standing + queue.connecting - 1
+        others = queue.site.limit.used - 1
         if others and not isinstance(nothing.outcome, PermanentFailure):
-            queue.window.refused(others, self.around.clock.now())
+            queue.site.window.refused(others, self.around.clock.now())
             return
-        queue.window.failed()
+        queue.site.window.failed()
         self._fail_site(queue, nothing)
 
     def _fail_site(self, queue: Queue, nothing: Nothing) -> None:
@@ -445,11 +459,45 @@ class Dispatcher:
 
     def _freed(self, host: str, ip: str = "") -> None:
         """A connection to a host is gone: whoever waits for one may try."""
-        queue = self.memory.closed(host, ip)
-        if queue is not None:
-            queue.resume()
-            self.queues.touch(queue, self.around.clock.now())
-            self._kick()
+        limit = self.memory.closed(host, ip)
+        self.lessee.released(limit)
+        self._try_held(limit, 1)
+
+    def _try_held(self, limit: Limit, count: int) -> None:
+        """Let so many of those that wait for a place try."""
+        now = self.around.clock.now()
+        for queue in list(islice(limit.held, count)):
+            if queue.site.limit is not limit:  # a host's: it waits by a pause
+                del limit.held[queue]
+                queue.resume()
+            self.queues.touch(queue, now)
+        self._kick()
+
+    def leased(self, name: str) -> None:
+        """The node lets one more connection stand."""
+        limit = self.lessee.leased(name)
+        if limit is not None:
+            self._try_held(limit, len(limit.held))
+
+    def wanted(self, name: str) -> None:
+        """Another worker waits for a connection of this name: one that is idle ends now, others when they have had
+        their turn."""
+        limit = self.lessee.wanted(name)
+        if limit is None:
+            return
+        for connection, queue in list(self._of.items()):
+            its = (queue.site.limit, self.memory.limit(connection.host_name))
+            if connection in queue.idle and limit in its:
+                self._dismiss(queue, connection)
+                return
+
+    def _gives_way(self, connection: Connection, queue: Queue, now: float) -> bool:
+        """Whether a connection has had its turn and others wait for its place."""
+        if not connection.delivered or now - connection.since < TURN:
+            return False
+        own, host = queue.site.limit, self.memory.limit(connection.host_name)
+        others = len(own.held) > (queue in own.held) and queue.full
+        return bool(others or own.wanted or host.wanted or host.held)
 
     def _ehlo_name(self, queue: Queue) -> str:
         name = queue.rules.settings.ehlo_hostname
@@ -476,6 +524,7 @@ class Dispatcher:
         """Give a connection its next messages, or let it rest or end."""
         rules = queue.rules
         unfit = connection.exhausted or connection.tls != rules.tls or not connection.usable
+        unfit = unfit or self._gives_way(connection, queue, now)
         unfit = unfit or queue.epoch != self.queues.epoch or _identity(connection.settings) != _identity(rules.settings)
         if self._stopping or unfit or rules.suspended:
             connection.quit()
@@ -560,11 +609,11 @@ class Dispatcher:
                 elsewhere.append((message, outcome))
                 continue
             if isinstance(outcome, Delivered) and queue is not None:
-                queue.window.succeeded(now, queue.rules.connections)
+                queue.site.window.succeeded(now, queue.rules.connections + queue.rules.spare)
             self.settlement.settle(message, outcome, connection.facts, connection.host_name, connection.local_ip)
         self._return(sent.untried, trail)
         if sent.refused and queue is not None and connection.host is not None:
-            queue.window.failed()
+            queue.site.window.failed()
             self.memory.rest(connection.host, queue.rules.settings.host_failure_retry, now)
         for outcome in dict.fromkeys(outcome for _, outcome in elsewhere):
             failed = Failed(outcome, connection.facts, connection.host_name, connection.local_ip)

@@ -3,11 +3,11 @@ once, and how many connections stand to them. Pure: `now` comes in."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Hashable
-from typing import Any
 
 from quillon.delivery.route import Host
+from quillon.queue.limit import Limit
 
 MOST = 4096  # hosts that something is known of before what is over is dropped
 RECIPIENTS_SECONDS = 3600.0  # for which a host's limit of recipients is believed
@@ -19,9 +19,8 @@ class HostMemory:
     def __init__(self) -> None:
         self._resting: dict[tuple[str, int, Hashable], float] = {}
         self._recipients: dict[str, tuple[int, float]] = {}
-        self._count: Counter[str] = Counter()
+        self._limits: dict[str, Limit] = {}
         self._standing: Counter[str] = Counter()
-        self._waiting: dict[str, deque[Any]] = {}
 
     def forget_rests(self) -> None:
         """Every host may be tried again."""
@@ -53,36 +52,31 @@ class HostMemory:
 
     # connections ----------------------------------------------------------------------------------------------
 
-    def count(self, name: str) -> int:
-        """Connections to a host that stand or are being opened."""
-        return self._count[name]
+    def limit(self, name: str) -> Limit:
+        """How many connections there may be to a host of a name; made if it is new, and forgotten with the last."""
+        found = self._limits.get(name)
+        if found is None:
+            found = self._limits[name] = Limit(f"host {name}")
+        return found
 
     def stands(self, ip: str) -> bool:
         """Whether a connection to an address stands."""
         return ip in self._standing
 
     def opening(self, name: str) -> None:
-        self._count[name] += 1
+        self.limit(name).used += 1
 
     def opened(self, ip: str) -> None:
         self._standing[ip] += 1
 
-    def closed(self, name: str, ip: str = "") -> Any | None:
-        """A connection is gone, `ip` is given if it stood: who has waited longest for it, if anybody has."""
-        for counter, key in ((self._count, name), (self._standing, ip)):
-            counter[key] -= 1
-            if counter[key] <= 0:
-                del counter[key]
-        waiting = self._waiting.get(name)
-        if not waiting:
-            return None
-        first = waiting.popleft()
-        if not waiting:
-            del self._waiting[name]
-        return first
-
-    def wait(self, name: str, waiter: object) -> None:
-        """Have `closed` give this one when a connection to a host is gone."""
-        waiting = self._waiting.setdefault(name, deque())
-        if waiter not in waiting:
-            waiting.append(waiter)
+    def closed(self, name: str, ip: str = "") -> Limit:
+        """A connection is gone; `ip` is given if it stood."""
+        if ip:
+            self._standing[ip] -= 1
+            if not self._standing[ip]:
+                del self._standing[ip]
+        limit = self.limit(name)
+        limit.used -= 1
+        if not limit.used and not limit.held and not limit.leases and not limit.asked:
+            del self._limits[name]
+        return limit

@@ -54,8 +54,8 @@ Opening = Ready | Wait | Nothing
 
 
 class Opener:
-    """`share` gives a worker's part of a limit of the node; `freed` is told the name of a host that a connection did
-    not come about with. `connect` makes a connection."""
+    """`share` splits a limit of the node, as `limit.split` does; `freed` is told the name of a host that a connection
+    did not come about with. `connect` makes a connection."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Opener:
         memory: HostMemory,
         freed: Callable[[str], None],
         owner: Owner,
-        share: Callable[[int], int],
+        share: Callable[[int], tuple[int, int]],
         log: Callable[[Event], None],
         connect: Callable[..., Connection] = Connection,
     ) -> None:
@@ -148,8 +148,12 @@ class Opener:
 
     def has_room(self, host: Host) -> bool:
         """Whether a Host stanza lets one more connection to it stand."""
-        limit = self.config.host_connections(host.name)
-        return limit < 0 or self._memory.count(host.name) < self._share(limit)
+        configured = self.config.host_connections(host.name)
+        if configured < 0:
+            return True
+        limit = self._memory.limit(host.name)
+        limit.rule(*self._share(configured))
+        return limit.used < limit.most
 
     def _note(self, key: Key, rules: Rules, host: Host, obstructed: Obstructed) -> None:
         """Let a host that failed rest: for this destination alone where TLS was tried, which may be at fault."""

@@ -20,6 +20,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.mail.message import Message
+from quillon.queue.limit import Limit
 from quillon.queue.line import Line
 from quillon.queue.trail import Trail
 from quillon.queue.window import Window
@@ -54,13 +55,27 @@ C = TypeVar("C", bound=Connection)
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the configuration says of a destination: its settings, connections of this worker, and whether nothing
-    leaves. Destinations that the same stanzas rule share one object."""
+    """What the configuration says of a destination: its settings, connections of this worker (a share of its own, and
+    how many there are on lease, see `limit`), and whether nothing leaves. Destinations that the same stanzas rule share
+    one object."""
 
     settings: DeliverySettings
     tls: OutboundTls
     connections: int
     suspended: bool
+    spare: int = 0
+
+
+class Site:
+    """What all queues of one binding and domain have in common, whatever TLS or AUTH their messages have: how many
+    connections there may be."""
+
+    __slots__ = ("limit", "queues", "window")
+
+    def __init__(self, name: str, window: Window) -> None:
+        self.limit = Limit(name)
+        self.window = window
+        self.queues = 0
 
 
 class State(Enum):
@@ -104,21 +119,21 @@ class DestinationQueue(Generic[C]):
         "paused_until",
         "rules",
         "silent_until",
+        "site",
         "waiting",
         "wakes_at",
         "why_paused",
-        "window",
     )
 
-    def __init__(self, key: Key, rules: Rules, epoch: int) -> None:
+    def __init__(self, key: Key, rules: Rules, epoch: int, site: Site) -> None:
         self.key = key
-        self.rules = rules
+        self.site = site
         self.epoch = epoch
+        self.rule(rules)
         self.waiting = 0
         self.connecting = 0
         self.busy = 0
         self.idle: list[C] = []
-        self.window = Window(whole=rules.connections if _at_once(rules) else 0)
         self.granted: dict[str, float] = {}  # throttles whose turn at a time is this destination's
         self.silent_until = 0.0
         self.paused_until = 0.0
@@ -128,6 +143,11 @@ class DestinationQueue(Generic[C]):
         self._first: Line[Group] = _EMPTY
         self._groups: Line[Group] = Line()
         self._delayed: list[tuple[float, int, Message]] = []
+
+    def rule(self, rules: Rules) -> None:
+        """Other settings."""
+        self.rules = rules
+        self.site.limit.rule(rules.connections, rules.spare)
 
     # messages -------------------------------------------------------------------------------------------------
 
@@ -263,12 +283,12 @@ class DestinationQueue(Generic[C]):
     @property
     def full(self) -> bool:
         """Whether no further connection may be opened; an idle one that does not fit may give its place away."""
-        return self.standing + self.connecting >= self.allowed
+        return self.site.limit.used >= self.allowed
 
     @property
     def allowed(self) -> int:
-        """Connections that may stand or be opened."""
-        return self.window.allowed(self.rules.connections)
+        """Connections that may stand or be opened, by all queues of the site."""
+        return self.site.window.allowed(self.site.limit.most)
 
     def pause(self, until: float, why: str, *, messages: bool = False) -> None:
         """Open no connection before a time; with `messages` send nothing over those that stand either."""
@@ -294,5 +314,8 @@ class DestinationQueue(Generic[C]):
         return not (self.waiting or self._delayed or self.busy or self.connecting or self.idle)
 
 
-def _at_once(rules: Rules) -> bool:
-    return rules.settings.connection_allocation_aggressiveness == "high"
+def site_of(key: Key, rules: Rules) -> Site:
+    """A site for queues of this binding and domain."""
+    at_once = rules.settings.connection_allocation_aggressiveness == "high"
+    name = f"{key.binding_group}/{key.binding}/{key.domain}"
+    return Site(name, Window(whole=rules.connections + rules.spare if at_once else 0))

@@ -17,15 +17,26 @@ from collections.abc import Callable, Iterator
 from typing import Generic
 
 from quillon.mail.message import Message
-from quillon.queue.destination import C, DestinationQueue, Key, Rules, State, key_of
+from quillon.queue.destination import C, DestinationQueue, Key, Rules, Site, State, key_of, site_of
+from quillon.queue.limit import UNLIMITED, Limit
 
 AT_ONCE = 1000  # messages that become due in one call
 
 
 class Queues(Generic[C]):
-    """`rules` tells what the configuration says of a destination; `total` is the most connections of this worker."""
+    """`rules` tells what the configuration says of a destination; `total` is the most connections of this worker.
+    `at_limit` is told of a limit that a lease would help, `released` of one that has a place free."""
 
-    def __init__(self, rules: Callable[[Key], Rules], total: int) -> None:
+    def __init__(
+        self,
+        rules: Callable[[Key], Rules],
+        total: int,
+        at_limit: Callable[[Limit], None] = lambda _: None,
+        released: Callable[[Limit], None] = lambda _: None,
+    ) -> None:
+        self._at_limit = at_limit
+        self._released = released
+        self._sites: dict[tuple[str, str, str], Site] = {}
         self.epoch = 0  # counts configurations: a destination of an older one is renewed before it acts
         self.opened = 0  # connections that stand or are being opened
         self._rules = rules
@@ -42,7 +53,12 @@ class Queues(Generic[C]):
         """The destination of a key, made if it is new."""
         found = self._queues.get(key)
         if found is None:
-            found = self._queues[key] = DestinationQueue(key, self._rules(key), self.epoch)
+            rules = self._rules(key)
+            site = self._sites.get(key[:3])
+            if site is None:
+                site = self._sites[key[:3]] = site_of(key, rules)
+            site.queues += 1
+            found = self._queues[key] = DestinationQueue(key, rules, self.epoch, site)
         return found
 
     def __iter__(self) -> Iterator[DestinationQueue[C]]:
@@ -84,6 +100,13 @@ class Queues(Generic[C]):
                 self._crowded[queue] = None
             else:
                 self._crowded.pop(queue, None)
+        limit = queue.site.limit
+        if state is State.AT_LIMIT and queue.full:
+            limit.held[queue] = None
+            if limit.wants and queue.site.window.allowed(UNLIMITED) > limit.most:
+                self._at_limit(limit)
+        elif limit.held:
+            limit.held.pop(queue, None)
         due = queue.due(now)
         if due and (not queue.wakes_at or due < queue.wakes_at):
             queue.wakes_at = due
@@ -102,6 +125,10 @@ class Queues(Generic[C]):
         """Nothing waits here any more."""
         if self._queues.get(queue.key) is queue:
             del self._queues[queue.key]
+            queue.site.queues -= 1
+            if not queue.site.queues:
+                del self._sites[queue.key[:3]]
+        queue.site.limit.held.pop(queue, None)
         self._ready.pop(queue, None)
         self._crowded.pop(queue, None)
 
@@ -147,6 +174,7 @@ class Queues(Generic[C]):
     def opening(self, queue: DestinationQueue[C]) -> None:
         """A connection is being opened."""
         queue.connecting += 1
+        queue.site.limit.used += 1
         self.opened += 1
 
     def connected(self, queue: DestinationQueue[C]) -> None:
@@ -180,6 +208,12 @@ class Queues(Generic[C]):
 
     def _freed(self, queue: DestinationQueue[C], now: float) -> None:
         self.opened -= 1
+        limit = queue.site.limit
+        limit.used -= 1
+        self._released(limit)
+        first = next(iter(limit.held), None)
+        if first is not None and first is not queue:
+            self.touch(first, now)  # it has waited while this one had its turns
         self.touch(queue, now)
         if self._crowded and self.opened < self._total:
             waiting = next(iter(self._crowded))

@@ -13,7 +13,7 @@ REFUSED_SECONDS = 60.0  # for which a window stays where a host has refused a fu
 
 
 class Window:
-    """`limit` is the most that the configuration allows; the window never is below one."""
+    """`limit` is the most that the configuration allows; the window itself never is below one."""
 
     __slots__ = ("_held_until", "_size", "_steady")
 
@@ -25,7 +25,7 @@ class Window:
 
     def allowed(self, limit: int) -> int:
         """Connections that may stand or be opened."""
-        return max(min(int(self._size), limit), 1)
+        return min(int(self._size), limit)
 
     def succeeded(self, now: float, limit: int) -> None:
         """A message was delivered."""

@@ -1,0 +1,55 @@
+"""Asks the node for connections beyond this worker's share, and gives them back. The other end is `app/leases.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from quillon.queue.limit import Limit
+
+
+class Lessee:
+    """`send` takes what is to be said to the node."""
+
+    def __init__(self, send: Callable[[dict[str, Any]], object]) -> None:
+        self._send = send
+        self._limits: dict[str, Limit] = {}  # those that have a lease, or have asked for one
+
+    def ask(self, limit: Limit) -> None:
+        """One connection more is wanted."""
+        limit.asked = True
+        self._limits[limit.name] = limit
+        self._send({"event": "lease", "name": limit.name, "most": limit.spare})
+
+    def leased(self, name: str) -> Limit | None:
+        """A lease has come: the limit that it is for, if it is still wanted."""
+        limit = self._limits.get(name)
+        if limit is None:
+            self._send({"event": "lease back", "name": name})
+            return None
+        limit.asked = False
+        limit.leases += 1
+        if not limit.held:
+            self._give_back(limit)
+        return limit
+
+    def wanted(self, name: str) -> Limit | None:
+        """Another worker waits for a lease of this name: the limit, if none of its leases is idle."""
+        limit = self._limits.get(name)
+        if limit is None or not limit.leases:
+            return None
+        limit.wanted = True
+        self.released(limit)
+        return limit if limit.wanted else None
+
+    def released(self, limit: Limit) -> None:
+        """A connection is gone: give its lease back where nobody here needs it, or another worker waits."""
+        if limit.idle_lease and (limit.wanted or not limit.held):
+            self._give_back(limit)
+
+    def _give_back(self, limit: Limit) -> None:
+        limit.leases -= 1
+        limit.wanted = False
+        self._send({"event": "lease back", "name": limit.name})
+        if not limit.leases and not limit.asked:
+            self._limits.pop(limit.name, None)

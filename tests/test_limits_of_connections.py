@@ -1,0 +1,139 @@
+"""Limits of the node with several workers: shares, leases, and turns."""
+
+import asyncio
+import smtplib
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quillon.app.leases import Leases, Word
+from quillon.mail.outcome import Delivered
+from quillon.queue.limit import UNLIMITED, Limit, split
+from tests.support.clients import MESSAGE
+from tests.support.server import Server, free_port, until
+from tests.support.sinks import SinkThread
+from tests.test_attempts import A, Peer, World, simulate
+
+
+@given(st.integers(-1, 500), st.integers(1, 64))
+def test_shares_and_leases_make_up_the_limit(limit: int, workers: int) -> None:
+    share, spare = split(limit, workers)
+    assert (share, spare) == (UNLIMITED, 0) if limit <= 0 else share * workers + spare == limit
+    assert 0 <= spare < workers
+
+
+def test_a_limit_asks_for_what_it_needs() -> None:
+    limit = Limit("g/b/y.test")
+    limit.rule(0, 1)
+    assert limit.wants
+    limit.asked = True
+    assert not limit.wants
+    limit.leases, limit.asked = 1, False
+    assert limit.idle_lease
+    limit.used = 1
+    assert not limit.idle_lease
+
+
+def test_leases_are_given_in_the_order_in_which_they_were_asked_for() -> None:
+    leases = Leases()
+    assert leases.ask(1, "x", 1) == [Word(1, "leased", "x")]
+    assert leases.ask(2, "x", 1) == [Word(1, "wanted", "x")]
+    assert leases.ask(3, "x", 1) == [Word(1, "wanted", "x")]
+    assert leases.give_back(1, "x") == [Word(2, "leased", "x")]
+    assert leases.give_back(1, "x") == []
+    assert leases.gone(2) == [Word(3, "leased", "x")]
+    assert leases.gone(3) == []
+
+
+@given(st.data())
+def test_no_more_leases_are_out_than_there_are(data: st.DataObject) -> None:
+    leases, most = Leases(), data.draw(st.integers(1, 3))
+    out: Counter[int] = Counter()
+    asking: set[int] = set()
+    for _ in range(data.draw(st.integers(1, 60))):
+        worker = data.draw(st.integers(1, 4))
+        event = data.draw(st.sampled_from(["ask", "back", "gone"]))
+        if event == "ask" and worker not in asking:
+            asking.add(worker)
+            words = leases.ask(worker, "x", most)
+        elif event == "back" and out[worker]:
+            out[worker] -= 1
+            words = leases.give_back(worker, "x")
+        elif event == "gone":
+            out[worker] = 0
+            asking.discard(worker)
+            words = leases.gone(worker)
+        else:
+            continue
+        for word in words:
+            if word.do == "leased":
+                assert word.worker in asking
+                asking.discard(word.worker)
+                out[word.worker] += 1
+        assert out.total() <= most
+        assert not asking or out.total() == most
+
+
+def test_a_worker_without_a_share_waits_for_a_lease_and_gives_it_back() -> None:
+    async def main(world: World) -> None:
+        for _ in range(5):
+            world.send("y.test")
+        await asyncio.sleep(1)
+        assert world.said == [{"event": "lease", "name": "default/default/y.test", "most": 1}]
+        assert not world.outcomes(Delivered)
+        world.dispatcher.leased("default/default/y.test")
+        await asyncio.sleep(30)
+        assert len(world.outcomes(Delivered)) == 5
+        assert world.said[1:] == [{"event": "lease back", "name": "default/default/y.test"}]
+
+    peers = {A: Peer()}
+    simulate(main, peers, {"y.test": [A]}, "Max_Outbound_Connections = 1", workers=8)
+    assert peers[A].highest == 1
+
+
+def test_a_lease_that_another_worker_waits_for_is_given_back_after_a_turn() -> None:
+    async def main(world: World) -> None:
+        for _ in range(100):
+            world.send("y.test")
+        world.dispatcher.leased("default/default/y.test")
+        await asyncio.sleep(0.5)
+        world.dispatcher.wanted("default/default/y.test")
+        await asyncio.sleep(10)
+        words = [said["event"] for said in world.said]
+        assert words == ["lease", "lease back", "lease"], "asked for, given back after its turn, asked for again"
+        assert 10 < len(world.outcomes(Delivered)) < 40
+
+    simulate(main, {A: Peer()}, {"y.test": [A]}, "Max_Outbound_Connections = 1", workers=8)
+
+
+@pytest.mark.parametrize("option", ["Max_Outbound_Connections = 1", "Host 127.0.0.1 { Max_Outbound_Connections = 1 }"])
+def test_one_connection_of_four_workers_is_one(server: Callable[..., Server], tmp_path: Path, option: str) -> None:
+    highest = 0
+    over = threading.Event()
+    with SinkThread() as sink:
+
+        def watch() -> None:
+            nonlocal highest
+            while not over.wait(0.001):
+                highest = max(highest, len(sink.sink.open))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        port = free_port()
+        server(
+            f"""ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}
+            Idle_Timeout = 1 Gateway = "127.0.0.1:{sink.port}" {option}""",
+            workers=4,
+        ).start()
+        for _ in range(40):
+            with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+                client.sendmail("a@x.test", ["b@y.test"], MESSAGE)
+        until(lambda: len(sink.messages) == 40, "all messages")
+        over.set()
+        watcher.join()
+    assert highest == 1
