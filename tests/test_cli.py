@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from quillon.cli.main import COMMANDS, main
 from tests.support.peers import require, require_root
 from tests.support.server import answers, until
 
@@ -195,3 +196,18 @@ def test_the_command_that_the_demonstration_prints_works_verbatim(tmp_path: Path
             demo.terminate()
             demo.wait(60)
     assert demo.returncode == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_is_where_the_table_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: quillon {name}" in capsys.readouterr().out
+
+
+def test_the_version_is_told_without_loading_the_server() -> None:
+    program = "import sys; from quillon.cli.main import main\ntry: main(['--version'])\nfinally: print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    loaded = set(said.split())
+    assert not loaded & {"quillon.app.supervisor", "quillon.tls.openssl", "cryptography", "OpenSSL", "dns", "lupa"}

@@ -22,7 +22,7 @@ from quillon.net.clock import SystemClock
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("check", help="check a configuration and the files it names")
+    parser = commands.add_parser("check")
     parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
     parser.set_defaults(run=run)
 

@@ -13,7 +13,7 @@ from quillon.config.load import load
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("console", help="ask a running server; `quillon console help` lists what")
+    parser = commands.add_parser("console")
     parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="names the socket")
     parser.add_argument("--socket", metavar="PATH", help="the socket itself")
     parser.add_argument("words", nargs="*", metavar="COMMAND", help="such as: tls show cache")

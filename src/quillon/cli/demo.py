@@ -61,7 +61,7 @@ class _DemoFailure(Exception):
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("demo", help="run Quillon on loopback and send a message through it")
+    parser = commands.add_parser("demo")
     parser.add_argument("--folder", default="demo", help="where everything is written (default: demo)")
     parser.add_argument("--once", action="store_true", help="end after one message; status 0 only if it arrived")
     parser.set_defaults(run=run)

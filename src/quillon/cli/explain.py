@@ -16,7 +16,7 @@ from quillon.config.scope import Entry, Resolution
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("explain", help="tell where each effective option comes from")
+    parser = commands.add_parser("explain")
     parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
     parser.add_argument("--domain", metavar="DOMAIN", help="outbound: the recipient's domain")
     parser.add_argument("--binding", default="default", metavar="NAME", help="outbound: the binding")

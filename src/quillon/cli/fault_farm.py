@@ -16,7 +16,7 @@ from quillon.lab.faults import FAULTS
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("fault-farm", help="run peers that are broken in one way each")
+    parser = commands.add_parser("fault-farm")
     parser.add_argument("--list", action="store_true", help="list the peers and end")
     parser.add_argument("--host", default="127.0.0.1", metavar="IP", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, metavar="N", help="first port; by default any free ones")

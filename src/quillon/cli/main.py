@@ -6,16 +6,34 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from quillon import __version__
-from quillon.cli import check, console, demo, explain, fault_farm, password, policy, record, selftest, serve, tls_probe
 from quillon.config.nearest import did_you_mean
+
+# each command, the module of this package that has it, and what it is for; a module is imported when it is asked for,
+# since most of them bring the TLS engines along
+COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("serve", "run in the foreground"),
+    "console": ("console", "ask a running server; `quillon console help` lists what"),
+    "check": ("check", "check a configuration and the files it names"),
+    "explain": ("explain", "tell where each effective option comes from"),
+    "policy": ("policy", "look at the policies of a configuration, try them on a dialog"),
+    "replay": ("policy", "play recorded sessions again, and print those that end otherwise"),
+    "record": ("record", "write the sessions of a running server to a file, for replay"),
+    "tls-probe": ("tls_probe", "tell what a host does with TLS"),
+    "selftest": ("selftest", "run a configuration's deliveries against broken peers"),
+    "fault-farm": ("fault_farm", "run peers that are broken in one way each"),
+    "password": ("password", "make a line for a file of users, for AUTH"),
+    "demo": ("demo", "run Quillon on loopback and send a message through it"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    asked = next((word for word in words if not word.startswith("-")), "")
+    given = _parser(asked).parse_args(words)
     status: int = given.run(given)
     return status
 
@@ -40,12 +58,16 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"there is no {value}{meant}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: str) -> argparse.ArgumentParser:
+    """A parser that knows all commands by name, and the options of the one that is asked for."""
     parser = _Parser(prog="quillon", description="A mail transfer agent that enforces TLS and can prove it.")
     parser.add_argument("--version", action="version", version=f"quillon {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (serve, console, check, explain, policy, record, tls_probe, selftest, fault_farm, password, demo):
-        module.add(commands)
+    for name, (module, words) in COMMANDS.items():
+        if COMMANDS.get(asked, ("", ""))[0] != module:
+            commands.add_parser(name, help=words)
+    if asked in COMMANDS:
+        import_module(f"quillon.cli.{COMMANDS[asked][0]}").add(commands)
     return parser
 
 

@@ -14,7 +14,7 @@ ITERATIONS = 10000
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("password", help="make a line for a file of users, for AUTH")
+    parser = commands.add_parser("password")
     parser.add_argument("user", metavar="USER")
     parser.add_argument(
         "--digest", metavar="REALM", help="make a line for digest://, of this realm, instead of scram://"

@@ -23,7 +23,7 @@ from quillon.policy.hook import PolicyError
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("policy", help="look at the policies of a configuration, try them on a dialog")
+    parser = commands.add_parser("policy")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     check = actions.add_parser("check", help="load the policies, and list what each module is asked")
     _config(check)
@@ -54,7 +54,7 @@ def add(commands: Any) -> None:
     play.add_argument("--time", type=float, metavar="SECONDS", help="the time, in seconds since the epoch; else now")
     play.add_argument("--json", action="store_true", help="print JSON")
     play.set_defaults(run=run_script)
-    again = commands.add_parser("replay", help="play recorded sessions again, and print those that end otherwise")
+    again = commands.add_parser("replay")
     _config(again)
     again.add_argument("record", metavar="FILE", help="what `quillon record` has written")
     again.add_argument("--json", action="store_true", help="print JSON")

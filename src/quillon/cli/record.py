@@ -13,7 +13,7 @@ from quillon.cli.configuration import DEFAULT
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("record", help="write the sessions of a running server to a file, for replay")
+    parser = commands.add_parser("record")
     parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="names the console's socket")
     parser.add_argument("--socket", metavar="PATH", help="the socket itself")
     parser.add_argument("--out", required=True, metavar="FILE", help="where to: a name in the server's Record_Folder")

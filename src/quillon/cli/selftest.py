@@ -18,7 +18,7 @@ from quillon.lab.trial import Result
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("selftest", help="run a configuration's deliveries against broken peers")
+    parser = commands.add_parser("selftest")
     parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
     parser.add_argument("--domain", action="append", required=True, metavar="DOMAIN", help="may be given several times")
     parser.add_argument("--binding", default="default", metavar="NAME", help="the binding that sends")

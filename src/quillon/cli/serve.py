@@ -12,7 +12,7 @@ from quillon.config.load import load
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("serve", help="run in the foreground")
+    parser = commands.add_parser("serve")
     parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
     parser.set_defaults(run=run)
 

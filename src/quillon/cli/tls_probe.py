@@ -36,7 +36,7 @@ PATIENCE = 15  # seconds
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("tls-probe", help="tell what a host does with TLS")
+    parser = commands.add_parser("tls-probe")
     parser.add_argument("host", nargs="?", metavar="HOST[:PORT]", help="without it: the hosts of --domain")
     parser.add_argument("--domain", metavar="DOMAIN", help="the recipient's domain; by default the host")
     parser.add_argument("--binding", default="default", metavar="NAME", help="the binding that sends")
