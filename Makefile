@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ONCE ?=
+# tests at once, a file each; many of them wait for a peer
+JOBS ?= $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) + 1 )))
 
 .PHONY: demo test check check-static docs bench bench-scale fuzz attack fmt clean
 
@@ -24,7 +26,7 @@ demo: $(VENV)/.demo
 	$(BIN)/quillon demo $(if $(ONCE),--once)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # What reads the code without running it.
 check-static: $(VENV)/.dev

@@ -177,7 +177,7 @@ def healthy(domains: int, ill: int) -> dict[str, float]:
     rates = []
     for number in (0, ill):
         with tempfile.TemporaryDirectory() as folder:
-            server = Quillon(Path(folder), "Retry_Interval = 5 Max_Retry_Interval = 5 Max_Retries = none")
+            server = Quillon(Path(folder), "Retry_Interval = 60 Max_Retry_Interval = 60 Max_Retries = none")
             with server.running():
                 if number:
                     server.queue("dead.example", number * 20, number)

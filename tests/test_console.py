@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from quillon.app.channel import Channel
-from quillon.app.console import cache_text
+from quillon.app.commands import COMMANDS, CONTROL, cache_text, domain_text, find, help_text, mailq
 from quillon.cli.main import main
 from quillon.lab.pki import Authority
 from tests.support.clients import MESSAGE, context
@@ -316,3 +316,49 @@ def test_refusals_go_to_their_own_file(running: Running) -> None:
     with smtplib.SMTP("127.0.0.1", running.port, timeout=30) as client:
         client.docmd("WHAT")
     until(lambda: running.server.log("refused.cl") == ["127.0.0.1@500 5.5.2 unrecognized command"], "the line")
+
+
+def test_commands_are_found_by_their_words() -> None:
+    for command in COMMANDS:
+        words = [*command.name.split(), *(["x"] if command.words else [])]
+        assert find(words) == (command, ["x"] if command.words else [])
+        assert f"{command.name} {command.words}".strip() in help_text()
+    assert find(["tls", "show", "cache", "now"])[0] is CONTROL
+    assert find(["Show", "me"]) == (CONTROL, ["Show", "me"])
+
+
+def test_a_command_that_no_worker_knows_is_an_error(running: Running) -> None:
+    assert running.ask("tls flush").startswith("error: ")
+    assert running.ask("mailq many") == "error: many: a number is wanted\n"
+
+
+def test_mailq_adds_the_workers_up_and_lists_the_largest() -> None:
+    one = [["default/b1", "big.test", 5, 1], ["default/b1", "small.test", 1, 0], ["1", "", 6, 1]]
+    two = [["default/b1", "big.test", 2, 0], ["1", "", 2, 0]]
+    lines = mailq(one + two).splitlines()
+    assert [line.split() for line in lines[2:]] == [["default/b1", "big.test", "7", "1"], ["Total", "8", "1"]]
+
+
+def test_a_domain_tells_why_it_waits(server: Callable[..., Server], tmp_path: Path) -> None:
+    port = free_port()
+    running = server(
+        f"""Control_Listener {{ Listen "{tmp_path}/c" {{ }} }}
+        ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}
+        Domain "quiet.test" {{ Suspend_Delivery = true TLS = required }}"""
+    ).start()
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        client.sendmail("a@x.test", ["b@quiet.test", "c@quiet.test"], MESSAGE)
+    running.wait_events("reception", 2)
+
+    def ask(command: str) -> str:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(f"{tmp_path}/c")
+            sock.sendall(command.encode() + b"\n")
+            return sock.makefile().read()
+
+    said = ask("domain quiet.test")
+    assert "worker 0: delivery is suspended" in said
+    assert "messages: 2 may leave, 0 wait" in said
+    assert "demanded: TLS = required, TLS_Verify = no (" in said
+    assert "quiet.test       2       0" in ask("mailq")
+    assert ask("domain other.test") == domain_text([])

@@ -11,13 +11,12 @@ import os
 import selectors
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from quillon import __version__
-from quillon.log.metrics import render
+from quillon.app.commands import ERROR, Command, find, help_text
 from quillon.mail.shown import printable
 
 MAX_LINE = 4096
@@ -25,30 +24,13 @@ MAX_CLIENTS = 32
 PATIENCE = 5.0  # seconds for a client to say its line, and for the workers to answer
 LOCAL_PATIENCE = 300.0  # seconds for what the supervisor does itself, which always answers
 
-ERROR = "error: "  # how an answer begins that is none
-HELP = """help                what can be asked
-version             the version of Quillon
-pid                 process id of the supervisor
-metrics             counters, in the text format of Prometheus
-reopen logs         open the log files anew, as after a rotation
-config reload       read the configuration again, as SIGHUP does
-tls show cache      the TLS contexts of all workers
-tls flush cache     load them anew from their files; sessions that stand go on
-tls rekey           new keys for session tickets; a session made before is not resumed
-record start NAME   write sessions to a file of Record_Folder, for replay; with bodies at the end whole messages
-spool show          room on the spool's disk, and what waits to be written
-record stop         write no more
-and what scripts have registered with msys.registerControl
-"""
-_OF_WORKERS = ("metrics", "spool show", "tls show cache", "tls flush cache", "tls rekey")
-
 
 @dataclass
 class _Client:
     sock: socket.socket
     ends_at: float
     line: bytes = b""
-    command: str = ""
+    command: Command | None = None
     waiting: set[int] = field(default_factory=set)
     rows: list[Any] = field(default_factory=list)
 
@@ -159,24 +141,22 @@ class Console:
 
     def _command(self, number: int, client: _Client) -> None:
         words = client.line.split(b"\n")[0].decode("utf-8", "replace").split()
-        command = " ".join(words).lower()
         self._selector.unregister(client.sock)
-        client.command = command or "help"
-        if not command or command == "help":
-            self._end(number, HELP)
-        elif command == "version":
+        command, arguments = find(words or ["help"])
+        client.command = command
+        if command.name == "help":
+            self._end(number, help_text())
+        elif command.name == "version":
             self._end(number, f"quillon {__version__}\n")
-        elif command == "pid":
+        elif command.name == "pid":
             self._end(number, f"{os.getpid()}\n")
-        elif command in self._local:
+        elif command.name in self._local:
             client.ends_at = time.monotonic() + LOCAL_PATIENCE
-            self._local[command](lambda text: self._end(number, text + "\n") if number in self._clients else None)
+            self._local[command.name](lambda text: self._end(number, text + "\n") if number in self._clients else None)
         else:
-            # what is none of the server's own may be one that a script has registered
-            known = command if command in _OF_WORKERS or words[0] == "record" else "control"
-            client.command = known.partition(" ")[0] if words[0] == "record" else known
             client.ends_at = time.monotonic() + PATIENCE
-            client.waiting = self._ask({"do": "console", "id": number, "command": client.command, "words": words})
+            request = {"do": "console", "id": number, "command": command.name, "words": arguments}
+            client.waiting = self._ask(request)
             if not client.waiting:
                 self._end(number, f"{ERROR}no worker is running\n")
 
@@ -210,45 +190,14 @@ class Console:
             client.sock.sendall(shown.encode())
         client.sock.close()
 
-    # texts ----------------------------------------------------------------------------------------------------
-
     def _text(self, client: _Client) -> str:
-        if client.command == "metrics":
-            counts: Counter[str] = Counter()
-            for series, count in client.rows:
-                counts[series] += count
-            return render(counts)
-        if client.command == "tls flush cache":
-            return "Cache flush request submitted.\n"
-        if client.command == "tls rekey":
-            return "Rekey request submitted.\n"
-        if client.command == "spool show":
-            return "".join(f"{row}\n" for row in sorted(map(str, client.rows)))
-        if client.command in ("control", "record"):
-            return _said(client.rows)
-        return cache_text(client.rows)
-
-
-def _said(rows: list[dict[str, Any]]) -> str:
-    """What workers said, each text once; errors of all of them where none has done anything."""
-    good = list(dict.fromkeys(row["said"] for row in rows if "said" in row))
-    if good:
-        return "".join(text.rstrip("\n") + "\n" for text in good if text)
-    return "".join(f"{ERROR}{text}\n" for text in dict.fromkeys(row["error"] for row in rows))
-
-
-def cache_text(rows: list[dict[str, Any]]) -> str:
-    """`tls show cache` as the manual prints it, contexts of all workers with equal settings as one."""
-    merged: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        key = repr((row["kind"], sorted(row["settings"].items())))
-        found = merged.setdefault(key, {**row, "in_use": 0})
-        found["in_use"] += row["in_use"]
-        found["age"] = max(found["age"], row["age"])
-    out = []
-    for number, row in enumerate(merged.values(), 1):
-        lines = [("age", f"{int(row['age'])} seconds old"), ("in use by", f"{row['in_use']} sessions")]
-        lines += list(row["settings"].items())
-        out.append(f"{number:4}) {row['kind']} context")
-        out += [f"{label:>18}: {value}" for label, value in lines]
-    return "\n".join(out or ["no context is cached"]) + "\n"
+        """The answer out of the rows of all workers. What goes wrong in it is an answer too, not the server's end."""
+        assert client.command is not None
+        assert client.command.render is not None
+        errors = [row["error"] for row in client.rows if isinstance(row, dict) and row.keys() == {"error"}]
+        if errors and len(errors) == len(client.rows):
+            return "".join(f"{ERROR}{text}\n" for text in dict.fromkeys(errors))
+        try:
+            return client.command.render(client.rows)
+        except Exception as defect:
+            return f"{ERROR}{client.command.name}: unexpected {defect!r}\n"

@@ -23,7 +23,8 @@ from typing import Any
 from quillon.app import compose, worker
 from quillon.app.channel import Channel
 from quillon.app.child import forked
-from quillon.app.console import ERROR, Console
+from quillon.app.commands import ERROR
+from quillon.app.console import Console
 from quillon.app.leases import Leases, Word
 from quillon.app.notify import notify, reloading
 from quillon.app.privileges import Identity, PrivilegeError, become, identity, make_folder

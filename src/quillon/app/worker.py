@@ -28,6 +28,7 @@ import uvloop
 
 from quillon.app import compose
 from quillon.app.channel import Channel
+from quillon.app.commands import MAILQ
 from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.settings import InboundTls, share
@@ -292,12 +293,10 @@ class Worker:
         elif message["do"] == "drain":
             self._draining.set()
         elif message["do"] == "console":
-            if message["command"] in ("control", "record"):
-                task = asyncio.get_running_loop().create_task(self._ordered(message["id"], message["words"]))
-                self._orders.add(task)
-                task.add_done_callback(self._orders.discard)
-            else:
-                self._answer(message["id"], message["command"])
+            ordered = self._ordered(message["id"], message["command"], message["words"])
+            task = asyncio.get_running_loop().create_task(ordered)
+            self._orders.add(task)
+            task.add_done_callback(self._orders.discard)
         elif message["do"] == "reopen":
             self._reopen()
         elif message["do"] == "leased":
@@ -311,33 +310,41 @@ class Worker:
         """A failed authentication, for the other workers; not worth waiting for."""
         self._channel.send({"event": "guessed", "client": client}, wait=False)
 
-    def _answer(self, number: int, command: str) -> None:
-        """What the console wants to know of this worker, in parts that fit into a datagram."""
-        rows: list[Any] = []
-        if command == "metrics":
-            rows = [list(item) for item in self._metrics.counts.items()]
-        elif command == "spool show":
-            shortage = self._room.shortage() or self._store.failing
-            state = f"no new mail is taken: {shortage}" if shortage else "mail is taken"
-            free = f"{self._room.free >> 20} MiB free, {self._store.waiting} changes wait to be written"
-            rows = [f"worker {self._number}: {self._store.folder}: {free}; {state}"]
-        elif command == "tls show cache":
-            rows = [_cache_row(row) for row in self._contexts.rows()]
-        else:
-            self._tell(self._contexts.renew())
-        self._send_rows(number, rows)
-
-    async def _ordered(self, number: int, words: list[str]) -> None:
-        """A command with words of its own: of the recorder, or one that a script has registered."""
+    async def _ordered(self, number: int, command: str, words: list[str]) -> None:
+        """A command of the console; what goes wrong in it is its answer."""
+        rows: list[Any]
         try:
-            said = self._record(words[1:]) if words[0] == "record" else await self._controlled(words)
-            rows: list[Any] = [{"said": said[:SAID]}]
+            rows = await self._answer(command, words)
         except (OSError, ValueError, PolicyError) as error:
             rows = [{"error": str(error)[:SAID]}]
         except Exception as error:
             # a script's command that fails is its own fault
             rows = [{"error": words_of(error)[:SAID]}]
         self._send_rows(number, rows)
+
+    async def _answer(self, command: str, words: list[str]) -> list[Any]:
+        """The rows of this worker's answer. Raises OSError, ValueError and what a script's command raises."""
+        if command == "metrics":
+            return [list(item) for item in self._metrics.counts.items()]
+        if command == "mailq":
+            return await self._dispatcher.largest(_number(words, MAILQ))
+        if command == "domain":
+            return [{**row, "worker": self._number} for row in self._dispatcher.describe(" ".join(words).lower())]
+        if command == "spool show":
+            shortage = self._room.shortage() or self._store.failing
+            state = f"no new mail is taken: {shortage}" if shortage else "mail is taken"
+            free = f"{self._room.free >> 20} MiB free, {self._store.waiting} changes wait to be written"
+            return [f"worker {self._number}: {self._store.folder}: {free}; {state}"]
+        if command == "tls show cache":
+            return [_cache_row(row) for row in self._contexts.rows()]
+        if command in ("tls flush cache", "tls rekey"):
+            self._tell(self._contexts.renew())
+            return []
+        if command in ("record start", "record stop"):
+            return [{"said": self._record([command.split()[1], *words])[:SAID]}]
+        if command == "control":
+            return [{"said": (await self._controlled(words))[:SAID]}]
+        raise ValueError(f"{command}: this worker knows no such command")
 
     async def _controlled(self, words: list[str]) -> str:
         """Raises ValueError for a command that nobody has registered."""
@@ -531,6 +538,13 @@ def _drop(_count: int) -> None:
 
 def _unheard(event: str, ip: str) -> None:
     """Nobody counts."""
+
+
+def _number(words: list[str], default: int) -> int:
+    """Raises ValueError for what is none."""
+    if len(words) > 1 or (words and not words[0].isdecimal()):
+        raise ValueError(f"{' '.join(words)}: a number is wanted")
+    return int(words[0]) if words else default
 
 
 def _cache_row(row: Row) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import socket
 import sys
 from typing import Any
 
-from quillon.app.console import ERROR, LOCAL_PATIENCE
+from quillon.app.commands import ERROR
+from quillon.app.console import LOCAL_PATIENCE
 from quillon.cli.configuration import DEFAULT
 from quillon.config.load import load
 
