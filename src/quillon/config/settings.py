@@ -183,6 +183,7 @@ class DeliverySettings:
     mailerdaemon: Mailbox | None
     mdn_failures_notify: Mailbox | None
     drop_body_after_trans_fail: int
+    max_resident_active_queue: int
     exclude_vctx_conn: tuple[re.Pattern[str], ...]
     exclude_vctx_mess: tuple[re.Pattern[str], ...]
     opendkim_sign: bool

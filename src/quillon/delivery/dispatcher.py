@@ -249,7 +249,10 @@ class Dispatcher:
         elif self.config.for_message(message).blackhole == "internal":
             self.settlement.settle(message, PermanentFailure(replies.BLACKHOLED, Stage.NOT_CONNECTED))
         else:
-            self.queues.submit(message, self.around.clock.now())
+            queue = self.queues.submit(message, self.around.clock.now())
+            most = queue.rules.settings.max_resident_active_queue
+            if queue.rules.suspended or 0 <= most < queue.waiting:
+                self.residents.release(message.batch)  # room for those that leave soon
 
     def _requeue(self, message: Message) -> None:
         """A message waits for its next attempt, under the rules that hold now."""
