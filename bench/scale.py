@@ -306,8 +306,8 @@ def report(found: dict[str, dict[str, float]], destinations: int, queued: int) -
     ]
     return f"""# Performance with a large queue
 
-Written by `make bench-scale` on {datetime.date.today().isoformat()}, {os.cpu_count()} cores, one worker. Each row is measured
-beside the same server without what it has to bear, in the same run.
+Written by `make bench-scale` on {datetime.date.today().isoformat()}, {os.cpu_count()} cores, one worker. Each row is
+measured beside the same server without what it has to bear, in the same run.
 
 | What | Without | With | Ratio |
 | --- | --- | --- | --- |

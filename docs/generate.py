@@ -19,10 +19,10 @@ from quillon.lab import selftest
 from quillon.lab.faults import FAULTS
 from quillon.lab.trial import Result
 from quillon.policy import python, python_module
+from quillon.policy.environment import Environment
 from quillon.policy.hook import NOT_HERE, Hook, Phase, names_of
 from quillon.policy.msys import LIBRARIES
 from quillon.policy.msys.api import Api
-from quillon.policy.world import World
 from quillon.tls.causes import ALERT, CAUSES
 
 FOLDER = Path(__file__).parent / "reference"
@@ -156,7 +156,7 @@ ARGUMENTS = {
 
 def policy_page() -> str:
     """Callouts, the functions of Lua, and what Python has, from the code."""
-    api = Api(World(lambda: 0.0, print))
+    api = Api(Environment(lambda: 0.0, print))
     for library in LIBRARIES:
         library(api)
     out = [

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.delivery.attempt import Obstacle, TryHost
-from quillon.delivery.connection import Obstructed, Sent, Surroundings
+from quillon.delivery.connection import ConnectionServices, Obstructed, Sent
 from quillon.delivery.dispatcher import Dispatcher, Share
 from quillon.delivery.hosts import Found
 from quillon.delivery.route import Host
@@ -34,7 +34,7 @@ from quillon.mail.reply import parse_reply
 from quillon.policy.hook import NO_POLICY
 from quillon.policy.tls import TlsHooks
 from quillon.queue.trail import Failed
-from quillon.reception.door import Residents
+from quillon.reception.accept import ResidentBodies
 from tests.support.virtual import VirtualClock, VirtualLoop, run
 
 IDS = IdSource(7)
@@ -48,6 +48,7 @@ class Peer:
     connect: Callable[[], Obstructed | None] = lambda: None
     answer: Callable[[list[Message]], list[str | None]] = lambda messages: [None] * len(messages)
     most: int = 1000
+    most_at_mail: int = 1000  # connections beyond are taken, and told 421 at MAIL
     recipients: int = 1000
     seconds: float = 0.1
     standing: int = 0
@@ -69,7 +70,7 @@ class FakeConnection:
         self.exhausted = False
         self.takes_eight_bit = True
         self.since = world.clock.now()
-        self.delivered = 0
+        self.delivered = self.took = 0
         self._resting: asyncio.TimerHandle | None = None
 
     async def open(self, step: TryHost) -> Obstructed | None:
@@ -85,6 +86,7 @@ class FakeConnection:
             return Obstructed(found.obstacle, Failed(outcome, None, self.host_name))
         peer.standing += 1
         peer.highest = max(peer.highest, peer.standing)
+        self.place = peer.standing
         return None
 
     def deliver(self, messages: list[Message], body: bytes | str) -> None:
@@ -97,9 +99,11 @@ class FakeConnection:
         taken, left = messages[: peer.recipients], messages[peer.recipients :]
         results: list[tuple[Message, Any]] = []
         refused = False
-        for message, text in zip(taken, peer.answer(taken), strict=True):
+        texts = peer.answer(taken) if self.place <= peer.most_at_mail else ["421 4.7.0 too many"] * len(taken)
+        for message, text in zip(taken, texts, strict=True):
             reply = parse_reply(text) if text else replies.OK
             refused = refused or reply.code == 421
+            self.took += reply.positive
             kind = PermanentFailure if reply.permanent else TransientFailure
             failed = kind(reply, Stage.AFTER_MAIL if reply.code == 421 else Stage.READING_CONFIRMATION, self.remote_ip)
             results.append((message, Delivered(reply, self.remote_ip) if reply.positive else failed))
@@ -183,10 +187,10 @@ class World:
         self.dispatcher = Dispatcher(
             config=self.config,
             store=self.store,  # type: ignore[arg-type]
-            residents=Residents(0),
+            resident_bodies=ResidentBodies(0),
             finder=self,  # type: ignore[arg-type]
             bouncer=self.bouncer,  # type: ignore[arg-type]
-            around=Surroundings(self.clock, None, None, hooks),  # type: ignore[arg-type]
+            services=ConnectionServices(self.clock, None, None, hooks),  # type: ignore[arg-type]
             hostname="mx.quillon.test",
             share=Share(self.workers),
             say=self.said.append,
@@ -317,6 +321,21 @@ def test_a_host_that_takes_five_connections_delays_nobody() -> None:
     assert len(world.outcomes(Delivered)) == 300
     assert not world.outcomes(TransientFailure)
     assert peers[A].connects < 25
+
+
+def test_a_host_that_takes_mail_over_some_connections_only_delays_nobody() -> None:
+    """The sixth and further ones are told 421 at MAIL."""
+
+    async def main(world: World) -> None:
+        for _ in range(300):
+            world.send("y.test")
+        await asyncio.sleep(300)
+
+    peers = {A: Peer(most_at_mail=5)}
+    world = simulate(main, peers, {"y.test": [A]}, "Connection_Allocation_Aggressiveness = high")
+    delivered = world.outcomes(Delivered)
+    assert len(delivered) == 300
+    assert max(event.time - event.message.batch.received_at for event in delivered) < 30
 
 
 def test_a_host_that_refuses_all_is_not_met_with_a_connection_a_message() -> None:
@@ -482,7 +501,7 @@ def test_each_recipient_ends_once(seed: int) -> None:
                 return ["421 4.3.2 closing"] * len(messages)
             return [chance.choice(TEXTS) for _ in messages]
 
-        return Peer(connect, answer, chance.randint(1, 4), chance.randint(1, 5))
+        return Peer(connect, answer, chance.randint(1, 4), chance.randint(1, 9), chance.randint(1, 5))
 
     ips = [A, B, "192.0.2.3"]
     routes = {domain: chance.sample(ips, 3) for domain in ("y.test", "z.test")}
@@ -494,7 +513,7 @@ def test_each_recipient_ends_once(seed: int) -> None:
             await asyncio.sleep(chance.choice([0, 1, 400]))
             if not chance.randrange(10):
                 await world.dispatcher.reconfigure(
-                    world.config, world.dispatcher.around.contexts, TlsHooks(NO_POLICY, "/")
+                    world.config, world.dispatcher.services.contexts, TlsHooks(NO_POLICY, "/")
                 )
         await asyncio.sleep(200_000)
         assert not list(world.dispatcher.queues.messages())

@@ -91,11 +91,11 @@ def test_what_is_called_around_a_copy_and_its_delivery(
 
 def test_errors_of_functions_speak_lua(tmp_path: Path) -> None:
     """Whatever a script gives to a function, no word of Python shows through."""
+    from quillon.policy.environment import Environment
     from quillon.policy.msys import LIBRARIES
     from quillon.policy.msys.api import Api, words_for_scripts
-    from quillon.policy.world import World
 
-    api = Api(World(lambda: 0.0, print))
+    api = Api(Environment(lambda: 0.0, print))
     for library in LIBRARIES:
         library(api)
     for error in (

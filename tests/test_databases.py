@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from quillon.config import datasource
+from quillon.policy.environment import Datasource
 from quillon.policy.hook import Phase
 from quillon.policy.msys import db
-from quillon.policy.world import Datasource
 from tests.support.postgresql import Postgresql
 from tests.support.scripts import Stage
 from tests.support.server import Server, free_port
@@ -57,7 +57,7 @@ def stage(tmp_path: Path, database: Postgresql, pki: Path) -> Stage:
 
 
 def _sources(stage: Stage, **more: Datasource) -> None:
-    stage.world.datasources = {**stage.world.datasources, **more}
+    stage.environment.datasources = {**stage.environment.datasources, **more}
 
 
 def _said(stage: Stage, body: str) -> list[str]:
@@ -96,7 +96,7 @@ def test_parameters_are_bound(stage: Stage, question: str) -> None:
 
 def test_statements_rows_and_faults(stage: Stage, database: Postgresql) -> None:
     database.sql("CREATE TABLE IF NOT EXISTS seen (name text, n int); TRUNCATE seen; GRANT ALL ON seen TO quillon")
-    _sources(stage, few=Datasource(stage.world.datasources["c"].uris, max_rows=2))
+    _sources(stage, few=Datasource(stage.environment.datasources["c"].uris, max_rows=2))
     code = """
     out(msys.db.execute("c", "INSERT INTO seen VALUES (?, ?)", {"x'; DROP TABLE seen; --", 5}))
     out(msys.db.fetch_row("c", "INSERT INTO seen VALUES ('y', 6) RETURNING n")[1])

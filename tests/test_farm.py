@@ -13,7 +13,7 @@ import pytest
 from quillon.config.options import table
 from quillon.config.scope import resolve
 from quillon.config.settings import DeliverySettings, OutboundTls, build
-from quillon.delivery.connection import Surroundings
+from quillon.delivery.connection import ConnectionServices
 from quillon.delivery.probe import VALUES, probe
 from quillon.delivery.route import Host
 from quillon.lab import trial
@@ -55,28 +55,28 @@ class Field:
         clock = SystemClock()
         deadlines = Deadlines(clock, 0.05)
         deadlines.start()
-        around = Surroundings(clock, deadlines, Contexts(clock.now), TlsHooks(NO_POLICY, "/"), 1.0)
+        services = ConnectionServices(clock, deadlines, Contexts(clock.now), TlsHooks(NO_POLICY, "/"), 1.0)
         settings = delivery()
         for value, verify in COLUMNS:
             farm = Farm(self.folder)
             await farm.start()
             tls = outbound(tls=value, tls_verify=verify, tls_ca=str(farm.ca), tls_engine=engine)
-            found = await asyncio.gather(*(trial.deliver(farm, fault, settings, tls, around) for fault in FAULTS))
+            found = await asyncio.gather(*(trial.deliver(farm, fault, settings, tls, services) for fault in FAULTS))
             self.results[value, verify] = {fault.name: result for fault, result in zip(FAULTS, found, strict=True)}
             self.clear[value, verify] = {
                 name: [bytes(record.clear) for record in records] for name, records in farm.records.items()
             }
             farm.stop()
-        await self._probe(around, settings, engine)
+        await self._probe(services, settings, engine)
         deadlines.stop()
 
-    async def _probe(self, around: Surroundings, settings: DeliverySettings, engine: str) -> None:
+    async def _probe(self, services: ConnectionServices, settings: DeliverySettings, engine: str) -> None:
         farm = Farm(self.folder)
         await farm.start()
         tls = outbound(tls_ca=str(farm.ca), tls_engine=engine)
         hosts = [Host(fault.host, "127.0.0.1", farm.ports[fault.name]) for fault in FAULTS]
         reports = await asyncio.gather(
-            *(probe(host, (host.name, DOMAIN), settings, tls, around, "trial.test") for host in hosts)
+            *(probe(host, (host.name, DOMAIN), settings, tls, services, "trial.test") for host in hosts)
         )
         for value, verify in COLUMNS:
             changed = dataclasses.replace(tls, tls=value, tls_verify=verify)

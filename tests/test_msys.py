@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from quillon.config.settings import ScriptSettings
 from quillon.mail.reply import Reply
+from quillon.policy.environment import Datasource
 from quillon.policy.hook import Phase, Policy, PolicyError
 from quillon.policy.lua import load_scripts
 from quillon.policy.message import Content, MessageView
 from quillon.policy.msys import mime
-from quillon.policy.world import Datasource
 from tests.support.scripts import Stage
 
 
@@ -75,12 +75,12 @@ msg:get_envelope2(msys.core.EC_MSG_ENV_TO | msys.core.EC_MSG_ENV_COMPLETE, l, d)
         ("out(msg:address_header('From', 'domain')[1], msg:address_header('From', 'detail')[1], msg:address_header('From')[1])", "bank.fi|tag|alice+tag@bank.fi"),
         ("out(table.concat(msys.parseRFC2822Addresses('A <a@x.fi>, \"b, c\" <d+e@y.fi>', 'user'), ','))", "a,d"),
         # body
-        ("out(msg:body()) out(select(2, msg:raw()) == #msg:raw())", "Hello world??\ntrue"),
+        ("out(msg:body()) out(select(2, msg:raw()) == #msg:raw())", "Hello environment??\ntrue"),
         ("msg:body('new\\n.\\nend\\r\\n.\\r\\n') out(msg:body())", "new??.??end??"),
         ("out(msg:body_match('w(or)(?<n>ld)')[1], msg:body_match('w(or)(?P<n>ld)').n, msg:body_match('none'))", "or|ld|false"),
-        ("out(msg:body_replace('Hello', 'Bye'), msg:body())", "true|Bye world??"),
-        ("out(msg:text(), msg:text_match('wor')[0])", "Hello world??|wor"),
-        ("msg:text_replace('\\r\\n.\\r\\n', '\\r\\nDisclaimer\\r\\n.\\r\\n') out(msg:text())", "Hello world??Disclaimer??"),
+        ("out(msg:body_replace('Hello', 'Bye'), msg:body())", "true|Bye environment??"),
+        ("out(msg:text(), msg:text_match('wor')[0])", "Hello environment??|wor"),
+        ("msg:text_replace('\\r\\n.\\r\\n', '\\r\\nDisclaimer\\r\\n.\\r\\n') out(msg:text())", "Hello environment??Disclaimer??"),
         ("msg:text('grüße', 'text/plain', 'utf-8') out(msg:text()) out(msg:header('Content-Transfer-Encoding')[1])", "grüße??\nquoted-printable"),
         ("out(msg:raw_match('X-A: (2)')[1])", "2"),
         # texts
@@ -213,7 +213,7 @@ def test_what_waits_can_while_scripts_load(stage: Stage) -> None:
     msys.registerModule("m", m)""")
 
     async def play() -> None:
-        modules = await load_scripts(ScriptSettings((("s", "s"),), 200, 200, True), [stage.folder], stage.world)
+        modules = await load_scripts(ScriptSettings((("s", "s"),), 200, 200, True), [stage.folder], stage.environment)
         await stage.call(Policy(modules, stage.reports.append), Phase.DATA)
 
     asyncio.run(play())
@@ -380,7 +380,7 @@ def test_databases(stage: Stage) -> None:
             "CREATE TABLE t (name TEXT, n INT); INSERT INTO t VALUES ('a', 1), ('b', 2), ('ö', NULL)"
         )
     database.close()
-    stage.world.datasources = {"c": Datasource(("sqlite:d.db",))}
+    stage.environment.datasources = {"c": Datasource(("sqlite:d.db",))}
     code = """
     for row in msys.db.query("c", "SELECT name, n FROM t ORDER BY name") do out(row.name, row[2]) end
     local row = msys.db.fetch_row("c", "SELECT n FROM t WHERE name = ?", {"b"}) out(row.n)
@@ -404,7 +404,7 @@ def test_a_cidr_of_a_datasource(stage: Stage) -> None:
         database.executescript(
             "CREATE TABLE t (n INT, block TEXT, v TEXT); INSERT INTO t VALUES (1, '10.0.0.0/8', 'x')"
         )
-    stage.world.datasources = {"c": Datasource(("sqlite:d.db",))}
+    stage.environment.datasources = {"c": Datasource(("sqlite:d.db",))}
     init = """local function define(name, more)
       more.type, more.cachename, more.query = "datasource", "c", more.query or "SELECT block, v FROM t"
       msys.cidr.define(name, more)
@@ -418,16 +418,16 @@ def test_a_cidr_of_a_datasource(stage: Stage) -> None:
 
 
 def test_a_script_may_have_nothing_but_timers(stage: Stage) -> None:
-    stage.world.after = lambda seconds, function: lambda: None
+    stage.environment.after = lambda seconds, function: lambda: None
     assert stage.load("t = msys.timer.after(10, function() end)").modules == []
-    assert len(stage.world.stops) == 1
-    stage.world.stop()
-    assert stage.world.stops == {}
+    assert len(stage.environment.stops) == 1
+    stage.environment.stop()
+    assert stage.environment.stops == {}
 
 
 def test_timers_that_have_run_leave_nothing_behind(stage: Stage) -> None:
     waiting: list[Callable[[], None]] = []
-    stage.world.after = lambda seconds, function: waiting.append(function) or (lambda: None)  # type: ignore[func-returns-value]
+    stage.environment.after = lambda seconds, function: waiting.append(function) or (lambda: None)  # type: ignore[func-returns-value]
 
     async def play() -> list[int]:
         policy = stage.load("""local m, n, kept = {}, 0, setmetatable({}, {__mode = "k"})
@@ -452,7 +452,7 @@ def test_timers_that_have_run_leave_nothing_behind(stage: Stage) -> None:
     counts = asyncio.run(play())
     assert stage.faults == []
     assert max(counts) < 50
-    assert stage.world.stops == {}
+    assert stage.environment.stops == {}
 
 
 @pytest.fixture
@@ -514,12 +514,12 @@ def test_locks_and_mutexes(stage: Stage) -> None:
 def test_commands_of_the_console_have_their_own_output(stage: Stage) -> None:
     async def play() -> list[str]:
         loop = asyncio.get_running_loop()
-        stage.world.later = lambda function: [loop.call_soon(function)].clear()
+        stage.environment.later = lambda function: [loop.call_soon(function)].clear()
         policy = stage.load("""msys.registerControl("greet", function(cc)
           print("first " .. cc.argv[1]) msys.sleep(tonumber(cc.argv[2])) print("then " .. cc.argv[1])
           msys.runInPool("IO", function() msys.sleep(0.01) print("OUT pool " .. cc.argv[1]) end, true) end)
         msys.registerModule("m", {validate_data = function() print("OUT phase") return 0 end})""")
-        greet = stage.world.control["greet"]
+        greet = stage.environment.control["greet"]
         said = asyncio.gather(greet(["greet", "a", "0.03"]), greet(["greet", "b", "0.01"]))
         await asyncio.sleep(0.005)
         await stage.call(policy, Phase.DATA)
@@ -534,8 +534,8 @@ def test_commands_of_the_console_have_their_own_output(stage: Stage) -> None:
 def test_locks_keep_timers_and_pools_apart_too(stage: Stage) -> None:
     async def play() -> None:
         loop = asyncio.get_running_loop()
-        stage.world.after = lambda seconds, function: loop.call_later(seconds, function).cancel
-        stage.world.later = lambda function: [loop.call_soon(function)].clear()
+        stage.environment.after = lambda seconds, function: loop.call_later(seconds, function).cancel
+        stage.environment.later = lambda function: [loop.call_soon(function)].clear()
         policy = stage.load("""local m = {} local mutex = thread.mutex(thread.MUTEX_RECURSIVE)
         local function inside(name, waits) return function()
           msys.lock("l") mutex:lock() mutex:lock() print("OUT " .. name .. "+")
@@ -558,8 +558,8 @@ def test_locks_keep_timers_and_pools_apart_too(stage: Stage) -> None:
 def test_timers_run_and_end_with_their_scripts(stage: Stage) -> None:
     async def play() -> None:
         loop = asyncio.get_running_loop()
-        stage.world.after = lambda seconds, function: loop.call_later(seconds, function).cancel
-        stage.world.later = lambda function: [loop.call_soon(function)].clear()
+        stage.environment.after = lambda seconds, function: loop.call_later(seconds, function).cancel
+        stage.environment.later = lambda function: [loop.call_soon(function)].clear()
         policy = stage.load("""local m = {} local n = 0
         function m:init() every = msys.timer.every(0.02, function() n = n + 1 print("OUT tick") end, "rep")
           once = msys.timer.after(0.01, function() print("OUT once") end) out = every:name()

@@ -17,7 +17,7 @@ import pytest
 from quillon.cli.main import main
 from quillon.config.load import load
 from quillon.delivery import dispatcher
-from quillon.delivery.connection import Surroundings
+from quillon.delivery.connection import ConnectionServices
 from quillon.delivery.dispatcher import Dispatcher, Share
 from quillon.mail.address import Mailbox
 from quillon.mail.event import Attempted, Event, Panic
@@ -326,7 +326,7 @@ def test_asking_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     reports: list[str] = []
     clock = SystemClock()
     hooks = TlsHooks(Policy([Answers(Hook.OUTBOUND_AUTH, for_ever)], reports.append), "/")
-    around = Surroundings(clock, Deadlines(clock), Contexts(clock.now), hooks)
+    services = ConnectionServices(clock, Deadlines(clock), Contexts(clock.now), hooks)
     ids, now = IdSource(1), clock.now()
     batch = Batch(ids.next(now), Mailbox("a", "x.test"), Origin("192.0.2.1", "esmtp", NULL_ID), now, 1, b"x")
     message = Message(ids.next(now), batch, Mailbox("b", "y.test"), routing_domain="y.test")
@@ -336,7 +336,7 @@ def test_asking_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     async def play() -> None:
         spool = Kept()
-        given: Any = (config, spool, None, None, None, around, "mx.test", Share(), events.append)
+        given: Any = (config, spool, None, None, None, services, "mx.test", Share(), events.append)
         made = Dispatcher(*given)
         made.start(_pieces([message]))
         await spool.told.wait()

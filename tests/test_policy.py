@@ -9,10 +9,10 @@ from quillon.config.settings import ScriptSettings
 from quillon.mail.reply import Reply
 from quillon.net.eager import at_once
 from quillon.policy.context import Context, tls_variables
+from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, Phase, Policy, PolicyError, Session
 from quillon.policy.lua import load_scripts
 from quillon.policy.message import Content, MessageView
-from quillon.policy.world import World
 from quillon.tls.verdict import Verdict
 
 SESSION = Session("192.0.2.1:1234", "127.0.0.1:25", "00/00-00001-00000000")
@@ -26,7 +26,7 @@ def _policy(folder: Path, *scripts: str) -> tuple[Policy, list[str]]:
         names.append((f"s{number}", f"s{number}"))
     settings = ScriptSettings(tuple(names), 200, 200, True)
     return Policy(
-        at_once(load_scripts(settings, [folder], World(lambda: 12.5, reports.append))), reports.append
+        at_once(load_scripts(settings, [folder], Environment(lambda: 12.5, reports.append))), reports.append
     ), reports
 
 
@@ -203,7 +203,7 @@ def _limited(folder: Path, body: str, *, cpu: int = 100, memory: int = 16) -> tu
     (folder / "s.lua").write_text(_module(body))
     settings = ScriptSettings((("s", "s"),), 200, 200, True, cpu, memory)
     return Policy(
-        at_once(load_scripts(settings, [folder], World(lambda: 12.5, reports.append))), reports.append
+        at_once(load_scripts(settings, [folder], Environment(lambda: 12.5, reports.append))), reports.append
     ), reports
 
 
@@ -281,7 +281,9 @@ def test_a_script_that_keeps_what_clients_send_ends_with_451_and_no_worker(tmp_p
     )
     reports: list[str] = []
     settings = ScriptSettings((("s", "s"),), 200, 200, True, 0, 4)
-    policy = Policy(at_once(load_scripts(settings, [tmp_path], World(time.monotonic, reports.append))), reports.append)
+    policy = Policy(
+        at_once(load_scripts(settings, [tmp_path], Environment(time.monotonic, reports.append))), reports.append
+    )
     answers = [_run(policy, context=Context({}, {"grow": "yes"})) for _ in range(6000)]
     assert answers[0] is None
     assert answers[-1] == Reply(451, "4.3.0", "policy error, please try later")
@@ -303,7 +305,7 @@ def test_a_script_that_loops_when_it_is_loaded_does_not_load(tmp_path: Path) -> 
     (tmp_path / "s.lua").write_text("while true do end")
     settings = ScriptSettings((("s", "s"),), 200, 200, True, 100, 16)
     with pytest.raises(PolicyError, match=r"s\.lua:1: stopped after more than 100 ms of CPU"):
-        at_once(load_scripts(settings, [tmp_path], World(lambda: 12.5, print)))
+        at_once(load_scripts(settings, [tmp_path], Environment(lambda: 12.5, print)))
 
 
 def test_a_metatable_of_a_module_is_within_the_limit_and_may_have_its_callouts(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from quillon.config.options import table
 from quillon.config.scope import resolve
 from quillon.config.settings import DeliverySettings, OutboundTls, build
-from quillon.delivery import ruling
+from quillon.delivery import override
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
 from quillon.mail.message import NULL_ID, Batch, IdSource, Message, Origin
@@ -424,7 +424,7 @@ def test_no_attempt_lies_behind_the_expiry_for_ever(said: object, at: float) -> 
     message, now = _message(), 100.0
     rules = Rules(retry_interval=200, message_expiration=1000)
     settled = retry.settle(
-        message, LATER, now, lambda: rules, lambda when: ruling.next_attempt(message, when, now, policy)
+        message, LATER, now, lambda: rules, lambda when: override.next_attempt(message, when, now, policy)
     )
     assert settled == Delay(at)
     assert bool(reports) is (at == 300.0)
@@ -448,6 +448,6 @@ def test_limits_that_are_none_change_nothing(said: object, limits: tuple[int, st
     reports: list[str] = []
     policy = Policy([Answers(Hook.EXPIRATION, lambda *_: said)], reports.append)
     before = build(DeliverySettings, lambda name: resolve(table().options[name], [], "/").value)
-    found = ruling.retries(_message(), before, policy)
+    found = override.retries(_message(), before, policy)
     assert (found.message_expiration, found.max_retries) == (limits or (before.message_expiration, before.max_retries))
     assert bool(reports) is (limits is None)

@@ -11,10 +11,10 @@ import pytest
 
 from quillon.net.eager import at_once
 from quillon.policy.context import Context
+from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, Hook, Policy, PolicyError, Session
 from quillon.policy.python_module import load_module
 from quillon.policy.tls import HookFailed, Remote, TlsHooks
-from quillon.policy.world import World
 from quillon.tls.verdict import Certificate, Verdict
 from tests.support.clients import MESSAGE, context
 from tests.support.server import Server, free_port
@@ -191,7 +191,8 @@ def _hooks(folder: Path, text: str) -> tuple[TlsHooks, list[str]]:
     (folder / "p.py").write_text(text)
     said: list[str] = []
     return TlsHooks(
-        Policy([at_once(load_module("p", folder / "p.py", World(lambda: 0.0, said.append)))], said.append), str(folder)
+        Policy([at_once(load_module("p", folder / "p.py", Environment(lambda: 0.0, said.append)))], said.append),
+        str(folder),
     ), said
 
 
@@ -260,7 +261,7 @@ def test_parameters_are_checked_and_paths_made_whole(tmp_path: Path) -> None:
 def test_a_policy_file_that_does_not_load(tmp_path: Path, text: str, error: str) -> None:
     (tmp_path / "p.py").write_text(text)
     with pytest.raises(PolicyError, match=error):
-        at_once(load_module("p", tmp_path / "p.py", World(lambda: 0.0, print)))
+        at_once(load_module("p", tmp_path / "p.py", Environment(lambda: 0.0, print)))
 
 
 def test_a_python_policy_decides_and_its_errors_have_a_line(tmp_path: Path, server: Callable[..., Server]) -> None:

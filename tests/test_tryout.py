@@ -204,7 +204,7 @@ def test_recorded_sessions_are_played_again(
         said = capsys.readouterr()
         return status, said.out + said.err
 
-    assert console("greet", "World") == (0, "hello World\n")
+    assert console("greet", "Environment") == (0, "hello Environment\n")
     assert console("greet") == (0, "whom?\n")
     assert "broken" in console("break")[1]
     assert console("delay_domain", "local.test") == (0, "local.test delayed\n")

@@ -15,9 +15,9 @@ import pytest
 from quillon.mail.reply import Reply
 from quillon.net.eager import at_once
 from quillon.policy.context import Context
+from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, Hook, Phase, Policy, PolicyError, Session
 from quillon.policy.python_module import load_module
-from quillon.policy.world import World
 from tests.support.server import Server, free_port, until
 
 SESSION = Session("192.0.2.1:1234", "127.0.0.1:25", "00/00-00001-00000000")
@@ -26,8 +26,8 @@ SESSION = Session("192.0.2.1:1234", "127.0.0.1:25", "00/00-00001-00000000")
 def _policy(folder: Path, body: str, *, limit: int = 100) -> tuple[Policy, list[str]]:
     reports: list[str] = []
     (folder / "p.py").write_text("import asyncio, re, time\n" + body)
-    world = World(time.time, reports.append)
-    return Policy([at_once(load_module("p", folder / "p.py", world, limit))], reports.append), reports
+    environment = Environment(time.time, reports.append)
+    return Policy([at_once(load_module("p", folder / "p.py", environment, limit))], reports.append), reports
 
 
 def _run(policy: Policy, key: str = "loop") -> Reply | None:

@@ -1,4 +1,4 @@
-"""Lua fragments in a runtime of their own, with a world that a test makes."""
+"""Lua fragments in a runtime of their own, with a environment that a test makes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from quillon.mail.address import Mailbox
 from quillon.mail.reply import Reply
 from quillon.net.eager import at_once
 from quillon.policy.context import Context
+from quillon.policy.environment import Environment, Lookup
 from quillon.policy.hook import Call, Hook, Phase, Policy, Session
 from quillon.policy.lua import load_scripts
 from quillon.policy.message import Content, MessageView
 from quillon.policy.msys import db
-from quillon.policy.world import Lookup, World
 
 MESSAGE = (
     b"From: Alice <alice+tag@bank.fi>\r\nTo: b@example.com\r\nSubject: =?utf-8?q?caf=C3=A9?=\r\nX-A: 1\r\nX-A: 2\r\n"
-    b"Content-Type: text/plain; charset=utf-8\r\n\r\nHello world\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\n\r\nHello environment\r\n"
 )
 
 
@@ -33,8 +33,8 @@ class Stage:
         self.injected: list[tuple[Mailbox, Sequence[Mailbox], bytes]] = []
         self.lookups: dict[tuple[str, str], list[tuple[int, str]]] = {}
         self.time = 1_700_000_000.0
-        self.world = World(lambda: self.time, self.reports.append, "mx.test", str(folder))
-        self.world.lookup, self.world.inject = self._lookup, self._inject
+        self.environment = Environment(lambda: self.time, self.reports.append, "mx.test", str(folder))
+        self.environment.lookup, self.environment.inject = self._lookup, self._inject
         self._settings = settings
         self.session = Session("192.0.2.7:1234", "127.0.0.1:25", "00/00-00001-00000000")
         self.context = Context({"tls": "on", "ehlo_domain": "client.test"}, {"mailfrom_domain": "bank.fi"})
@@ -56,10 +56,10 @@ class Stage:
             names.append((f"t{number}", f"t{number}"))
         settings = ScriptSettings(tuple(names), 200, 200, True, **self._settings)
         return Policy(
-            at_once(load_scripts(settings, [self.folder], self.world)),
+            at_once(load_scripts(settings, [self.folder], self.environment)),
             self.reports.append,
             asyncio.sleep,
-            stop=self.world.stop,
+            stop=self.environment.stop,
         )
 
     def view(self, *, own: bool = False) -> MessageView:
@@ -88,7 +88,7 @@ class Stage:
         try:
             return await self.call(policy, phase, view)
         finally:
-            await db.close(self.world.shared)
+            await db.close(self.environment.shared)
 
     def call(
         self, policy: Policy, phase: Phase, view: MessageView | None = None, text: str = ""

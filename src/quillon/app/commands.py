@@ -115,9 +115,7 @@ COMMANDS = (
     Command("pid", "", "process id of the supervisor"),
     Command("metrics", "", "counters, in the text format of Prometheus", _metrics),
     Command("mailq", "[N]", "the N largest queues (20), with active and delayed messages", mailq),
-    Command(
-        "domain", "NAME", "what is queued for a domain, its connections, and why it waits", domain_text
-    ),
+    Command("domain", "NAME", "what is queued for a domain, its connections, and why it waits", domain_text),
     Command("reopen logs", "", "open the log files anew, as after a rotation"),
     Command("config reload", "", "read the configuration again, as SIGHUP does"),
     Command("tls show cache", "", "the TLS contexts of all workers", cache_text),

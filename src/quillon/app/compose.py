@@ -20,10 +20,10 @@ from quillon.log.macros import compile_format
 from quillon.net.clock import Clock
 from quillon.net.resolver import Resolver
 from quillon.policy import load as policies
+from quillon.policy.environment import Lookup
 from quillon.policy.hook import PolicyError
 from quillon.policy.load import LoadError
 from quillon.policy.msys import db
-from quillon.policy.world import Lookup
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError
 
@@ -106,14 +106,14 @@ async def load_to_look(config: Config, clock: Clock, report: Callable[[str], Non
 
     services = policies.Services(lookup=lookup, hostname=hostname(config.node()), live=False)
     loaded = await policies.load(config, clock, report, services)
-    await db.close(loaded.world.shared)
+    await db.close(loaded.environment.shared)
     return loaded
 
 
 def _try_policies(config: Config, clock: Clock) -> None:
     """Raises LoadError, PolicyError."""
     loaded = asyncio.run(load_to_look(config, clock, lambda _: None))
-    problems = credentials.faults(config, loaded.world.auth)
+    problems = credentials.faults(config, loaded.environment.auth)
     loaded.policy.close()
     if problems:
         raise LoadError("\n".join(problems))

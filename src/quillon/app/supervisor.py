@@ -24,11 +24,11 @@ from quillon.app import compose, worker
 from quillon.app.channel import Channel
 from quillon.app.child import forked
 from quillon.app.commands import ERROR
+from quillon.app.config_trial import ConfigTrial
 from quillon.app.console import Console
 from quillon.app.leases import Leases, Word
 from quillon.app.notify import notify, reloading
 from quillon.app.privileges import Identity, PrivilegeError, become, identity, make_folder
-from quillon.app.rehearsal import Rehearsal
 from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.scope import resolve
@@ -91,7 +91,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._pidfile = -1
         self._stopping = 0.0
-        self._rehearsal: Rehearsal | None = None  # a configuration that is tried out before it is used
+        self._trial: ConfigTrial | None = None  # a configuration that is tried out before it is used
         self._told: list[Told] = []  # who is to hear what comes of it
         self._asked: list[Told] = []  # who has asked for a reload since it began
         self._round = _Round()
@@ -289,8 +289,8 @@ class Supervisor:
         self._console.close_inherited()
         for child in self._children.values():
             child.channel.close()
-        if self._rehearsal is not None:
-            self._rehearsal.channel.close()
+        if self._trial is not None:
+            self._trial.channel.close()
         for sock in self._wake:
             sock.close()
         self._loggers.close()
@@ -309,8 +309,8 @@ class Supervisor:
             waits.append(self._stopping - time.monotonic())
         if self._console.deadline:
             waits.append(self._console.deadline - time.monotonic())
-        if self._rehearsal is not None:
-            waits.append(self._rehearsal.ends_at - time.monotonic())
+        if self._trial is not None:
+            waits.append(self._trial.ends_at - time.monotonic())
         if self._round.owing:
             waits.append(self._round.until - time.monotonic())
         self._hear(self._selector.select(max(min(waits, default=60.0), 0.0)))
@@ -319,7 +319,7 @@ class Supervisor:
         self._reap()
         if signal.SIGHUP in caught and not self._stopping:
             self._reload(_heard_by_nobody)
-        if self._rehearsal is not None and time.monotonic() >= self._rehearsal.ends_at:
+        if self._trial is not None and time.monotonic() >= self._trial.ends_at:
             self._rehearsed(late=True)
         if self._round.owing and time.monotonic() >= self._round.until:
             self._round.refused.append(f"{len(self._round.owing)} workers have not answered")
@@ -458,30 +458,30 @@ class Supervisor:
 
     def _reload(self, *told: Told) -> None:
         """Use a new configuration everywhere, or keep the running one and say why."""
-        if self._rehearsal is not None or self._round.owing:
+        if self._trial is not None or self._round.owing:
             self._asked += told  # files may have changed since: they are read again
             return
         reloading()
         self._told += told
         try:
-            self._rehearsal = Rehearsal(self._config.files[0], self._clock, self._let_go)
+            self._trial = ConfigTrial(self._config.files[0], self._clock, self._let_go)
         except OSError as error:
             self._reloaded([f"the configuration cannot be tried out: {error.strerror}"])
             return
-        self._selector.register(self._rehearsal, selectors.EVENT_READ, lambda _: self._rehearsed(late=False))
+        self._selector.register(self._trial, selectors.EVENT_READ, lambda _: self._rehearsed(late=False))
 
     def _rehearsed(self, *, late: bool) -> None:
         """A configuration has been tried out."""
-        rehearsal = self._rehearsal
-        if rehearsal is None:
+        trial = self._trial
+        if trial is None:
             return
-        self._selector.unregister(rehearsal)
-        self._rehearsal = None
-        problems = rehearsal.late() if late else rehearsal.problems()
+        self._selector.unregister(trial)
+        self._trial = None
+        problems = trial.late() if late else trial.problems()
         if problems:
             self._reloaded(problems)
             return
-        loaded = load(rehearsal.path)
+        loaded = load(trial.path)
         for fault in loaded.faults:
             if fault.warning:
                 self._say(str(fault))
@@ -554,10 +554,10 @@ class Supervisor:
             return
         notify("STOPPING=1")
         self._say("draining")
-        if self._rehearsal is not None:
-            self._selector.unregister(self._rehearsal)
-            self._rehearsal.end()
-            self._rehearsal = None
+        if self._trial is not None:
+            self._selector.unregister(self._trial)
+            self._trial.end()
+            self._trial = None
         self._console.close()
         self._due.clear()
         self._stopping = time.monotonic() + self._config.node().drain_timeout + GRACE

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from quillon.config.model import Config
-from quillon.delivery import ruling
+from quillon.delivery import override
 from quillon.mail.address import NULL_PATH
 from quillon.mail.message import NULL_ID, Batch, Origin
 from quillon.spool.record import RecordError, decode_message
@@ -34,13 +34,13 @@ def changed_demands(config: Config) -> list[str]:
                 message = decode_message(number, text, batch)
             except RecordError:
                 continue  # the server sets it aside, and names it
-            message.via = ruling.via_of(message, config)
-            now = ruling.demand_of(message, config)
-            held = ruling.lost(message, config, now, by_policy=by_policy)
+            message.via = override.via_of(message, config)
+            now = override.demand_of(message, config)
+            held = override.lost(message, config, now, by_policy=by_policy)
             if held is not None:
                 found[f"wait: {held.words}"] += 1
             elif not (by_policy and message.demand and "policy" in message.demand.scopes):
-                words = ruling.eased(message, now)
+                words = override.eased(message, now)
                 if words:
                     found[f"go with less: {words}"] += 1
     return [f"{count} messages of the spool would {words}" for words, count in found.items()]

@@ -33,15 +33,15 @@ from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.settings import InboundTls, share
 from quillon.delivery.bounce import Bouncer
-from quillon.delivery.connection import Surroundings
+from quillon.delivery.connection import ConnectionServices
 from quillon.delivery.dispatcher import Dispatcher, Share
 from quillon.delivery.hosts import HostFinder
 from quillon.listener import credentials
 from quillon.listener.authentication import Authenticator
-from quillon.listener.desk import Counts, Desk, Sitter
 from quillon.listener.esmtp import EsmtpSession
-from quillon.listener.guessing import Guesses
+from quillon.listener.failed_logins import FailedLogins
 from quillon.listener.recorder import Recorder
+from quillon.listener.services import Counts, OpenSession, SessionServices
 from quillon.log.metrics import Metrics
 from quillon.log.sink import Loggers
 from quillon.mail import reply as replies
@@ -53,13 +53,13 @@ from quillon.net.clock import Deadlines, SystemClock
 from quillon.net.turns import Turns
 from quillon.policy import load as policies
 from quillon.policy.context import Context
+from quillon.policy.environment import Lookup
 from quillon.policy.hook import Policy, PolicyError, Session, words_of
 from quillon.policy.load import LoadError, Policies, Services
 from quillon.policy.msys import audit, db
 from quillon.policy.tls import TlsHooks
-from quillon.policy.world import Lookup
-from quillon.reception.door import Door, Envelope, Residents
-from quillon.reception.intake import Intake
+from quillon.reception.accept import Envelope, Reception, ResidentBodies
+from quillon.reception.mail_data import MailData
 from quillon.spool.room import Room
 from quillon.spool.store import SpoolError, Store, is_full
 from quillon.tls.context import Reloaded, Row
@@ -138,44 +138,44 @@ class Worker:
         self._hostname = compose.hostname(node)
         self._resolver = compose.resolver(node, self._clock)
         self._shared: dict[str, Any] = {}
-        self._policies = await policies.load(config, self._clock, self._report, self._services())
+        self._policies = await policies.load(config, self._clock, self._report, self._policy_services())
         self._hooks = TlsHooks(self._policies.policy, config.folder)
         self._ids = IdSource(os.getpid())
-        self._residents = Residents(share(node.max_resident_messages, self._count))
+        self._resident_bodies = ResidentBodies(share(node.max_resident_messages, self._count))
         self._finder = HostFinder(self._resolver, node, self._clock, compose.own(config))
         self._counts = Counts()
         octets, inodes = node.spool_minimum_free_space, node.spool_minimum_free_inodes
         self._room = Room(self._store.folder, octets, inodes, self._clock.now)
         self._turns = Turns()
-        self._guesses = Guesses(self._clock.now, self._tell_failure)
-        self._sessions: set[Sitter] = set()
-        self._door = Door(
+        self._failed_logins = FailedLogins(self._clock.now, self._tell_failure)
+        self._sessions: set[OpenSession] = set()
+        self._reception = Reception(
             config=config,
             policy=self._policies.policy,
             store=self._store,
             room=self._room,
             ids=self._ids,
             clock=self._clock,
-            residents=self._residents,
+            resident_bodies=self._resident_bodies,
             enqueue=self._submit,
             log=self.log,
         )
-        self._bouncer = Bouncer(config, self._door, self._store, self._ids, self._clock, self._hostname)
+        self._bouncer = Bouncer(config, self._reception, self._store, self._ids, self._clock, self._hostname)
         self._dispatcher = Dispatcher(
             config=config,
             store=self._store,
-            residents=self._residents,
+            resident_bodies=self._resident_bodies,
             finder=self._finder,
             bouncer=self._bouncer,
-            around=Surroundings(self._clock, self._deadlines, self._contexts, self._hooks),
+            services=ConnectionServices(self._clock, self._deadlines, self._contexts, self._hooks),
             hostname=self._hostname,
             share=Share(self._count),
             log=self.log,
             say=self._channel.send,
         )
-        self._desk = self._new_desk(config, self._policies)
+        self._services = self._session_services(config, self._policies)
 
-    def _services(self) -> Services:
+    def _policy_services(self) -> Services:
         """What policies may use of this worker."""
         return Services(
             lookup=self._lookup,
@@ -198,9 +198,9 @@ class Worker:
         number = self._ids.next(self._clock.now())
         session = Session("127.0.0.1:0", "127.0.0.1:0", str(NULL_ID), "internal", recipients=list(recipients))
         envelope = Envelope(number, sender, Origin("127.0.0.1", "internal", NULL_ID), session, None)
-        intake = Intake(self._store, number.number, self._door.node.large_message_threshold, lambda _: b"", 0)
-        intake.add(data)
-        task = self._door.accept(envelope, intake, None, Context(), answered.set_result)
+        mail_data = MailData(self._store, number.number, self._reception.node.large_message_threshold, lambda _: b"", 0)
+        mail_data.add(data)
+        task = self._reception.accept(envelope, mail_data, None, Context(), answered.set_result)
         if task is not None:
             await task
         reply = await answered
@@ -214,19 +214,19 @@ class Worker:
         network = ipaddress.ip_network(block, strict=False)
         return sum(ipaddress.ip_address(session.client) in network for session in self._sessions)
 
-    def _new_desk(self, config: Config, loaded: Policies) -> Desk:
-        world = loaded.world
-        return Desk(
+    def _session_services(self, config: Config, loaded: Policies) -> SessionServices:
+        environment = loaded.environment
+        return SessionServices(
             config=config,
             contexts=self._contexts,
             policy=loaded.policy,
-            authenticator=Authenticator(self._clock, self._report, world.auth),
-            guesses=self._guesses,
+            authenticator=Authenticator(self._clock, self._report, environment.auth),
+            failed_logins=self._failed_logins,
             turns=self._turns,
             recorder=self._recorder,
-            note=partial(audit.note, self._shared) if world.monitors else _unheard,
+            note=partial(audit.note, self._shared) if environment.monitors else _unheard,
             hooks=self._hooks,
-            door=self._door,
+            reception=self._reception,
             ids=self._ids,
             clock=self._clock,
             deadlines=self._deadlines,
@@ -242,7 +242,7 @@ class Worker:
 
     async def _listen(self, name: str, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        make = lambda: EsmtpSession(self._desk, name).stream  # noqa: E731 - the factory of each connection
+        make = lambda: EsmtpSession(self._services, name).stream  # noqa: E731 - the factory of each connection
         if sock.family == socket.AF_UNIX:
             self._servers[name] = await loop.create_unix_server(make, sock=sock)
         else:
@@ -304,7 +304,7 @@ class Worker:
         elif message["do"] == "wanted":
             self._dispatcher.wanted(message["name"])
         elif message["do"] == "guessed":
-            self._guesses.heard(message["client"])
+            self._failed_logins.heard(message["client"])
 
     def _tell_failure(self, client: str) -> None:
         """A failed authentication, for the other workers; not worth waiting for."""
@@ -348,7 +348,7 @@ class Worker:
 
     async def _controlled(self, words: list[str]) -> str:
         """Raises ValueError for a command that nobody has registered."""
-        control = self._policies.world.control
+        control = self._policies.environment.control
         for length in range(len(words), 0, -1):
             function = control.get(" ".join(words[:length]))
             if function is not None:
@@ -359,7 +359,7 @@ class Worker:
         """`start PATH [bodies]` or `stop`. Raises ValueError, OSError."""
         if words[:1] == ["stop"] and len(words) == 1:
             found, self._recorder = self._recorder, None
-            self._desk.recorder = None
+            self._services.recorder = None
             if found is not None:
                 found.close()
             return f"worker {self._number}: {found.sessions if found else 0} sessions"
@@ -370,7 +370,7 @@ class Worker:
         folder = self._config.node().record_folder
         if not folder:
             raise ValueError("nothing may be recorded: set Record_Folder to the folder that recordings go to")
-        self._recorder = self._desk.recorder = Recorder(folder, words[1], self._clock.now, bodies=len(words) == 3)
+        self._recorder = self._services.recorder = Recorder(folder, words[1], self._clock.now, bodies=len(words) == 3)
         return ""
 
     def _send_rows(self, number: int, rows: list[Any]) -> None:
@@ -454,8 +454,8 @@ class Worker:
     async def _adopt(self, config: Config, new: dict[str, socket.socket]) -> Counter[str]:
         node = config.node()
         resolver = compose.resolver(node, self._clock)
-        loaded = await policies.load(config, self._clock, self._report, self._services())
-        faults = credentials.faults(config, loaded.world.auth)
+        loaded = await policies.load(config, self._clock, self._report, self._policy_services())
+        faults = credentials.faults(config, loaded.environment.auth)
         if faults:
             loaded.policy.close()
             raise LoadError("; ".join(faults))
@@ -476,11 +476,11 @@ class Worker:
         self._contexts = contexts
         self._hooks = TlsHooks(policy, config.folder)
         self._hostname = compose.hostname(node)
-        self._residents.limit = share(node.max_resident_messages, self._count)
+        self._resident_bodies.limit = share(node.max_resident_messages, self._count)
         self._finder.reconfigure(resolver, node, compose.own(config))
         self._bouncer.config = config
-        self._door.reconfigure(config, policy)
-        self._desk = self._new_desk(config, loaded)
+        self._reception.reconfigure(config, policy)
+        self._services = self._session_services(config, loaded)
         for session in self._sessions:
             session.retire()
         wanted = {listen.name for listen in config.listens()}

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from quillon.app import compose
+from quillon.app.config_trial import PATIENCE, ConfigTrial
 from quillon.app.privileges import PrivilegeError, become, identity
-from quillon.app.rehearsal import PATIENCE, Rehearsal
 from quillon.app.waiting_mail import changed_demands
 from quillon.cli.configuration import DEFAULT, FAULTY, say_which
 from quillon.config.load import load
@@ -52,7 +52,7 @@ def _as_the_servers_user(path: str, config: Config, known: Iterable[str]) -> lis
         return []  # it has been said that there is no such user
     if who.uid is None:
         return []
-    trial = Rehearsal(path, SystemClock(), lambda _: become(who))
+    trial = ConfigTrial(path, SystemClock(), lambda _: become(who))
     ready, _, _ = select.select([trial], [], [], PATIENCE)
     problems = trial.problems() if ready else trial.late()
     os.waitpid(trial.pid, 0)

@@ -75,7 +75,7 @@ def run_check(given: argparse.Namespace) -> int:
     except policies.LoadError as error:
         print(error, file=sys.stderr)
         return FAULTY
-    faults = credentials.faults(config, loaded.world.auth)
+    faults = credentials.faults(config, loaded.environment.auth)
     called = loaded.policy.called()
     loaded.policy.close()
     for fault in faults:

@@ -18,7 +18,7 @@ from quillon.config.load import empty
 from quillon.config.model import Config
 from quillon.config.routes import is_ip
 from quillon.config.settings import DeliverySettings
-from quillon.delivery.connection import Surroundings
+from quillon.delivery.connection import ConnectionServices
 from quillon.delivery.hosts import HostFinder
 from quillon.delivery.probe import VALUES, Report, probe
 from quillon.delivery.route import Host
@@ -88,12 +88,12 @@ async def _run(config: Config, given: argparse.Namespace) -> int:
     settings = dataclasses.replace(settings, connect_timeout=PATIENCE, ehlo_timeout=PATIENCE)
     loaded = await compose.load_to_look(config, clock, lambda text: print(text, file=sys.stderr))
     policy = loaded.policy
-    around = Surroundings(clock, deadlines, Contexts(clock.now), TlsHooks(policy, config.folder))
+    services = ConnectionServices(clock, deadlines, Contexts(clock.now), TlsHooks(policy, config.folder))
     ehlo = compose.hostname(config.node())
     reports = []
     for host in found:
         names = certificate_names(host.name, routing.domain, routing.via)
-        reports.append(await probe(host, names, settings, tls, around, ehlo))
+        reports.append(await probe(host, names, settings, tls, services, ehlo))
     deadlines.stop()
     rows = [_as_json(report, tls) for report in reports]
     if given.json:

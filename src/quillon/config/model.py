@@ -8,7 +8,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any, Generic, TypeVar
 
@@ -109,6 +110,11 @@ class Config:
     def _build(self, cls: type[T], chain: Iterable[Node]) -> T:
         nodes = list(chain)
         return build(cls, lambda name: resolve(self.table.options[name], nodes, self.folder).value)
+
+    @cached_property
+    def _tls_options(self) -> frozenset[str]:
+        """Options by which TLS of a delivery is ruled: those that `OutboundTls` has."""
+        return frozenset(field.name for field in fields(OutboundTls))
 
     def _same(self, cls: type[T], *chains: list[Node], make: Callable[[], T] | None = None) -> T:
         """Settings by the stanzas that rule them: one object for all that the same stanzas rule."""
@@ -383,7 +389,7 @@ class Config:
             if gateway is not None:
                 host, port = gateway
                 literal = f"[{host}]" if ":" in host else host
-                own = [node for node in chain if node.kind == "domain" and _sets_tls(node)]
+                own = [node for node in chain if node.kind == "domain" and self._tls_options & node.settings.keys()]
                 own += [node for node in chain if node.kind == "domain" and "suspend_delivery" in node.settings]
                 found = Routing(f"{literal}:{port}" if port else literal, domain if own else "")
             self._routing[key] = found
@@ -477,7 +483,11 @@ class Config:
         chains = {"gateway": first, "opendkim_sign": first}
 
         def chain_of(option: Option) -> list[Node]:
-            return secure if _is_tls(option.name) else chains.get(option.name, own if option.gateway else chain)
+            return (
+                secure
+                if option.name in self._tls_options
+                else chains.get(option.name, own if option.gateway else chain)
+            )
 
         return [resolve(option, chain_of(option), self.folder) for option in rows]
 
@@ -513,14 +523,6 @@ def log_switch(stage: str) -> str:
 def _for_every_tls(option: Option) -> bool:
     """Whether an option of the global scope alone rules TLS, as TLS_Engine does."""
     return option.chapter == "tls" and option.scopes == {"global"} and option.status == "honoured"
-
-
-def _is_tls(option: str) -> bool:
-    return option.startswith("tls")
-
-
-def _sets_tls(node: Node) -> bool:
-    return any(_is_tls(name) for name in node.settings)
 
 
 def lookup_name(domain: str) -> str:

@@ -1,9 +1,9 @@
 """Into which queue a message goes: whose stanza rules its TLS, what policy makes of it, and whether the demand that it
 came under still holds.
 
-A demand that can't be found any more is not replaced by a weaker one: the message waits (`ruling.Held`). What holds for
-a message is found once for each configuration; messages that the same stanzas rule share the answer where no module is
-asked about each.
+A demand that can't be found any more is not replaced by a weaker one: the message waits (`override.Held`). What holds
+for a message is found once for each configuration; messages that the same stanzas rule share the answer where no module
+is asked about each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from quillon.config.model import Config
 from quillon.config.settings import DeliverySettings, OutboundTls
-from quillon.delivery import ruling
+from quillon.delivery import override
 from quillon.mail.event import Event, Panic
 from quillon.mail.message import Message, TlsDemand
 from quillon.policy.hook import Hook
@@ -29,7 +29,7 @@ class _Place(NamedTuple):
     before."""
 
     via: str
-    ruling: ruling.Held | None
+    override: override.Held | None
     demand: TlsDemand
     eased: str
 
@@ -62,7 +62,7 @@ class Admission:
     def settings(self, key: Key) -> tuple[DeliverySettings, OutboundTls]:
         """What holds for a destination; its messages may have TLS of their own."""
         settings, tls = self.config.delivery(key.binding_group, key.binding, key.domain, key.via)
-        own = key.ruling.tls if isinstance(key.ruling, ruling.Ruling) else None
+        own = key.override.tls if isinstance(key.override, override.Override) else None
         return settings, own or tls
 
     def rules(self, key: Key) -> Rules:
@@ -81,26 +81,26 @@ class Admission:
     # the place of a message -----------------------------------------------------------------------------------
 
     def place(self, message: Message) -> None:
-        """Set what decides the queue of a message: `via`, `ruling` and `demand`, by what runs now."""
-        message.ruling = None
+        """Set what decides the queue of a message: `via`, `override` and `demand`, by what runs now."""
+        message.override = None
         if self._is_asked(message):
-            message.via = ruling.via_of(message, self.config)
+            message.via = override.via_of(message, self.config)
             key = Key(message.binding_group, message.binding, message.destination, message.via)
-            message.ruling = ruling.of(message, *self.settings(key), self.hooks)
+            message.override = override.of(message, *self.settings(key), self.hooks)
             place = self._judge(message)
         else:
             name = (message.binding_group, message.binding, message.destination, message.wanted_domain, message.demand)
             known = self._places.get(name)
             if known is None:
-                message.via = ruling.via_of(message, self.config)
+                message.via = override.via_of(message, self.config)
                 if len(self._places) >= _MOST:
                     self._places.clear()
                 known = self._places[name] = self._judge(message)
             place = known
         message.via = place.via
-        if place.ruling is not None:
-            message.ruling = place.ruling
-        elif not isinstance(message.ruling, (str, ruling.Pending)):
+        if place.override is not None:
+            message.override = place.override
+        elif not isinstance(message.override, (str, override.Pending)):
             if place.eased:
                 self._changed[f"go with less: {place.eased}"] += 1
             message.demand = place.demand
@@ -111,23 +111,23 @@ class Admission:
         hooks = self.hooks
         if hooks.asks(Hook.OUTBOUND_AUTH) or hooks.asks(Hook.OUTBOUND_PARAMETERS):
             return True
-        if ruling.AUTH_TYPE in message.context or ruling.AUTH_TYPE in message.batch.message_context:
+        if override.AUTH_TYPE in message.context or override.AUTH_TYPE in message.batch.message_context:
             return True
         settings, _ = self.config.delivery(message.binding_group, message.binding, message.destination)
         return settings.outbound_smtp_auth_type != "false"
 
     def _judge(self, message: Message) -> _Place:
-        demand = ruling.demand_of(message, self.config)
+        demand = override.demand_of(message, self.config)
         by_policy = self.hooks.asks(Hook.OUTBOUND_PARAMETERS)
-        held = ruling.lost(message, self.config, demand, by_policy=by_policy)
-        return _Place(message.via, held, demand, "" if held is not None else ruling.eased(message, demand))
+        held = override.lost(message, self.config, demand, by_policy=by_policy)
+        return _Place(message.via, held, demand, "" if held is not None else override.eased(message, demand))
 
     # what changed ---------------------------------------------------------------------------------------------
 
     def held(self, message: Message) -> None:
         """Count a message that waits for a demand that is lost, for `tell`."""
-        if isinstance(message.ruling, ruling.Held):
-            self._changed[f"wait: {message.ruling.words}"] += 1
+        if isinstance(message.override, override.Held):
+            self._changed[f"wait: {message.override.words}"] += 1
 
     def tell(self, now: float) -> Counter[str]:
         """A panic line for each demand that is lost, or weaker by the operator's word, with the number of messages

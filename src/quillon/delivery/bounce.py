@@ -1,5 +1,5 @@
 """Notifications to senders, of messages that failed for good and of those that are late: whether one is due, to whom,
-and through the door of reception. Shell.
+and by way of reception. Shell.
 
 Recipients of one message that fail together are told of in one notification. A message with a null reverse-path
 produces none, or one to mdn_failures_notify (manual, bounces). A failed message is let go only after its notification
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from quillon.config.model import Config
 from quillon.config.settings import DeliverySettings
-from quillon.delivery import dsn, ruling
+from quillon.delivery import dsn, override
 from quillon.delivery.dsn import Entry, Notice
 from quillon.mail import header
 from quillon.mail.address import NULL_PATH, Mailbox
@@ -26,8 +26,8 @@ from quillon.mail.reply import Reply
 from quillon.net.clock import Clock
 from quillon.policy.context import Context
 from quillon.policy.hook import NO_POLICY, Policy, Session
-from quillon.reception.door import Door, Envelope
-from quillon.reception.intake import Intake
+from quillon.reception.accept import Envelope, Reception
+from quillon.reception.mail_data import MailData
 from quillon.spool.store import Store
 
 _HEADER_LIMIT = 65536
@@ -60,9 +60,11 @@ class _Gathered:
 class Bouncer:
     """`done(True)` once nothing more is owed for a message, `done(False)` if the notification could not be stored."""
 
-    def __init__(self, config: Config, door: Door, store: Store, ids: IdSource, clock: Clock, hostname: str) -> None:
+    def __init__(
+        self, config: Config, reception: Reception, store: Store, ids: IdSource, clock: Clock, hostname: str
+    ) -> None:
         self.config = config
-        self._door = door
+        self._reception = reception
         self._store = store
         self._ids = ids
         self._clock = clock
@@ -76,10 +78,10 @@ class Bouncer:
         """Tell the sender, unless configuration or policy says not to. `last` is what the last attempt ended with."""
         settings = self.config.for_message(message)
         recipient = self._recipient(message, settings)
-        if not settings.generate_bounces or recipient is None or not ruling.bounces(message, outcome.reply, policy):
+        if not settings.generate_bounces or recipient is None or not override.bounces(message, outcome.reply, policy):
             done(True)
             return
-        words = ruling.bounce_text(message, outcome.reply, dsn.FAILED, policy)
+        words = override.bounce_text(message, outcome.reply, dsn.FAILED, policy)
         status = dsn.status_of(outcome.reply.enhanced, "5")
         entry = Entry(str(message.recipient), status, _said(outcome), outcome.remote_ip, last, _tls(message, outcome))
         self._gather(self._whom(message, settings, recipient, words, ""), message.batch, entry, done)
@@ -145,14 +147,14 @@ class Bouncer:
         text = dsn.render(notice, found.entries, await self._original(found.batch, whom.original))
         session = Session("", "", str(NULL_ID), "internal", recipients=[whom.recipient])
         envelope = Envelope(number, NULL_PATH, Origin("127.0.0.1", "internal", NULL_ID), session, None)
-        intake = Intake(self._store, number.number, len(text), lambda _: b"", 0)
-        intake.add(text)
+        mail_data = MailData(self._store, number.number, len(text), lambda _: b"", 0)
+        mail_data.add(text)
 
         def answered(reply: Reply) -> None:
             for done in found.waiting:
                 done(reply.positive)
 
-        task = self._door.accept(envelope, intake, None, Context(), answered)
+        task = self._reception.accept(envelope, mail_data, None, Context(), answered)
         if task is not None:
             await task
 

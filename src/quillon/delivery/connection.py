@@ -46,7 +46,7 @@ _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errn
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class ConnectionServices:
     """What a connection needs from outside."""
 
     clock: Clock
@@ -92,7 +92,7 @@ class Connection:
 
     def __init__(
         self,
-        around: Surroundings,
+        services: ConnectionServices,
         settings: DeliverySettings,
         tls: OutboundTls,
         names: tuple[str, ...],
@@ -108,8 +108,9 @@ class Connection:
         self.facts: TlsFacts | None = None
         self.verdict: Verdict | None = None
         self.offered = False
-        self.delivered = 0
-        self.since = around.clock.now()
+        self.delivered = 0  # transactions that have ended
+        self.took = 0  # recipients whose message the host has taken
+        self.since = services.clock.now()
         self.deadline = 0.0
         self.is_open = False
         self.host: Host | None = None
@@ -117,7 +118,7 @@ class Connection:
         self.remote_ip = ""
         self.local_ip = ""
         self._peer = ""
-        self._around = around
+        self._services = services
         self._names = names
         self._domain = domain
         self._ehlo_name = ehlo_name
@@ -174,7 +175,7 @@ class Connection:
 
     def connected(self) -> None:
         self.local_ip = self._stream.addresses()[1][0]
-        self._around.deadlines.add(self)
+        self._services.deadlines.add(self)
         self._wait(self.settings.ehlo_timeout)
 
     def _refused(self, obstacle: Obstacle, reply: Reply, stage: Stage, cause: str = "") -> None:
@@ -231,12 +232,12 @@ class Connection:
 
     def _handshake(self) -> None:
         try:
-            engine = self._around.contexts.client(self.tls, self.host_name, self._peer)
+            engine = self._services.contexts.client(self.tls, self.host_name, self._peer)
         except ContextError as error:
             self._tls_failed(replies.TLS_FAILED, Stage.HANDSHAKING_TLS, "bad_local_settings", str(error))
             return
         self._engine = engine
-        self._wait(self._around.handshake_timeout)
+        self._wait(self._services.handshake_timeout)
         self._stream.start_tls(engine)
 
     def secured(self) -> None:
@@ -259,7 +260,7 @@ class Connection:
     def _judge(self, engine: Engine) -> Judgement:
         """What the handshake is worth: by policy, by TLS_Verify."""
         verdict = self.verdict = engine.verdict()
-        hooks = self._around.hooks
+        hooks = self._services.hooks
         if hooks.asks(Hook.OUTBOUND_VERIFY):
             call = Call(Hook.OUTBOUND_VERIFY, Session(self.remote_ip, "", ""), Context())
             verdict = hooks.outbound_verdict(call, verdict, Remote(self.host_name, self.remote_ip, self._domain))
@@ -367,6 +368,7 @@ class Connection:
         kept = self.delivered > 0
         self.delivered += 1
         self.deadline = 0.0
+        self.took += sum(reply.positive for reply, _ in event.results)
         sent = self._sort(messages, event, kept=kept)
         self._owner.sent(self, sent)
         if self._session.closed:
@@ -507,7 +509,7 @@ class Connection:
         return False
 
     def closed(self) -> None:
-        self._around.deadlines.discard(self)
+        self._services.deadlines.discard(self)
         self.deadline = 0.0
         was_open, self.is_open = self.is_open, False
         self._session.connection_lost()
@@ -528,7 +530,7 @@ class Connection:
             self._stream.write(data)
 
     def _wait(self, seconds: float) -> None:
-        self.deadline = self._around.clock.now() + seconds if seconds else 0.0
+        self.deadline = self._services.clock.now() + seconds if seconds else 0.0
 
 
 def _takes_no_more(reply: Reply) -> bool:

@@ -14,16 +14,15 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from quillon.config.model import Config
 from quillon.config.settings import DeliverySettings, share
 from quillon.config.values import Throttle
-from quillon.delivery import ruling
+from quillon.delivery import override
 from quillon.delivery.admission import Admission
 from quillon.delivery.bounce import Bouncer
-from quillon.delivery.connection import Connection, Sent, Surroundings
+from quillon.delivery.connection import Connection, ConnectionServices, Sent
 from quillon.delivery.host_memory import HostMemory
 from quillon.delivery.hosts import HostFinder
 from quillon.delivery.lessee import Lessee
@@ -42,7 +41,7 @@ from quillon.queue.limit import UNLIMITED, Limit, split
 from quillon.queue.ready import Queues
 from quillon.queue.throttle import Bucket
 from quillon.queue.trail import Failed, Trail
-from quillon.reception.door import Residents
+from quillon.reception.accept import ResidentBodies
 from quillon.smtp.client import Login
 from quillon.spool.store import Store
 from quillon.tls.context import Contexts
@@ -76,10 +75,10 @@ class Dispatcher:
 
     config: Config
     store: Store
-    residents: Residents
+    resident_bodies: ResidentBodies
     finder: HostFinder
     bouncer: Bouncer
-    around: Surroundings
+    services: ConnectionServices
     hostname: str
     share: Share
     log: Callable[[Event], None]
@@ -90,7 +89,7 @@ class Dispatcher:
     _trails: dict[Connection, Trail] = field(default_factory=dict)  # the way to it, or that of its messages
     _buckets: dict[tuple[int, str], Bucket] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _asking: set[asyncio.Task[ruling.Ruling | str | None]] = field(default_factory=set)
+    _asking: set[asyncio.Task[override.Override | str | None]] = field(default_factory=set)
     _unasked: set[Queue] = field(default_factory=set)  # destinations about whose messages policy is still to be asked
     _sorting: int = 0  # who puts many messages into their queues, and will tell what has changed
     _pumping: bool = False
@@ -99,14 +98,14 @@ class Dispatcher:
 
     def __post_init__(self) -> None:
         self.lessee = Lessee(self.say)
-        self.admission = Admission(self.config, self.around.hooks, self.share.split, self.log)
+        self.admission = Admission(self.config, self.services.hooks, self.share.split, self.log)
         self.queues: Queues[Connection] = Queues(
             self.admission.rules, self._total(), self.lessee.ask, self.lessee.released
         )
         self.opener = Opener(
             self.config,
             self.finder,
-            self.around,
+            self.services,
             self.memory,
             self._freed,
             self,
@@ -116,11 +115,11 @@ class Dispatcher:
         )
         self.settlement = Settlement(
             config=self.config,
-            policy=self.around.hooks.policy,
+            policy=self.services.hooks.policy,
             store=self.store,
-            residents=self.residents,
+            resident_bodies=self.resident_bodies,
             bouncer=self.bouncer,
-            clock=self.around.clock,
+            clock=self.services.clock,
             requeue=self._requeue,
             log=self.log,
         )
@@ -144,7 +143,7 @@ class Dispatcher:
                 self._kick()
         finally:
             self._sorting -= 1
-            self.admission.tell(self.around.clock.now())
+            self.admission.tell(self.services.clock.now())
         gc.freeze()  # what waits stays: the garbage collector need not walk through it
 
     def _recovered(self, message: Message) -> None:
@@ -154,21 +153,21 @@ class Dispatcher:
         except Exception as error:
             # whatever a spool holds, the others of it go on
             text = f"delivery: message {message.id} of the spool cannot be queued: {error!r}"
-            self.log(Panic(self.around.clock.now(), text))
+            self.log(Panic(self.services.clock.now(), text))
 
     async def reconfigure(self, config: Config, contexts: Contexts, hooks: TlsHooks) -> Counter[str]:
         """Other settings for what begins from now on; idle connections are closed. Gives how many messages wait for a
         demand that is lost, or go with less, by words. The new settings hold at once; messages are sorted anew in
         slices, each destination before it acts again."""
         self.config = config
-        self.around = replace(self.around, contexts=contexts, hooks=hooks)
+        self.services = replace(self.services, contexts=contexts, hooks=hooks)
         self.admission.reconfigure(config, hooks)
-        self.opener.config, self.opener.around = config, self.around
+        self.opener.config, self.opener.services = config, self.services
         self.settlement.config, self.settlement.policy = config, hooks.policy
         self._buckets.clear()
         self.memory.forget_rests()
         self.queues.epoch += 1
-        now = self.around.clock.now()
+        now = self.services.clock.now()
         self.queues.set_total(self._total(), now)
         for task in self._asking:
             task.cancel()  # the new policy is asked
@@ -179,7 +178,7 @@ class Dispatcher:
                     self._sort(message)
         finally:
             self._sorting -= 1
-        return self.admission.tell(self.around.clock.now())
+        return self.admission.tell(self.services.clock.now())
 
     def _outdated(self) -> Iterator[Message | None]:
         """The messages of destinations that a configuration before has ruled; None between two of them."""
@@ -188,7 +187,7 @@ class Dispatcher:
                 self._dismiss(queue, connection)
             if queue.epoch != self.queues.epoch:
                 yield from self._renew(queue)
-                self.queues.touch(queue, self.around.clock.now())
+                self.queues.touch(queue, self.services.clock.now())
             yield None
         self._kick()
 
@@ -204,7 +203,7 @@ class Dispatcher:
         """Put a message into the queue that is its own now."""
         self.admission.place(message)
         self.admission.held(message)
-        self.queues.submit(message, self.around.clock.now())
+        self.queues.submit(message, self.services.clock.now())
 
     async def _sort_all(self, messages: list[Message]) -> None:
         async for message in in_slices(messages):
@@ -221,8 +220,8 @@ class Dispatcher:
         for queue in self.queues:
             for connection in list(queue.idle):
                 self._dismiss(queue, connection)
-        end = self.around.clock.now() + seconds
-        while (self._of or self._tasks) and self.around.clock.now() < end:  # noqa: ASYNC110 - two sets to empty
+        end = self.services.clock.now() + seconds
+        while (self._of or self._tasks) and self.services.clock.now() < end:  # noqa: ASYNC110 - two sets to empty
             await asyncio.sleep(0.02)
         for task in list(self._tasks):
             task.cancel()
@@ -249,21 +248,21 @@ class Dispatcher:
         elif self.config.for_message(message).blackhole == "internal":
             self.settlement.settle(message, PermanentFailure(replies.BLACKHOLED, Stage.NOT_CONNECTED))
         else:
-            queue = self.queues.submit(message, self.around.clock.now())
+            queue = self.queues.submit(message, self.services.clock.now())
             most = queue.rules.settings.max_resident_active_queue
             if queue.rules.suspended or 0 <= most < queue.waiting:
-                self.residents.release(message.batch)  # room for those that leave soon
+                self.resident_bodies.release(message.batch)  # room for those that leave soon
 
     def _requeue(self, message: Message) -> None:
         """A message waits for its next attempt, under the rules that hold now."""
         self.admission.place(message)
-        self.queues.submit(message, self.around.clock.now())
+        self.queues.submit(message, self.services.clock.now())
         self._kick()
 
     def _return(self, messages: list[Message], trail: Trail | None = None) -> None:
         """Put messages that were taken, and not tried or not at every host, back into the queues that are theirs
         now."""
-        now = self.around.clock.now()
+        now = self.services.clock.now()
         for message in messages:
             self.admission.place(message)
         for key in dict.fromkeys(key_of(message) for message in messages):
@@ -275,7 +274,7 @@ class Dispatcher:
     def delay_domain(self, domain: str, note: str) -> int:
         """Put the waiting messages of a domain off until their next retry (manual, mail_queue_delay_domain)."""
         settings, _ = self.config.delivery("default", "default", domain)
-        now = self.around.clock.now()
+        now = self.services.clock.now()
         count = 0
         for queue in self.queues.of_domain(domain):
             for message in queue.drain():
@@ -303,7 +302,7 @@ class Dispatcher:
 
     def describe(self, domain: str) -> list[dict[str, Any]]:
         """Each queue of a routing domain, or of mail that goes to another one in its place, and why it waits."""
-        now = self.around.clock.now()
+        now = self.services.clock.now()
         found = []
         for queue in self.queues:
             if domain not in (queue.key.domain, queue.key.via):
@@ -343,7 +342,7 @@ class Dispatcher:
         self._pumping = False
         if self._stopping:
             return
-        now = self.around.clock.now()
+        now = self.services.clock.now()
         end = time.perf_counter() + SHARE
         while (queue := self.queues.next(now)) is not None:
             try:
@@ -373,7 +372,7 @@ class Dispatcher:
         if queue.epoch != self.queues.epoch:
             self._spawn(self._sort_all(self._renew(queue)))
             return
-        if isinstance(queue.key.ruling, ruling.Pending):
+        if isinstance(queue.key.override, override.Pending):
             self._ask(queue)
             return
         fault = _fault(queue.key)
@@ -419,32 +418,34 @@ class Dispatcher:
             if not messages:
                 break
             for message in messages:
-                asked = ruling.asked(message, *self.admission.settings(key_of(message)), self.around.hooks)
+                asked = override.asked(message, *self.admission.settings(key_of(message)), self.services.hooks)
                 task = asyncio.get_running_loop().create_task(asyncio.wait_for(asked, PATIENCE))
                 self._asking.add(task)
-                task.add_done_callback(partial(self._asked, message, self.around))
+                task.add_done_callback(partial(self._asked, message, self.services))
         else:
             self._unasked.add(queue)
-            queue.pause(self.around.clock.now() + PATIENCE, "a policy is being asked about other messages")
+            queue.pause(self.services.clock.now() + PATIENCE, "a policy is being asked about other messages")
 
-    def _asked(self, message: Message, around: Surroundings, task: asyncio.Task[ruling.Ruling | str | None]) -> None:
+    def _asked(
+        self, message: Message, services: ConnectionServices, task: asyncio.Task[override.Override | str | None]
+    ) -> None:
         """Policy has said what a message authenticates with: put it into the queue where it belongs then."""
         self._asking.discard(task)
         for queue in self._unasked:
             queue.resume()
-            self.queues.touch(queue, self.around.clock.now())
+            self.queues.touch(queue, self.services.clock.now())
         self._unasked.clear()
-        if task.cancelled() or self.around is not around:  # a reload, or the end
+        if task.cancelled() or self.services is not services:  # a reload, or the end
             self._return([message])
             return
         error = task.exception()
-        message.ruling = task.result() if error is None else f"unexpected {error!r}"
+        message.override = task.result() if error is None else f"unexpected {error!r}"
         if isinstance(error, TimeoutError):
-            message.ruling = f"outbound_smtp_auth_config waited longer than {PATIENCE:.0f} s"
-            self.log(Panic(self.around.clock.now(), f"policy: {message.ruling}"))
+            message.override = f"outbound_smtp_auth_config waited longer than {PATIENCE:.0f} s"
+            self.log(Panic(self.services.clock.now(), f"policy: {message.override}"))
         elif error is not None:
             self._unexpected(error)
-        self.queues.submit(message, self.around.clock.now())
+        self.queues.submit(message, self.services.clock.now())
         self._kick()
 
     # connections ----------------------------------------------------------------------------------------------
@@ -452,7 +453,7 @@ class Dispatcher:
     async def _open(self, queue: Queue) -> None:
         """Get a connection for a destination, or fail what waits in it."""
         opened: Ready | Wait | Nothing | None = None
-        login = queue.key.ruling.login if isinstance(queue.key.ruling, ruling.Ruling) else None
+        login = queue.key.override.login if isinstance(queue.key.override, override.Override) else None
         try:
             opened = await self.opener.open(queue, queue.astray(), self._ehlo_name(queue), login)
         finally:
@@ -462,15 +463,15 @@ class Dispatcher:
                 elif isinstance(opened, Nothing):
                     self._nothing(queue, opened)
                 else:
-                    queue.pause(self.around.clock.now() + PATIENCE, "a defect")
-                self.queues.not_connected(queue, self.around.clock.now())
+                    queue.pause(self.services.clock.now() + PATIENCE, "a defect")
+                self.queues.not_connected(queue, self.services.clock.now())
                 self._kick()
         if isinstance(opened, Ready):
             self.queues.connected(queue)
             self._of[opened.connection] = queue
             if opened.trail.failed is not None:
                 self._trails[opened.connection] = opened.trail
-            self._feed(opened.connection, queue, self.around.clock.now())
+            self._feed(opened.connection, queue, self.services.clock.now())
             self._kick()
 
     def _wait(self, queue: Queue, wait: Wait) -> None:
@@ -490,7 +491,7 @@ class Dispatcher:
             return
         others = queue.site.limit.used - 1
         if others and not isinstance(nothing.outcome, PermanentFailure):
-            queue.site.window.refused(others, self.around.clock.now())
+            queue.site.window.refused(others, self.services.clock.now())
             return
         queue.site.window.failed()
         self._fail_site(queue, nothing)
@@ -512,12 +513,15 @@ class Dispatcher:
 
     def _try_held(self, limit: Limit, count: int) -> None:
         """Let so many of those that wait for a place try."""
-        now = self.around.clock.now()
-        for queue in list(islice(limit.held, count)):
+        now = self.services.clock.now()
+        for queue in list(limit.held):
             if queue.site.limit is not limit:  # a host's: it waits by a pause
                 del limit.held[queue]
                 queue.resume()
             self.queues.touch(queue, now)
+            count -= queue.waiting > 0
+            if count <= 0:
+                break
         self._kick()
 
     def leased(self, name: str) -> None:
@@ -564,7 +568,7 @@ class Dispatcher:
         """A connection may take its next messages."""
         queue = self._of.get(connection)
         if queue is not None:
-            self._feed(connection, queue, self.around.clock.now())
+            self._feed(connection, queue, self.services.clock.now())
             self._kick()
 
     def _feed(self, connection: Connection, queue: Queue, now: float) -> None:
@@ -623,12 +627,12 @@ class Dispatcher:
     async def _load_and_send(self, connection: Connection, messages: list[Message]) -> None:
         """Read a body that is not resident, off the event loop."""
         outcome: Outcome
-        around = self.around
+        services = self.services
         try:
             body = await self.store.body(messages[0].batch)
         except Exception as error:
             # the disk, not the message, is at fault: keep it and try again later
-            self.log(Panic(self.around.clock.now(), f"spool: cannot read {messages[0].batch.id}: {error}"))
+            self.log(Panic(self.services.clock.now(), f"spool: cannot read {messages[0].batch.id}: {error}"))
             outcome, body = TransientFailure(replies.SPOOL_FAILED, Stage.IDLE), None
         else:
             outcome = PermanentFailure(replies.BODY_MISSING, Stage.IDLE)
@@ -636,7 +640,7 @@ class Dispatcher:
             for message in messages:
                 self.settlement.settle(message, outcome)
             self.free(connection)
-        elif self.around is not around or not connection.usable or connection not in self._of:
+        elif self.services is not services or not connection.usable or connection not in self._of:
             # reading took its time: the connection may be gone, or a reload may want other TLS
             self._return(messages)
             connection.quit()
@@ -645,9 +649,14 @@ class Dispatcher:
 
     def sent(self, connection: Connection, sent: Sent) -> None:
         """A transaction has ended: settle what is decided, and send the rest to another host, or on its way again."""
-        now = self.around.clock.now()
+        now = self.services.clock.now()
         queue = self._of.get(connection)
         trail = self._trails.pop(connection, None)
+        if sent.refused and queue is not None and (working := self._working(connection)):
+            # it takes mail over others, and no more of them: that costs the messages nothing
+            queue.site.window.refused(working, now)
+            self._return([message for message, _ in sent.results] + sent.untried, trail)
+            return
         if sent.only:
             self.memory.takes_only(connection.remote_ip, sent.only, now)
         elsewhere: list[tuple[Message, TransientFailure]] = []
@@ -667,12 +676,17 @@ class Dispatcher:
             messages = [message for message, its in elsewhere if its == outcome]
             self._return(messages, (trail or Trail()).after(connection.remote_ip, failed, session=True))
 
+    def _working(self, connection: Connection) -> int:
+        """How many other connections to the same address the host takes mail over."""
+        ip = connection.remote_ip
+        return sum(other.took > 0 and other.remote_ip == ip for other in self._of if other is not connection)
+
     def gone(self, connection: Connection) -> None:
         """A connection has ended."""
         queue = self._of.pop(connection, None)
         self._trails.pop(connection, None)
         if queue is not None:
-            self.queues.closed(queue, connection, self.around.clock.now())
+            self.queues.closed(queue, connection, self.services.clock.now())
             self._freed(connection.host_name, connection.remote_ip)
             self._kick()
 
@@ -689,16 +703,16 @@ class Dispatcher:
             self._unexpected(error)
 
     def _unexpected(self, error: BaseException) -> None:
-        self.log(Panic(self.around.clock.now(), f"delivery: unexpected {error!r}"))
+        self.log(Panic(self.services.clock.now(), f"delivery: unexpected {error!r}"))
 
 
 def _fault(key: Key) -> TransientFailure | None:
     """Why nothing of a destination may leave, whatever its hosts say."""
-    if isinstance(key.ruling, ruling.Held):
+    if isinstance(key.override, override.Held):
         return TransientFailure(replies.DEMAND_LOST, Stage.NOT_CONNECTED, cause="demand_lost")
-    if isinstance(key.ruling, str):
+    if isinstance(key.override, str):
         return TransientFailure(replies.POLICY_FAILED, Stage.NOT_CONNECTED, cause="policy_failed")
-    login: Login | None = key.ruling.login if isinstance(key.ruling, ruling.Ruling) else None
+    login: Login | None = key.override.login if isinstance(key.override, override.Override) else None
     if login is not None and not (login.user and login.password):
         return TransientFailure(replies.AUTH_INCOMPLETE, Stage.NOT_CONNECTED)
     return None
@@ -706,8 +720,8 @@ def _fault(key: Key) -> TransientFailure | None:
 
 def _demanded(key: Key, message: Message | None) -> str:
     """What is demanded of the way of a destination's messages, with where that is written."""
-    if isinstance(key.ruling, ruling.Held):
-        return key.ruling.words
+    if isinstance(key.override, override.Held):
+        return key.override.words
     if message is None or message.demand is None:
         return ""
     place = message.demand.places[0]

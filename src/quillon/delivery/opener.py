@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from quillon.config.model import Config, lookup_name
 from quillon.delivery.attempt import Attempt, Obstacle
-from quillon.delivery.connection import Connection, Obstructed, Owner, Surroundings
+from quillon.delivery.connection import Connection, ConnectionServices, Obstructed, Owner
 from quillon.delivery.host_memory import HostMemory
 from quillon.delivery.hosts import HostFinder
 from quillon.delivery.route import Host
@@ -61,7 +61,7 @@ class Opener:
         self,
         config: Config,
         finder: HostFinder,
-        around: Surroundings,
+        services: ConnectionServices,
         memory: HostMemory,
         freed: Callable[[str], None],
         owner: Owner,
@@ -71,7 +71,7 @@ class Opener:
     ) -> None:
         self._connect = connect
         self.config = config
-        self.around = around
+        self.services = services
         self._finder = finder
         self._memory = memory
         self._freed = freed
@@ -84,7 +84,7 @@ class Opener:
     ) -> Opening:
         """A connection for a destination; `trail` is that of messages that have been to some of its hosts."""
         key, rules = queue.key, queue.rules
-        around = self.around
+        services = self.services
         found = await self._finder.find(key.domain, rules.settings)
         if not isinstance(found, list):
             return Nothing(found, None, "", "", site=True)
@@ -94,10 +94,10 @@ class Opener:
         facts: TlsFacts | None = None
         while (step := attempt.next_step()) is not None:
             if not self.has_room(step.host):
-                return Wait(around.clock.now() + 60.0, "as many connections as its Host allows", step.host.name)
+                return Wait(services.clock.now() + 60.0, "as many connections as its Host allows", step.host.name)
             names = certificate_names(step.host.name, key.domain, key.via)
             connection = self._connect(
-                around,
+                services,
                 rules.settings,
                 rules.tls,
                 names,
@@ -126,14 +126,14 @@ class Opener:
 
     def _attempt(self, key: Key, rules: Rules, found: list[Host], trail: Trail | None) -> Attempt | Wait:
         """Those hosts that may be tried now; or when the first may be."""
-        now = self.around.clock.now()
+        now = self.services.clock.now()
         tried = trail.tried if trail is not None else frozenset[str]()
         left = [host for host in found if host.ip not in tried]
         whose = _whose(key, rules)
         awake = [host for host in left if self._memory.rests_until(host, whose) <= now]
         free = [host for host in awake if self.has_room(host)]
         settings = rules.settings
-        if free or not left or trail is not None:
+        if free or not left or (trail is not None and not awake):
             return Attempt(
                 rules.tls,
                 free,
@@ -158,7 +158,7 @@ class Opener:
     def _note(self, key: Key, rules: Rules, host: Host, obstructed: Obstructed) -> None:
         """Let a host that failed rest: for this destination alone where TLS was tried, which may be at fault."""
         obstacle, failed = obstructed
-        now, seconds = self.around.clock.now(), rules.settings.host_failure_retry
+        now, seconds = self.services.clock.now(), rules.settings.host_failure_retry
         if self._memory.stands(host.ip):
             pass  # it takes no further connection, which is no reason to leave it alone
         elif obstacle is Obstacle.UNREACHABLE or (obstacle is Obstacle.UNWILLING and failed.facts is None):

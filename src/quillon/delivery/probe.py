@@ -13,7 +13,7 @@ from cryptography import x509
 
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.delivery.attempt import TryHost
-from quillon.delivery.connection import Connection, Sent, Surroundings
+from quillon.delivery.connection import Connection, ConnectionServices, Sent
 from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import Foreseen, Judgement, Observed, foresee, judge
 from quillon.mail.event import TlsFacts
@@ -41,11 +41,16 @@ class Report:
 
 
 async def probe(
-    host: Host, names: Sequence[str], settings: DeliverySettings, tls: OutboundTls, around: Surroundings, ehlo: str
+    host: Host,
+    names: Sequence[str],
+    settings: DeliverySettings,
+    tls: OutboundTls,
+    services: ConnectionServices,
+    ehlo: str,
 ) -> Report:
     """Connect to a host up to the point where it would take a message."""
     strict = replace(tls, tls="required", tls_verify="optional", tls_ca=tls.tls_ca or SYSTEM_TRUST)
-    connection = Connection(around, settings, strict, tuple(names), names[-1], ehlo, owner=_Nobody())
+    connection = Connection(services, settings, strict, tuple(names), names[-1], ehlo, owner=_Nobody())
     obstructed = await connection.open(TryHost(host))
     chain = tuple(connection.chain())
     if obstructed is None:

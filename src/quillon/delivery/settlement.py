@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from quillon.config.model import Config
-from quillon.delivery import ruling
+from quillon.delivery import override
 from quillon.delivery.bounce import Bouncer
 from quillon.mail.event import Attempted, Event, TlsFacts
 from quillon.mail.message import Message
@@ -18,7 +18,7 @@ from quillon.mail.outcome import Outcome, PermanentFailure, TransientFailure
 from quillon.net.clock import Clock
 from quillon.policy.hook import Policy
 from quillon.queue import retry
-from quillon.reception.door import Residents
+from quillon.reception.accept import ResidentBodies
 from quillon.spool.store import Store
 
 RETRY_NOTICE = 60.0  # seconds until a notification that could not be stored is tried again
@@ -33,7 +33,7 @@ class Settlement:
         config: Config,
         policy: Policy,
         store: Store,
-        residents: Residents,
+        resident_bodies: ResidentBodies,
         bouncer: Bouncer,
         clock: Clock,
         requeue: Callable[[Message], None],
@@ -43,7 +43,7 @@ class Settlement:
         self.policy = policy
         self.stopping = False
         self._store = store
-        self._residents = residents
+        self._resident_bodies = resident_bodies
         self._bouncer = bouncer
         self._clock = clock
         self._requeue = requeue
@@ -54,19 +54,19 @@ class Settlement:
     ) -> None:
         """An attempt has ended so; `facts`, `host` and `local_ip` are of the connection that it ended on."""
         now, policy = self._clock.now(), self.policy
-        demand = message.demand or ruling.demand_of(message, self.config)
+        demand = message.demand or override.demand_of(message, self.config)
         settled = retry.settle(
             message,
             outcome,
             now,
-            lambda: ruling.retries(message, self.config.for_message(message), policy),
-            lambda when: ruling.next_attempt(message, when, now, policy),
+            lambda: override.retries(message, self.config.for_message(message), policy),
+            lambda when: override.next_attempt(message, when, now, policy),
         )
         if isinstance(settled, retry.Fail):
             outcome = settled.outcome
-        outcome = ruling.logged(message, outcome, now, policy)
+        outcome = override.logged(message, outcome, now, policy)
         if isinstance(settled, retry.Delay):
-            ruling.requeued(message, now, policy)
+            override.requeued(message, now, policy)
         self._log(Attempted(now, message, outcome, demand, facts, host, local_ip or self._source(message)))
         if isinstance(settled, retry.Delay) and isinstance(outcome, TransientFailure):
             self._kept(message, outcome, now)
@@ -90,7 +90,7 @@ class Settlement:
             self._bouncer.late(message, outcome)
         self._store.update(message)
         if message.tries >= settings.drop_body_after_trans_fail:
-            self._residents.release(message.batch)
+            self._resident_bodies.release(message.batch)
 
     def _notify(self, message: Message, outcome: PermanentFailure, last: str) -> None:
         """Have the sender told, and let the message go once that is stored. A refused notice is tried again."""
@@ -106,4 +106,4 @@ class Settlement:
     def _removed(self, message: Message) -> None:
         self._store.remove(message)
         if message.batch.left == 0:
-            self._residents.release(message.batch)
+            self._resident_bodies.release(message.batch)

@@ -17,8 +17,8 @@ from quillon.config.model import Config
 from quillon.lab.pki import Authority
 from quillon.lab.stage import Play, Stage
 from quillon.listener import recorder
+from quillon.policy.environment import Lookup
 from quillon.policy.hook import Traced
-from quillon.policy.world import Lookup
 from quillon.tls.causes import CAUSES
 from quillon.tls.verdict import Certificate, Verdict
 

@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from quillon.config.settings import DeliverySettings, OutboundTls
-from quillon.delivery.connection import Surroundings
+from quillon.delivery.connection import ConnectionServices
 from quillon.lab import trial
 from quillon.lab.farm import Farm
 from quillon.lab.faults import Fault
@@ -31,12 +31,12 @@ async def run(folder: Path, settings: DeliverySettings, columns: list[OutboundTl
     clock = SystemClock()
     deadlines = Deadlines(clock, 0.05)
     deadlines.start()
-    around = Surroundings(clock, deadlines, Contexts(clock.now), TlsHooks(NO_POLICY, "/"), PATIENCE)
+    services = ConnectionServices(clock, deadlines, Contexts(clock.now), TlsHooks(NO_POLICY, "/"), PATIENCE)
     gate = asyncio.Semaphore(_AT_ONCE)
 
     async def one(fault: Fault, tls: OutboundTls) -> tuple[Fault, Result]:
         async with gate:
-            return fault, await trial.deliver(farm, fault, trial.patient(settings), tls, around)
+            return fault, await trial.deliver(farm, fault, trial.patient(settings), tls, services)
 
     try:
         return [list(await asyncio.gather(*(one(f, trusting(tls, farm)) for f in farm.faults))) for tls in columns]

@@ -1,4 +1,5 @@
-"""A session without a network: the server's own session, policy and door, between a script of commands and no spool.
+"""A session without a network: the server's own session, policy and reception, between a script of commands and no
+spool.
 
 What a client would send is given by hand, a TLS verdict included; what would be stored is counted and let go.
 """
@@ -14,9 +15,9 @@ from typing import Any
 from quillon.config.model import Config
 from quillon.config.settings import InboundTls, ReceptionSettings
 from quillon.listener.authentication import Authenticator
-from quillon.listener.desk import Counts, Desk
 from quillon.listener.esmtp import EsmtpSession
-from quillon.listener.guessing import Guesses
+from quillon.listener.failed_logins import FailedLogins
+from quillon.listener.services import Counts, SessionServices
 from quillon.mail.event import Event
 from quillon.mail.message import Batch, IdSource, Message
 from quillon.net.clock import Deadlines
@@ -26,7 +27,7 @@ from quillon.policy.hook import Traced
 from quillon.policy.load import Policies, Services
 from quillon.policy.msys import db
 from quillon.policy.tls import TlsHooks
-from quillon.reception.door import Door, Residents
+from quillon.reception.accept import Reception, ResidentBodies
 from quillon.smtp.sasl import Attempt
 from quillon.spool.room import Room
 from quillon.tls.engine import ContextError
@@ -166,10 +167,10 @@ class Stage:
         self.loaded = loaded
         if self.loaded.policy.modules:
             self.loaded.policy.trace = trace
-        self.authenticator = _Authenticator(self.clock, report, self.loaded.world.auth)
+        self.authenticator = _Authenticator(self.clock, report, self.loaded.environment.auth)
         self.store = _Store()
-        self._desk = self._new_desk()
-        self._desk.door.node = dataclasses.replace(node, large_message_threshold=2**40)
+        self._services = self._session_services()
+        self._services.reception.node = dataclasses.replace(node, large_message_threshold=2**40)
 
     @classmethod
     async def of(
@@ -188,28 +189,28 @@ class Stage:
         services = Services(lookup=lookup, inject=_injected, sessions=_sessions, hostname=_hostname(config))
         return cls(config, clock, await policies.load(config, clock, report, services), report, trace)
 
-    def _new_desk(self) -> Desk:
+    def _session_services(self) -> SessionServices:
         config, policy = self.config, self.loaded.policy
         ids = IdSource(1)
         store: Any = self.store
         contexts: Any = self.contexts
-        door = Door(
+        door = Reception(
             config=config,
             policy=policy,
             store=store,
             room=Room(Path("/"), 0, 0, self.clock.now),
             ids=ids,
             clock=self.clock,
-            residents=Residents(0),
+            resident_bodies=ResidentBodies(0),
             enqueue=lambda _: None,
             log=self.events.append,
         )
-        return Desk(
+        return SessionServices(
             config=config,
             contexts=contexts,
             policy=policy,
             hooks=TlsHooks(policy, config.folder),
-            door=door,
+            reception=door,
             ids=ids,
             clock=self.clock,
             deadlines=Deadlines(self.clock),
@@ -219,31 +220,33 @@ class Stage:
             counts=Counts(),
             sessions=set(),
             authenticator=self.authenticator,
-            guesses=Guesses(self.clock.now),
+            failed_logins=FailedLogins(self.clock.now),
             turns=Turns(),
         )
 
     def play(self, listen: str, remote: tuple[str, int], local: tuple[str, int]) -> Play:
         """Begin a session, in which no handshake ends until one is announced."""
         self.contexts.verdict = None
-        return Play(self, self._desk, listen, remote, local)
+        return Play(self, self._services, listen, remote, local)
 
     async def close(self) -> None:
         """Raises PolicyError where a script's end fails."""
         try:
             self.loaded.policy.close()
         finally:
-            await db.close(self.loaded.world.shared)
+            await db.close(self.loaded.environment.shared)
 
 
 class Play:
     """One session."""
 
-    def __init__(self, stage: Stage, desk: Desk, listen: str, remote: tuple[str, int], local: tuple[str, int]) -> None:
+    def __init__(
+        self, stage: Stage, services: SessionServices, listen: str, remote: tuple[str, int], local: tuple[str, int]
+    ) -> None:
         self._stage = stage
         self._stream = _Stream(remote, local)
         stream: Any = self._stream
-        self._session = EsmtpSession(desk, listen, stream)
+        self._session = EsmtpSession(services, listen, stream)
 
     def over_tls(self, verdict: Verdict) -> None:
         """What the next handshake finds out."""

@@ -7,7 +7,7 @@ import dataclasses
 
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.delivery.attempt import Attempt
-from quillon.delivery.connection import Connection, Sent, Surroundings
+from quillon.delivery.connection import Connection, ConnectionServices, Sent
 from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import Foreseen
 from quillon.lab.farm import Farm
@@ -55,15 +55,15 @@ def patient(settings: DeliverySettings) -> DeliverySettings:
 
 
 async def deliver(
-    farm: Farm, fault: Fault, settings: DeliverySettings, tls: OutboundTls, around: Surroundings
+    farm: Farm, fault: Fault, settings: DeliverySettings, tls: OutboundTls, services: ConnectionServices
 ) -> Result:
     """Send a message to a peer as a delivery to `farm.test` would. `settings` should be `patient`."""
     attempt = Attempt(tls, [Host(fault.host, "127.0.0.1", farm.ports[fault.name])])
     sender = _Sender()
-    message = _message(around.clock.now())
+    message = _message(services.clock.now())
     failed = ""
     while (step := attempt.next_step()) is not None:
-        connection = Connection(around, settings, tls, (fault.host, DOMAIN), DOMAIN, "trial.test", owner=sender)
+        connection = Connection(services, settings, tls, (fault.host, DOMAIN), DOMAIN, "trial.test", owner=sender)
         obstructed = await connection.open(step)
         if obstructed is not None:
             attempt.failed(step, obstructed.obstacle, obstructed.failed)

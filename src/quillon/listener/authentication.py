@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from quillon.config.settings import ReceptionSettings
 from quillon.listener.credentials import FILES, UserFile, split_uri
 from quillon.net.clock import Clock
-from quillon.policy.world import Authenticate
+from quillon.policy.environment import Authenticate
 from quillon.smtp import sasl
 from quillon.smtp.sasl import MECHANISMS, Attempt, Exchange, Secret, Server, SourceError
 

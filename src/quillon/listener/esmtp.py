@@ -1,7 +1,7 @@
-"""An ESMTP session: stream, TLS engine, SMTP machine, policy and the door put together. Shell.
+"""An ESMTP session: stream, TLS engine, SMTP machine, policy and reception put together. Shell.
 
-`Desk` is what all sessions of a worker share; it is replaced whole at reload, and a session keeps the one it began
-with until MAIL FROM or RSET, where it is told 421 and closed (manual, reconfig_message).
+`SessionServices` is what all sessions of a worker share; it is replaced whole at reload, and a session keeps the one it
+began with until MAIL FROM or RSET, where it is told 421 and closed (manual, reconfig_message).
 
 A step that has to wait, for a policy or a password, becomes a task; the SMTP machine is paused meanwhile, and what the
 client sends is kept. `Policy_Time` bounds the wait.
@@ -20,10 +20,10 @@ from quillon import __version__
 from quillon.config.scope import IPAddress
 from quillon.config.values import TRUSTED_EXTENSIONS
 from quillon.listener import authentication, relay, trusted
-from quillon.listener.desk import Desk
 from quillon.listener.login import AUTH_KEYS, Login
 from quillon.listener.recorder import SessionRecord
-from quillon.listener.security import Security
+from quillon.listener.services import SessionServices
+from quillon.listener.session_tls import SessionTls
 from quillon.listener.transaction import Transaction
 from quillon.mail import reply as replies
 from quillon.mail import shown
@@ -49,14 +49,14 @@ MAX_UNREAD = 65536  # octets pipelined behind a paused command before reading st
 class EsmtpSession:
     """One client on one Listen."""
 
-    def __init__(self, desk: Desk, listen: str, stream: Stream | None = None) -> None:
+    def __init__(self, services: SessionServices, listen: str, stream: Stream | None = None) -> None:
         self.stream = stream if stream is not None else Stream(self)
         self.deadline = 0.0
-        self._desk = desk
+        self._services = services
         self._listen = listen
         self._context = Context()
         self._session: ServerSession | None = None
-        self._security: Security
+        self._security: SessionTls
         self._transaction: Transaction
         self._login: Login
         self._task: asyncio.Task[None] | None = None
@@ -74,26 +74,26 @@ class EsmtpSession:
     # the stream's side ----------------------------------------------------------------------------------------
 
     def connected(self) -> None:
-        desk = self._desk
+        services = self._services
         remote, local = self.stream.addresses()
         self._remote = remote
         self._ip: IPAddress = _address(remote[0])
         self._own_ip = self._ip
-        now = desk.clock.now()
-        self._id = desk.ids.next(now)
-        self._settings, tls = desk.config.reception(self._listen, self._ip)
+        now = services.clock.now()
+        self._id = services.ids.next(now)
+        self._settings, tls = services.config.reception(self._listen, self._ip)
         self._info = Session(_endpoint(remote), _endpoint(local), str(self._id))
-        self._security = Security(desk, tls, self._info, self._id, self._context)
-        self._transaction = Transaction(desk, self._settings, self._info, self._id, self._context, self._security)
-        self._login = Login(desk, self._settings, self._info, self._id, self._context)
-        desk.sessions.add(self)
-        desk.deadlines.add(self)
+        self._security = SessionTls(services, tls, self._info, self._id, self._context)
+        self._transaction = Transaction(services, self._settings, self._info, self._id, self._context, self._security)
+        self._login = Login(services, self._settings, self._info, self._id, self._context)
+        services.sessions.add(self)
+        services.deadlines.add(self)
         self._ends_at = now + self._settings.session_time if self._settings.session_time else 0.0
         self._touch()
         self._count(+1)
-        desk.note("connections", remote[0])
-        if desk.recorder is not None:
-            record = desk.recorder.begin(self._info.remote, self._info.local, self._listen)
+        services.note("connections", remote[0])
+        if services.recorder is not None:
+            record = services.recorder.begin(self._info.remote, self._info.local, self._listen)
             self._record = self._security.record = self._transaction.record = self._login.record = record
         self._context.connection.update(self._settings.context or {})
         self._context.connection["pathway"] = self._settings.pathway
@@ -107,14 +107,14 @@ class EsmtpSession:
             self._start(self._begin_smtp(in_tls=False))
 
     def _count(self, step: int) -> None:
-        counts = self._desk.counts
+        counts = self._services.counts
         self._counted = step > 0
         counts.total += step
         counts.by_listen[self._listen] = counts.by_listen.get(self._listen, 0) + step
 
     def _too_many(self) -> bool:
-        desk, settings, counts = self._desk, self._settings, self._desk.counts
-        listener, service = desk.share(settings.listener_sessions), desk.share(settings.service_sessions)
+        services, settings, counts = self._services, self._settings, self._services.counts
+        listener, service = services.share(settings.listener_sessions), services.share(settings.service_sessions)
         here = counts.by_listen.get(self._listen, 0)
         return bool((listener and here > listener) or (service and counts.total > service))
 
@@ -180,19 +180,19 @@ class EsmtpSession:
         self._over = True
         if self._task is not None:
             self._task.cancel()
-        self._desk.sessions.discard(self)
-        self._desk.deadlines.discard(self)
+        self._services.sessions.discard(self)
+        self._services.deadlines.discard(self)
         if self._counted:
             self._count(-1)
         self._login.ended(self._session)
         self._security.release()
         self._transaction.abandon()
         self._info.over = True
-        if self._record is not None and self._desk.recorder is not None:
+        if self._record is not None and self._services.recorder is not None:
             self._record.context(self._context.connection)
-            self._desk.recorder.finish(self._record)
-        if self._desk.policy.has(Phase.DEALLOC):
-            eager.at_once(self._desk.policy.run(Call(Phase.DEALLOC, self._info, self._context)))
+            self._services.recorder.finish(self._record)
+        if self._services.policy.has(Phase.DEALLOC):
+            eager.at_once(self._services.policy.run(Call(Phase.DEALLOC, self._info, self._context)))
 
     def writable(self) -> None:
         """The client reads its replies again: go on with what it has sent meanwhile."""
@@ -230,7 +230,7 @@ class EsmtpSession:
     def _leave(self) -> None:
         """Close once the last reply has left, which may not take for ever."""
         self._over = True
-        self.deadline = self._desk.clock.now() + LINGER
+        self.deadline = self._services.clock.now() + LINGER
         self.stream.close()
 
     def retire(self) -> None:
@@ -256,7 +256,7 @@ class EsmtpSession:
         """The idle time begins anew, within the bounds of the session's and the data's whole time."""
         if self._transaction.committing:
             return
-        now = self._desk.clock.now()
+        now = self._services.clock.now()
         idle: float = self._settings.idle_time
         reading = self._session is not None and self._session.state is State.READING_BODY
         if reading and not self._data_ends_at and self._settings.data_time:
@@ -275,7 +275,7 @@ class EsmtpSession:
 
     async def settled(self) -> None:
         """Until nothing of this session waits for a policy, or for its turn."""
-        while self._task is not None or self._desk.turns.waits(self):
+        while self._task is not None or self._services.turns.waits(self):
             if self._task is not None:
                 await asyncio.wait([self._task])
             await asyncio.sleep(0)
@@ -289,7 +289,7 @@ class EsmtpSession:
             return True
         self._task = task
         limit = self._settings.policy_time
-        self.deadline = self._desk.clock.now() + limit + self._info.delay if limit else 0.0
+        self.deadline = self._services.clock.now() + limit + self._info.delay if limit else 0.0
         task.add_done_callback(self._went_on)
         return False
 
@@ -310,7 +310,9 @@ class EsmtpSession:
             return  # policy has just decided: the answer comes with the commit, or is about to leave
         session = self._session
         where = self._context.module or "core"
-        self._desk.policy.report(f"scriptlet: {where} waited longer than {self._settings.policy_time} s (Policy_Time)")
+        self._services.policy.report(
+            f"scriptlet: {where} waited longer than {self._settings.policy_time} s (Policy_Time)"
+        )
         task.remove_done_callback(self._went_on)
         task.cancel()
         self._task = None
@@ -368,38 +370,38 @@ class EsmtpSession:
 
     @property
     def _hostname(self) -> str:
-        return self._settings.banner_hostname or self._desk.hostname
+        return self._settings.banner_hostname or self._services.hostname
 
     def _can_starttls(self) -> bool:
         settings = self._settings
         offered = not settings.use_ssl and "STARTTLS" in settings.smtp_extensions
-        return offered and self._desk.tls_usable(self._security.settings)
+        return offered and self._services.tls_usable(self._security.settings)
 
     def _banner(self, hostname: str) -> Reply:
         static = self._settings.static_banner
         if static and static.startswith("220"):
             return Reply(220, "", static[4:].replace("\r", ""))
-        return Reply(220, "", f"{hostname} ESMTP Quillon {__version__} {self._desk.date()}")
+        return Reply(220, "", f"{hostname} ESMTP Quillon {__version__} {self._services.date()}")
 
     def _follow_pathway(self) -> None:
         """The connect phase may have chosen another pathway, whose TLS settings then hold for STARTTLS too."""
         pathway = self._context.connection.setdefault("pathway", self._settings.pathway)
         if pathway != self._settings.pathway:
             use_ssl = self._settings.use_ssl
-            self._settings, self._security.settings = self._desk.config.reception_by_pathway(
+            self._settings, self._security.settings = self._services.config.reception_by_pathway(
                 self._listen, self._ip, pathway
             )
             self._settings = dataclasses.replace(self._settings, pathway=pathway, use_ssl=use_ssl)
             self._transaction.settings = self._login.settings = self._settings
             limit = self._settings.session_time
-            self._ends_at = self._desk.clock.now() + limit if limit else 0.0
+            self._ends_at = self._services.clock.now() + limit if limit else 0.0
             for key, value in (self._settings.context or {}).items():
                 self._context.connection.setdefault(key, value)
 
     # events ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        session, turns = self._session, self._desk.turns
+        session, turns = self._session, self._services.turns
         assert session is not None
         if turns.waits(self):
             return
@@ -495,7 +497,7 @@ class EsmtpSession:
 
     async def _on_mail(self, session: ServerSession, event: smtp.MailFrom) -> None:
         context = self._context
-        if self._desk.door.room.shortage():
+        if self._services.reception.room.shortage():
             session.respond(replies.NO_ROOM)  # before the client has sent anything large (RFC 1870 6.1)
             return
         context.new_message()
@@ -527,13 +529,13 @@ class EsmtpSession:
         await self._transaction.complete(event, self._remote, self._answered)
 
     def _answered(self, reply: Reply) -> None:
-        """The door's answer: at once for a refusal, after the commit for a 250."""
+        """The answer of reception: at once for a refusal, after the commit for a 250."""
         self._data_ends_at = 0.0
         session = self._session
         if session is None or self._over:
             return
         if reply.positive:
-            self._desk.note("receptions", self._remote[0])
+            self._services.note("receptions", self._remote[0])
             self._context.connection["connection_message_count"] = str(session.messages + 1)
             reply = self._own_words(Phase.DATA, Phase.DATA_SPOOL) or reply
         session.respond(reply)
@@ -597,12 +599,12 @@ class EsmtpSession:
         """The client speaks for another one, whose settings hold from here on; those of TLS stay."""
         self._remote, self._ip = (ip, port), _address(ip)
         own = [word for word in self._settings.smtp_extensions if word in TRUSTED_EXTENSIONS]
-        settings, _ = self._desk.config.reception(self._listen, self._ip)
+        settings, _ = self._services.config.reception(self._listen, self._ip)
         theirs = [word for word in settings.smtp_extensions if word not in TRUSTED_EXTENSIONS]
         extensions = tuple(theirs + own)
         self._settings = dataclasses.replace(settings, use_ssl=self._settings.use_ssl, smtp_extensions=extensions)
         limit = settings.session_time
-        self._ends_at = self._desk.clock.now() + limit if limit else 0.0
+        self._ends_at = self._services.clock.now() + limit if limit else 0.0
         self._info.remote = _endpoint(self._remote)
         self._transaction.abandon()
         self._transaction.settings = self._login.settings = self._settings
@@ -630,7 +632,7 @@ class EsmtpSession:
     # policy and log -------------------------------------------------------------------------------------------
 
     async def _policy(self, phase: Phase, text: str = "") -> Reply | None:
-        policy = self._desk.policy
+        policy = self._services.policy
         if not policy.has(phase):
             self._context.disconnect = False
             return None
@@ -649,7 +651,7 @@ class EsmtpSession:
     def _own_words(self, *phases: Phase) -> Reply | None:
         """The reply that a callout has set for what is taken, such as 251, or None for the usual one."""
         reply = self._context.reply
-        if reply is None or not 250 <= reply.code < 300 or not any(map(self._desk.policy.has, phases)):
+        if reply is None or not 250 <= reply.code < 300 or not any(map(self._services.policy.has, phases)):
             return None
         return reply
 
@@ -660,18 +662,18 @@ class EsmtpSession:
     def _log_refusals(self, session: ServerSession) -> None:
         refusals, session.refusals = session.refusals, []
         pathway = self._context.connection.get("pathway", self._settings.pathway)
-        self._desk.note("rejections", self._remote[0])
+        self._services.note("rejections", self._remote[0])
         for state, reply in refusals:
             if reply is replies.TLS_IN_CLEAR:
                 self._security.unsecured(HandshakeFailure("tls_on_clear_port"))
-            self._desk.log(
+            self._services.log(
                 Rejected(
-                    time=self._desk.clock.now(),
+                    time=self._services.clock.now(),
                     remote=self._info.remote,
                     local=self._info.local,
                     connection_id=self._id,
                     pathway=pathway,
-                    pathway_group=self._desk.config.pathway_group(pathway),
+                    pathway_group=self._services.config.pathway_group(pathway),
                     state=state.value,
                     reply=reply,
                     module=self._context.module or "core",

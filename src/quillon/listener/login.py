@@ -7,8 +7,8 @@ import contextlib
 
 from quillon.config.settings import ReceptionSettings
 from quillon.listener import authentication
-from quillon.listener.desk import Desk
 from quillon.listener.recorder import SessionRecord
+from quillon.listener.services import SessionServices
 from quillon.mail import reply as replies
 from quillon.mail import shown
 from quillon.mail.event import Authenticated
@@ -26,30 +26,30 @@ class Login:
     """`settings` may change while the session lasts."""
 
     def __init__(
-        self, desk: Desk, settings: ReceptionSettings, info: Session, number: MessageId, context: Context
+        self, services: SessionServices, settings: ReceptionSettings, info: Session, number: MessageId, context: Context
     ) -> None:
         self.settings = settings
         self.record: SessionRecord | None = None
-        self._desk = desk
+        self._services = services
         self._info = info
         self._number = number
         self._context = context
 
     def begin(self, session: ServerSession, event: BeginAuth, ip: str) -> None:
         """AUTH: begin the exchange, unless the client has failed too often."""
-        if self._desk.guesses.blocked(self.settings, ip):
+        if self._services.failed_logins.blocked(self.settings, ip):
             session.respond(replies.AUTH_TOO_MANY)
             return
-        hostname = self.settings.banner_hostname or self._desk.hostname
-        session.auth(self._desk.authenticator.begin(self.settings, event.mechanism, hostname), event.initial)
+        hostname = self.settings.banner_hostname or self._services.hostname
+        session.auth(self._services.authenticator.begin(self.settings, event.mechanism, hostname), event.initial)
 
     async def finish(self, session: ServerSession, event: Authenticate, ip: str) -> None:
         """An exchange is over: check, have policy look at it, log, and let a failure wait."""
-        attempt, context, guesses = event.attempt, self._context, self._desk.guesses
-        if guesses.blocked(self.settings, ip):
+        attempt, context, failed_logins = event.attempt, self._context, self._services.failed_logins
+        if failed_logins.blocked(self.settings, ip):
             session.respond(replies.AUTH_TOO_MANY)
             return
-        guesses.attempted(self.settings, ip)
+        failed_logins.attempted(self.settings, ip)
         try:
             status, refusal = await self._status(event)
         except Unanswered:
@@ -60,15 +60,15 @@ class Login:
             context.connection[key] = shown.line(value, shown.NAME)
         if not attempt.user:
             del context.connection["auth_user"]
-        if self._desk.policy.has(Phase.AUTH):
+        if self._services.policy.has(Phase.AUTH):
             info = AuthInfo(event.mechanism, attempt.user, status)
-            refusal = await self._desk.policy.run(Call(Phase.AUTH, self._info, context, auth=info)) or refusal
+            refusal = await self._services.policy.run(Call(Phase.AUTH, self._info, context, auth=info)) or refusal
         good = status == "pass" and refusal is None
         if status == "pass" and not good:
             context.connection["auth_status"] = "fail"  # policy has the last word
         self._log(event.mechanism, attempt.user, ok=good)
         if good:
-            guesses.passed(ip)
+            failed_logins.passed(ip)
             context.connection["can_relay"] = "true"
             session.respond(None)
         else:
@@ -76,14 +76,14 @@ class Login:
 
     async def _status(self, event: Authenticate) -> tuple[str, Reply | None]:
         """pass, fail or error, by the hooks that decide instead of the source of credentials, or by that source."""
-        policy, attempt = self._desk.policy, event.attempt
+        policy, attempt = self._services.policy, event.attempt
         if policy.hooks(Hook.PRE_AUTH):
             call = Call(Hook.PRE_AUTH, self._info, self._context)
             said = await policy.asked(Hook.PRE_AUTH, call, event.mechanism, attempt.user)
             if said in (authentication.OK, authentication.FAIL):
                 return ("pass" if said == authentication.OK else "fail"), None
         if authentication.scheme(self.settings, event.mechanism) != "ac_auth":
-            return await self._desk.authenticator.decide(self.settings, event.mechanism, attempt), None
+            return await self._services.authenticator.decide(self.settings, event.mechanism, attempt), None
         call = Call(Hook.AC_AUTH, self._info, self._context)
         found = await policy.asked(Hook.AC_AUTH, call, attempt.user, attempt.password)
         said, text = found if isinstance(found, tuple) else (found, "")
@@ -103,17 +103,17 @@ class Login:
             return "fail", None
 
     async def _refuse(self, session: ServerSession, refusal: Reply | None, status: str, ip: str) -> None:
-        guesses = self._desk.guesses
+        failed_logins = self._services.failed_logins
         reply = refusal or (replies.AUTH_ERROR if status == "error" else replies.AUTH_FAILED)
         if status == "fail":
-            guesses.failed(ip)
-            delay = guesses.delay(self.settings, ip)
-            if guesses.blocked(self.settings, ip):
+            failed_logins.failed(ip)
+            delay = failed_logins.delay(self.settings, ip)
+            if failed_logins.blocked(self.settings, ip):
                 reply = replies.AUTH_TOO_MANY
             if delay:
                 await asyncio.sleep(delay)
         else:
-            guesses.passed(ip)
+            failed_logins.passed(ip)
         session.respond(reply)
 
     def given_up(self) -> None:
@@ -129,6 +129,6 @@ class Login:
     def _log(self, mechanism: str, user: str, *, ok: bool, timed_out: bool = False) -> None:
         given = authentication.parameters(self.settings, mechanism) or {}
         if given.get("log_authentication", "false").lower() in ("true", "1", "yes", "on"):
-            desk, info = self._desk, self._info
-            now = desk.clock.now()
-            desk.log(Authenticated(now, info.local, info.remote, user, ok, mechanism, self._number, timed_out))
+            services, info = self._services, self._info
+            now = services.clock.now()
+            services.log(Authenticated(now, info.local, info.remote, user, ok, mechanism, self._number, timed_out))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from quillon.mail.reply import Reply
-from quillon.policy.world import Lookup
+from quillon.policy.environment import Lookup
 from quillon.tls.verdict import Certificate, Verdict
 
 VERSION = 1

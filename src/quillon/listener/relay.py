@@ -36,14 +36,14 @@ async def refusal(
     client: bool,
     sender: Mailbox | None,
     recipient: Mailbox,
-    ruling: Callable[[str], Awaitable[bool | None]],
+    policy_says: Callable[[str], Awaitable[bool | None]],
 ) -> Reply | None:
     """The refusal of a recipient, or None.
 
-    `client` is the answer of `client_may`; `ruling` that of policy on a domain, None where the configuration decides.
+    `client` is the answer of `client_may`; `policy_says` asks policy on a domain, None where the configuration decides.
     """
     if not client and not _sender_may(settings, sender):
-        may = await ruling(recipient.domain)
+        may = await policy_says(recipient.domain)
         if may is None:
             may = glob_matches(settings.relay_domains + settings.bounce_domains, recipient.domain)
         if not may:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from quillon.config.scope import IPAddress
 from quillon.config.settings import ReceptionSettings
 from quillon.listener import relay
-from quillon.listener.desk import Desk
 from quillon.listener.recorder import SessionRecord
-from quillon.listener.security import Security
+from quillon.listener.services import SessionServices
+from quillon.listener.session_tls import SessionTls
 from quillon.mail import reply as replies
 from quillon.mail.address import NULL_PATH, Mailbox, parse_mailbox
 from quillon.mail.message import MessageId, Origin
@@ -19,9 +19,9 @@ from quillon.policy.context import Context
 from quillon.policy.hook import Call, Hook, Phase, Session, Unanswered
 from quillon.policy.message import MessageView
 from quillon.reception import content
+from quillon.reception.accept import Envelope
 from quillon.reception.content import Trace
-from quillon.reception.door import Envelope
-from quillon.reception.intake import Intake
+from quillon.reception.mail_data import MailData
 from quillon.smtp.events import Data, RcptTo
 
 
@@ -30,48 +30,48 @@ class Transaction:
 
     def __init__(
         self,
-        desk: Desk,
+        services: SessionServices,
         settings: ReceptionSettings,
         info: Session,
         number: MessageId,
         context: Context,
-        security: Security,
+        security: SessionTls,
     ) -> None:
         self.settings = settings
         self.committing = False
         self.record: SessionRecord | None = None
-        self._desk = desk
+        self._services = services
         self._info = info
         self._number = number
         self._context = context
         self._security = security
         self._sender = NULL_PATH
         self._batch_id = number
-        self._intake: Intake | None = None
+        self._mail_data: MailData | None = None
         self._deciding = False
         self._date = ""
 
     @property
     def busy(self) -> bool:
         """Whether mail data are coming in, or wait for their commit."""
-        return self._intake is not None or self._deciding or self.committing
+        return self._mail_data is not None or self._deciding or self.committing
 
     def begin(self, sender: Mailbox) -> None:
         """MAIL FROM has been accepted."""
         self._sender = sender
         self._info.recipients.clear()
         self._info.routes.clear()
-        self._batch_id = self._desk.ids.next(self._desk.clock.now())
+        self._batch_id = self._services.ids.next(self._services.clock.now())
 
     def abandon(self) -> None:
         """The client has gone, or has become another one."""
-        if self._intake is not None:
-            self._intake.discard()
+        if self._mail_data is not None:
+            self._mail_data.discard()
         self.forget()
 
     def forget(self) -> None:
         """The transaction is over."""
-        self._intake = None
+        self._mail_data = None
         self._date = ""
         self._deciding = self.committing = False
         self._info.recipients.clear()
@@ -82,13 +82,13 @@ class Transaction:
 
     async def recipient(self, event: RcptTo, client: IPAddress) -> Reply | None:
         """Take a recipient, or say why not."""
-        context, policy = self._context, self._desk.policy
+        context, policy = self._context, self._services.policy
         may = relay.client_may(self.settings, client, context.connection)
         refusal = None
         try:
             if not event.postmaster:
                 refusal = await relay.refusal(
-                    self._desk.config, self.settings, may, self._sender, event.mailbox, self._relays_to
+                    self._services.config, self.settings, may, self._sender, event.mailbox, self._relays_to
                 )
         except Unanswered:
             refusal = replies.POLICY_FAILED
@@ -108,7 +108,7 @@ class Transaction:
 
         Raises Unanswered.
         """
-        policy = self._desk.policy
+        policy = self._services.policy
         for hook in (Hook.RELAY_TO, Hook.DOMAIN_RELAY):
             if policy.hooks(hook):
                 said = await policy.asked(hook, Call(hook, self._info, self._context), domain)
@@ -121,7 +121,7 @@ class Transaction:
 
     async def list_complete(self) -> Reply | None:
         """DATA: the list of recipients is complete (manual, validate_rcptto_list)."""
-        policy, context = self._desk.policy, self._context
+        policy, context = self._services.policy, self._context
         for phase in (Phase.RCPTTO_LIST, Phase.RCPTTO_LIST_FINAL):
             if policy.has(phase):
                 refusal = await policy.run(Call(phase, self._info, context))
@@ -136,35 +136,35 @@ class Transaction:
 
     def add(self, data: bytes) -> None:
         """Take a piece of mail data."""
-        if self._intake is None:
+        if self._mail_data is None:
             limit = content.line_limit(self.settings)
-            threshold = self._desk.door.node.large_message_threshold
-            store = self._desk.door.store
-            self._intake = Intake(store, self._batch_id.number, threshold, self._prefix, limit)
-        self._intake.add(data)
+            threshold = self._services.reception.node.large_message_threshold
+            store = self._services.reception.store
+            self._mail_data = MailData(store, self._batch_id.number, threshold, self._prefix, limit)
+        self._mail_data.add(data)
         if self.record is not None:
             self.record.data(data)
 
     async def complete(self, event: Data, remote: tuple[str, int], answer: Callable[[Reply], None]) -> None:
-        """The last piece: hand the message to the door, which answers."""
+        """The last piece: hand the message to the reception, which answers."""
         self.add(event.data)
-        intake = self._intake
-        assert intake is not None
+        mail_data = self._mail_data
+        assert mail_data is not None
         if self.record is not None:
-            self.record.data_complete(intake.size)
+            self.record.data_complete(mail_data.size)
         if event.fault is not None:
-            intake.discard()
+            mail_data.discard()
             self.forget()
             answer(event.fault)
             return
         pathway = self._context.connection.get("pathway", self.settings.pathway)
-        group = self._desk.config.pathway_group(pathway)
+        group = self._services.config.pathway_group(pathway)
         origin = Origin(remote[0], "esmtp", self._number, pathway, group)
-        servers = self.settings.authserv_ids or (self.settings.received_hostname or self._desk.hostname,)
+        servers = self.settings.authserv_ids or (self.settings.received_hostname or self._services.hostname,)
         envelope = Envelope(
             self._batch_id, self._sender, origin, self._info, self._security.facts, servers, self._missing
         )
-        self._intake = None  # the door has it from here on
+        self._mail_data = None  # reception has it from here on
         self._deciding = True
 
         def answered(reply: Reply) -> None:
@@ -174,8 +174,10 @@ class Transaction:
         def decided() -> None:
             self._deciding, self.committing = False, True
 
-        desk = self._desk
-        task = desk.door.accept(envelope, intake, self.settings, self._context, answered, desk.policy, decided)
+        services = self._services
+        task = services.reception.accept(
+            envelope, mail_data, self.settings, self._context, answered, services.policy, decided
+        )
         if task is not None:
             # it waits for policy, and may still be broken off
             try:
@@ -194,7 +196,7 @@ class Transaction:
 
     def _received_text(self, field: bytes) -> bytes:
         """The Received field, as policy wants it (hook get_received_header_text)."""
-        policy = self._desk.policy
+        policy = self._services.policy
         if not policy.hooks(Hook.RECEIVED_TEXT):
             return field
         call = Call(Hook.RECEIVED_TEXT, self._info, self._context)
@@ -202,7 +204,7 @@ class Transaction:
         return content.as_received(str(said), field) if said else field
 
     def _trace(self) -> Trace:
-        self._date = self._date or self._desk.date()  # one date a transaction: a signature may cover it
+        self._date = self._date or self._services.date()  # one date a transaction: a signature may cover it
         connection = self._context.connection
         tls = ""
         found = self._security.facts
@@ -218,7 +220,7 @@ class Transaction:
             client_ip=ip.strip("[]"),
             client_port=int(port or 0),
             helo=connection.get("ehlo_domain", ""),
-            hostname=self.settings.received_hostname or self._desk.hostname,
+            hostname=self.settings.received_hostname or self._services.hostname,
             sender=str(self._sender),
             protocol=protocol,
             tls=tls,

@@ -126,7 +126,7 @@ class Message:
     `routing_domain` is where the message goes: the recipient's domain, or a gateway as host or host:port. `routed` is
     the domain that a policy chose in place of the recipient's; `demand` what was demanded of its way when it came,
     which nothing weaker may replace. `via` is the recipient's domain where its own Domain stanza rules TLS although a
-    gateway takes the mail. `ruling` is what delivery found out about TLS and AUTH of this message alone, in its own
+    gateway takes the mail. `override` is what delivery found out about TLS and AUTH of this message alone, in its own
     type, or the words of why it could not. `priority` 1 goes before others of its queue; `context` is what the message
     context of this message has beyond the batch's. `refused` is the reply with which a policy refused this recipient
     while others were accepted: it is owed a notification and no attempt. `notices` counts notifications that it is
@@ -143,7 +143,7 @@ class Message:
     tries: int = 0
     next_at: float = 0.0
     last_reply: str = ""
-    ruling: Hashable = None
+    override: Hashable = None
     priority: int = 0
     context: Mapping[str, str] = field(default_factory=dict)
     refused: str = ""

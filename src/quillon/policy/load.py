@@ -16,6 +16,7 @@ from quillon.config.syntax import Position
 from quillon.mail.address import Mailbox
 from quillon.mailauth.dkim import DEFAULT_HEADERS
 from quillon.net.clock import Clock
+from quillon.policy.environment import Datasource, Environment
 from quillon.policy.hook import NO_POLICY, Module, Policy, PolicyError
 from quillon.policy.lua import load_scripts
 from quillon.policy.modules import opendkim, spf_v1
@@ -24,7 +25,6 @@ from quillon.policy.modules.openarc import OpenArc
 from quillon.policy.modules.opendkim import OpenDkim
 from quillon.policy.modules.spf_v1 import Spf
 from quillon.policy.python_module import load_module
-from quillon.policy.world import Datasource, World
 
 PATIENCE = 30.0  # seconds that scripts may wait, for DNS or a database, until they are loaded
 
@@ -51,45 +51,45 @@ class Services:
 
 @dataclass
 class Policies:
-    """A policy with the world that its modules know."""
+    """A policy with the environment that its modules know."""
 
     policy: Policy
-    world: World
+    environment: Environment
 
 
 async def load(
     config: Config, clock: Clock, report: Callable[[str], None], services: Services | None = None
 ) -> Policies:
     """The scripts of the scriptlet stanza, then the Python policies. Raises LoadError."""
-    world = _world(config, clock, report, services or Services(live=False))
+    environment = _environment(config, clock, report, services or Services(live=False))
     try:
         async with asyncio.timeout(PATIENCE):
-            modules = await _modules(config, world)
+            modules = await _modules(config, environment)
     except BaseException as error:
-        world.stop()  # what one script has begun before another one failed
+        environment.stop()  # what one script has begun before another one failed
         if isinstance(error, TimeoutError):
             words = f"the policies waited for more than {PATIENCE:.0f} seconds while they loaded"
             raise LoadError(words) from None
         raise
-    policy = Policy(modules, report, _sleep, stop=world.stop) if modules or world.stops else NO_POLICY
-    return Policies(policy, world)
+    policy = Policy(modules, report, _sleep, stop=environment.stop) if modules or environment.stops else NO_POLICY
+    return Policies(policy, environment)
 
 
-async def _modules(config: Config, world: World) -> list[Module]:
+async def _modules(config: Config, environment: Environment) -> list[Module]:
     """Raises LoadError."""
     try:
-        modules: list[Module] = _own_modules(config, world)
+        modules: list[Module] = _own_modules(config, environment)
     except PolicyError as error:
         raise LoadError(str(error)) from None
     settings = config.scripts()
     if settings is not None:
         try:
-            modules += await load_scripts(settings, script_files.folders(config.folder, config.files), world)
+            modules += await load_scripts(settings, script_files.folders(config.folder, config.files), environment)
         except PolicyError as error:
             raise LoadError(f"{_script_position(config, error.script)}: {error}") from None
     for stanza in config.policies():
         try:
-            loaded = await load_module(stanza.name, Path(stanza.module), world, stanza.cpu_limit)
+            loaded = await load_module(stanza.name, Path(stanza.module), environment, stanza.cpu_limit)
         except PolicyError as error:
             node = config.root.get("policy", stanza.name)
             raise LoadError(f"{node.settings['module'].position if node else ''}: {error}") from None
@@ -98,7 +98,7 @@ async def _modules(config: Config, world: World) -> list[Module]:
     return modules
 
 
-def _own_modules(config: Config, world: World) -> list[Module]:
+def _own_modules(config: Config, environment: Environment) -> list[Module]:
     """The modules of stanzas that come with Quillon. Raises PolicyError for a key that cannot be read."""
     found: list[Module] = []
     for node in config.module_nodes("spf_v1"):
@@ -108,17 +108,17 @@ def _own_modules(config: Config, world: World) -> list[Module]:
                 spf_v1.Settings(
                     node.label, value["context_variable"], value["add_headers"], value["add_authentication_results"]
                 ),
-                world,
+                environment,
             )
         )
     for node in config.module_nodes("opendkim"):
         try:
-            found.append(OpenDkim(_dkim_settings(config, node), world, partial(_signs, config)))
+            found.append(OpenDkim(_dkim_settings(config, node), environment, partial(_signs, config)))
         except PolicyError as error:
             text = str(error)
             raise PolicyError(text if text.startswith(node.position.file) else f"{node.position}: {text}") from None
-    found += [Dmarc(node.label, world) for node in config.module_nodes("dmarc")]
-    found += [OpenArc(node.label, world) for node in config.module_nodes("openarc")]
+    found += [Dmarc(node.label, environment) for node in config.module_nodes("dmarc")]
+    found += [OpenArc(node.label, environment) for node in config.module_nodes("openarc")]
     return found
 
 
@@ -158,30 +158,32 @@ async def _sleep(seconds: float) -> None:
     await asyncio.create_task(asyncio.sleep(seconds))
 
 
-def _world(config: Config, clock: Clock, report: Callable[[str], None], services: Services) -> World:
-    world = World(clock.now, report, hostname=services.hostname, folder=config.folder, shared=services.shared)
-    world.datasources = {
+def _environment(config: Config, clock: Clock, report: Callable[[str], None], services: Services) -> Environment:
+    environment = Environment(
+        clock.now, report, hostname=services.hostname, folder=config.folder, shared=services.shared
+    )
+    environment.datasources = {
         s.name: Datasource(s.uri, s.cache_life, s.cache_size, s.max_rows, s.no_cache) for s in config.datasources()
     }
     bindings = config.bindings()
-    world.bindings = {"binding": bindings.keys(), "binding_group": frozenset(bindings.values())}
-    world.monitors = config.monitors()
-    world.option = lambda path: option(config, path)
+    environment.bindings = {"binding": bindings.keys(), "binding_group": frozenset(bindings.values())}
+    environment.monitors = config.monitors()
+    environment.option = lambda path: option(config, path)
     if services.lookup is not None:
-        world.lookup = services.lookup
+        environment.lookup = services.lookup
     if services.inject is not None:
-        world.inject = services.inject
+        environment.inject = services.inject
     if services.sessions is not None:
-        world.sessions = services.sessions
-    world.delay_domain = services.delay_domain
+        environment.sessions = services.sessions
+    environment.delay_domain = services.delay_domain
     if not services.live:
-        world.later = _nothing
-        world.after = lambda seconds, function: _stopped
-        return world
+        environment.later = _nothing
+        environment.after = lambda seconds, function: _stopped
+        return environment
     loop = asyncio.get_running_loop()
-    world.later = lambda function: _drop(loop.call_soon(function))
-    world.after = lambda seconds, function: loop.call_later(seconds, function).cancel
-    return world
+    environment.later = lambda function: _drop(loop.call_soon(function))
+    environment.after = lambda seconds, function: loop.call_later(seconds, function).cancel
+    return environment
 
 
 def _nothing(_function: object) -> None:

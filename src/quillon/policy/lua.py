@@ -24,6 +24,7 @@ import lupa.luajit21 as lupa
 from quillon.config.script_files import candidates
 from quillon.config.settings import ScriptSettings
 from quillon.policy import dialect
+from quillon.policy.environment import Environment
 from quillon.policy.hook import (
     VOID,
     WITH_MESSAGE,
@@ -41,7 +42,6 @@ from quillon.policy.hook import (
 from quillon.policy.msys import LIBRARIES
 from quillon.policy.msys.api import NO_MEMORY, Api, from_octets, size_of, to_octets, words_for_scripts
 from quillon.policy.msys.json import NULL
-from quillon.policy.world import World
 
 _REMOVED = (
     "os",
@@ -63,16 +63,16 @@ _CALLOUTS = [*(name for callout in (*Phase, *Hook) for name in names_of(callout)
 _VERDICTS = {0: Verdict.CONT, 1: Verdict.DONE, 2: Verdict.AGAIN}
 
 
-async def load_scripts(settings: ScriptSettings, folders: Sequence[Path], world: World) -> list[LuaModule]:
+async def load_scripts(settings: ScriptSettings, folders: Sequence[Path], environment: Environment) -> list[LuaModule]:
     """The modules that the scripts register. Raises PolicyError, which names script and line."""
-    runtime = _Runtime(folders, world, settings)
+    runtime = _Runtime(folders, environment, settings)
     for name, source in settings.scripts:
         if source == "msys.boot":
             continue  # the manual's own start script, which has nothing to start here
-        before = runtime.registered, len(world.stops)
+        before = runtime.registered, len(environment.stops)
         try:
             await runtime.require(source)
-            if (runtime.registered, len(world.stops)) == before:  # not even a timer
+            if (runtime.registered, len(environment.stops)) == before:  # not even a timer
                 raise PolicyError(f"scriptlet: {source} registers no module with msys.registerModule")
         except PolicyError as error:
             error.script = name
@@ -200,14 +200,14 @@ class LuaModule:
 class _Runtime:
     """LuaJIT with the tables of the manual, sealed."""
 
-    def __init__(self, folders: Sequence[Path], world: World, settings: ScriptSettings) -> None:
+    def __init__(self, folders: Sequence[Path], environment: Environment, settings: ScriptSettings) -> None:
         self.modules: list[LuaModule] = []
         self._noted: list[tuple[str, int, int]] = []
         self._say: ContextVar[Callable[[str], None] | None] = ContextVar("say", default=None)
         self.registered = 0  # modules, schemes and commands
         self._memory = settings.memory_limit * 2**20
         self._too_much = f"the scripts hold more than {settings.memory_limit} MiB (Memory_Limit)"
-        self._world = world
+        self._environment = environment
         self._collect_at = 0.0
         self._folders = folders
         self._lua = lupa.LuaRuntime(
@@ -221,7 +221,7 @@ class _Runtime:
         )
         # what lies between is for what scripts make by themselves, which does know a way
         self._room = self._memory + self._memory // 2
-        self.api = Api(world)
+        self.api = Api(environment)
         for library in LIBRARIES:
             library(self.api)
         self._build(settings)
@@ -232,7 +232,7 @@ class _Runtime:
         self._loadstring = lua.eval("loadstring")
         given = lua.table_from(
             {
-                "now": self._world.now,
+                "now": self._environment.now,
                 "null": NULL,
                 "functions": lua.table_from(api.functions),
                 "waits": lua.table_from(dict.fromkeys(api.waits, True)),
@@ -376,10 +376,10 @@ class _Runtime:
         limit = self._memory
         if not limit or self._lua.get_memory_used() <= limit:
             return
-        now = self._world.now()
+        now = self._environment.now()
         if now >= self._collect_at:
             self._collect()
-            self._collect_at = self._world.now() + COLLECT_AGAIN
+            self._collect_at = self._environment.now() + COLLECT_AGAIN
         if self._lua.get_memory_used() > limit:
             raise PolicyError(self._too_much)
 
@@ -419,7 +419,7 @@ class _Runtime:
             given = self.api.out((path, dict(parameters), user, password))
             return await self.run_waiting(self._authenticate, number, *given)
 
-        self._world.auth[from_octets(str(scheme)).lower()] = authenticate
+        self._environment.auth[from_octets(str(scheme)).lower()] = authenticate
         self.registered += 1
 
     def _register_control(self, prefix: str, number: int) -> None:
@@ -433,7 +433,7 @@ class _Runtime:
                 self._say.reset(before)
             return "\n".join(said)
 
-        self._world.control[from_octets(str(prefix))] = control
+        self._environment.control[from_octets(str(prefix))] = control
         self.registered += 1
 
     def _print(self, text: str) -> None:
@@ -442,7 +442,7 @@ class _Runtime:
         if say is not None and self.api.call is None:
             say(from_octets(text))
         else:
-            self._world.report(f"scriptlet: {from_octets(text)}")
+            self._environment.report(f"scriptlet: {from_octets(text)}")
 
     def _spoke(self, place: str) -> None:
         if self.api.call is not None:
@@ -450,19 +450,19 @@ class _Runtime:
 
     def report(self, text: str) -> None:
         """One panic line."""
-        self._world.report(f"scriptlet: {text}")
+        self._environment.report(f"scriptlet: {text}")
 
     def _later(self, number: int) -> None:
-        if self._world.later is None:
+        if self._environment.later is None:
             raise PolicyError("nothing can run later here")
-        self._world.later(lambda: self.api.aside(self._run_aside(number)))
+        self._environment.later(lambda: self.api.aside(self._run_aside(number)))
 
     async def _run_aside(self, number: int) -> None:
         """Run a function of a script that nobody waits for."""
         try:
             await self.run_waiting(self._kept(number))
         except (lupa.LuaError, PolicyError) as error:
-            self._world.report(f"scriptlet: runInPool error: {words_of(error)}")
+            self._environment.report(f"scriptlet: runInPool error: {words_of(error)}")
         finally:
             self._forget(number)
 

@@ -21,11 +21,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, Phase, Verdict, set_reply
 from quillon.policy.message import MessageView
 from quillon.policy.msys.addresses import address_parts, mailbox_of, mailboxes_of
 from quillon.policy.msys.tls import fingerprint, names_one_of
-from quillon.policy.world import World
 
 __all__ = [
     "Certificate",
@@ -43,9 +43,9 @@ __all__ = [
 class Session:
     """The client of a callout. Contexts are dictionaries of strings, as the manual lists them."""
 
-    def __init__(self, call: Call, world: World) -> None:
+    def __init__(self, call: Call, environment: Environment) -> None:
         self._call = call
-        self._world = world
+        self._environment = environment
 
     @property
     def remote(self) -> str:
@@ -132,12 +132,12 @@ class Session:
 
     async def lookup(self, name: str, kind: str = "A") -> list[str]:
         """Ask DNS for A, AAAA, TXT, MX, PTR or NS records, best first; an empty list where there is no answer."""
-        found = await self._world.lookup(name, kind, "")
+        found = await self._environment.lookup(name, kind, "")
         return [text for _, text in found.records]
 
     async def send(self, sender: str, recipients: Sequence[str], data: bytes) -> None:
         """Send a message of one's own: it is in the spool when this returns. Raises ValueError, PolicyError."""
-        await self._world.inject(mailbox_of(sender), mailboxes_of(list(recipients)), data)
+        await self._environment.inject(mailbox_of(sender), mailboxes_of(list(recipients)), data)
 
 
 class Message:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from quillon.policy.environment import Environment
 from quillon.policy.hook import (
     WITH_MESSAGE,
     Call,
@@ -25,7 +26,6 @@ from quillon.policy.hook import (
 )
 from quillon.policy.python import Certificate, Delivery, Message, Remote, Session, TlsParameters
 from quillon.policy.watch import LimitError, Watch
-from quillon.policy.world import World
 
 ONLY_MESSAGE = frozenset((Phase.SET_BINDING,))
 _TAKES: dict[Phase | Hook, tuple[str, ...]] = {
@@ -64,7 +64,7 @@ def takes(callout: Phase | Hook) -> tuple[str, ...]:
     return _TAKES.get(callout, ("session",))
 
 
-async def load_module(name: str, path: Path, world: World, cpu_limit: int = 0) -> PythonModule:
+async def load_module(name: str, path: Path, environment: Environment, cpu_limit: int = 0) -> PythonModule:
     """Read a policy file, whose callouts have `cpu_limit` milliseconds of CPU, 0 for no limit.
 
     Raises PolicyError, which names file and line.
@@ -77,9 +77,9 @@ async def load_module(name: str, path: Path, world: World, cpu_limit: int = 0) -
     before = sys.modules.get(known)
     sys.modules[known] = module  # dataclasses of the file look for it there
     try:
-        loading = Watch(LOAD_LIMIT if cpu_limit else 0, world.report)
+        loading = Watch(LOAD_LIMIT if cpu_limit else 0, environment.report)
         loading.call(spec.loader.exec_module, module)
-        found = PythonModule(name, module, world, Watch(cpu_limit / 1000, world.report))
+        found = PythonModule(name, module, environment, Watch(cpu_limit / 1000, environment.report))
     except PolicyError:
         raise
     except (Exception, SystemExit) as error:
@@ -133,10 +133,10 @@ class PythonModule:
 
     facility = "policy"
 
-    def __init__(self, name: str, module: ModuleType, world: World, watch: Watch) -> None:
+    def __init__(self, name: str, module: ModuleType, environment: Environment, watch: Watch) -> None:
         self.name = name
         self._file = str(module.__file__)
-        self._world = world
+        self._environment = environment
         self._watch = watch
         self._owner = _owner(module)
 
@@ -178,9 +178,9 @@ class PythonModule:
                 if phase in ONLY_MESSAGE:
                     result = watch.call(function, Message(call.view))
                 elif phase in WITH_MESSAGE:
-                    result = watch.call(function, Session(call, self._world), Message(call.view))
+                    result = watch.call(function, Session(call, self._environment), Message(call.view))
                 else:
-                    result = watch.call(function, Session(call, self._world))
+                    result = watch.call(function, Session(call, self._environment))
             except FAULTS as error:
                 raise self._located(error) from None
             return self._awaited(function, result) if waits else self._verdict(function, result)
@@ -231,18 +231,18 @@ class PythonModule:
 
     def _parameters(self, hook: Hook, function: Callable[..., Any], call: Call, *values: str) -> tuple[str, ...]:
         given = TlsParameters(*values)
-        function(Message(call.view) if hook is Hook.OUTBOUND_PARAMETERS else Session(call, self._world), given)
+        function(Message(call.view) if hook is Hook.OUTBOUND_PARAMETERS else Session(call, self._environment), given)
         return given.use_tls, given.tls_verify, given.certfile, given.keyfile, given.ca, given.cipherlist
 
     def _verify(self, hook: Hook, function: Callable[..., Any], call: Call, verified: bool, *values: str) -> object:
         subject, issuer, sha256, spki, names, anchor, cause, *place = values
         shown = Certificate(subject, issuer, sha256, spki, tuple(filter(None, names.split("\n"))), cause, anchor)
-        return function(Remote(*place) if place else Session(call, self._world), verified, shown)
+        return function(Remote(*place) if place else Session(call, self._environment), verified, shown)
 
     def _plain(self, hook: Hook, function: Callable[..., Any], call: Call, *values: Any) -> Any:
         """Hooks of reception get the session, those of delivery what is delivered, and then what the question has."""
         if call.message is None:
-            return function(Session(call, self._world), *values)
+            return function(Session(call, self._environment), *values)
         context = call.context
         return function(Delivery(Message(call.view), context.connection, context.message), *values)
 

@@ -29,18 +29,18 @@ _LOOKED_AT = 16  # groups in search of another host that are looked through for 
 
 
 class Key(NamedTuple):
-    """What a queue belongs to. `via` is set where the recipient's own stanza rules TLS behind a gateway, `ruling` where
-    its messages have TLS or AUTH of their own."""
+    """What a queue belongs to. `via` is set where the recipient's own stanza rules TLS behind a gateway, `override`
+    where its messages have TLS or AUTH of their own."""
 
     binding_group: str
     binding: str
     domain: str
     via: str = ""
-    ruling: Hashable = None
+    override: Hashable = None
 
 
 def key_of(message: Message) -> Key:
-    return Key(message.binding_group, message.binding, message.destination, message.via, message.ruling)
+    return Key(message.binding_group, message.binding, message.destination, message.via, message.override)
 
 
 class Connection(Protocol):

@@ -1,1 +1,1 @@
-"""The one door that accepts a message: content rules, policy, spool commit, queue, and only then 250."""
+"""The one way in for a message: content rules, policy, spool commit, queue, and only then 250."""

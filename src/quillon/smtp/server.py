@@ -38,7 +38,7 @@ from quillon.smtp.events import (
     StartTls,
     Wait,
 )
-from quillon.smtp.tables import KEYWORDS, VERBS, State
+from quillon.smtp.tables import KEYWORDS, VERBS, State, When
 from quillon.smtp.wire import MAX_COMMAND_LINE, MailData
 
 # Methods of the IANA registry, and whatever ends as a request line does (RFC 9325 3.8 on cross-protocol attacks)
@@ -338,11 +338,11 @@ class ServerSession:
         out = []
         taken = {name.partition(" ")[0] for name, there in self._capabilities.items() if not there}
         for keyword in KEYWORDS:
-            if keyword.name in taken or (keyword.when in ("listed", "trusted") and not self._lists(keyword.name)):
+            if keyword.name in taken or (keyword.when in (When.LISTED, When.TRUSTED) and not self._lists(keyword.name)):
                 continue
-            if keyword.when == "trusted" and not self._trusted:
+            if keyword.when is When.TRUSTED and not self._trusted:
                 continue
-            if keyword.when == "starttls" and not self._offers_starttls():
+            if keyword.when is When.STARTTLS and not self._offers_starttls():
                 continue
             limit = self.settings.max_message_size
             arguments = str(limit) if keyword.name == "SIZE" and limit else keyword.arguments

@@ -56,29 +56,34 @@ VERBS: dict[str, Verb] = {
 XCLIENT_ATTRIBUTES = ("NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR", "DESTPORT", "REVERSE_NAME")
 
 
+class When(Enum):
+    """On what it depends whether a keyword is offered."""
+
+    ALWAYS = "always"
+    LISTED = "where SMTP_Extensions lists it"
+    TRUSTED = "where SMTP_Extensions lists it, and the client is one of Trusted_Clients"
+    STARTTLS = "where SMTP_Extensions lists it, there is a certificate, and no TLS yet"
+
+
 @dataclass(frozen=True, slots=True)
 class Keyword:
-    """A line of the EHLO reply; `arguments` stand behind the keyword.
-
-    `when` names the condition: always, listed (in SMTP_Extensions), trusted (listed, and the client is one of
-    Trusted_Clients), or starttls.
-    """
+    """A line of the EHLO reply; `arguments` stand behind the keyword."""
 
     name: str
-    when: str
+    when: When
     rfc: str
     arguments: str = ""
 
 
 KEYWORDS: tuple[Keyword, ...] = (
-    Keyword("PIPELINING", "always", "RFC 2920"),
-    Keyword("8BITMIME", "always", "RFC 6152"),
-    Keyword("SIZE", "always", "RFC 1870"),
-    Keyword("ENHANCEDSTATUSCODES", "listed", "RFC 2034"),
-    Keyword("STARTTLS", "starttls", "RFC 3207"),
-    Keyword("HELP", "always", "RFC 5321 4.1.1.8"),
-    Keyword("XCLIENT", "trusted", "postfix.org/XCLIENT_README", " ".join(XCLIENT_ATTRIBUTES)),
-    Keyword("XREMOTEIP", "trusted", "manual, esmtp_listener.extensions"),
-    Keyword("XSETCONTEXT", "trusted", "manual, esmtp_listener.extensions"),
-    Keyword("XDUMPCONTEXT", "trusted", "manual, esmtp_listener.extensions"),
+    Keyword("PIPELINING", When.ALWAYS, "RFC 2920"),
+    Keyword("8BITMIME", When.ALWAYS, "RFC 6152"),
+    Keyword("SIZE", When.ALWAYS, "RFC 1870"),
+    Keyword("ENHANCEDSTATUSCODES", When.LISTED, "RFC 2034"),
+    Keyword("STARTTLS", When.STARTTLS, "RFC 3207"),
+    Keyword("HELP", When.ALWAYS, "RFC 5321 4.1.1.8"),
+    Keyword("XCLIENT", When.TRUSTED, "postfix.org/XCLIENT_README", " ".join(XCLIENT_ATTRIBUTES)),
+    Keyword("XREMOTEIP", When.TRUSTED, "manual, esmtp_listener.extensions"),
+    Keyword("XSETCONTEXT", When.TRUSTED, "manual, esmtp_listener.extensions"),
+    Keyword("XDUMPCONTEXT", When.TRUSTED, "manual, esmtp_listener.extensions"),
 )

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, Callout, Hook, Phase, Verdict
-from quillon.policy.world import World
 
 
 class Check(ABC):
@@ -16,9 +16,9 @@ class Check(ABC):
     facility: str
     phase: ClassVar[Phase]
 
-    def __init__(self, name: str, world: World) -> None:
+    def __init__(self, name: str, environment: Environment) -> None:
         self.name = name
-        self._world = world
+        self._environment = environment
 
     def callout(self, phase: Phase) -> Callout | None:
         return self._run if phase is self.phase else None

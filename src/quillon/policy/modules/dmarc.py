@@ -18,10 +18,10 @@ class Dmarc(Check):
     phase = Phase.DATA
 
     async def check(self, call: Call) -> None:
-        signatures = await results_of(call, self._world)
+        signatures = await results_of(call, self._environment)
         known = call.context.facts.get("spf", ("none", ""))
         author = author_of(call.view.content.head)
-        found = await dmarc.evaluate(author, known, signatures, self._world.records)  # type: ignore[arg-type]
+        found = await dmarc.evaluate(author, known, signatures, self._environment.records)  # type: ignore[arg-type]
         message = call.context.message
         message["dmarc_status"] = found.status
         if found.policy:

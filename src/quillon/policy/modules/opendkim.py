@@ -14,8 +14,8 @@ from typing import Any
 from quillon.mailauth import dkim
 from quillon.mailauth.author import author_of
 from quillon.mailauth.dkim import DkimError, PrivateKey, Result, Signer
+from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, Callout, Hook, Phase, PolicyError, Verdict
-from quillon.policy.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,13 @@ class Settings:
     domains: Mapping[str, Signing] = field(default_factory=dict)
 
 
-async def results_of(call: Call, world: World) -> list[Result]:
+async def results_of(call: Call, environment: Environment) -> list[Result]:
     """The results of a message's signatures, verified once."""
     known = call.context.facts.get("dkim")
     if isinstance(known, list):
         return known
     content = call.view.content
-    found = await dkim.verify(content.head, content.body, world.records, world.now())
+    found = await dkim.verify(content.head, content.body, environment.records, environment.now())
     call.context.facts["dkim"] = found
     return found
 
@@ -57,10 +57,10 @@ class OpenDkim:
 
     facility = "opendkim"
 
-    def __init__(self, settings: Settings, world: World, signs: Callable[[str, str, str], bool]) -> None:
+    def __init__(self, settings: Settings, environment: Environment, signs: Callable[[str, str, str], bool]) -> None:
         self.name = settings.name
         self._settings = settings
-        self._world = world
+        self._environment = environment
         self._signs = signs
         self._keys: dict[str, PrivateKey] = {}
         for domain, signing in settings.domains.items():
@@ -81,7 +81,7 @@ class OpenDkim:
         return self._verified(call)
 
     async def _verified(self, call: Call) -> Verdict:
-        results = await results_of(call, self._world)
+        results = await results_of(call, self._environment)
         message = call.context.message
         passed = [result.domain for result in results if result.status == "pass"]
         message["dkim_status"] = "pass" if passed else (results[0].status if results else "none")
@@ -107,7 +107,7 @@ class OpenDkim:
         known = content.derived.get(signer)
         if known is None:
             try:
-                known = dkim.sign(content.signed_head, content.body, signer, self._world.now())
+                known = dkim.sign(content.signed_head, content.body, signer, self._environment.now())
             except DkimError as error:
                 raise PolicyError(str(error)) from None
             content.derived[signer] = known

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from quillon.mail import header
 from quillon.mailauth import spf
+from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, Phase
 from quillon.policy.modules.check import Check
-from quillon.policy.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Spf(Check):
     facility = "spf_v1"
     phase = Phase.MAILFROM
 
-    def __init__(self, settings: Settings, world: World) -> None:
-        super().__init__(settings.name, world)
+    def __init__(self, settings: Settings, environment: Environment) -> None:
+        super().__init__(settings.name, environment)
         self._settings = settings
 
     async def check(self, call: Call) -> None:
@@ -40,7 +40,7 @@ class Spf(Check):
         sender = f"{local}@{domain}" if domain else ""
         helo = context.connection.get("ehlo_domain", "")
         ip = call.session.remote.rpartition(":")[0].strip("[]")
-        found = await spf.check(ip, sender, helo, self._world.hostname, self._world.records)
+        found = await spf.check(ip, sender, helo, self._environment.hostname, self._environment.records)
         message[self._settings.context_variable] = found.status
         if found.explanation:
             message["spf_explanation"] = found.explanation
@@ -49,6 +49,6 @@ class Spf(Check):
             context.results.append(found.text(sender, helo))
         if self._settings.add_headers:
             reason = re.sub(r"[^ -~]|[()\\]", "?", found.reason or "checked")
-            words = f"{found.status} ({self._world.hostname}: {reason}) client-ip={ip};"
+            words = f"{found.status} ({self._environment.hostname}: {reason}) client-ip={ip};"
             more = f"envelope-from={header.pvalue(sender)}; helo={header.pvalue(helo)};"
             context.fields.append(f"Received-SPF: {words} {more}")

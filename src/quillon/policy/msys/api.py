@@ -21,9 +21,9 @@ from contextvars import Context, ContextVar
 from typing import Any, Protocol, TypeVar
 
 from quillon.net import eager
+from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, words_of
 from quillon.policy.msys.codec import Object, decode, encode, from_octets, number_text, plain_number, to_octets
-from quillon.policy.world import World
 
 __all__ = ["Api", "Handle", "Object", "from_octets", "number_text", "to_octets"]
 
@@ -80,8 +80,8 @@ class Api:
     `token` marks what crosses as text, and `fault` what failed: strings that no script can know.
     """
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
         self.call: Call | None = None
         self.token = secrets.token_hex(16)
         self.fault = secrets.token_hex(16)

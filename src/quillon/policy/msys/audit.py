@@ -72,7 +72,7 @@ def numbers(options: Any) -> tuple[int, int]:
 
 
 def register(api: Api) -> None:
-    all_series: dict[str, Series] = api.world.shared.setdefault("series", {})
+    all_series: dict[str, Series] = api.environment.shared.setdefault("series", {})
 
     def series(name: str) -> Series:
         if name not in all_series:
@@ -99,7 +99,7 @@ def register(api: Api) -> None:
             raise ValueError("audit_series.define takes a name, cidr, cidr_ipv6 or string, seconds, and windows")
         known = all_series.get(name)
         if known is None or (known.kind, known.interval, known.windows) != (kind, interval, windows):
-            all_series[name] = Series(kind, float(interval), int(windows), api.world.now)
+            all_series[name] = Series(kind, float(interval), int(windows), api.environment.now)
 
     @api.function("msys.audit_series.add")
     def add(name: str, options: Any = None) -> None:
@@ -127,11 +127,11 @@ EVENTS = ("connections", "receptions", "rejections")
 
 
 def _register_monitors(api: Api, all_series: dict[str, Series]) -> None:
-    for seconds, windows in api.world.monitors:
+    for seconds, windows in api.environment.monitors:
         for event in EVENTS:
             for kind in ("cidr", "cidr_ipv6"):
                 name = f"\0{event} {seconds},{windows} {kind}"
-                all_series.setdefault(name, Series(kind, seconds, windows, api.world.now))
+                all_series.setdefault(name, Series(kind, seconds, windows, api.environment.now))
 
     def counted(event: str, monitor: str, options: Any) -> float:
         block = options.get("cidr") if isinstance(options, dict) else options
@@ -160,7 +160,7 @@ def _register_monitors(api: Api, all_series: dict[str, Series]) -> None:
     @api.function("msys.audit.inbound_session_count")
     def session_count(block: str | None = None, service: str | None = None) -> int:
         """Open sessions of an address block."""
-        return api.world.sessions(service or "SMTP", peer_block(api.session_call(), block or ""))
+        return api.environment.sessions(service or "SMTP", peer_block(api.session_call(), block or ""))
 
 
 def note(shared: dict[str, Any], event: str, ip: str) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from quillon.policy.environment import Environment
 from quillon.policy.hook import words_of
 from quillon.policy.msys import files
 from quillon.policy.msys.api import Api
 from quillon.policy.msys.db import Databases
 from quillon.policy.msys.vctx import peer_block
-from quillon.policy.world import World
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Value = str | bool  # true for a block of a datasource that has no column of values
@@ -99,8 +99,8 @@ def _column(row: Mapping[Any, Any], name: object) -> Any:
 class Tables:
     """The tables of one load of the scripts."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
         self._tables: dict[str, Table] = {}
 
     def define(self, name: str, options: dict[str, Any]) -> None:
@@ -126,25 +126,25 @@ class Tables:
     def _load_file(self, found: Table) -> None:
         path = str(found.options["source"])
         try:
-            text = files.read(self._world.folder, path).decode("utf-8", "replace")
+            text = files.read(self._environment.folder, path).decode("utf-8", "replace")
             found.fill(parse(text, str(found.options.get("value", "a"))))
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror}") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        found.loaded_at = self._world.now()
+        found.loaded_at = self._environment.now()
 
     async def load_rows(self, found: Table) -> None:
         """Read a table from its datasource. Raises ValueError."""
-        databases: Databases = self._world.shared.setdefault("databases", Databases())
+        databases: Databases = self._environment.shared.setdefault("databases", Databases())
         options = found.options
         cache = str(options.get("cachename") or options.get("source"))
-        rows = await databases.rows(self._world, cache, str(options["query"]), None, fresh=True)
+        rows = await databases.rows(self._environment, cache, str(options["query"]), None, fresh=True)
         cidr, value = options.get("cidr_column", 1), options.get("value_column")
         found.fill(
             [(_block(str(_column(row, cidr))), True if value is None else str(_column(row, value))) for row in rows]
         )
-        found.loaded_at = self._world.now()
+        found.loaded_at = self._environment.now()
 
     async def refresh(self, name: str, found: Table) -> None:
         """Read a table anew; one that cannot be read stays as it is, and the operator is told."""
@@ -155,8 +155,8 @@ class Tables:
                 self._load_file(found)
         except Exception as error:
             # the table that is there stays in use
-            self._world.report(f"scriptlet: cidr {name}: {words_of(error)}")
-            found.loaded_at = self._world.now()
+            self._environment.report(f"scriptlet: cidr {name}: {words_of(error)}")
+            found.loaded_at = self._environment.now()
 
 
 NEEDED = {"rbldnsd": ("source",), "datasource": ("query",), "empty": ()}
@@ -164,7 +164,7 @@ NEEDED = {"rbldnsd": ("source",), "datasource": ("query",), "empty": ()}
 
 
 def register(api: Api) -> None:
-    tables = Tables(api.world)
+    tables = Tables(api.environment)
 
     @api.function("msys.cidr.define")
     def define(name: str, options: Any) -> bool:
@@ -184,7 +184,7 @@ def register(api: Api) -> None:
         if found.options["type"] == "empty":
             return True
         refresh = float(found.options.get("refresh", 1800))
-        late = refresh > 0 and api.world.now() - found.loaded_at > refresh
+        late = refresh > 0 and api.environment.now() - found.loaded_at > refresh
         if found.loaded_at and late and (found.loading is None or found.loading.done()):
             found.loading = asyncio.ensure_future(tables.refresh(name, found))
         return bool(found.loaded_at)

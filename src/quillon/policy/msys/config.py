@@ -17,7 +17,7 @@ def register(api: Api) -> None:
         """("get", [scope, name,] option): its value, and what the console would say."""
         if action != "get":
             raise ValueError(f"config {action}: a running configuration is changed in its files, then reloaded")
-        value, said = api.world.option([str(word) for word in path if word is not None])
+        value, said = api.environment.option([str(word) for word in path if word is not None])
         return value, said
 
     @api.function("msys.expandMacro")

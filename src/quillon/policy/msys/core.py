@@ -77,9 +77,9 @@ def register(api: Api) -> None:
                 f"{level!r} is no level: give msys.core.LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO, LOG_DEBUG"
             )
         if number <= CONSTANTS["LOG_WARNING"]:  # type: ignore[operator]
-            api.world.report(f"scriptlet: {LEVELS[number][-1].lower()}: {text}")
+            api.environment.report(f"scriptlet: {LEVELS[number][-1].lower()}: {text}")
 
-    numbers = {name: n for n, name in enumerate(sorted(api.world.bindings["binding"]))}
+    numbers = {name: n for n, name in enumerate(sorted(api.environment.bindings["binding"]))}
 
     @api.function("msys.core.config_get_binding_id_from_name")
     def binding_id(name: str) -> int:
@@ -94,7 +94,7 @@ def register(api: Api) -> None:
     @api.function("msys.core.get_now_ts")
     def now() -> float:
         """Seconds since the epoch."""
-        return api.world.now()
+        return api.environment.now()
 
     @api.function("msys.core.dns_get_domain")
     def dns_get_domain(name: str) -> str | None:
@@ -107,9 +107,9 @@ def register(api: Api) -> None:
     @api.function("msys.core.mail_queue_delay_domain")
     def delay_domain(domain: str, note: str = "") -> None:
         """Put the waiting messages of a domain off to their next retry, with a note as their last reply."""
-        if api.world.delay_domain is None:
+        if api.environment.delay_domain is None:
             raise ValueError("there are no queues here")
-        api.world.delay_domain(domain, note)
+        api.environment.delay_domain(domain, note)
 
     @api.function("msys.parseRFC2822Addresses")
     def parse_addresses(text: str, part: str = "all") -> list[str]:

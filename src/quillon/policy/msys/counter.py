@@ -10,7 +10,7 @@ MAX_COUNTERS = 100_000
 
 
 def register(api: Api) -> None:
-    counters: dict[str, int] = api.world.shared.setdefault("counters", {})
+    counters: dict[str, int] = api.environment.shared.setdefault("counters", {})
 
     def path_of(path: Any) -> str:
         text = str(path)

@@ -18,9 +18,9 @@ import aiosqlite
 import asyncpg
 
 from quillon.config.datasource import postgresql_url
+from quillon.policy.environment import Datasource, Environment
 from quillon.policy.hook import words_of
 from quillon.policy.msys.api import Api, number_text
-from quillon.policy.world import Datasource, World
 
 TIMEOUT = 30.0  # seconds of one query
 PATIENCE = 5.0  # seconds until a server takes a connection
@@ -44,9 +44,9 @@ class Databases:
         self._resting: dict[str, float] = {}  # until when, by the loop's clock
         self._results: dict[str, OrderedDict[str, tuple[float, list[Row]]]] = {}
 
-    async def rows(self, world: World, name: str, sql: str, parameters: Any, *, fresh: bool) -> list[Row]:
+    async def rows(self, environment: Environment, name: str, sql: str, parameters: Any, *, fresh: bool) -> list[Row]:
         """The rows of a query, by column name and by number from 1. Raises DatabaseError."""
-        source = _source(world, name)
+        source = _source(environment, name)
         parameters = _bound(sql, parameters)
         cache = self._results.setdefault(name, OrderedDict())
         try:
@@ -54,19 +54,19 @@ class Databases:
         except (TypeError, ValueError) as error:
             raise DatabaseError(f"{name}: parameters: {error}") from None
         known = cache.get(key)
-        if known is not None and known[0] > world.now() and not fresh and not source.no_cache:
+        if known is not None and known[0] > environment.now() and not fresh and not source.no_cache:
             return known[1]
-        found = await self._run(world, name, source, sql, parameters, source.max_rows)
+        found = await self._run(environment, name, source, sql, parameters, source.max_rows)
         if not source.no_cache:
-            cache[key] = (world.now() + source.cache_life, found)
+            cache[key] = (environment.now() + source.cache_life, found)
             cache.move_to_end(key)
             while len(cache) > source.cache_size:
                 cache.popitem(last=False)
         return found
 
-    async def execute(self, world: World, name: str, sql: str, parameters: Any) -> None:
+    async def execute(self, environment: Environment, name: str, sql: str, parameters: Any) -> None:
         """A statement that gives no rows. Raises DatabaseError."""
-        await self._run(world, name, _source(world, name), sql, _bound(sql, parameters), 0)
+        await self._run(environment, name, _source(environment, name), sql, _bound(sql, parameters), 0)
 
     async def close(self) -> None:
         """Let go of the connections; what is still asked fails."""
@@ -76,7 +76,7 @@ class Databases:
         await asyncio.sleep(0)  # the transports close with the loop's next turn
 
     async def _run(
-        self, world: World, name: str, source: Datasource, sql: str, parameters: Any, limit: int
+        self, environment: Environment, name: str, source: Datasource, sql: str, parameters: Any, limit: int
     ) -> list[Row]:
         """Ask the next database in turn; what cannot be reached is skipped. Raises DatabaseError."""
         turn = self._turn[name] = self._turn.get(name, -1) + 1
@@ -87,7 +87,7 @@ class Databases:
             driver, _, rest = uri.partition(":")
             try:
                 if driver == "sqlite":
-                    return await self._run_sqlite(str(Path(world.folder) / rest), sql, parameters, limit)
+                    return await self._run_sqlite(str(Path(environment.folder) / rest), sql, parameters, limit)
                 return await self._run_postgresql(rest, sql, parameters, limit)
             except _Unreachable as error:
                 unreachable = str(error)
@@ -210,8 +210,8 @@ def _row(names: list[str], values: tuple[Any, ...]) -> Row:
     return by_name | {n: value for n, value in enumerate(plain, 1) if value is not None}
 
 
-def _source(world: World, name: str) -> Datasource:
-    found = world.datasources.get(name)
+def _source(environment: Environment, name: str) -> Datasource:
+    found = environment.datasources.get(name)
     if found is None:
         raise DatabaseError(f"there is no datasource {name!r} in the configuration")
     return found
@@ -225,7 +225,7 @@ async def close(shared: Mapping[str, Any]) -> None:
 
 
 def register(api: Api) -> None:
-    databases: Databases = api.world.shared.setdefault("databases", Databases())
+    databases: Databases = api.environment.shared.setdefault("databases", Databases())
 
     async def failing(options: Any, question: Any) -> Any:
         """The answer, or nil and words where the options say raise_error = false."""
@@ -242,16 +242,16 @@ def register(api: Api) -> None:
     @api.function("db.rows")
     async def rows(cache: str, sql: str, parameters: Any = None, options: Any = None) -> Any:
         """The rows of msys.db.query."""
-        return await failing(options, databases.rows(api.world, cache, sql, parameters, fresh=fresh(options)))
+        return await failing(options, databases.rows(api.environment, cache, sql, parameters, fresh=fresh(options)))
 
     @api.function("msys.db.fetch_row")
     async def fetch_row(cache: str, sql: str, parameters: Any = None, options: Any = None) -> Any:
         """The first row, or nil; with {raise_error = false} nil and words where the query fails."""
-        found = await failing(options, databases.rows(api.world, cache, sql, parameters, fresh=fresh(options)))
+        found = await failing(options, databases.rows(api.environment, cache, sql, parameters, fresh=fresh(options)))
         return found if isinstance(found, tuple) else (found[0] if found else None)
 
     @api.function("msys.db.execute")
     async def execute(cache: str, sql: str, parameters: Any = None, options: Any = None) -> Any:
         """true; with {raise_error = false} false and words where the statement fails."""
-        found = await failing(options, databases.execute(api.world, cache, sql, parameters))
+        found = await failing(options, databases.execute(api.environment, cache, sql, parameters))
         return (False, found[1]) if isinstance(found, tuple) else True

@@ -17,7 +17,7 @@ def register(api: Api) -> None:
         if kind not in TYPES:
             raise ValueError(f"{kind!r} is no record type: {', '.join(TYPES)}")
         given = options if isinstance(options, dict) else {}
-        found = await api.world.lookup(name, kind, str(given.get("server", "")))
+        found = await api.environment.lookup(name, kind, str(given.get("server", "")))
         if found.error or not found.records:
             return None, found.error or f"no {kind} record for {name}"
         if given.get("priority") and kind == "MX":

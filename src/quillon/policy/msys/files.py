@@ -49,14 +49,14 @@ def register(api: Api) -> None:
     async def readfile(name: str) -> bytes | tuple[None, str]:
         """The content of a file, relative paths from the configuration's folder; or nil and words."""
         try:
-            return await asyncio.to_thread(read, api.world.folder, name)
+            return await asyncio.to_thread(read, api.environment.folder, name)
         except (OSError, ValueError) as error:
             return None, str(error)
 
     @api.function("msys.core.io_wrapper_open")
     def open_file(name: str, flags: int = os.O_RDONLY, mode: int = 0o644) -> Object | tuple[None, str]:
         """A file object with read, write and close; or nil and words."""
-        path = str(Path(api.world.folder) / name)
+        path = str(Path(api.environment.folder) / name)
         try:
             return Object("file", File(path, os.open(path, int(flags) | os.O_CLOEXEC | os.O_NOCTTY, int(mode))))
         except OSError as error:

@@ -33,7 +33,7 @@ class Gauge:
 
 
 def register(api: Api) -> None:
-    gauges: dict[str, Gauge] = api.world.shared.setdefault("gauges", {})
+    gauges: dict[str, Gauge] = api.environment.shared.setdefault("gauges", {})
 
     def gauge(name: str) -> Gauge:
         if name not in gauges:
@@ -47,7 +47,7 @@ def register(api: Api) -> None:
             raise ValueError("a gauge cache takes a number of keys and seconds")
         known = gauges.get(name)
         if known is None:
-            gauges[name] = Gauge(int(maxelems), float(ttl), api.world.now)
+            gauges[name] = Gauge(int(maxelems), float(ttl), api.environment.now)
         else:
             known.size, known.ttl = int(maxelems), float(ttl)
 

@@ -121,7 +121,7 @@ def _register_binding(api: Api, name: str) -> None:
                 raise ValueError(f"msg:{name} is chosen in validate_set_binding")
             setattr(call.view, name, number_text(value))
         chosen = getattr(call.view, name)
-        return chosen if chosen in api.world.bindings[name] else None
+        return chosen if chosen in api.environment.bindings[name] else None
 
     api.documented[f"msg:{name}"] = (
         "Choose by name, in validate_set_binding; the name chosen, or nil. Mail for which nothing but a name that does"
@@ -294,5 +294,5 @@ def _register_new(api: Api) -> None:
         data = call.view.content.whole
         if not data:
             raise ValueError("the message is empty; build it first")
-        await api.world.inject(mailbox_of(sender), mailboxes_of(recipients), data)
+        await api.environment.inject(mailbox_of(sender), mailboxes_of(recipients), data)
         return True

@@ -422,7 +422,7 @@ def _register_make(api: Api) -> None:
     ) -> bool:
         """Send the message to others, as an attachment of a new one."""
         data = forwarded(call.view, sender, recipients, text, subject, charset or "utf-8")
-        await api.world.inject(mailbox_of(sender), mailboxes_of(recipients), data)
+        await api.environment.inject(mailbox_of(sender), mailboxes_of(recipients), data)
         return True
 
 

@@ -66,7 +66,7 @@ def _register_verify(api: Api) -> None:
     async def verify(call: Call) -> tuple[Object, int]:
         """Verify the signatures of a message: a handle for the get_ functions, and a DKIM_STAT."""
         content = call.view.content
-        found = await dkim.verify(content.head, content.body, api.world.records, api.world.now())
+        found = await dkim.verify(content.head, content.body, api.environment.records, api.environment.now())
         return Object("dkim", found), status_of(found)
 
     ok = STATUS["DKIM_STAT_OK"]
@@ -124,7 +124,7 @@ def signer_of(api: Api, options: Any, default_domain: str) -> Signer:
     else:
         name = str(given.get("keyfile") or "").replace("%{d}", domain).replace("%{s}", selector)
         try:
-            data = (Path(api.world.folder) / name).read_bytes()
+            data = (Path(api.environment.folder) / name).read_bytes()
         except OSError as error:
             raise ValueError(f"cannot read {name}: {error.strerror}") from None
     names = tuple(texts(given["headerlist"])) if given.get("headerlist") else dkim.DEFAULT_HEADERS
@@ -136,10 +136,10 @@ def signer_of(api: Api, options: Any, default_domain: str) -> Signer:
 
 def _say_once(api: Api, text: str) -> None:
     """A panic line, the first time that something happens in this worker."""
-    said: set[str] = api.world.shared.setdefault("said", set())
+    said: set[str] = api.environment.shared.setdefault("said", set())
     if text not in said:
         said.add(text)
-        api.world.report(f"scriptlet: {text}")
+        api.environment.report(f"scriptlet: {text}")
 
 
 def _register_sign(api: Api) -> None:
@@ -152,7 +152,7 @@ def _register_sign(api: Api) -> None:
             raise ValueError("sign in core_final_validation: what is changed later breaks the signature")
         content = call.view.content
         signer = signer_of(api, options, next(iter(author_of(content.head).domains), ""))
-        call.view.put_in_front(dkim.sign(content.signed_head, content.body, signer, api.world.now()))
+        call.view.put_in_front(dkim.sign(content.signed_head, content.body, signer, api.environment.now()))
         return True
 
 
@@ -160,18 +160,20 @@ def _register_arc(api: Api) -> None:
     @api.function("msys.validate.openarc.verify")
     async def verify(call: Call) -> str:
         """Validate the ARC chain of a message; arc_cv in its context is none, pass or fail."""
-        return (await chain_of(call, api.world)).status
+        return (await chain_of(call, api.environment)).status
 
     async def seal(call: Call, options: Any = None, results: str | None = None) -> bool:
         """seal(msg, {signing_domain, selector, keyfile or keybuf[, authservid]}[, results]): seal a message, in
         core_final_validation; `results` is what ARC-Authentication-Results says behind the server's name."""
         given = options if isinstance(options, dict) else {}
         signer = signer_of(api, given, "")
-        chain = await chain_of(call, api.world)
+        chain = await chain_of(call, api.environment)
         content = call.view.content
-        server = str(given.get("authservid") or api.world.hostname)
+        server = str(given.get("authservid") or api.environment.hostname)
         try:
-            fields = arc.seal(content.signed_head, content.body, signer, chain, server, results or "", api.world.now())
+            fields = arc.seal(
+                content.signed_head, content.body, signer, chain, server, results or "", api.environment.now()
+            )
         except DkimError as error:
             raise ValueError(str(error)) from None
         call.view.put_in_front(fields)

@@ -78,7 +78,7 @@ def register(api: Api) -> None:
     @api.function("msys.rfc3464.compute_delivery_status")
     def compute(call: Call, action: int) -> dict[str, str]:
         """The fields of a delivery status by their names."""
-        return _fields(delivery_status(call, action, api.world.hostname))
+        return _fields(delivery_status(call, action, api.environment.hostname))
 
     @api.function("msys.rfc3464.extract_delivery_status")
     def extract(call: Call) -> dict[str, str] | None:
@@ -92,13 +92,13 @@ def register(api: Api) -> None:
     @api.function("msys.rfc3464.compute_delivery_status_string")
     def compute_string(call: Call, action: int) -> str:
         """The fields of a delivery status as text."""
-        return delivery_status(call, action, api.world.hostname)
+        return delivery_status(call, action, api.environment.hostname)
 
     @api.function("msys.rfc3464.create_mdn")
     def create(call: Call, action: int) -> Object:
         """A notification as a message."""
         made = new_message(api)
-        made.view.content.whole = notification(call, action, api.world.hostname)
+        made.view.content.whole = notification(call, action, api.environment.hostname)
         made.view.recipient = call.view.sender
         return Object("msg", made)
 
@@ -107,7 +107,7 @@ def register(api: Api) -> None:
         """Send a notification to the sender: 1, or 0 where there is none, for bounces are not answered."""
         if not call.view.sender:
             return 0
-        await api.world.inject(
-            NULL_PATH, [mailbox_of(call.view.sender)], notification(call, action, api.world.hostname)
+        await api.environment.inject(
+            NULL_PATH, [mailbox_of(call.view.sender)], notification(call, action, api.environment.hostname)
         )
         return 1

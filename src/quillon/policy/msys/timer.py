@@ -76,28 +76,28 @@ def register(api: Api) -> None:
 
 
 class _Timers:
-    """Those of a runtime. What they have begun ends with `World.stop`."""
+    """Those of a runtime. What they have begun ends with `Environment.stop`."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._world = api.world
+        self._environment = api.environment
 
     def begin(self, timer: Timer) -> None:
         """Raises ValueError where nothing runs later."""
-        if self._world.after is None:
+        if self._environment.after is None:
             raise ValueError("no timer can run here")
-        timer.cancel = self._world.after(timer.delay, lambda: self._ring(timer))
-        self._world.stops[id(timer)] = lambda: self.stop(timer)
+        timer.cancel = self._environment.after(timer.delay, lambda: self._ring(timer))
+        self._environment.stops[id(timer)] = lambda: self.stop(timer)
 
     def stop(self, timer: Timer) -> None:
-        self._world.stops.pop(id(timer), None)
+        self._environment.stops.pop(id(timer), None)
         if timer.cancel is not None:
             timer.cancel()
             timer.cancel = None
 
     def _ring(self, timer: Timer) -> None:
         timer.cancel = None
-        self._world.stops.pop(id(timer), None)
+        self._environment.stops.pop(id(timer), None)
         if timer.every:
             self.begin(timer)
         if not timer.runs:  # one that waits for longer than its interval is not begun anew meanwhile
@@ -109,7 +109,7 @@ class _Timers:
             await self._api.run_kept(function)
         except Exception as error:
             # nobody waits for it: the script's fault is told to the operator
-            self._world.report(f"scriptlet: timer {timer.name or '(without name)'} error: {words_of(error)}")
+            self._environment.report(f"scriptlet: timer {timer.name or '(without name)'} error: {words_of(error)}")
         finally:
             timer.runs = False
             if not timer.every:
@@ -134,7 +134,7 @@ def _register_timers(api: Api) -> None:
     @api.function("msys.timer.at")
     def at(time: float, function: int, name: str | None = None) -> Object:
         """Call a function once, at a time in seconds since the epoch."""
-        return made(max(float(time) - api.world.now(), 0.0), 0.0, function, name)
+        return made(max(float(time) - api.environment.now(), 0.0), 0.0, function, name)
 
     @api.function("msys.timer.every")
     def every(seconds: float, function: int, name: str | None = None) -> Object:

@@ -32,7 +32,7 @@ def register(api: Api) -> None:
     @api.function("msys.tls.fingerprint")
     def fingerprint_of(name: str) -> str:
         """SHA-256 of the first certificate of a PEM file, as tls_client_cert_sha256 and ..._anchor_sha256 have it."""
-        return fingerprint(Path(api.world.folder) / name)
+        return fingerprint(Path(api.environment.folder) / name)
 
     @api.function("msys.tls.names_one_of")
     def names_of_one(san: str | None, wanted: str) -> bool:

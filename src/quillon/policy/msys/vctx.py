@@ -204,7 +204,7 @@ def _register_session(api: Api) -> None:
         """Open sessions of this worker, of an address block (`/24` and `/32` are of the client's address)."""
         if service not in SERVICES and service:
             raise ValueError(f"{service!r} is no service: {', '.join(SERVICES)}")
-        return api.world.sessions(service or "SMTP", peer_block(handle, block or ""))
+        return api.environment.sessions(service or "SMTP", peer_block(handle, block or ""))
 
     @api.function("ac.remote_addr")
     def remote_addr(handle: Handle) -> str:

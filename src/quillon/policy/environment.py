@@ -56,7 +56,7 @@ Authenticate = Callable[[str, Mapping[str, str], str, str], Awaitable[Any]]
 
 
 @dataclass
-class World:
+class Environment:
     """`lookup(name, type, server)` asks DNS, `inject` takes a message durably, `option(path)` reads an option and its
     console text, `sessions(service, CIDR block)` counts open ones, `later` runs a function when the phase is over,
     `after` when seconds have passed, and gives what cancels it.

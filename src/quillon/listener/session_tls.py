@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from quillon.config.settings import InboundTls
-from quillon.listener.desk import Desk
 from quillon.listener.recorder import SessionRecord
+from quillon.listener.services import SessionServices
 from quillon.mail import reply as replies
 from quillon.mail.event import Handshaken, Panic, TlsFacts
 from quillon.mail.message import MessageId
@@ -17,14 +17,16 @@ from quillon.tls.engine import ContextError, Engine
 from quillon.tls.verdict import HandshakeFailure
 
 
-class Security:
+class SessionTls:
     """`settings` may change until the handshake begins; `facts` are those of the last handshake."""
 
-    def __init__(self, desk: Desk, settings: InboundTls, info: Session, number: MessageId, context: Context) -> None:
+    def __init__(
+        self, services: SessionServices, settings: InboundTls, info: Session, number: MessageId, context: Context
+    ) -> None:
         self.settings = settings
         self.facts: TlsFacts | None = None
         self.record: SessionRecord | None = None
-        self._desk = desk
+        self._services = services
         self._info = info
         self._number = number
         self._context = context
@@ -39,19 +41,19 @@ class Security:
 
         454 where policy wants no TLS. What fails ends the session: a client told 454 would go on in clear.
         """
-        desk = self._desk
+        services = self._services
         try:
-            if desk.hooks.asks(Hook.INBOUND_PARAMETERS):
+            if services.hooks.asks(Hook.INBOUND_PARAMETERS):
                 call = Call(Hook.INBOUND_PARAMETERS, self._info, self._context)
-                changed = desk.hooks.inbound_parameters(call, self.settings)
+                changed = services.hooks.inbound_parameters(call, self.settings)
                 if changed is None:
                     return replies.TLS_NOT_AVAILABLE
                 self.settings = changed
-            self._engine = desk.contexts.server(self.settings)
+            self._engine = services.contexts.server(self.settings)
         except HookFailed:
             return replies.TLS_POLICY_FAILED
         except ContextError as error:
-            desk.log(Panic(desk.clock.now(), f"tls: {error}"))
+            services.log(Panic(services.clock.now(), f"tls: {error}"))
             return replies.TLS_POLICY_FAILED
         return None
 
@@ -66,9 +68,9 @@ class Security:
         verdict = self._engine.verdict()
         if self.record is not None:
             self.record.tls(verdict)
-        if self._desk.hooks.asks(Hook.INBOUND_VERIFY):
+        if self._services.hooks.asks(Hook.INBOUND_VERIFY):
             call = Call(Hook.INBOUND_VERIFY, self._info, self._context)
-            verdict = self._desk.hooks.inbound_verdict(call, verdict)
+            verdict = self._services.hooks.inbound_verdict(call, verdict)
         presented = verdict.certificate is not None
         self.facts = verdict.facts(
             verified=verdict.chain_verified if presented and verdict.checked else None,
@@ -87,5 +89,5 @@ class Security:
             self._log(failure.facts(), ok=False)
 
     def _log(self, facts: TlsFacts, *, ok: bool) -> None:
-        desk = self._desk
-        desk.log(Handshaken(desk.clock.now(), self._info.remote, self._info.local, self._number, facts, ok))
+        services = self._services
+        services.log(Handshaken(services.clock.now(), self._info.remote, self._info.local, self._number, facts, ok))

@@ -1,4 +1,4 @@
-"""The door: every message that Quillon takes responsibility for comes through `Door.accept`.
+"""The reception: every message that Quillon takes responsibility for comes through `Reception.accept`.
 
 Order: content rules, policy (see `validation`), spool commit, log, queue; then the reply. Nothing is acknowledged
 before the commit has returned, and a message that cannot be stored is answered 451.
@@ -25,7 +25,7 @@ from quillon.policy.context import Context
 from quillon.policy.hook import Policy, Session
 from quillon.policy.message import Content
 from quillon.reception import content
-from quillon.reception.intake import Intake
+from quillon.reception.mail_data import MailData
 from quillon.reception.validation import Copy, Decision, Validation
 from quillon.spool.room import Room
 from quillon.spool.store import Store, is_full
@@ -47,7 +47,7 @@ class Envelope(NamedTuple):
     missing: Callable[[bytes], bytes] = lambda head: b""
 
 
-class Residents:
+class ResidentBodies:
     """Counts bodies in memory against max_resident_messages. 0: no limit."""
 
     def __init__(self, limit: int) -> None:
@@ -75,7 +75,7 @@ Answer = Callable[[Reply], None]
 Stored = list[tuple[Batch, list[Message]]]
 
 
-class Door:
+class Reception:
     """`enqueue` puts stored messages into their queues; `log` takes events."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Door:
         room: Room,
         ids: IdSource,
         clock: Clock,
-        residents: Residents,
+        resident_bodies: ResidentBodies,
         enqueue: Callable[[list[Message]], None],
         log: Callable[[Event], None],
     ) -> None:
@@ -98,7 +98,7 @@ class Door:
         self.ids = ids
         self.store = store
         self.room = room
-        self.residents = residents
+        self.resident_bodies = resident_bodies
         self._clock = clock
         self._enqueue = enqueue
         self._log = log
@@ -112,7 +112,7 @@ class Door:
     def accept(
         self,
         envelope: Envelope,
-        intake: Intake,
+        mail_data: MailData,
         settings: ReceptionSettings | None,
         context: Context,
         answer: Answer,
@@ -125,12 +125,12 @@ class Door:
         the rest where policy has to wait; who cancels it gets no answer, and no message has been taken then. `decided`
         is called when that is over: from there on the message is being stored, and nothing breaks it off.
         """
-        return eager.start(self._accept(envelope, intake, settings, context, answer, policy or self.policy, decided))
+        return eager.start(self._accept(envelope, mail_data, settings, context, answer, policy or self.policy, decided))
 
     async def _accept(
         self,
         envelope: Envelope,
-        intake: Intake,
+        mail_data: MailData,
         settings: ReceptionSettings | None,
         context: Context,
         answer: Answer,
@@ -138,12 +138,12 @@ class Door:
         decided: Callable[[], None],
     ) -> None:
         try:
-            found = await self._decide(envelope, intake, settings, context, policy)
+            found = await self._decide(envelope, mail_data, settings, context, policy)
         except BaseException:
-            intake.discard()
+            mail_data.discard()
             raise
         if isinstance(found, Reply):
-            intake.discard()
+            mail_data.discard()
             answer(found)
             return
         decided()
@@ -152,18 +152,18 @@ class Door:
     async def _decide(
         self,
         envelope: Envelope,
-        intake: Intake,
+        mail_data: MailData,
         settings: ReceptionSettings | None,
         context: Context,
         policy: Policy,
     ) -> Stored | Reply:
         """What is to be stored, or the answer to a message of which nothing is."""
-        intake.complete()
-        refusal = self._fault(intake, settings)
+        mail_data.complete()
+        refusal = self._fault(mail_data, settings)
         if refusal is not None:
             return refusal
-        data = Content(intake.head, intake.received, intake.read, envelope.missing)
-        if policy.modules and not header.has(intake.head, b"date"):
+        data = Content(mail_data.head, mail_data.received, mail_data.read, envelope.missing)
+        if policy.modules and not header.has(mail_data.head, b"date"):
             context.message["rfc2822_date_missing"] = "true"
         validation = Validation(
             self.config,
@@ -192,26 +192,26 @@ class Door:
             kept = [copy for copy in kept if copy.refused is None]
         if not kept:
             return Reply(250, "2.0.0", f"OK {envelope.batch_id}")
-        return await self._batches(envelope, intake, context, decision, kept)
+        return await self._batches(envelope, mail_data, context, decision, kept)
 
-    def _fault(self, intake: Intake, settings: ReceptionSettings | None) -> Reply | None:
+    def _fault(self, mail_data: MailData, settings: ReceptionSettings | None) -> Reply | None:
         """What is wrong with the mail data before policy sees them."""
-        if intake.failed is not None:
-            self._panic(f"spool: cannot write a body: {intake.failed.strerror}")
-            return replies.NO_ROOM if is_full(intake.failed) else replies.SPOOL_FAILED
+        if mail_data.failed is not None:
+            self._panic(f"spool: cannot write a body: {mail_data.failed.strerror}")
+            return replies.NO_ROOM if is_full(mail_data.failed) else replies.SPOOL_FAILED
         if settings is None:
             return None
         if self.room.shortage():
             return replies.NO_ROOM
-        reply = replies.HEADERS_TOO_LARGE if intake.head_too_large else content.fault(intake.head, settings)
-        if reply is None and intake.long_line:
+        reply = replies.HEADERS_TOO_LARGE if mail_data.head_too_large else content.fault(mail_data.head, settings)
+        if reply is None and mail_data.long_line:
             reply = replies.BODY_LINE_TOO_LONG
         return reply
 
     # batches --------------------------------------------------------------------------------------------------
 
     async def _batches(
-        self, envelope: Envelope, intake: Intake, context: Context, decision: Decision, kept: list[Copy]
+        self, envelope: Envelope, mail_data: MailData, context: Context, decision: Decision, kept: list[Copy]
     ) -> Stored | Reply:
         """One batch for the copies that are as they came, one for each that policy has made another of."""
         own = next(iter(envelope.authserv_ids), "")
@@ -226,7 +226,7 @@ class Door:
             for copies in _alike(apart):
                 first = copies[0]
                 fit = content.without_results(first.content, envelope.authserv_ids)
-                body, path, size = intake.copy(first.number.number, fit.rest, added + fit.in_front)
+                body, path, size = mail_data.copy(first.number.number, fit.rest, added + fit.in_front)
                 batch = self._batch(envelope, first.number, first.sender, context, size, not fit.whole.isascii())
                 batch.body, batch.path = body, path
                 out.append((batch, [self._message(batch, copy) async for copy in in_slices(copies)]))
@@ -235,17 +235,17 @@ class Door:
             self._drop(out)
             return replies.SPOOL_FAILED
         if not shared:
-            intake.discard()
+            mail_data.discard()
             return out
         fit = content.without_results(decision.content, envelope.authserv_ids)
         if fit.changed or added:
-            intake.replace(fit.rest, added + fit.in_front)
-        if intake.failed is not None:
-            self._panic(f"spool: cannot write a body: {intake.failed.strerror}")
+            mail_data.replace(fit.rest, added + fit.in_front)
+        if mail_data.failed is not None:
+            self._panic(f"spool: cannot write a body: {mail_data.failed.strerror}")
             self._drop(out)
             return replies.SPOOL_FAILED
-        body, path = intake.finish()
-        batch = self._batch(envelope, envelope.batch_id, decision.sender, context, intake.size, intake.eight_bit)
+        body, path = mail_data.finish()
+        batch = self._batch(envelope, envelope.batch_id, decision.sender, context, mail_data.size, mail_data.eight_bit)
         batch.body, batch.path = body, path
         out.append((batch, [self._message(batch, copy) async for copy in in_slices(shared)]))
         return out
@@ -338,7 +338,7 @@ class Door:
     async def _queue(self, envelope: Envelope, batches: Stored) -> None:
         now = self._clock.now()
         for batch, messages in batches:
-            self.residents.admit(batch)
+            self.resident_bodies.admit(batch)
             part: list[Message] = []
             async for message in in_slices(messages):
                 self._log(Received(now, message, envelope.tls))

@@ -19,7 +19,7 @@ def _nobody(_client: str) -> None:
     """There are no other workers."""
 
 
-class Guesses:
+class FailedLogins:
     """`now` gives seconds, `tell` is told of each failure here: the client, for `heard` of other workers."""
 
     def __init__(self, now: Callable[[], float], tell: Callable[[str], None] = _nobody) -> None:

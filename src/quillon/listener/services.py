@@ -10,7 +10,7 @@ from typing import Protocol
 from quillon.config.model import Config
 from quillon.config.settings import InboundTls, share
 from quillon.listener.authentication import Authenticator
-from quillon.listener.guessing import Guesses
+from quillon.listener.failed_logins import FailedLogins
 from quillon.listener.recorder import Recorder
 from quillon.mail.event import Event, Panic
 from quillon.mail.message import IdSource
@@ -19,14 +19,14 @@ from quillon.net.clock import Clock, Deadlines
 from quillon.net.turns import Turns
 from quillon.policy.hook import Policy
 from quillon.policy.tls import TlsHooks
-from quillon.reception.door import Door
+from quillon.reception.accept import Reception
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError
 
 TRY_AGAIN = 10.0  # seconds until a certificate that could not be loaded is tried again
 
 
-class Sitter(Protocol):
+class OpenSession(Protocol):
     """A session, as far as a worker deals with it."""
 
     @property
@@ -57,7 +57,7 @@ class Counts:
 
 
 @dataclass
-class Desk:
+class SessionServices:
     """What sessions share. `note` counts connections, receptions and rejections of an address, `recorder` takes
     sessions that begin now."""
 
@@ -65,7 +65,7 @@ class Desk:
     contexts: Contexts
     policy: Policy
     hooks: TlsHooks
-    door: Door
+    reception: Reception
     ids: IdSource
     clock: Clock
     deadlines: Deadlines
@@ -73,9 +73,9 @@ class Desk:
     workers: int
     log: Callable[[Event], None]
     counts: Counts
-    sessions: set[Sitter]
+    sessions: set[OpenSession]
     authenticator: Authenticator
-    guesses: Guesses
+    failed_logins: FailedLogins
     turns: Turns
     note: Callable[[str, str], None] = lambda event, ip: None
     recorder: Recorder | None = None

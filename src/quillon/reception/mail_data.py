@@ -16,7 +16,7 @@ from quillon.spool.store import Store
 MAX_HEAD = 262144  # octets of header section, which stays in memory whole
 
 
-class Intake:
+class MailData:
     """`threshold` is in octets. `prefix` gives the fields to put in front, from the header section."""
 
     def __init__(

@@ -21,7 +21,7 @@ PATIENCE = 120.0  # seconds; policies have 30 for what they wait for, and certif
 _ROOM = LIMIT // 8  # characters of what is wrong, for a character may take six octets
 
 
-class Rehearsal:
+class ConfigTrial:
     """A trial that is under way: of reading the file at `path` and making what it describes.
 
     `alone` is called in the new process, with this end of the channel, to let go of what belongs to its parent.

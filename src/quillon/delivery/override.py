@@ -24,7 +24,7 @@ _NONE = ("", "no", "none", "false")
 
 
 @dataclass(frozen=True, slots=True)
-class Ruling:
+class Override:
     """What is particular to a message: other TLS than is configured, and what it authenticates with."""
 
     tls: OutboundTls | None = None
@@ -57,8 +57,8 @@ def via_of(message: Message, config: Config) -> str:
 
 def demand_of(message: Message, config: Config) -> TlsDemand:
     """What is demanded of the way of a message now, by the configuration and by policy."""
-    if isinstance(message.ruling, Ruling) and message.ruling.tls is not None:
-        tls = message.ruling.tls
+    if isinstance(message.override, Override) and message.override.tls is not None:
+        tls = message.override.tls
         by_policy = ("policy",) * 4
         return TlsDemand(tls.tls, tls.tls_verify, tls.tls_ifavailable_fallback, tls.tls_ca or "", by_policy, by_policy)
     return config.demand(message.binding_group, message.binding, message.destination, message.via)
@@ -124,7 +124,7 @@ def eased(message: Message, now: TlsDemand) -> str:
 
 def of(
     message: Message, settings: DeliverySettings, tls: OutboundTls, hooks: TlsHooks
-) -> Ruling | Pending | str | None:
+) -> Override | Pending | str | None:
     """What is particular to a message, or None; words if policy fails, with which the message has to wait.
 
     The message is shown without its header, which may not be resident.
@@ -136,12 +136,14 @@ def of(
     try:
         if set_here or settings.outbound_smtp_auth_type != "false":
             login = _login(_auth_call(message, settings), hooks.policy)
-        return _ruling(message, tls, hooks, login)
+        return _override(message, tls, hooks, login)
     except HookFailed as error:
         return str(error)
 
 
-async def asked(message: Message, settings: DeliverySettings, tls: OutboundTls, hooks: TlsHooks) -> Ruling | str | None:
+async def asked(
+    message: Message, settings: DeliverySettings, tls: OutboundTls, hooks: TlsHooks
+) -> Override | str | None:
     """As `of`, once outbound_smtp_auth_config has been asked."""
     call = _auth_call(message, settings)
     policy = hooks.policy
@@ -154,19 +156,19 @@ async def asked(message: Message, settings: DeliverySettings, tls: OutboundTls, 
                     await said
             except Exception as error:
                 raise _failed(policy, f"{Hook.OUTBOUND_AUTH.value} error in {name}: {words_of(error)}") from None
-        return _ruling(message, tls, hooks, _login(call, policy))
+        return _override(message, tls, hooks, _login(call, policy))
     except HookFailed as error:
         return str(error)
 
 
-def _ruling(message: Message, tls: OutboundTls, hooks: TlsHooks, login: Login | None) -> Ruling | None:
+def _override(message: Message, tls: OutboundTls, hooks: TlsHooks, login: Login | None) -> Override | None:
     """Raises HookFailed."""
     other = tls
     if hooks.asks(Hook.OUTBOUND_PARAMETERS):
         other = hooks.outbound_parameters(call_about(message, Hook.OUTBOUND_PARAMETERS), tls)
     if other == tls and login is None:
         return None
-    return Ruling(other if other != tls else None, login)
+    return Override(other if other != tls else None, login)
 
 
 def _auth_call(message: Message, settings: DeliverySettings) -> Call:
