@@ -356,7 +356,7 @@ def test_contexts_go_into_the_spool_and_what_is_excluded_does_not(
 
     with sqlite3.connect(running.folder / "spool/worker-0/spool.db") as database:
         *_, connection, message = json.loads(database.execute("SELECT record FROM batch").fetchone()[0])
-        contexts = [json.loads(row[0])[-4] for row in database.execute("SELECT record FROM message")]
+        contexts = [json.loads(row[0])[11] for row in database.execute("SELECT record FROM message")]
     database.close()
     assert message["kept"] == "y"
     assert not {"secret", "#own"} & message.keys()

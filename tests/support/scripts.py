@@ -1,4 +1,4 @@
-"""Lua fragments in a runtime of their own, with a environment that a test makes."""
+"""Lua fragments in a runtime of their own, with an environment that a test makes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from quillon.policy.msys import db
 
 MESSAGE = (
     b"From: Alice <alice+tag@bank.fi>\r\nTo: b@example.com\r\nSubject: =?utf-8?q?caf=C3=A9?=\r\nX-A: 1\r\nX-A: 2\r\n"
-    b"Content-Type: text/plain; charset=utf-8\r\n\r\nHello environment\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\n\r\nHello world\r\n"
 )
 
 

@@ -68,6 +68,8 @@ class Leases:
             worker = lent.waiting.popleft()
             lent.holders[worker] += 1
             words.append(Word(worker, "leased", name))
+            if lent.waiting:
+                words.append(Word(worker, "wanted", name))  # for its turn it has it, and no longer
         if not lent.waiting and not lent.holders:
             del self._lent[name]
         return words

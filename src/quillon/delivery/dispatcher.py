@@ -25,7 +25,7 @@ from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import Connection, ConnectionServices, Sent
 from quillon.delivery.host_memory import HostMemory
 from quillon.delivery.hosts import HostFinder
-from quillon.delivery.lessee import Lessee
+from quillon.delivery.lessee import TURN, Lessee
 from quillon.delivery.opener import Nothing, Opener, Ready, Wait
 from quillon.delivery.settlement import Settlement
 from quillon.mail import reply as replies
@@ -48,7 +48,6 @@ from quillon.tls.context import Contexts
 
 ASKED_AT_ONCE = 100  # messages that are out of their queue while a policy is asked about them
 PATIENCE = 60.0  # seconds that a policy may take for one of them
-TURN = 2.0  # seconds for which a connection is kept although others wait for its place
 LONGEST_SLEEP = 3600.0  # seconds after which the timer looks again, whatever it was set to
 
 Queue = DestinationQueue[Connection]
@@ -489,7 +488,9 @@ class Dispatcher:
             for message in queue.take_astray():
                 self.settlement.settle(message, nothing.outcome, nothing.facts, nothing.host, nothing.local_ip)
             return
-        others = queue.site.limit.used - 1
+        others = queue.standing + queue.connecting - 1
+        if not nothing.outcome.cause:  # what fails in TLS says nothing of connections under other settings
+            others = max(others, queue.site.standing)
         if others and not isinstance(nothing.outcome, PermanentFailure):
             queue.site.window.refused(others, self.services.clock.now())
             return
@@ -526,15 +527,18 @@ class Dispatcher:
 
     def leased(self, name: str) -> None:
         """The node lets one more connection stand."""
-        limit = self.lessee.leased(name)
+        limit = self.lessee.leased(name, self.services.clock.now())
         if limit is not None:
             self._try_held(limit, len(limit.held))
 
     def wanted(self, name: str) -> None:
         """Another worker waits for a connection of this name: one that is idle ends now, others when they have had
         their turn."""
-        limit = self.lessee.wanted(name)
+        limit = self.lessee.wanted(name, self.services.clock.now())
         if limit is None:
+            return
+        if limit.idle_lease:  # it has just come: see whether it is used
+            asyncio.get_running_loop().call_later(TURN, self.wanted, name)
             return
         for connection, queue in list(self._of.items()):
             its = (queue.site.limit, self.memory.limit(connection.host_name))

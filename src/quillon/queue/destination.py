@@ -70,12 +70,13 @@ class Site:
     """What all queues of one binding and domain have in common, whatever TLS or AUTH their messages have: how many
     connections there may be."""
 
-    __slots__ = ("limit", "queues", "window")
+    __slots__ = ("limit", "queues", "standing", "window")
 
     def __init__(self, name: str, window: Window) -> None:
         self.limit = Limit(name)
         self.window = window
         self.queues = 0
+        self.standing = 0  # connections that take messages, or could
 
 
 class State(Enum):

@@ -181,6 +181,7 @@ class Queues(Generic[C]):
         """It stands, and takes messages at once."""
         queue.connecting -= 1
         queue.busy += 1
+        queue.site.standing += 1
 
     def not_connected(self, queue: DestinationQueue[C], now: float) -> None:
         """It did not come about."""
@@ -204,6 +205,7 @@ class Queues(Generic[C]):
             queue.idle.remove(line)
         else:
             queue.busy -= 1
+        queue.site.standing -= 1
         self._freed(queue, now)
 
     def _freed(self, queue: DestinationQueue[C], now: float) -> None:
