@@ -25,9 +25,9 @@ from pathlib import Path
 
 import run
 from quillon.config.load import load
+from quillon.modules import load as policies
 from quillon.net.clock import SystemClock
 from quillon.net.eager import at_once
-from quillon.policy import load as policies
 from quillon.policy.context import Context
 from quillon.policy.hook import Call, Phase, Policy, Session
 

@@ -18,11 +18,11 @@ from quillon.delivery.probe import VALUES
 from quillon.lab import selftest
 from quillon.lab.faults import FAULTS
 from quillon.lab.trial import Result
+from quillon.lua.msys import LIBRARIES
+from quillon.lua.msys.api import Api
 from quillon.policy import python, python_module
 from quillon.policy.environment import Environment
 from quillon.policy.hook import NOT_HERE, Hook, Phase, names_of
-from quillon.policy.msys import LIBRARIES
-from quillon.policy.msys.api import Api
 from quillon.tls.causes import ALERT, CAUSES
 
 FOLDER = Path(__file__).parent / "reference"

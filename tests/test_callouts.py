@@ -91,9 +91,9 @@ def test_what_is_called_around_a_copy_and_its_delivery(
 
 def test_errors_of_functions_speak_lua(tmp_path: Path) -> None:
     """Whatever a script gives to a function, no word of Python shows through."""
+    from quillon.lua.msys import LIBRARIES
+    from quillon.lua.msys.api import Api, words_for_scripts
     from quillon.policy.environment import Environment
-    from quillon.policy.msys import LIBRARIES
-    from quillon.policy.msys.api import Api, words_for_scripts
 
     api = Api(Environment(lambda: 0.0, print))
     for library in LIBRARIES:

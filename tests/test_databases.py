@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from quillon.config import datasource
+from quillon.lua.msys import db
 from quillon.policy.environment import Datasource
 from quillon.policy.hook import Phase
-from quillon.policy.msys import db
 from tests.support.postgresql import Postgresql
 from tests.support.scripts import Stage
 from tests.support.server import Server, free_port

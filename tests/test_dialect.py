@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quillon.policy.dialect import DialectError, translate
+from quillon.lua.dialect import DialectError, translate
 
 NAMES = st.sampled_from(
     [

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quillon.config.settings import ScriptSettings
+from quillon.lua.msys import mime
+from quillon.lua.runtime import load_scripts
 from quillon.mail.reply import Reply
 from quillon.policy.environment import Datasource
 from quillon.policy.hook import Phase, Policy, PolicyError
-from quillon.policy.lua import load_scripts
 from quillon.policy.message import Content, MessageView
-from quillon.policy.msys import mime
 from tests.support.scripts import Stage
 
 

@@ -60,7 +60,7 @@ class _Both:
             """return {raise = function(text) error(text, 0) end, stop = function() error("stopped", 0) end,
             checked = function(...) return ... end, seconds_left = function() return 1 end, levels = {}, DEEPEST = 100}"""
         )
-        text = importlib.resources.files("quillon.policy.msys").joinpath("pattern.lua").read_text(encoding="utf-8")
+        text = importlib.resources.files("quillon.lua.msys").joinpath("pattern.lua").read_text(encoding="utf-8")
         self._lua.eval("loadstring")(text)(runtime, 0, 0)
         self._ours = self._lua.eval(functions)
         self._shown = self._lua.execute(SHOWN)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from quillon.config.settings import ScriptSettings
+from quillon.lua.runtime import load_scripts
 from quillon.mail.reply import Reply
 from quillon.net.eager import at_once
 from quillon.policy.context import Context, tls_variables
 from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, Phase, Policy, PolicyError, Session
-from quillon.policy.lua import load_scripts
 from quillon.policy.message import Content, MessageView
 from quillon.tls.verdict import Verdict
 

@@ -24,7 +24,7 @@ from quillon.config.scope import resolve
 from quillon.config.settings import InboundTls, OutboundTls, TlsIdentity, build
 from quillon.lab.pki import CLIENT, DAY, Authority
 from quillon.lab.sink import inbound_tls
-from quillon.policy.msys.tls import names_one_of
+from quillon.policy.certificates import names_one_of
 from quillon.tls import identity
 from quillon.tls.causes import CAUSES
 from quillon.tls.context import Contexts

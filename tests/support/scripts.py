@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from quillon.config.settings import ScriptSettings
+from quillon.lua.msys import db
+from quillon.lua.runtime import load_scripts
 from quillon.mail.address import Mailbox
 from quillon.mail.reply import Reply
 from quillon.net.eager import at_once
 from quillon.policy.context import Context
 from quillon.policy.environment import Environment, Lookup
 from quillon.policy.hook import Call, Hook, Phase, Policy, Session
-from quillon.policy.lua import load_scripts
 from quillon.policy.message import Content, MessageView
-from quillon.policy.msys import db
 
 MESSAGE = (
     b"From: Alice <alice+tag@bank.fi>\r\nTo: b@example.com\r\nSubject: =?utf-8?q?caf=C3=A9?=\r\nX-A: 1\r\nX-A: 2\r\n"

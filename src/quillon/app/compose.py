@@ -17,13 +17,13 @@ from quillon.delivery.hosts import Own
 from quillon.listener import credentials
 from quillon.listener.sockets import BindError, is_possible
 from quillon.log.macros import compile_format
+from quillon.lua.msys import db
+from quillon.modules import load as policies
+from quillon.modules.load import LoadError
 from quillon.net.clock import Clock
 from quillon.net.resolver import Resolver
-from quillon.policy import load as policies
 from quillon.policy.environment import Lookup
 from quillon.policy.hook import PolicyError
-from quillon.policy.load import LoadError
-from quillon.policy.msys import db
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError
 

@@ -44,19 +44,19 @@ from quillon.listener.recorder import Recorder
 from quillon.listener.services import Counts, OpenSession, SessionServices
 from quillon.log.metrics import Metrics
 from quillon.log.sink import Loggers
+from quillon.lua.msys import audit, db
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
 from quillon.mail.event import Event, Notice, Panic
 from quillon.mail.message import NULL_ID, IdSource, Message, Origin
 from quillon.mail.reply import Reply
+from quillon.modules import load as policies
+from quillon.modules.load import LoadError, Policies, Services
 from quillon.net.clock import Deadlines, SystemClock
 from quillon.net.turns import Turns
-from quillon.policy import load as policies
 from quillon.policy.context import Context
 from quillon.policy.environment import Lookup
 from quillon.policy.hook import Policy, PolicyError, Session, words_of
-from quillon.policy.load import LoadError, Policies, Services
-from quillon.policy.msys import audit, db
 from quillon.policy.tls import TlsHooks
 from quillon.reception.accept import Envelope, Reception, ResidentBodies
 from quillon.reception.mail_data import MailData

@@ -17,8 +17,8 @@ from quillon.config.model import Config
 from quillon.lab import playback
 from quillon.lab.playback import Scene
 from quillon.listener import credentials
+from quillon.modules import load as policies
 from quillon.net.clock import SystemClock
-from quillon.policy import load as policies
 from quillon.policy.hook import PolicyError
 
 

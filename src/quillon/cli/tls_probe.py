@@ -23,8 +23,8 @@ from quillon.delivery.hosts import HostFinder
 from quillon.delivery.probe import VALUES, Report, probe
 from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import certificate_names
+from quillon.modules import load as policies
 from quillon.net.clock import Clock, Deadlines, SystemClock
-from quillon.policy import load as policies
 from quillon.policy.tls import TlsHooks
 from quillon.tls import identity
 from quillon.tls.causes import ALERT, CAUSES

@@ -18,14 +18,14 @@ from quillon.listener.authentication import Authenticator
 from quillon.listener.esmtp import EsmtpSession
 from quillon.listener.failed_logins import FailedLogins
 from quillon.listener.services import Counts, SessionServices
+from quillon.lua.msys import db
 from quillon.mail.event import Event
 from quillon.mail.message import Batch, IdSource, Message
+from quillon.modules import load as policies
+from quillon.modules.load import Policies, Services
 from quillon.net.clock import Deadlines
 from quillon.net.turns import Turns
-from quillon.policy import load as policies
 from quillon.policy.hook import Traced
-from quillon.policy.load import Policies, Services
-from quillon.policy.msys import db
 from quillon.policy.tls import TlsHooks
 from quillon.reception.accept import Reception, ResidentBodies
 from quillon.smtp.sasl import Attempt

@@ -21,11 +21,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quillon.policy.addresses import address_parts, mailbox_of, mailboxes_of
+from quillon.policy.certificates import fingerprint, names_one_of
 from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, Phase, Verdict, set_reply
 from quillon.policy.message import MessageView
-from quillon.policy.msys.addresses import address_parts, mailbox_of, mailboxes_of
-from quillon.policy.msys.tls import fingerprint, names_one_of
 
 __all__ = [
     "Certificate",

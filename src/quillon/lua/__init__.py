@@ -1,0 +1,1 @@
+"""Policies in Lua: the manual's dialect, its API, and what runs them."""

@@ -1,0 +1,20 @@
+"""`msys.tls`: certificates as policies compare them (own extension)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quillon.lua.msys.api import Api
+from quillon.policy.certificates import fingerprint, names_one_of
+
+
+def register(api: Api) -> None:
+    @api.function("msys.tls.fingerprint")
+    def fingerprint_of(name: str) -> str:
+        """SHA-256 of the first certificate of a PEM file, as tls_client_cert_sha256 and ..._anchor_sha256 have it."""
+        return fingerprint(Path(api.environment.folder) / name)
+
+    @api.function("msys.tls.names_one_of")
+    def names_of_one(san: str | None, wanted: str) -> bool:
+        """Whether tls_client_cert_san holds one of the host names wanted, with commas between; `*` is any name."""
+        return names_one_of(san or "", wanted)

@@ -1,0 +1,121 @@
+"""`xml`: documents parsed, searched, changed. No entities of a document's own, no external ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+from quillon.lua.msys.api import Api, Object
+
+MAX_TEXT = 2**20  # octets
+
+
+@dataclass(slots=True)
+class Document:
+    root: Element
+
+
+@dataclass(slots=True)
+class Node:
+    document: Document
+    element: Element
+
+
+def parse(text: str) -> Document:
+    """Raises ValueError, for a document type declaration too: that is where entities come from."""
+    if len(text) > MAX_TEXT:
+        raise ValueError("the document is too long")
+    if "<!DOCTYPE" in text.upper():
+        raise ValueError("a document type declaration is not read")
+    try:
+        return Document(ElementTree.fromstring(text))  # noqa: S314 - without a declaration there are no entities
+    except ElementTree.ParseError as error:
+        raise ValueError(f"malformed XML: {error}") from None
+
+
+def _text(element: Element) -> str:
+    return ElementTree.tostring(element, "unicode")
+
+
+def register(api: Api) -> None:
+    @api.function("xml.parsexml")
+    def parsexml(text: str) -> Object:
+        """A document."""
+        return Object("xmldoc", parse(text))
+
+    @api.function("xmldoc:root")
+    def root(document: Document) -> Object:
+        """Its root node."""
+        return Object("xmlnode", Node(document, document.root))
+
+    @api.function("xmldoc:tostring")
+    def document_text(document: Document) -> str:
+        """As text."""
+        return _text(document.root)
+
+    @api.function("xmldoc:xpath")
+    def xpath(document: Document, path: str) -> list[Object]:
+        """The nodes that a path finds; the subset of XPath that has paths, attributes, positions."""
+        path = "." + path if path.startswith("/") else path
+        try:
+            holder = Element("holder")
+            holder.append(document.root)
+            return [Object("xmlnode", Node(document, found)) for found in holder.findall(path)]
+        except SyntaxError as error:
+            raise ValueError(f"{path!r}: {error}") from None
+
+    @api.function("xmlnode:name")
+    def name(node: Node) -> str:
+        """The name of its element."""
+        return node.element.tag
+
+    @api.function("xmlnode:contents")
+    def contents(node: Node, text: str | None = None) -> str:
+        """The text inside; or another one."""
+        if text is not None:
+            node.element.text = text
+        return "".join(node.element.itertext())
+
+    @api.function("xmlnode:attribute")
+    def attribute(node: Node, name: str, value: str | None = None) -> str | None:
+        """An attribute; or another value of it."""
+        if value is not None:
+            node.element.set(name, value)
+        return node.element.get(name)
+
+    @api.function("xmlnode:no_attribute")
+    def no_attribute(node: Node, name: str) -> None:
+        """Take an attribute away."""
+        node.element.attrib.pop(name, None)
+
+    @api.function("xmlnode:children")
+    def children(node: Node) -> list[Object]:
+        """The nodes inside."""
+        return [Object("xmlnode", Node(node.document, child)) for child in node.element]
+
+    @api.function("xmlnode:addchild")
+    def addchild(node: Node, name: str, text: str | None = None) -> Object:
+        """A new node inside."""
+        child = ElementTree.SubElement(node.element, name)
+        child.text = text
+        return Object("xmlnode", Node(node.document, child))
+
+    @api.function("xmlnode:unlink")
+    def unlink(node: Node) -> bool:
+        """Take it out of its document."""
+        for parent in node.document.root.iter():
+            if node.element in list(parent):
+                parent.remove(node.element)
+                return True
+        return False
+
+    @api.function("xmlnode:doc")
+    def doc(node: Node) -> Object:
+        """Its document."""
+        return Object("xmldoc", node.document)
+
+    @api.function("xmlnode:tostring")
+    def node_text(node: Node) -> str:
+        """As text."""
+        return _text(node.element)
