@@ -1,0 +1,85 @@
+"""`quillon spool`: a spool looked into beside a running server, and without one."""
+
+import email
+import json
+import smtplib
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quillon.cli.main import main
+from tests.support.clients import MESSAGE
+from tests.support.server import Server, free_port
+
+
+@pytest.fixture
+def running(server: Callable[..., Server], capsys: pytest.CaptureFixture[str]) -> Server:
+    port = free_port()
+    made = server(
+        f"""Suspend_Delivery = true Large_Message_Threshold = 2000
+        ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}"""
+    ).start()
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        client.sendmail("alice@x.test", ["bob@y.test", "carol@z.test"], MESSAGE)
+        client.sendmail("eve@x.test", ["bob@y.test"], MESSAGE + "x\r\n" * 5000)
+    made.wait_events("reception", 3)
+    capsys.readouterr()
+    return made
+
+
+def _said(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> str:
+    assert main(["spool", *words]) == status
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_ls_and_show(running: Server, capsys: pytest.CaptureFixture[str], live: bool) -> None:
+    if not live:
+        running.stop()
+    config = ("-c", str(running.file))
+    rows = [json.loads(line) for line in _said(capsys, "ls", "--json", *config).splitlines()]
+    assert [row["recipient"] for row in rows] == ["bob@y.test", "carol@z.test", "bob@y.test"]
+    assert len({row["batch_id"] for row in rows}) == 2
+    assert len(_said(capsys, "ls", "--recipient", "BOB", *config).splitlines()) == 2
+    assert len(_said(capsys, "ls", "--sender", "eve", "--domain", "y.test", *config).splitlines()) == 1
+    assert len(_said(capsys, "ls", "--limit", "1", *config).splitlines()) == 1
+    text = _said(capsys, "show", rows[1]["id"], *config)
+    assert "recipient: carol@z.test" in text
+    assert "tls_demanded: TLS = no, TLS_Verify = no" in text
+    assert "Subject: hello" in text
+    assert main(["spool", "show", "00/00-00000-00000000", *config]) == 1
+
+
+def test_export_writes_what_would_be_sent(running: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = ("-c", str(running.file))
+    assert _said(capsys, "export", str(tmp_path / "out"), *config).startswith("3 messages written")
+    files = sorted((tmp_path / "out").glob("*.eml"))
+    assert len(files) == 3
+    parsed = [email.message_from_bytes(file.read_bytes()) for file in files]
+    assert sorted(str(message["X-Envelope-To"]) for message in parsed) == [
+        "<bob@y.test>",
+        "<bob@y.test>",
+        "<carol@z.test>",
+    ]
+    assert {str(message["Return-Path"]) for message in parsed} == {"<alice@x.test>", "<eve@x.test>"}
+    assert max(len(file.read_bytes()) for file in files) > 15000
+    _said(capsys, "export", "--maildir", "--sender", "eve", str(tmp_path / "box"), *config)
+    assert len(list((tmp_path / "box/new").iterdir())) == 1
+
+
+def test_check_names_what_is_broken(running: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    spool = running.folder / "spool"
+    assert _said(capsys, "check", "--spool", str(spool)) == f"nothing is wrong in {spool}\n"
+    running.stop()
+    with sqlite3.connect(spool / "worker-0/spool.db") as database:
+        database.execute("UPDATE message SET record = '[9]' WHERE id = (SELECT min(id) FROM message)")
+    database.close()
+    (body,) = (spool / "worker-0/bodies").iterdir()
+    body.rename(body.with_name("77"))
+    text = _said(capsys, "check", "--spool", str(spool), status=1)
+    assert "layout 9 is not one that this version reads" in text
+    assert f"its body {body.name} is missing" in text
+    assert "77: no message has this body" in text
+    assert main(["spool", "check", "--spool", str(running.folder)]) == 1
