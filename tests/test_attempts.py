@@ -183,7 +183,7 @@ class World:
     def __post_init__(self) -> None:
         self.clock = VirtualClock(self.loop)
         self.store, self.bouncer = _Store(), _Bouncer()
-        hooks = TlsHooks(NO_POLICY, "/")
+        hooks = self.hooks = TlsHooks(NO_POLICY, "/")
         self.dispatcher = Dispatcher(
             config=self.config,
             store=self.store,  # type: ignore[arg-type]

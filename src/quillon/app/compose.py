@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 from quillon.config.model import Config
 from quillon.config.scope import Node, ancestors
@@ -24,6 +25,8 @@ from quillon.net.clock import Clock
 from quillon.net.resolver import Resolver
 from quillon.policy.environment import Lookup
 from quillon.policy.hook import PolicyError
+from quillon.queue.curfew import Curfew, ScheduleError
+from quillon.queue.curfew import parse as parse_schedule
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError
 
@@ -56,6 +59,21 @@ def hostname(node: NodeSettings) -> str:
     return node.hostname or socket.gethostname().lower()
 
 
+def curfew(config: Config) -> Curfew:
+    """The quiet hours. Raises LoadError for a schedule that cannot be read."""
+    found = config.curfew()
+    if found is None:
+        return Curfew()
+    zone, entry = found
+    try:
+        return parse_schedule(Path(entry.value).read_text(encoding="utf-8"), utc=zone == "UTC")
+    except ScheduleError as error:
+        raise LoadError(f"{entry.value}:{error.line}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        words = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+        raise LoadError(f"{entry.position}: schedule_file: {entry.value}: {words}") from None
+
+
 def own(config: Config) -> Own:
     """As what this server is known to itself."""
     return Own(
@@ -73,6 +91,7 @@ def try_out(config: Config, clock: Clock) -> list[str]:
     for make in (
         lambda: _try_policies(config, clock),
         lambda: resolver(config.node(), clock),
+        lambda: curfew(config),
     ):
         try:
             make()

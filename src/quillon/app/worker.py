@@ -172,6 +172,7 @@ class Worker:
             share=Share(self._count),
             log=self.log,
             say=self._channel.send,
+            curfew=compose.curfew(config),
         )
         self._services = self._session_services(config, self._policies)
 
@@ -459,6 +460,7 @@ class Worker:
         if faults:
             loaded.policy.close()
             raise LoadError("; ".join(faults))
+        curfew = compose.curfew(config)
         contexts = compose.contexts(config, self._clock, self._report)
         loggers = Loggers(config.loggers(), asyncio.get_running_loop().call_soon, config.custom_loggers())
         try:
@@ -489,7 +491,7 @@ class Worker:
         for name, sock in new.items():
             await self._listen(name, sock)
         self._close(old_policy)
-        changed = await self._dispatcher.reconfigure(config, self._contexts, self._hooks)
+        changed = await self._dispatcher.reconfigure(config, self._contexts, self._hooks, curfew)
         self.log(Notice(self._clock.now(), "configuration reloaded"))
         return changed
 

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from quillon.config.options import Option, Table
 from quillon.config.routes import split_gateway
 from quillon.config.scope import (
+    Entry,
     IPAddress,
     Node,
     Resolution,
@@ -238,6 +239,15 @@ class Config:
             DatasourceSettings(node.label, *(resolve(options[n], [node], self.folder).value for n in names))
             for node in self.root.of("datasource")
         ]
+
+    def curfew(self) -> tuple[str, Entry] | None:
+        """Time zone and entry of the schedule of quiet hours, if there is one."""
+        options = self.table.modules["curfew"].options
+        for node in self.root.of("curfew"):
+            entry = node.settings.get("schedule_file")
+            if entry is not None and entry.value and self.enabled(node):
+                return str(resolve(options["timezone"], [node], self.folder).value), entry
+        return None
 
     def monitors(self) -> list[tuple[int, int]]:
         """The windows of inbound_audit, as seconds and number. Raises ValueError."""

@@ -29,13 +29,14 @@ from quillon.delivery.lessee import TURN, Lessee
 from quillon.delivery.opener import Nothing, Opener, Ready, Wait
 from quillon.delivery.settlement import Settlement
 from quillon.mail import reply as replies
-from quillon.mail.event import Event, Panic
+from quillon.mail.event import Event, Notice, Panic
 from quillon.mail.message import Message
 from quillon.mail.outcome import Delivered, Outcome, PermanentFailure, Stage, TransientFailure
 from quillon.mail.reply import parse_reply
 from quillon.net.turns import SHARE, in_slices
 from quillon.policy.tls import TlsHooks
 from quillon.queue import retry
+from quillon.queue.curfew import Curfew, transitions
 from quillon.queue.destination import DestinationQueue, Key, key_of
 from quillon.queue.limit import UNLIMITED, Limit, split
 from quillon.queue.ready import Queues
@@ -83,6 +84,7 @@ class Dispatcher:
     log: Callable[[Event], None]
     say: Callable[[dict[str, Any]], object] = lambda _: None  # to the node
     connect: Callable[..., Connection] = Connection
+    curfew: Curfew = field(default_factory=Curfew)
     memory: HostMemory = field(default_factory=HostMemory)
     _of: dict[Connection, Queue] = field(default_factory=dict)  # whose connection it is, as long as it stands
     _trails: dict[Connection, Trail] = field(default_factory=dict)  # the way to it, or that of its messages
@@ -90,6 +92,7 @@ class Dispatcher:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _asking: set[asyncio.Task[override.Override | str | None]] = field(default_factory=set)
     _unasked: set[Queue] = field(default_factory=set)  # destinations about whose messages policy is still to be asked
+    _engaged: set[int] = field(default_factory=set)  # rules of the curfew that hold
     _sorting: int = 0  # who puts many messages into their queues, and will tell what has changed
     _pumping: bool = False
     _stopping: bool = False
@@ -154,7 +157,9 @@ class Dispatcher:
             text = f"delivery: message {message.id} of the spool cannot be queued: {error!r}"
             self.log(Panic(self.services.clock.now(), text))
 
-    async def reconfigure(self, config: Config, contexts: Contexts, hooks: TlsHooks) -> Counter[str]:
+    async def reconfigure(
+        self, config: Config, contexts: Contexts, hooks: TlsHooks, curfew: Curfew | None = None
+    ) -> Counter[str]:
         """Other settings for what begins from now on; idle connections are closed. Gives how many messages wait for a
         demand that is lost, or go with less, by words. The new settings hold at once; messages are sorted anew in
         slices, each destination before it acts again."""
@@ -164,6 +169,7 @@ class Dispatcher:
         self.opener.config, self.opener.services = config, self.services
         self.settlement.config, self.settlement.policy = config, hooks.policy
         self._buckets.clear()
+        self.curfew, self._engaged = curfew or Curfew(), set()
         self.memory.forget_rests()
         self.queues.epoch += 1
         now = self.services.clock.now()
@@ -355,10 +361,21 @@ class Dispatcher:
                 return
         if not self._sorting:
             self.admission.tell(now)  # of messages that were on their way during a reload
+        self._tell_curfew(now)
         self._sleep(now)
+
+    def _tell_curfew(self, now: float) -> None:
+        """A notice for each rule of the curfew that begins or ends to hold."""
+        for number, engaged in transitions(self.curfew, self._engaged, now):
+            self._engaged ^= {number}
+            state = "engaged" if engaged else "lifted"
+            self.log(Notice(now, f"curfew: rule #{number} {state} ({self.curfew.rules[number].text})"))
 
     def _sleep(self, now: float) -> None:
         due = self.queues.due()
+        if self.curfew.rules:
+            minute = now - now % 60 + 60
+            due = min(due, minute) if due is not None else minute
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -377,6 +394,10 @@ class Dispatcher:
         fault = _fault(queue.key)
         if fault is not None:
             self._fail_site(queue, Nothing(fault, None, "", "", site=True))
+            return
+        until = self.curfew.until(queue.key, now)
+        if until:
+            queue.pause(until, "curfew", messages=True)
             return
         connection = next((line for line in queue.idle if queue.fits(line.remote_ip)), None)
         if connection is not None:
@@ -581,7 +602,7 @@ class Dispatcher:
         unfit = connection.exhausted or connection.tls != rules.tls or not connection.usable
         unfit = unfit or self._gives_way(connection, queue, now)
         unfit = unfit or queue.epoch != self.queues.epoch or _identity(connection.settings) != _identity(rules.settings)
-        if self._stopping or unfit or rules.suspended:
+        if self._stopping or unfit or rules.suspended or self.curfew.until(queue.key, now):
             connection.quit()
             return
         limit = self.memory.recipients(connection.remote_ip, rules.settings.max_recipients_per_batch, now)
