@@ -60,12 +60,12 @@ class FakeConnection:
     """A connection to a `Peer`, by the rules of the real one."""
 
     def __init__(self, world: World, *args: Any, owner: Any, **_: Any) -> None:
-        _, self.settings, self.tls = args[:3]
+        self.services, self.settings, self.tls = args[:3]
         self.world = world
         self.owner = owner
         self.facts = None
         self.host: Host | None = None
-        self.host_name = self.remote_ip = self.local_ip = ""
+        self.host_name = self.remote_ip = self.local_ip = self.peer = ""
         self.usable = True
         self.exhausted = False
         self.takes_eight_bit = True
@@ -76,6 +76,7 @@ class FakeConnection:
     async def open(self, step: TryHost) -> Obstructed | None:
         peer = self.world.peers[step.host.ip]
         self.host, self.host_name, self.remote_ip = step.host, step.host.name, step.host.ip
+        self.peer = step.host.peer
         peer.connects += 1
         await asyncio.sleep(peer.seconds)
         found = peer.connect()

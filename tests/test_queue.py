@@ -52,7 +52,7 @@ def _message(domain: str = "y.test", batch: Batch | None = None, at: float = 0.0
 class Line:
     """A connection, as far as a queue cares."""
 
-    remote_ip: str
+    peer: str
 
 
 DELIVERY = build(DeliverySettings, lambda name: resolve(table().options[name], [], "/").value)

@@ -15,11 +15,14 @@ from typing import NamedTuple
 from quillon.config.model import Config
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.delivery import override
+from quillon.mail import reply as replies
 from quillon.mail.event import Event, Panic
 from quillon.mail.message import Message, TlsDemand
+from quillon.mail.outcome import Stage, TransientFailure
 from quillon.policy.hook import Hook
 from quillon.policy.tls import TlsHooks
 from quillon.queue.destination import Key, Rules
+from quillon.smtp.client import Login
 
 _MOST = 65536  # answers that are kept
 
@@ -55,7 +58,7 @@ class Admission:
         self.hooks = hooks
         self._suspended = config.node().default_binding == "suspended"
         self._places: dict[tuple[str, str, str, str, TlsDemand | None], _Place] = {}
-        self._rules: dict[tuple[int, int, bool], Rules] = {}
+        self._rules: dict[tuple[int, int, bool, bool], Rules] = {}
 
     # rules of a destination -----------------------------------------------------------------------------------
 
@@ -69,13 +72,14 @@ class Admission:
         """As `settings`, in the shape that queues know: one object for all that the same stanzas rule."""
         settings, tls = self.settings(key)
         suspended = settings.suspend_delivery or (self._suspended and key.binding == "default")
-        name = (id(settings), id(tls), suspended)
+        talks = fault_of(key) is None and not isinstance(key.override, override.Pending)
+        name = (id(settings), id(tls), suspended, talks)
         found = self._rules.get(name)
         if found is None or found.settings is not settings or found.tls is not tls:
             if len(self._rules) >= _MOST:
                 self._rules.clear()
             own, spare = self._connections(settings.max_outbound_connections)
-            found = self._rules[name] = Rules(settings, tls, own, suspended, spare)
+            found = self._rules[name] = Rules(settings, tls, own, suspended, spare, talks)
         return found
 
     # the place of a message -----------------------------------------------------------------------------------
@@ -136,3 +140,15 @@ class Admission:
         for words, count in found.items():
             self._log(Panic(now, f"config: {count} messages {words}"))
         return found
+
+
+def fault_of(key: Key) -> TransientFailure | None:
+    """Why nothing of a destination may leave, whatever its hosts say."""
+    if isinstance(key.override, override.Held):
+        return TransientFailure(replies.DEMAND_LOST, Stage.NOT_CONNECTED, cause="demand_lost")
+    if isinstance(key.override, str):
+        return TransientFailure(replies.POLICY_FAILED, Stage.NOT_CONNECTED, cause="policy_failed")
+    login: Login | None = key.override.login if isinstance(key.override, override.Override) else None
+    if login is not None and not (login.user and login.password):
+        return TransientFailure(replies.AUTH_INCOMPLETE, Stage.NOT_CONNECTED)
+    return None

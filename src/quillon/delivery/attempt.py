@@ -55,13 +55,18 @@ class Attempt:
         self._tls = tls
         self._sessions = sessions
         self._addresses = addresses
-        self._todo = deque(TryHost(host) for host in hosts if host.ip not in self.trail.tried)
+        self._todo = deque(TryHost(host) for host in hosts if host.peer not in self.trail.tried)
 
     def next_step(self) -> TryHost | None:
         """The next host, or None at the end."""
         if self._todo and not self._todo[0].in_clear and self._used_up():
             self._todo.clear()
         return self._todo.popleft() if self._todo else None
+
+    @property
+    def goes_clear(self) -> bool:
+        """Whether the host that has just failed is tried again in clear."""
+        return bool(self._todo) and self._todo[0].in_clear
 
     def _used_up(self) -> bool:
         trail = self.trail
@@ -73,7 +78,7 @@ class Attempt:
     def failed(self, step: TryHost, obstacle: Obstacle, failed: Failed) -> None:
         """A host has not come to the point of taking mail."""
         reached = obstacle not in (Obstacle.UNREACHABLE, Obstacle.OURS)
-        self.trail = self.trail.after(step.host.ip, failed, session=reached and not step.in_clear)
+        self.trail = self.trail.after(step.host.peer, failed, session=reached and not step.in_clear)
         if failed.outcome.cause == "bad_local_settings":
             self._todo.clear()
         elif obstacle is Obstacle.NEGOTIATION and tls_policy.falls_back(self._tls):

@@ -127,9 +127,24 @@ class Bouncer:
             found.timer.cancel()
         task = asyncio.get_running_loop().create_task(self._write(whom, found))
         self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
+        task.add_done_callback(self._written)
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self._writing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            context = {"message": "notification", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
 
     async def _write(self, whom: _Whom, found: _Gathered) -> None:
+        """Write a notification. Whatever goes wrong, who waits for it is told, and tries again."""
+        try:
+            await self._accept(whom, found)
+        except Exception:
+            for done in found.waiting:
+                done(False)
+            raise
+
+    async def _accept(self, whom: _Whom, found: _Gathered) -> None:
         now = self._clock.now()
         number = self._ids.next(now)
         notice = Notice(

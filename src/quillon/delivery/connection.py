@@ -117,8 +117,8 @@ class Connection:
         self.host_name = ""
         self.remote_ip = ""
         self.local_ip = ""
-        self._peer = ""
-        self._services = services
+        self.peer = ""
+        self.services = services
         self._names = names
         self._domain = domain
         self._ehlo_name = ehlo_name
@@ -145,7 +145,7 @@ class Connection:
         self._in_clear = step.in_clear
         self.host = step.host
         self.host_name, self.remote_ip = step.host.name, step.host.ip
-        self._peer = f"{step.host.ip} {step.host.port}"
+        self.peer = step.host.peer
         local = (address, 0) if (address := self._source(step.host.ip)) else None
         try:
             async with asyncio.timeout(self.settings.connect_timeout or None):
@@ -175,7 +175,7 @@ class Connection:
 
     def connected(self) -> None:
         self.local_ip = self._stream.addresses()[1][0]
-        self._services.deadlines.add(self)
+        self.services.deadlines.add(self)
         self._wait(self.settings.ehlo_timeout)
 
     def _refused(self, obstacle: Obstacle, reply: Reply, stage: Stage, cause: str = "") -> None:
@@ -232,12 +232,12 @@ class Connection:
 
     def _handshake(self) -> None:
         try:
-            engine = self._services.contexts.client(self.tls, self.host_name, self._peer)
+            engine = self.services.contexts.client(self.tls, self.host_name, self.peer)
         except ContextError as error:
             self._tls_failed(replies.TLS_FAILED, Stage.HANDSHAKING_TLS, "bad_local_settings", str(error))
             return
         self._engine = engine
-        self._wait(self._services.handshake_timeout)
+        self._wait(self.services.handshake_timeout)
         self._stream.start_tls(engine)
 
     def secured(self) -> None:
@@ -260,7 +260,7 @@ class Connection:
     def _judge(self, engine: Engine) -> Judgement:
         """What the handshake is worth: by policy, by TLS_Verify."""
         verdict = self.verdict = engine.verdict()
-        hooks = self._services.hooks
+        hooks = self.services.hooks
         if hooks.asks(Hook.OUTBOUND_VERIFY):
             call = Call(Hook.OUTBOUND_VERIFY, Session(self.remote_ip, "", ""), Context())
             verdict = hooks.outbound_verdict(call, verdict, Remote(self.host_name, self.remote_ip, self._domain))
@@ -336,9 +336,9 @@ class Connection:
         try:
             file = await loop.run_in_executor(None, open, path, "rb")
             while self._session.body_expected and (data := await loop.run_in_executor(None, file.read, _CHUNK)):
-                self._wait(self.settings.body_timeout)
                 if not self._session.body_expected:
                     return  # the host has answered, or is gone
+                self._wait(self.settings.body_timeout)
                 self._sent += len(data)
                 self._stream.write(self._stuffer.feed(data))
                 if self._stream.blocked:
@@ -386,7 +386,8 @@ class Connection:
         """What was answered to each recipient, and who is to be offered again as if nothing had been."""
         at_mail = all(stage in (Stage.DURING_MAIL, Stage.AFTER_MAIL) for _, stage in event.results)
         ending = self._session.closed or any(reply.code == 421 for reply, _ in event.results)
-        if kept and at_mail and ending:
+        for_good = any(reply.permanent for reply, _ in event.results)
+        if kept and at_mail and ending and not for_good:
             return Sent([], messages)  # a session that had come to its end says nothing about the message
         results: list[tuple[Message, Outcome]] = []
         untried: list[Message] = []
@@ -400,7 +401,7 @@ class Connection:
                 results.append((message, Delivered(reply, self.remote_ip)))
             else:
                 results.append((message, self._failure(reply, stage)))
-        refused = at_mail and ending
+        refused = at_mail and ending and not for_good
         return Sent(results, untried, refused, event.accepted if untried else 0)
 
     def _failure(self, reply: Reply, stage: Stage) -> Outcome:
@@ -509,7 +510,7 @@ class Connection:
         return False
 
     def closed(self) -> None:
-        self._services.deadlines.discard(self)
+        self.services.deadlines.discard(self)
         self.deadline = 0.0
         was_open, self.is_open = self.is_open, False
         self._session.connection_lost()
@@ -530,7 +531,7 @@ class Connection:
             self._stream.write(data)
 
     def _wait(self, seconds: float) -> None:
-        self.deadline = self._services.clock.now() + seconds if seconds else 0.0
+        self.deadline = self.services.clock.now() + seconds if seconds else 0.0
 
 
 def _takes_no_more(reply: Reply) -> bool:

@@ -20,7 +20,7 @@ from quillon.config.model import Config
 from quillon.config.settings import DeliverySettings, share
 from quillon.config.values import Throttle
 from quillon.delivery import override
-from quillon.delivery.admission import Admission
+from quillon.delivery.admission import Admission, fault_of
 from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import Connection, ConnectionServices, Sent
 from quillon.delivery.host_memory import HostMemory
@@ -43,7 +43,6 @@ from quillon.queue.ready import Queues
 from quillon.queue.throttle import Bucket
 from quillon.queue.trail import Failed, Trail
 from quillon.reception.accept import ResidentBodies
-from quillon.smtp.client import Login
 from quillon.spool.store import Store
 from quillon.tls.context import Contexts
 
@@ -199,16 +198,17 @@ class Dispatcher:
     def _renew(self, queue: Queue) -> list[Message]:
         """Give a destination the settings of the configuration that runs now. Its messages are taken out, for
         `_sort`."""
-        queue.epoch = self.queues.epoch
-        queue.rules = self.admission.rules(queue.key)
-        queue.resume()
+        queue.renew(self.admission.rules(queue.key), self.queues.epoch)
         return queue.drain_all()
 
     def _sort(self, message: Message) -> None:
-        """Put a message into the queue that is its own now."""
-        self.admission.place(message)
-        self.admission.held(message)
-        self.queues.submit(message, self.services.clock.now())
+        """Put a message into the queue that is its own now. One that cannot be stays in the spool, and is named."""
+        try:
+            self.admission.place(message)
+            self.admission.held(message)
+            self.queues.submit(message, self.services.clock.now())
+        except Exception as error:
+            self.log(Panic(self.services.clock.now(), f"delivery: message {message.id} cannot be queued: {error!r}"))
 
     async def _sort_all(self, messages: list[Message]) -> None:
         async for message in in_slices(messages):
@@ -264,11 +264,11 @@ class Dispatcher:
         self.queues.submit(message, self.services.clock.now())
         self._kick()
 
-    def _return(self, messages: list[Message], trail: Trail | None = None) -> None:
-        """Put messages that were taken, and not tried or not at every host, back into the queues that are theirs
-        now."""
+    def _return(self, messages: list[Message], trail: Trail | None = None, *, same_rules: bool = False) -> None:
+        """Put messages that were taken, and not tried or not at every host, back into the queues that are theirs now.
+        With `same_rules` what has been found out about them holds still: no policy is asked again for another host."""
         now = self.services.clock.now()
-        for message in messages:
+        for message in () if same_rules else messages:
             self.admission.place(message)
         for key in dict.fromkeys(key_of(message) for message in messages):
             queue = self.queues[key]
@@ -391,7 +391,7 @@ class Dispatcher:
         if isinstance(queue.key.override, override.Pending):
             self._ask(queue)
             return
-        fault = _fault(queue.key)
+        fault = fault_of(queue.key)
         if fault is not None:
             self._fail_site(queue, Nothing(fault, None, "", "", site=True))
             return
@@ -399,11 +399,11 @@ class Dispatcher:
         if until:
             queue.pause(until, "curfew", messages=True)
             return
-        connection = next((line for line in queue.idle if queue.fits(line.remote_ip)), None)
+        connection = next((line for line in queue.idle if queue.fits(line.peer)), None)
         if connection is not None:
             self.queues.wake(queue, connection)
             self._feed(connection, queue, now)
-        elif queue.full:
+        elif queue.idle and (queue.full or self.queues.full):
             self._dismiss(queue, queue.idle[0])  # it leads where the messages have been
         elif self._may(queue, "outbound_throttle_connections", queue.rules.settings.outbound_throttle_connections, now):
             self.queues.opening(queue)
@@ -473,15 +473,18 @@ class Dispatcher:
     async def _open(self, queue: Queue) -> None:
         """Get a connection for a destination, or fail what waits in it."""
         opened: Ready | Wait | Nothing | None = None
+        services, trail = self.services, queue.astray()
         login = queue.key.override.login if isinstance(queue.key.override, override.Override) else None
         try:
-            opened = await self.opener.open(queue, queue.astray(), self._ehlo_name(queue), login)
+            opened = await self.opener.open(queue, trail, self._ehlo_name(queue), login)
         finally:
             if not isinstance(opened, Ready):
-                if isinstance(opened, Wait):
+                if opened is not None and self.services is not services:
+                    pass  # what was found by a configuration that is gone says nothing
+                elif isinstance(opened, Wait):
                     self._wait(queue, opened)
                 elif isinstance(opened, Nothing):
-                    self._nothing(queue, opened)
+                    self._nothing(queue, opened, trail)
                 else:
                     queue.pause(self.services.clock.now() + PATIENCE, "a defect")
                 self.queues.not_connected(queue, self.services.clock.now())
@@ -502,11 +505,11 @@ class Dispatcher:
             if limit.wants:
                 self.lessee.ask(limit)
 
-    def _nothing(self, queue: Queue, nothing: Nothing) -> None:
+    def _nothing(self, queue: Queue, nothing: Nothing, trail: Trail | None) -> None:
         """No connection came about. Where others stand or are on their way, only this one is refused; else all mail of
         the destination waits."""
         if not nothing.site:
-            for message in queue.take_astray():
+            for message in queue.take_astray(trail):
                 self.settlement.settle(message, nothing.outcome, nothing.facts, nothing.host, nothing.local_ip)
             return
         others = queue.standing + queue.connecting - 1
@@ -573,7 +576,8 @@ class Dispatcher:
             return False
         own, host = queue.site.limit, self.memory.limit(connection.host_name)
         others = len(own.held) > (queue in own.held) and queue.full
-        return bool(others or own.wanted or host.wanted or host.held)
+        crowded = self.queues.full and self.queues.crowded
+        return bool(others or own.wanted or host.wanted or host.held or crowded)
 
     def _ehlo_name(self, queue: Queue) -> str:
         name = queue.rules.settings.ehlo_hostname
@@ -592,14 +596,20 @@ class Dispatcher:
     def free(self, connection: Connection) -> None:
         """A connection may take its next messages."""
         queue = self._of.get(connection)
-        if queue is not None:
+        if queue is None:
+            return
+        try:
             self._feed(connection, queue, self.services.clock.now())
-            self._kick()
+        except Exception as error:
+            self._unexpected(error)
+            connection.quit()
+        self._kick()
 
     def _feed(self, connection: Connection, queue: Queue, now: float) -> None:
         """Give a connection its next messages, or let it rest or end."""
         rules = queue.rules
         unfit = connection.exhausted or connection.tls != rules.tls or not connection.usable
+        unfit = unfit or connection.services is not self.services or queue.site.limit.used > queue.site.limit.most
         unfit = unfit or self._gives_way(connection, queue, now)
         unfit = unfit or queue.epoch != self.queues.epoch or _identity(connection.settings) != _identity(rules.settings)
         if self._stopping or unfit or rules.suspended or self.curfew.until(queue.key, now):
@@ -609,7 +619,7 @@ class Dispatcher:
         while queue.waiting and self._may(
             queue, "outbound_throttle_messages", rules.settings.outbound_throttle_messages, now
         ):
-            taken, trail = queue.take(limit, connection.remote_ip)
+            taken, trail = queue.take(limit, connection.peer)
             messages = self._deliverable(connection, taken, now)
             if messages:
                 if trail is not None:
@@ -618,6 +628,10 @@ class Dispatcher:
                 return
             if not taken:
                 break
+        self._trails.pop(connection, None)
+        if not rules.settings.idle_timeout or self.queues.crowded:
+            connection.quit()
+            return
         self.queues.rest(queue, connection, now)
         connection.rest(rules.settings.idle_timeout)
 
@@ -662,12 +676,13 @@ class Dispatcher:
         else:
             outcome = PermanentFailure(replies.BODY_MISSING, Stage.IDLE)
         if body is None:
+            self._trails.pop(connection, None)
             for message in messages:
                 self.settlement.settle(message, outcome)
             self.free(connection)
         elif self.services is not services or not connection.usable or connection not in self._of:
             # reading took its time: the connection may be gone, or a reload may want other TLS
-            self._return(messages)
+            self._return(messages, self._trails.pop(connection, None))
             connection.quit()
         else:
             connection.deliver(messages, body)
@@ -677,10 +692,11 @@ class Dispatcher:
         now = self.services.clock.now()
         queue = self._of.get(connection)
         trail = self._trails.pop(connection, None)
-        if sent.refused and queue is not None and (working := self._working(connection)):
+        same = connection.services is self.services
+        if sent.refused and queue is not None and (working := self._working(connection, queue)):
             # it takes mail over others, and no more of them: that costs the messages nothing
             queue.site.window.refused(working, now)
-            self._return([message for message, _ in sent.results] + sent.untried, trail)
+            self._return([message for message, _ in sent.results] + sent.untried, trail, same_rules=same)
             return
         if sent.only:
             self.memory.takes_only(connection.remote_ip, sent.only, now)
@@ -691,20 +707,35 @@ class Dispatcher:
                 continue
             if isinstance(outcome, Delivered) and queue is not None:
                 queue.site.window.succeeded(now, queue.rules.connections + queue.rules.spare)
-            self.settlement.settle(message, outcome, connection.facts, connection.host_name, connection.local_ip)
-        self._return(sent.untried, trail)
-        if sent.refused and queue is not None and connection.host is not None:
-            queue.site.window.failed()
-            self.memory.rest(connection.host, queue.rules.settings.host_failure_retry, now)
+            try:
+                self.settlement.settle(message, outcome, connection.facts, connection.host_name, connection.local_ip)
+            except Exception as error:  # the others of the transaction are to be settled all the same
+                self._unexpected(error)
+        self._return(sent.untried, trail, same_rules=same)
+        if sent.refused and queue is not None:
+            self._leave_alone(connection, queue, now)
         for outcome in dict.fromkeys(outcome for _, outcome in elsewhere):
             failed = Failed(outcome, connection.facts, connection.host_name, connection.local_ip)
             messages = [message for message, its in elsewhere if its == outcome]
-            self._return(messages, (trail or Trail()).after(connection.remote_ip, failed, session=True))
+            after = (trail or Trail()).after(connection.peer, failed, session=True)
+            self._return(messages, after, same_rules=same)
+        if queue is not None:
+            self.queues.touch(queue, now)  # the window may have grown
 
-    def _working(self, connection: Connection) -> int:
-        """How many other connections to the same address the host takes mail over."""
-        ip = connection.remote_ip
-        return sum(other.took > 0 and other.remote_ip == ip for other in self._of if other is not connection)
+    def _working(self, connection: Connection, queue: Queue) -> int:
+        """Over how many other connections of the same site a host takes mail."""
+        others = ((c, q) for c, q in self._of.items() if c is not connection and q.site is queue.site)
+        return sum(c.took > 0 and c.peer == connection.peer for c, _ in others)
+
+    def _leave_alone(self, connection: Connection, queue: Queue, now: float) -> None:
+        """A host takes no mail of a destination for now: no more connections, or none of this destination where it
+        takes that of others."""
+        queue.site.window.failed()
+        seconds = queue.rules.settings.host_failure_retry
+        if any(c.took and c.peer == connection.peer for c in self._of if c is not connection):
+            queue.pause(now + seconds, f"{connection.host_name} takes no mail of it for now")
+        elif connection.host is not None:
+            self.memory.rest(connection.host, seconds, now)
 
     def gone(self, connection: Connection) -> None:
         """A connection has ended."""
@@ -712,7 +743,7 @@ class Dispatcher:
         self._trails.pop(connection, None)
         if queue is not None:
             self.queues.closed(queue, connection, self.services.clock.now())
-            self._freed(connection.host_name, connection.remote_ip)
+            self._freed(connection.host_name, connection.peer)
             self._kick()
 
     # tasks ----------------------------------------------------------------------------------------------------
@@ -729,18 +760,6 @@ class Dispatcher:
 
     def _unexpected(self, error: BaseException) -> None:
         self.log(Panic(self.services.clock.now(), f"delivery: unexpected {error!r}"))
-
-
-def _fault(key: Key) -> TransientFailure | None:
-    """Why nothing of a destination may leave, whatever its hosts say."""
-    if isinstance(key.override, override.Held):
-        return TransientFailure(replies.DEMAND_LOST, Stage.NOT_CONNECTED, cause="demand_lost")
-    if isinstance(key.override, str):
-        return TransientFailure(replies.POLICY_FAILED, Stage.NOT_CONNECTED, cause="policy_failed")
-    login: Login | None = key.override.login if isinstance(key.override, override.Override) else None
-    if login is not None and not (login.user and login.password):
-        return TransientFailure(replies.AUTH_INCOMPLETE, Stage.NOT_CONNECTED)
-    return None
 
 
 def _demanded(key: Key, message: Message | None) -> str:

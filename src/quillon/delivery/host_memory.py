@@ -59,22 +59,22 @@ class HostMemory:
             found = self._limits[name] = Limit(f"host {name}")
         return found
 
-    def stands(self, ip: str) -> bool:
+    def stands(self, peer: str) -> bool:
         """Whether a connection to an address stands."""
-        return ip in self._standing
+        return peer in self._standing
 
     def opening(self, name: str) -> None:
         self.limit(name).used += 1
 
-    def opened(self, ip: str) -> None:
-        self._standing[ip] += 1
+    def opened(self, peer: str) -> None:
+        self._standing[peer] += 1
 
-    def closed(self, name: str, ip: str = "") -> Limit:
-        """A connection is gone; `ip` is given if it stood."""
-        if ip:
-            self._standing[ip] -= 1
-            if not self._standing[ip]:
-                del self._standing[ip]
+    def closed(self, name: str, peer: str = "") -> Limit:
+        """A connection is gone; `peer` is given if it stood."""
+        if peer:
+            self._standing[peer] -= 1
+            if not self._standing[peer]:
+                del self._standing[peer]
         limit = self.limit(name)
         limit.used -= 1
         if not limit.used and not limit.held and not limit.leases and not limit.asked:

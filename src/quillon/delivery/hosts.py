@@ -94,22 +94,23 @@ class HostFinder:
                 return PermanentFailure(replies.LEADS_HERE.because(target.name), Stage.NOT_CONNECTED)
             return [Host(target.name, target.name, port)]
         records = [(0, target.name)]
+        named = False  # by an MX record, and not by the operator
         if target.mx:
             answer = await self._resolver.lookup(target.name, "MX")
             if answer.status == "ok":
                 if route.null_mx(answer.records):
                     return PermanentFailure(replies.NULL_MX, Stage.NOT_CONNECTED)
-                records = list(answer.records)
+                records, named = list(answer.records), True
                 if self._best_only(target.name):
                     records = route.best_only(records)
             elif answer.status == "nxdomain":
                 return PermanentFailure(replies.LOOKUP_FAILED, Stage.NOT_CONNECTED)
             elif answer.status == "failed" and self._count(target.name, settings) < settings.mx_failures_fallback_to_a:
                 return self._failure(target.name, settings, answer.detail)
-        return await self._hosts(target, records, port, settings)
+        return await self._hosts(target.name, records, port, settings, named=named)
 
     async def _hosts(
-        self, target: Target, records: list[tuple[int, str]], port: int, settings: DeliverySettings
+        self, domain: str, records: list[tuple[int, str]], port: int, settings: DeliverySettings, *, named: bool
     ) -> Found:
         """The addresses of MX records, in the order in which they are tried."""
         hosts: list[tuple[int, Host]] = []
@@ -117,7 +118,7 @@ class HostFinder:
         detail = ""
         for preference, name in route.order(records, self._clock.shuffle):
             found, why = await self._addresses(name, port)
-            if (name == self._own.name and target.mx) or any(self._own.is_at(host.ip, port) for host in found):
+            if (named and name == self._own.name) or any(self._own.is_at(host.ip, port) for host in found):
                 here.append((preference, name))
             hosts += [(preference, host) for host in found]
             detail = detail or why
@@ -128,7 +129,7 @@ class HostFinder:
                 return PermanentFailure(replies.LEADS_HERE.because(here[0][1]), Stage.NOT_CONNECTED)
         if self._node.prefer_ipv6_mxs:
             hosts.sort(key=lambda one: (one[0], ":" not in one[1].ip))
-        return [host for _, host in hosts] or self._failed(target.name, settings, detail)
+        return [host for _, host in hosts] or self._failed(domain, settings, detail)
 
     def _best_only(self, domain: str) -> bool:
         node = self._node

@@ -20,6 +20,9 @@ class Lessee:
 
     def ask(self, limit: Limit) -> None:
         """One connection more is wanted."""
+        known = self._limits.get(limit.name)
+        if known is not None and known is not limit:
+            limit.leases, known.leases = limit.leases + known.leases, 0  # of a destination that was forgotten
         limit.asked = True
         self._limits[limit.name] = limit
         self._send({"event": "lease", "name": limit.name, "most": limit.spare})
@@ -51,14 +54,14 @@ class Lessee:
 
     def released(self, limit: Limit) -> None:
         """A connection is gone: give its lease back where nobody here needs it, or another worker waits."""
-        if limit.idle_lease and (limit.wanted or not _needed(limit)):
+        while limit.idle_lease and (limit.wanted or not _needed(limit)):
             self._give_back(limit)
 
     def _give_back(self, limit: Limit) -> None:
         limit.leases -= 1
         limit.wanted = False
         self._send({"event": "lease back", "name": limit.name})
-        if not limit.leases and not limit.asked:
+        if not limit.leases and not limit.asked and self._limits.get(limit.name) is limit:
             self._limits.pop(limit.name, None)
             self._since.pop(limit.name, None)
 

@@ -113,22 +113,26 @@ class Opener:
                 self._freed(step.host.name)
                 raise
             if obstructed is None:
-                self._memory.opened(step.host.ip)
+                self._memory.opened(step.host.peer)
                 if step.in_clear and facts is not None:
                     # in clear after a failed negotiation with this host: the log tells what failed, and nothing of TLS
                     connection.facts = TlsFacts(cause=facts.cause, detail=facts.detail)
                 return Ready(connection, attempt.trail)
             self._freed(step.host.name)
             facts = obstructed.failed.facts
-            self._note(key, rules, step.host, obstructed)
             attempt.failed(step, obstructed.obstacle, obstructed.failed)
+            if not attempt.goes_clear:
+                self._let_rest(key, rules, step.host, obstructed)
+            failed = obstructed.failed
+            now = services.clock.now()
+            self._log(HostFailed(now, key.domain, failed.host, failed.outcome, failed.facts, failed.local_ip))
         return self._nothing(attempt.trail, trail)
 
     def _attempt(self, key: Key, rules: Rules, found: list[Host], trail: Trail | None) -> Attempt | Wait:
         """Those hosts that may be tried now; or when the first may be."""
         now = self.services.clock.now()
         tried = trail.tried if trail is not None else frozenset[str]()
-        left = [host for host in found if host.ip not in tried]
+        left = [host for host in found if host.peer not in tried]
         whose = _whose(key, rules)
         awake = [host for host in left if self._memory.rests_until(host, whose) <= now]
         free = [host for host in awake if self.has_room(host)]
@@ -155,17 +159,16 @@ class Opener:
         limit.rule(*self._share(configured))
         return limit.used < limit.most
 
-    def _note(self, key: Key, rules: Rules, host: Host, obstructed: Obstructed) -> None:
+    def _let_rest(self, key: Key, rules: Rules, host: Host, obstructed: Obstructed) -> None:
         """Let a host that failed rest: for this destination alone where TLS was tried, which may be at fault."""
         obstacle, failed = obstructed
         now, seconds = self.services.clock.now(), rules.settings.host_failure_retry
-        if self._memory.stands(host.ip):
+        if self._memory.stands(host.peer):
             pass  # it takes no further connection, which is no reason to leave it alone
         elif obstacle is Obstacle.UNREACHABLE or (obstacle is Obstacle.UNWILLING and failed.facts is None):
             self._memory.rest(host, seconds, now)
         elif obstacle not in (Obstacle.OURS, Obstacle.LOGIN) and failed.outcome.cause != "bad_local_settings":
             self._memory.rest(host, seconds, now, _whose(key, rules))
-        self._log(HostFailed(now, key.domain, failed.host, failed.outcome, failed.facts, failed.local_ip))
 
     def _nothing(self, trail: Trail, before: Trail | None) -> Nothing:
         failed = trail.failed

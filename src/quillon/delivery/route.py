@@ -21,6 +21,11 @@ class Host:
     ip: str
     port: int
 
+    @property
+    def peer(self) -> str:
+        """Address and port."""
+        return f"{self.ip} {self.port}"
+
 
 def targets(domain: str, routes: Sequence[str]) -> list[Target]:
     """What to look up for a routing domain, best first."""

@@ -47,7 +47,8 @@ class Connection(Protocol):
     """A connection, as far as a queue cares."""
 
     @property
-    def remote_ip(self) -> str: ...
+    def peer(self) -> str:
+        """Address and port of the host."""
 
 
 C = TypeVar("C", bound=Connection)
@@ -56,14 +57,16 @@ C = TypeVar("C", bound=Connection)
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What the configuration says of a destination: its settings, connections of this worker (a share of its own, and
-    how many there are on lease, see `limit`), and whether nothing leaves. Destinations that the same stanzas rule share
-    one object."""
+    how many there are on lease, see `limit`), whether nothing leaves, and whether connections are needed at all, as
+    they are not where policy is to be asked or nothing may leave. Destinations that the same stanzas rule share one
+    object."""
 
     settings: DeliverySettings
     tls: OutboundTls
     connections: int
     suspended: bool
     spare: int = 0
+    talks: bool = True
 
 
 class Site:
@@ -187,11 +190,11 @@ class DestinationQueue(Generic[C]):
             count += 1
         return count
 
-    def take(self, limit: int, ip: str) -> tuple[list[Message], Trail | None]:
-        """Messages for one transaction with the host at `ip`, `limit` at most (0: no limit), and where they have
+    def take(self, limit: int, peer: str) -> tuple[list[Message], Trail | None]:
+        """Messages for one transaction with the host at `peer`, `limit` at most (0: no limit), and where they have
         been."""
         for index, group in enumerate(islice(self._again, _LOOKED_AT)):
-            if group.trail is None or ip not in group.trail.tried:
+            if group.trail is None or peer not in group.trail.tried:
                 return self._take_of(self._again, index, limit)
         line = self._first or self._groups
         return self._take_of(line, 0, limit) if line else ([], None)
@@ -211,20 +214,21 @@ class DestinationQueue(Generic[C]):
         """Where the first group that looks for another host has been."""
         return self._again[0].trail if self._again else None
 
-    def take_astray(self) -> list[Message]:
-        """The first group that looks for another host: there is none for it."""
-        if not self._again:
+    def take_astray(self, trail: Trail | None) -> list[Message]:
+        """The group that has been this way and looks for another host: there is none for it."""
+        index = next((n for n, group in enumerate(self._again) if group.trail is trail), -1)
+        if index < 0:
             return []
-        taken = self._again[0].messages
-        self._again.remove(0)
+        taken = self._again[index].messages
+        self._again.remove(index)
         self.waiting -= len(taken)
         return taken
 
-    def fits(self, ip: str) -> bool:
-        """Whether a connection to `ip` would get something to do."""
+    def fits(self, peer: str) -> bool:
+        """Whether a connection to `peer` would get something to do."""
         if self._first or self._groups:
             return True
-        return any(group.trail is None or ip not in group.trail.tried for group in islice(self._again, _LOOKED_AT))
+        return any(group.trail is None or peer not in group.trail.tried for group in islice(self._again, _LOOKED_AT))
 
     def drain(self) -> list[Message]:
         """All messages that may leave now are taken out, with those that look for another host."""
@@ -273,7 +277,9 @@ class DestinationQueue(Generic[C]):
             return State.SUSPENDED
         if self.silent_until > now:
             return State.PAUSED
-        if any(self.fits(line.remote_ip) for line in self.idle):
+        if not self.rules.talks:
+            return State.PAUSED if self.paused_until > now else State.READY
+        if any(self.fits(line.peer) for line in self.idle):
             return State.READY
         if self.paused_until > now:
             return State.PAUSED
@@ -301,6 +307,13 @@ class DestinationQueue(Generic[C]):
     def resume(self) -> None:
         """It may act again, but for a throttle."""
         self.paused_until = max(self.granted.values(), default=0.0)
+
+    def renew(self, rules: Rules, epoch: int) -> None:
+        """Other settings hold: whatever it has waited for by the old ones counts no more."""
+        self.rule(rules)
+        self.epoch = epoch
+        self.granted.clear()
+        self.paused_until = self.silent_until = 0.0
 
     def due(self, now: float) -> float:
         """When it is to be looked at again if nothing happens; 0 for never."""

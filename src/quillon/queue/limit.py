@@ -39,7 +39,7 @@ class Limit:
     @property
     def most(self) -> int:
         """Connections that may stand now."""
-        return self.share + self.leases
+        return self.share + min(self.leases, self.spare)
 
     @property
     def wants(self) -> bool:

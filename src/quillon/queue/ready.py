@@ -107,6 +107,8 @@ class Queues(Generic[C]):
                 self._at_limit(limit)
         elif limit.held:
             limit.held.pop(queue, None)
+            if state is not State.READY:
+                self._pass_on(limit, now)
         due = queue.due(now)
         if due and (not queue.wakes_at or due < queue.wakes_at):
             queue.wakes_at = due
@@ -117,7 +119,7 @@ class Queues(Generic[C]):
 
     def _state(self, queue: DestinationQueue[C], now: float) -> State:
         state = queue.state(now)
-        if state is State.READY and self.opened >= self._total and not queue.idle:
+        if state is State.READY and self.full and not queue.idle and queue.rules.talks:
             return State.CROWDED
         return state
 
@@ -128,6 +130,7 @@ class Queues(Generic[C]):
             queue.site.queues -= 1
             if not queue.site.queues:
                 del self._sites[queue.key[:3]]
+                self._released(queue.site.limit)  # whatever it has on lease
         queue.site.limit.held.pop(queue, None)
         self._ready.pop(queue, None)
         self._crowded.pop(queue, None)
@@ -135,15 +138,28 @@ class Queues(Generic[C]):
     def next(self, now: float) -> DestinationQueue[C] | None:
         """The destination whose turn it is; the caller acts, and touches it then."""
         self._wake(now)
-        while self._ready:
-            queue = next(iter(self._ready))
-            del self._ready[queue]
-            state = self._state(queue, now)
-            if state is State.READY:
-                return queue
-            if state is State.CROWDED:
-                self._crowded[queue] = None
-        return None
+        while True:
+            while self._ready:
+                queue = next(iter(self._ready))
+                del self._ready[queue]
+                if self._state(queue, now) is State.READY:
+                    return queue
+                self.touch(queue, now)  # it waits for something else by now
+            if not self._crowded or self.full:
+                return None
+            waiting = next(iter(self._crowded))
+            del self._crowded[waiting]
+            self.touch(waiting, now)
+
+    @property
+    def full(self) -> bool:
+        """Whether the whole server may have no further connection."""
+        return self.opened >= self._total
+
+    @property
+    def crowded(self) -> bool:
+        """Whether destinations wait for a connection of the whole server."""
+        return bool(self._crowded)
 
     def _wake(self, now: float) -> None:
         """Destinations with a message that is due, or whose pause is over; so many at most, and the others next
@@ -213,11 +229,14 @@ class Queues(Generic[C]):
         limit = queue.site.limit
         limit.used -= 1
         self._released(limit)
-        first = next(iter(limit.held), None)
-        if first is not None and first is not queue:
-            self.touch(first, now)  # it has waited while this one had its turns
+        self._pass_on(limit, now)
         self.touch(queue, now)
-        if self._crowded and self.opened < self._total:
-            waiting = next(iter(self._crowded))
-            del self._crowded[waiting]
-            self.touch(waiting, now)
+
+    def _pass_on(self, limit: Limit, now: float) -> None:
+        """A place under a limit is free: the first who waits for it and can use it may act."""
+        while limit.held and limit.used < limit.most:
+            first = next(iter(limit.held))
+            del limit.held[first]
+            self.touch(first, now)
+            if first in self._ready or first in limit.held:
+                return

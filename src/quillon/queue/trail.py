@@ -25,19 +25,19 @@ class Failed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Trail:
-    """`tried` are addresses, `sessions` counts hosts that could be talked to."""
+    """`tried` are addresses with ports (`Host.peer`), `sessions` counts hosts that could be talked to."""
 
     tried: frozenset[str] = frozenset()
     sessions: int = 0
     failed: Failed | None = None
 
-    def after(self, ip: str, failed: Failed, *, session: bool) -> Trail:
+    def after(self, peer: str, failed: Failed, *, session: bool) -> Trail:
         """The trail once one more address is done with."""
         known = self.failed
         cause = known.outcome.cause if known is not None else ""
         keep = known is not None and (_told(known) > _told(failed) or (cause and cause != failed.outcome.cause))
         told = known if keep else failed
-        return replace(self, tried=self.tried | {ip}, sessions=self.sessions + session, failed=told)
+        return replace(self, tried=self.tried | {peer}, sessions=self.sessions + session, failed=told)
 
 
 def _told(failed: Failed) -> int:

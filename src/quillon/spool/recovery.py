@@ -33,6 +33,7 @@ class Aside(NamedTuple):
     number: int
     batch: int
     why: str
+    of: Batch | None = None  # the batch, where that could be read
 
 
 @dataclass(slots=True)
@@ -85,11 +86,11 @@ class Recovery:
         number, batch_number, record, batch_record, path, has_body = row
         known = open_batches.get(batch_number)
         try:
+            count = shared.get(batch_number, 1)
             if known is None:
                 known = self._batch(batch_number, batch_record, path, has_body), 0
+                known[0].left = count  # from here on whoever uses it counts
             batch, taken = known
-            count = shared.get(batch_number, 1)
-            batch.left = count
             if taken + 1 < count:
                 open_batches[batch_number] = (batch, taken + 1)
             else:
@@ -99,10 +100,7 @@ class Recovery:
             piece.aside.append(Aside("batch", batch_number, batch_number, str(error)))
             piece.aside.append(Aside("message", number, batch_number, "its batch is missing or unreadable"))
         except RecordError as error:
-            if known is not None:
-                known[0].left -= 1
-                shared[batch_number] = shared.get(batch_number, 1) - 1
-            piece.aside.append(Aside("message", number, batch_number, str(error)))
+            piece.aside.append(Aside("message", number, batch_number, str(error), known[0] if known else None))
 
     def _batch(self, number: int, record: object, path: object, has_body: object) -> Batch:
         """Raises _BatchError."""

@@ -277,12 +277,16 @@ class Store:
 
     def _name_aside(self, aside: Aside) -> None:
         self._kept.add(aside.batch)
+        if aside.of is not None:
+            aside.of.left -= 1
         self._report(f"spool: {aside.kind} {aside.number} in {self.folder / 'spool.db'} is set aside: {aside.why}")
 
     def _sweep_files(self, database: sqlite3.Connection) -> None:
         """Body files that no row names were never acknowledged: their commit did not happen."""
         for file in (self.folder / "bodies").iterdir():
-            number = int(file.name) if BODY_NAME.fullmatch(file.name) else -1
+            if not file.is_file():
+                continue
+            number = int(file.name) if BODY_NAME.fullmatch(file.name) and int(file.name) < 1 << 63 else -1
             named = database.execute("SELECT 1 FROM batch WHERE id = ? AND path = ?", (number, file.name)).fetchone()
             if named is None:
                 file.unlink()
@@ -630,7 +634,7 @@ def is_full(error: BaseException) -> bool:
 
 def _set_aside(database: sqlite3.Connection, aside: Aside) -> None:
     """Keep an entry that cannot be read, body and all, out of the way of those that can."""
-    kind, number, batch, why = aside
+    kind, number, batch, why, _ = aside
     database.execute(
         "INSERT INTO set_aside SELECT ?1, ?2, ?3, record, ?4, datetime('now')"  # noqa: S608 - our names
         f" FROM {kind} WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM set_aside WHERE id = ?1 AND kind = ?2)",
