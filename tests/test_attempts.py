@@ -31,10 +31,11 @@ from quillon.mail.event import Attempted, Event, HostFailed, Panic
 from quillon.mail.message import NULL_ID, Batch, IdSource, Message, Origin
 from quillon.mail.outcome import Delivered, PermanentFailure, Stage, TransientFailure
 from quillon.mail.reply import parse_reply
-from quillon.policy.hook import NO_POLICY
+from quillon.policy.hook import NO_POLICY, Hook, Policy
 from quillon.policy.tls import TlsHooks
 from quillon.queue.trail import Failed
 from quillon.reception.accept import ResidentBodies
+from tests.support.scripts import Answers
 from tests.support.virtual import VirtualClock, VirtualLoop, run
 
 IDS = IdSource(7)
@@ -203,14 +204,23 @@ class World:
     async def find(self, domain: str, _: Any) -> Found:
         return [Host(f"mx{n}.{domain}", ip, 25) for n, ip in enumerate(self.routes[domain], 1)]
 
-    def send(self, domain: str, recipients: int = 1) -> list[Message]:
+    def send(
+        self,
+        domain: str,
+        recipients: int = 1,
+        *,
+        submit: bool = True,
+        change: Callable[[Message], None] = lambda _: None,
+    ) -> list[Message]:
         now = self.clock.now()
         batch = Batch(IDS.next(now), Mailbox("a", "x.test"), Origin("192.0.2.9", "esmtp", NULL_ID), now, 5, b"hello")
         batch.left = recipients
         found = [Message(IDS.next(now), batch, Mailbox(f"b{n}", domain)) for n in range(recipients)]
         for message in found:
             message.demand = self.config.demand("default", "default", domain)
-        self.dispatcher.submit(found)
+            change(message)
+        if submit:
+            self.dispatcher.submit(found)
         return found
 
     def outcomes(self, kind: type) -> list[Attempted]:
@@ -471,6 +481,142 @@ def test_a_throttle_is_kept_exactly_and_wakes_one_at_a_time() -> None:
     times = sorted(event.time for event in world.outcomes(Delivered))
     assert len(times) == 60
     assert all(later - earlier > 0.9 for earlier, later in itertools.pairwise(times))
+
+
+def _override(name: str) -> Callable[[Message], None]:
+    """Gives messages a queue of their own beside others of the domain, as TLS of a policy does."""
+
+    def change(message: Message) -> None:
+        kind, user, password = (f"outbound_smtp_auth_{word}" for word in ("type", "user", "pass"))
+        message.context = {kind: "PLAIN", user: name, password: name}
+
+    return change
+
+
+def test_queues_of_one_site_share_its_limit_and_take_turns() -> None:
+    async def main(world: World) -> None:
+        for n in range(200):
+            world.send("y.test", change=_override("ab"[n % 2]))
+        await asyncio.sleep(300)
+
+    peers = {A: Peer()}
+    world = simulate(main, peers, {"y.test": [A]}, "Max_Outbound_Connections = 1")
+    users = [event.message.context["outbound_smtp_auth_user"] for event in world.outcomes(Delivered)]
+    assert len(users) == 200
+    assert peers[A].highest == 1
+    assert users.index("b") < 50, "the second queue has its turn while the first has mail"
+
+
+def test_a_destination_with_endless_mail_lets_others_have_their_turn() -> None:
+    async def main(world: World) -> None:
+        for _ in range(2000):
+            world.send("y.test")
+        await asyncio.sleep(1)
+        world.send("z.test")
+        await asyncio.sleep(60)
+        assert [e for e in world.outcomes(Delivered) if e.message.destination == "z.test"]
+
+    peers = {A: Peer(), B: Peer()}
+    simulate(main, peers, {"y.test": [A], "z.test": [B]}, "Server_Max_Outbound_Connections = 1")
+    assert peers[A].highest + peers[B].highest == 2
+
+
+def test_destinations_that_need_no_connection_do_not_wait_for_one() -> None:
+    """Mail that is held for a lost demand, while another destination has the only connection of the server."""
+
+    async def main(world: World) -> None:
+        (held,) = world.send("held.test", submit=False)
+        held.binding = "gone"
+        for _ in range(50):
+            world.send("y.test")
+        await asyncio.sleep(1)
+        world.dispatcher.submit([held])
+        await asyncio.sleep(2)
+        (event,) = world.outcomes(TransientFailure)
+        assert isinstance(event.outcome, TransientFailure)
+        assert event.outcome.cause == "demand_lost"
+
+    simulate(main, {A: Peer()}, {"y.test": [A]}, "Server_Max_Outbound_Connections = 1")
+
+
+def test_a_window_grows_while_mail_waits() -> None:
+    async def main(world: World) -> None:
+        for _ in range(1000):
+            world.send("y.test")
+        await asyncio.sleep(30)
+
+    peers = {A: Peer()}
+    world = simulate(main, peers, {"y.test": [A]})
+    assert peers[A].highest == 32
+    assert len(world.outcomes(Delivered)) == 1000
+
+
+def test_a_reload_changes_limits_and_throttles_of_destinations_that_exist() -> None:
+    async def main(world: World) -> None:
+        for _ in range(4000):
+            world.send("y.test")
+        for _ in range(5):
+            world.send("slow.test")
+        await asyncio.sleep(5)
+        assert peers[A].standing == 32
+        other = _config("Retry_Spread = 0 Max_Outbound_Connections = 2")
+        await world.dispatcher.reconfigure(other, world.dispatcher.services.contexts, world.hooks)
+        await asyncio.sleep(20)
+        assert peers[A].standing <= 2
+        assert len([e for e in world.outcomes(Delivered) if e.message.destination == "slow.test"]) == 5
+
+    peers = {A: Peer(), B: Peer()}
+    throttled = "Domain slow.test { Outbound_Throttle_Messages = 1/3600 }"
+    simulate(main, peers, {"y.test": [A], "slow.test": [B]}, f"Max_Outbound_Connections = 32 {throttled}")
+
+
+def test_a_fallback_to_clear_text_does_not_let_the_host_rest() -> None:
+    async def main(world: World) -> None:
+        for _ in range(10):
+            world.send("y.test")
+            await asyncio.sleep(20)
+
+    tries = Counter[str]()
+
+    def connect() -> Obstructed | None:
+        tries["n"] += 1
+        return obstructed("451 4.7.5 [internal] TLS", Obstacle.NEGOTIATION, "not_tls") if tries["n"] % 2 else None
+
+    world = simulate(main, {A: Peer(connect=connect)}, {"y.test": [A]}, "TLS = ifavailable")
+    waits = [event.time - event.message.batch.received_at for event in world.outcomes(Delivered)]
+    assert len(waits) == 10
+    assert max(waits) < 2
+
+
+def test_one_address_with_two_ports_is_two_hosts() -> None:
+    async def main(world: World) -> None:
+        world.find = lambda *_: _hosts(Host("mx1", A, 25), Host("mx1", A, 2525))  # type: ignore[method-assign]
+        world.send("y.test")
+        await asyncio.sleep(5)
+
+    peers = {A: Peer(answer=lambda messages: ["450 4.2.0 later"] * len(messages))}
+    world = simulate(main, peers, {"y.test": [A]})
+    assert peers[A].connects == 2
+    assert [event.message.tries for event in world.outcomes(TransientFailure)] == [1]
+
+
+async def _hosts(*hosts: Host) -> Found:
+    return list(hosts)
+
+
+def test_a_module_is_not_asked_again_for_the_next_host() -> None:
+    """With a hook that says what to authenticate with, a host that answers 451 was met without end."""
+    policy = Policy([Answers(Hook.OUTBOUND_AUTH, lambda *_: None)], lambda _: None)
+
+    async def main(world: World) -> None:
+        await world.dispatcher.reconfigure(world.config, world.dispatcher.services.contexts, TlsHooks(policy, "/"))
+        world.send("y.test")
+        await asyncio.sleep(60)
+
+    peers = {A: Peer(answer=lambda messages: ["451 4.3.0 later"] * len(messages))}
+    world = simulate(main, peers, {"y.test": [A]})
+    assert peers[A].connects == 1
+    assert len(world.outcomes(TransientFailure)) == 1
 
 
 TEXTS = [

@@ -70,6 +70,33 @@ def test_a_refusal_counts_though_the_host_hangs_up_behind_it(
     assert "connection closed by remote host" in found["one@y.test"]["reply"]
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_refusal_of_the_sender_counts_though_the_host_hangs_up_behind_it(
+    server: Callable[..., Server], peer: Callable[..., Scripted], kept: bool
+) -> None:
+    def script(session: Session) -> None:
+        session.say("220 peer.test ESMTP")
+        session.hear()
+        session.say("250 peer.test")
+        if kept:
+            for reply in ("250 ok", "250 ok", "354 go on"):
+                session.hear()
+                session.say(reply)
+            while session.hear() not in (b".\r\n", b""):
+                pass
+            session.say("250 taken")
+        session.hear()
+        session.say("550 5.7.1 sender refused")
+
+    port = free_port()
+    running = server(_listen(port, "Max_Outbound_Connections = 1 " + _gateway(peer(script).port))).start()
+    names = ["one@y.test", "two@y.test"] if kept else ["two@y.test"]
+    for name in names:
+        _send(port, name)
+    event = running.wait_attempts(*names)["two@y.test"]
+    assert (event["outcome"], event["reply"], event["tries"]) == ("permanent_failure", "550 5.7.1 sender refused", 1)
+
+
 @pytest.mark.parametrize("end", ["close", "reset"])
 @pytest.mark.parametrize("text", [MESSAGE + "x\r\n" * 30000, LARGE], ids=["memory", "file"])
 def test_a_refusal_in_the_middle_of_the_data_is_the_answer_to_them(

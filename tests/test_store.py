@@ -374,3 +374,46 @@ def test_room_is_looked_at_before_it_is_gone(tmp_path: Path) -> None:
     assert room.shortage().endswith(f"less than {free * 9 // 10 * 5 // 4 >> 20} MiB")
     now[0] = 60.0
     assert "cannot be looked at" in Room(tmp_path / "nowhere", 1, 0, lambda: now[0]).shortage()
+
+
+def test_recipients_in_different_pieces_share_one_batch_that_goes_with_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quillon.spool.recovery.PIECE", 2)
+    batch, messages = _batch(recipients=5)
+    _with(tmp_path, _put(batch, messages))
+    with sqlite3.connect(tmp_path / "spool.db") as database:
+        database.execute("UPDATE message SET record = '[1,' WHERE id = ?", (messages[3].id.number,))
+    database.close()
+    store, _ = _store(tmp_path)
+    store.open()
+    found: list[Message] = []
+
+    async def run() -> None:
+        store.start()
+        async for piece in store.recovered():
+            for message in piece:
+                found.append(message)
+                store.remove(message)
+        await store.close()
+
+    asyncio.run(run())
+    assert [message.id for message in found] == [m.id for m in messages if m is not messages[3]]
+    assert len({id(message.batch) for message in found}) == 1
+    assert found[0].batch.left == 0
+    with sqlite3.connect(tmp_path / "spool.db") as database:
+        assert database.execute("SELECT count(*) FROM message").fetchone() == (0,)
+        assert database.execute("SELECT count(*) FROM set_aside").fetchone() == (1,)
+        assert database.execute("SELECT count(*) FROM batch").fetchone() == (1,), "the entry set aside needs it"
+    database.close()
+
+
+@pytest.mark.parametrize("name", ["lost+found", "99999999999999999999", "5"])
+def test_what_lies_in_the_folder_of_bodies_stops_no_start(tmp_path: Path, name: str) -> None:
+    _with(tmp_path, _put(*_batch()))
+    if name == "lost+found":
+        (tmp_path / "bodies" / name).mkdir()
+    else:
+        (tmp_path / "bodies" / name).write_bytes(b"x")
+    assert len(_with(tmp_path, lambda store: None)) == 1
+    assert (tmp_path / "bodies" / name).exists() == (name == "lost+found")

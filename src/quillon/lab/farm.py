@@ -22,7 +22,7 @@ from quillon.net.clock import SystemClock
 from quillon.tls.context import Contexts
 from quillon.tls.engine import Engine
 
-DRIP = 0.002  # seconds between octets of a slow peer
+DRIP = 0.0005  # seconds between octets of a slow peer
 TRICKLE = 0.2
 _HANDSHAKE = 0x16
 

@@ -230,6 +230,10 @@ class Queues(Generic[C]):
         limit.used -= 1
         self._released(limit)
         self._pass_on(limit, now)
+        if self._crowded and not self.full:
+            waiting = next(iter(self._crowded))
+            del self._crowded[waiting]
+            self.touch(waiting, now)  # before the one that has had its turn
         self.touch(queue, now)
 
     def _pass_on(self, limit: Limit, now: float) -> None:
