@@ -32,6 +32,7 @@ from quillon.app.commands import MAILQ
 from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.settings import InboundTls, share
+from quillon.delivery import report
 from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import ConnectionServices
 from quillon.delivery.dispatcher import Dispatcher, Share
@@ -328,9 +329,10 @@ class Worker:
         if command == "metrics":
             return [list(item) for item in self._metrics.counts.items()]
         if command == "mailq":
-            return await self._dispatcher.largest(_number(words, MAILQ))
+            return list(await report.largest(self._dispatcher.queues, _number(words, MAILQ)))
         if command == "domain":
-            return [{**row, "worker": self._number} for row in self._dispatcher.describe(" ".join(words).lower())]
+            rows = report.describe(self._dispatcher.queues, " ".join(words).lower(), self._clock.now())
+            return [{**row, "worker": self._number} for row in rows]
         if command == "spool show":
             shortage = self._room.shortage() or self._store.failing
             state = f"no new mail is taken: {shortage}" if shortage else "mail is taken"

@@ -291,50 +291,6 @@ class Dispatcher:
         self._kick()
         return count
 
-    # questions ------------------------------------------------------------------------------------------------
-
-    async def largest(self, count: int) -> list[tuple[str, str, int, int]]:
-        """The largest destinations: binding with its group, domain, messages that may leave and that are delayed; and a
-        row without a domain, of `count` and the totals."""
-        sizes: Counter[tuple[str, str]] = Counter()
-        delayed: Counter[tuple[str, str]] = Counter()
-        async for queue in in_slices(self.queues):
-            name = (f"{queue.key.binding_group}/{queue.key.binding}", queue.key.domain)
-            sizes[name] += queue.waiting + queue.delayed
-            delayed[name] += queue.delayed
-        rows = [(*name, size - delayed[name], delayed[name]) for name, size in sizes.most_common(count)]
-        return [*rows, (str(count), "", sizes.total() - delayed.total(), delayed.total())]
-
-    def describe(self, domain: str) -> list[dict[str, Any]]:
-        """Each queue of a routing domain, or of mail that goes to another one in its place, and why it waits."""
-        now = self.services.clock.now()
-        found = []
-        for queue in self.queues:
-            if domain not in (queue.key.domain, queue.key.via):
-                continue
-            first = next(queue.messages(), None)
-            key = queue.key
-            found.append(
-                {
-                    "binding": f"{key.binding_group}/{key.binding}",
-                    "domain": key.domain,
-                    "via": key.via,
-                    "state": queue.state(now).value,
-                    "paused_until": max(queue.paused_until, queue.silent_until),
-                    "why": queue.why_paused,
-                    "active": queue.waiting,
-                    "delayed": queue.delayed,
-                    "next_at": queue.due(now),
-                    "busy": queue.busy,
-                    "idle": len(queue.idle),
-                    "connecting": queue.connecting,
-                    "allowed": min(queue.allowed, UNLIMITED),
-                    "demand": _demanded(key, first),
-                    "last_reply": first.last_reply if first is not None else "",
-                }
-            )
-        return found
-
     # turns ----------------------------------------------------------------------------------------------------
 
     def _kick(self) -> None:
@@ -402,7 +358,7 @@ class Dispatcher:
         connection = next((line for line in queue.idle if queue.fits(line.peer)), None)
         if connection is not None:
             self.queues.wake(queue, connection)
-            self._feed(connection, queue, now)
+            self.free(connection)
         elif queue.idle and (queue.full or self.queues.full):
             self._dismiss(queue, queue.idle[0])  # it leads where the messages have been
         elif self._may(queue, "outbound_throttle_connections", queue.rules.settings.outbound_throttle_connections, now):
@@ -760,16 +716,6 @@ class Dispatcher:
 
     def _unexpected(self, error: BaseException) -> None:
         self.log(Panic(self.services.clock.now(), f"delivery: unexpected {error!r}"))
-
-
-def _demanded(key: Key, message: Message | None) -> str:
-    """What is demanded of the way of a destination's messages, with where that is written."""
-    if isinstance(key.override, override.Held):
-        return key.override.words
-    if message is None or message.demand is None:
-        return ""
-    place = message.demand.places[0]
-    return f"{message.demand} ({place})" if place else str(message.demand)
 
 
 def _identity(settings: DeliverySettings) -> tuple[str | None, ...]:
