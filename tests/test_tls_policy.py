@@ -67,7 +67,7 @@ def test_whatever_fails_a_host_leads_to_the_next_one_and_not_to_clear_text(obsta
         assert step == TryHost(host)
         attempt.failed(step, obstacle, _failed(replies.NO_VALID_HOSTS))
     assert attempt.next_step() is None
-    assert attempt.trail.tried == {host.ip for host in HOSTS}
+    assert attempt.trail.tried == {host.peer for host in HOSTS}
 
 
 def test_settings_of_our_own_that_cannot_be_loaded_end_the_attempt() -> None:
