@@ -68,13 +68,14 @@ class Settlement:
         if isinstance(settled, retry.Delay):
             override.requeued(message, now, policy)
         self._log(Attempted(now, message, outcome, demand, facts, host, local_ip or self._source(message)))
-        if isinstance(settled, retry.Delay) and isinstance(outcome, TransientFailure):
-            self._kept(message, outcome, now)
-            self._requeue(message)
+        if isinstance(settled, retry.Remove):
+            self._removed(message)
         elif isinstance(settled, retry.Fail):
             self._notify(message, settled.outcome, settled.last)
         else:
-            self._removed(message)
+            assert isinstance(outcome, TransientFailure), "only these are tried again"
+            self._kept(message, outcome, now)
+            self._requeue(message)
 
     def _source(self, message: Message) -> str:
         """The source address that the configuration wants for a message that no connection was there for."""
