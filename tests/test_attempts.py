@@ -68,11 +68,15 @@ class FakeConnection:
         self.host: Host | None = None
         self.host_name = self.remote_ip = self.local_ip = self.peer = ""
         self.usable = True
-        self.exhausted = False
         self.takes_eight_bit = True
         self.since = world.clock.now()
         self.delivered = self.took = 0
         self._resting: asyncio.TimerHandle | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        limit = self.settings.max_deliveries_per_connection
+        return bool(limit) and self.delivered >= limit
 
     async def open(self, step: TryHost) -> Obstructed | None:
         peer = self.world.peers[step.host.ip]
@@ -617,6 +621,21 @@ def test_a_module_is_not_asked_again_for_the_next_host() -> None:
     world = simulate(main, peers, {"y.test": [A]})
     assert peers[A].connects == 1
     assert len(world.outcomes(TransientFailure)) == 1
+
+
+@pytest.mark.parametrize("option", ["Outbound_Throttle_Messages", "Outbound_Throttle_Connections"])
+def test_a_throttle_of_a_host_holds_for_all_domains_that_lead_to_it(option: str) -> None:
+    async def main(world: World) -> None:
+        world.find = lambda domain, _: _hosts(Host("mx.shared.test", A, 25))  # type: ignore[method-assign]
+        for n in range(40):
+            world.send(f"d{n % 10}.test")
+        await asyncio.sleep(95)
+
+    more = "Max_Deliveries_Per_Connection = 1" if "Connections" in option else ""
+    world = simulate(main, {A: Peer()}, {}, f"{more} Host mx.shared.test {{ {option} = 2/10 }}")
+    times = [event.time - 1_000_000 for event in world.outcomes(Delivered)]
+    assert 18 <= len(times) <= 21
+    assert sum(when < 50 for when in times) <= 12
 
 
 TEXTS = [

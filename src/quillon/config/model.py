@@ -44,6 +44,7 @@ from quillon.config.settings import (
     TlsIdentity,
     build,
 )
+from quillon.config.values import Throttle
 from quillon.mail.message import Message, TlsDemand
 
 K = TypeVar("K")
@@ -467,6 +468,24 @@ class Config:
         """One outbound option with its provenance; a throttle belongs to the stanza that sets it."""
         chain = outbound_chain(self.root, group, binding, lookup_name(domain))
         return resolve(self.table.options[option], chain, self.folder)
+
+    @cached_property
+    def throttles_hosts(self) -> bool:
+        """Whether any Host stanza has a throttle."""
+        options = ("outbound_throttle_messages", "outbound_throttle_connections")
+        return any(node.kind == "host" and node.settings.keys() & set(options) for node in self.root.walk())
+
+    def host_throttle(self, option: str, group: str, binding: str, host: str) -> tuple[Throttle, Node] | None:
+        """The throttle of a Host stanza, and that stanza, whose counter all share who fall back to it (manual,
+        outbound_throttle_messages): a Host of the binding in its group, of the group, of the binding, of all."""
+        group_node = self.root.get("binding_group", group)
+        inner = group_node.get("binding", binding) if group_node is not None else None
+        for container in (inner, group_node, self.root.get("binding", binding), self.root):
+            for node in container.matching("host", host) if container is not None else ():
+                if option in node.settings:
+                    throttle = node.settings[option].value
+                    return (throttle, node) if throttle is not None and throttle.count else None
+        return None
 
     def host_connections(self, host: str) -> int:
         """max_outbound_connections of a Host stanza, -1 where there is none: that scope does not fall back."""

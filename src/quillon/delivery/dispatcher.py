@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from quillon.config.model import Config
+from quillon.config.scope import Node
 from quillon.config.settings import DeliverySettings, share
 from quillon.config.values import Throttle
 from quillon.delivery import override
@@ -37,7 +38,7 @@ from quillon.net.turns import SHARE, in_slices
 from quillon.policy.tls import TlsHooks
 from quillon.queue import retry
 from quillon.queue.curfew import Curfew, transitions
-from quillon.queue.destination import DestinationQueue, Key, key_of
+from quillon.queue.destination import DestinationQueue, key_of
 from quillon.queue.limit import UNLIMITED, Limit, split
 from quillon.queue.ready import Queues
 from quillon.queue.throttle import Bucket
@@ -111,6 +112,7 @@ class Dispatcher:
             self._freed,
             self,
             self.share.split,
+            self._may_connect,
             self.log,
             self.connect,
         )
@@ -361,29 +363,54 @@ class Dispatcher:
             self.free(connection)
         elif queue.idle and (queue.full or self.queues.full):
             self._dismiss(queue, queue.idle[0])  # it leads where the messages have been
-        elif self._may(queue, "outbound_throttle_connections", queue.rules.settings.outbound_throttle_connections, now):
+        elif self._may(queue, "outbound_throttle_connections", now):
             self.queues.opening(queue)
             self._spawn(self._open(queue))
 
-    def _may(self, queue: Queue, option: str, throttle: Throttle | None, now: float) -> bool:
-        """Whether a throttle lets a destination act now; if not, it waits for a turn that is its own then."""
-        if throttle is None or throttle.count == 0:
-            return True
-        when = queue.granted.pop(option, 0.0) or self._bucket(queue.key, option, throttle).reserve(now)
-        if when <= now:
-            return True
-        queue.granted[option] = when
-        queue.pause(when, option, messages=option == "outbound_throttle_messages")
-        return False
+    def _may(self, queue: Queue, option: str, now: float, host: str = "") -> bool:
+        """Whether the throttles of a destination, and of the Host of a connection, let it act now; if not, it waits for
+        a turn that is its own then."""
+        passed: list[str] = []
+        for throttle, node in self._throttles(queue, option, host):
+            name, when = self._turn(queue, option, throttle, node, now)
+            if when > now:
+                queue.granted.update(dict.fromkeys(passed, now))  # they need not be asked again
+                queue.pause(when, name, messages=option == "outbound_throttle_messages")
+                return False
+            passed.append(name)
+        return True
 
-    def _bucket(self, key: Key, option: str, throttle: Throttle) -> Bucket:
-        """The counter of a throttle, which belongs to the stanza that set it."""
-        node = self.config.outbound(option, key.binding_group, key.binding, key.domain).node
-        name = (id(node), option)
-        bucket = self._buckets.get(name)
+    def _turn(self, queue: Queue, option: str, throttle: Throttle, node: Node | None, now: float) -> tuple[str, float]:
+        """When the counter of a stanza lets a destination act, and what that is called. A turn that is still to come is
+        kept for it."""
+        name = f"{option} of {node.path if node is not None else 'the default'}"
+        key = (id(node), option)
+        bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[name] = Bucket(throttle.count / self.share.workers, throttle.seconds)
-        return bucket
+            bucket = self._buckets[key] = Bucket(throttle.count / self.share.workers, throttle.seconds)
+        when = queue.granted.pop(name, 0.0) or bucket.reserve(now)
+        if when > now:
+            queue.granted[name] = when
+        return name, when
+
+    def _throttles(self, queue: Queue, option: str, host: str) -> list[tuple[Throttle, Node | None]]:
+        """The throttles that hold, each with the stanza that set it."""
+        found: list[tuple[Throttle, Node | None]] = []
+        key = queue.key
+        throttle: Throttle | None = getattr(queue.rules.settings, option)
+        if throttle is not None and throttle.count:
+            found.append((throttle, self.config.outbound(option, key.binding_group, key.binding, key.domain).node))
+        if host and self.config.throttles_hosts:
+            of_host = self.config.host_throttle(option, key.binding_group, key.binding, host)
+            found += [of_host] if of_host is not None else []
+        return found
+
+    def _may_connect(self, queue: Queue, host: str) -> float:
+        """When the throttle of a Host lets a connection to it be opened."""
+        now, key = self.services.clock.now(), queue.key
+        option = "outbound_throttle_connections"
+        found = self.config.host_throttle(option, key.binding_group, key.binding, host)
+        return self._turn(queue, option, *found, now)[1] if found is not None else now
 
     # policy asked ---------------------------------------------------------------------------------------------
 
@@ -572,9 +599,7 @@ class Dispatcher:
             connection.quit()
             return
         limit = self.memory.recipients(connection.remote_ip, rules.settings.max_recipients_per_batch, now)
-        while queue.waiting and self._may(
-            queue, "outbound_throttle_messages", rules.settings.outbound_throttle_messages, now
-        ):
+        while queue.waiting and self._may(queue, "outbound_throttle_messages", now, connection.host_name):
             taken, trail = queue.take(limit, connection.peer)
             messages = self._deliverable(connection, taken, now)
             if messages:

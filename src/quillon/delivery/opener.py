@@ -54,7 +54,8 @@ Opening = Ready | Wait | Nothing
 
 
 class Opener:
-    """`share` splits a limit of the node, as `limit.split` does; `freed` is told the name of a host that a connection
+    """`share` splits a limit of the node, as `limit.split` does; `turn` says when a destination may
+    open a connection to a host of a name; `freed` is told the name of a host that a connection
     did not come about with. `connect` makes a connection."""
 
     def __init__(
@@ -66,6 +67,7 @@ class Opener:
         freed: Callable[[str], None],
         owner: Owner,
         share: Callable[[int], tuple[int, int]],
+        turn: Callable[[DestinationQueue[Connection], str], float],
         log: Callable[[Event], None],
         connect: Callable[..., Connection] = Connection,
     ) -> None:
@@ -77,6 +79,7 @@ class Opener:
         self._freed = freed
         self._owner = owner
         self._share = share
+        self._turn = turn
         self._log = log
 
     async def open(
@@ -95,6 +98,8 @@ class Opener:
         while (step := attempt.next_step()) is not None:
             if not self.has_room(step.host):
                 return Wait(services.clock.now() + 60.0, "as many connections as its Host allows", step.host.name)
+            if self.config.throttles_hosts and (when := self._turn(queue, step.host.name)) > services.clock.now():
+                return Wait(when, "outbound_throttle_connections of its Host")
             names = certificate_names(step.host.name, key.domain, key.via)
             connection = self._connect(
                 services,
