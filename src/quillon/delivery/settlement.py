@@ -90,7 +90,7 @@ class Settlement:
             message.notices = due
             self._bouncer.late(message, outcome)
         self._store.update(message)
-        if message.tries >= settings.drop_body_after_trans_fail:
+        if message.tries >= settings.drop_body_after_trans_fail or self._resident_bodies.scarce:
             self._resident_bodies.release(message.batch)
 
     def _notify(self, message: Message, outcome: PermanentFailure, last: str) -> None:

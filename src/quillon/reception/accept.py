@@ -63,6 +63,11 @@ class ResidentBodies:
         else:
             self.count += 1
 
+    @property
+    def scarce(self) -> bool:
+        """Whether more than half of the places are taken: who waits long had better not have one."""
+        return bool(self.limit) and self.count * 2 >= self.limit
+
     def release(self, batch: Batch) -> None:
         """A batch is done, or its body is not needed for now."""
         if batch.body is not None:
