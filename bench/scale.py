@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import json
 import os
 import signal
 import socket
@@ -33,6 +34,7 @@ from quillon.spool.store import Store
 from run import CACHE, Sink, build, cpu_seconds, descendants, free_port, load
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/performance-scale.md"
+KNOWN = CACHE / "scale.json"  # the last figures of each part, so that one can be measured again by itself
 BODY = b"Subject: scale\r\n\r\n" + b"x" * 1000 + b"\r\n"
 
 
@@ -283,8 +285,12 @@ def main() -> int:
     for name in given.only.split(","):
         found[name] = parts[name]()
         print(name, {key: round(value, 2) for key, value in found[name].items()}, flush=True)
-    if not given.no_write and len(found) == len(parts):
-        PAGE.write_text(report(found, given.destinations, given.queued))
+    known: dict[str, dict[str, float]] = json.loads(KNOWN.read_text()) if KNOWN.exists() else {}
+    known |= found
+    if not given.no_write:
+        KNOWN.write_text(json.dumps(known))
+        if len(known) == len(parts):
+            PAGE.write_text(report(known, given.destinations, given.queued))
     return 0
 
 
