@@ -638,6 +638,23 @@ def test_a_throttle_of_a_host_holds_for_all_domains_that_lead_to_it(option: str)
     assert sum(when < 50 for when in times) <= 12
 
 
+def test_a_spool_that_cannot_be_read_further_is_named_and_the_rest_goes_on() -> None:
+    async def broken() -> AsyncIterator[list[Message]]:
+        yield []
+        raise OSError("disk I/O error")
+
+    async def main(world: World) -> None:
+        world.dispatcher.start(broken())
+        world.send("y.test")
+        await asyncio.sleep(5)
+        assert len(world.outcomes(Delivered)) == 1
+        (said,) = world.panics()
+        assert said == "spool: reading stopped: disk I/O error; mail that was not read waits for the next start"
+        world.events.clear()
+
+    simulate(main, {A: Peer()}, {"y.test": [A]})
+
+
 TEXTS = [
     None,
     None,

@@ -144,6 +144,10 @@ class Dispatcher:
                 async for message in in_slices(piece):
                     self._recovered(message)
                 self._kick()
+        except Exception as error:
+            # the database cannot be read any further: what is in memory goes on, and the rest is not forgotten
+            words = f"spool: reading stopped: {error}; mail that was not read waits for the next start"
+            self.log(Panic(self.services.clock.now(), words))
         finally:
             self._sorting -= 1
             self.admission.tell(self.services.clock.now())
