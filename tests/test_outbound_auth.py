@@ -26,6 +26,7 @@ from quillon.mail.outcome import Stage
 from quillon.net.clock import Deadlines, SystemClock
 from quillon.policy.hook import Hook, Policy
 from quillon.policy.tls import TlsHooks
+from quillon.reception.accept import ResidentBodies
 from quillon.smtp.client import Broken, ClientSession, LoggedIn, Login, Ready
 from quillon.tls.context import Contexts
 from tests.support.clients import MESSAGE
@@ -336,7 +337,7 @@ def test_asking_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     async def play() -> None:
         spool = Kept()
-        given: Any = (config, spool, None, None, None, services, "mx.test", Share(), events.append)
+        given: Any = (config, spool, ResidentBodies(0), None, None, services, "mx.test", Share(), events.append)
         made = Dispatcher(*given)
         made.start(_pieces([message]))
         await spool.told.wait()

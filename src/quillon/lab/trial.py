@@ -16,7 +16,7 @@ from quillon.mail.address import Mailbox
 from quillon.mail.message import Batch, IdSource, Message, Origin
 from quillon.mail.outcome import Delivered, Outcome
 
-PATIENCE = 1.5  # seconds that a silent peer is given
+PATIENCE = 3.0  # seconds that a silent peer is given
 BODY = b"Subject: trial\r\n\r\nA trial of the fault farm.\r\n"
 
 
