@@ -18,7 +18,7 @@ from typing import Any
 
 from quillon.config.model import Config
 from quillon.config.scope import Node
-from quillon.config.settings import DeliverySettings, share
+from quillon.config.settings import share
 from quillon.config.values import Throttle
 from quillon.delivery import override
 from quillon.delivery.admission import Admission, fault_of
@@ -93,6 +93,7 @@ class Dispatcher:
     _asking: set[asyncio.Task[override.Override | str | None]] = field(default_factory=set)
     _unasked: set[Queue] = field(default_factory=set)  # destinations about whose messages policy is still to be asked
     _engaged: set[int] = field(default_factory=set)  # rules of the curfew that hold
+    _curfew_judged_until: float = 0.0
     _sorting: int = 0  # who puts many messages into their queues, and will tell what has changed
     _pumping: bool = False
     _stopping: bool = False
@@ -174,7 +175,7 @@ class Dispatcher:
         self.opener.config, self.opener.services = config, self.services
         self.settlement.config, self.settlement.policy = config, hooks.policy
         self._buckets.clear()
-        self.curfew, self._engaged = curfew or Curfew(), set()
+        self.curfew, self._engaged, self._curfew_judged_until = curfew or Curfew(), set(), 0.0
         self.memory.forget_rests()
         self.queues.epoch += 1
         now = self.services.clock.now()
@@ -327,7 +328,10 @@ class Dispatcher:
         self._sleep(now)
 
     def _tell_curfew(self, now: float) -> None:
-        """A notice for each rule of the curfew that begins or ends to hold."""
+        """A notice for each rule of the curfew that begins or ends to hold, which they do at full minutes."""
+        if not self.curfew.rules or now < self._curfew_judged_until:
+            return
+        self._curfew_judged_until = now - now % 60 + 60
         for number, engaged in transitions(self.curfew, self._engaged, now):
             self._engaged ^= {number}
             state = "engaged" if engaged else "lifted"
@@ -595,10 +599,11 @@ class Dispatcher:
     def _feed(self, connection: Connection, queue: Queue, now: float) -> None:
         """Give a connection its next messages, or let it rest or end."""
         rules = queue.rules
-        unfit = connection.exhausted or connection.tls != rules.tls or not connection.usable
-        unfit = unfit or connection.services is not self.services or queue.site.limit.used > queue.site.limit.most
-        unfit = unfit or self._gives_way(connection, queue, now)
-        unfit = unfit or queue.epoch != self.queues.epoch or _identity(connection.settings) != _identity(rules.settings)
+        # the rules of a destination change with the services only: whoever was opened under others is another one, from
+        # another address or with other TLS or credentials
+        unfit = connection.services is not self.services or queue.epoch != self.queues.epoch
+        unfit = unfit or connection.tls != rules.tls or connection.exhausted or not connection.usable
+        unfit = unfit or queue.site.limit.used > queue.site.limit.most or self._gives_way(connection, queue, now)
         if self._stopping or unfit or rules.suspended or self.curfew.until(queue.key, now):
             connection.quit()
             return
@@ -745,15 +750,3 @@ class Dispatcher:
 
     def _unexpected(self, error: BaseException) -> None:
         self.log(Panic(self.services.clock.now(), f"delivery: unexpected {error!r}"))
-
-
-def _identity(settings: DeliverySettings) -> tuple[str | None, ...]:
-    """As whom a connection was opened: one from another address, or with other credentials, is another one."""
-    return (
-        settings.bind_address,
-        settings.bind_address_secondary,
-        settings.ehlo_hostname,
-        settings.outbound_smtp_auth_type,
-        settings.outbound_smtp_auth_user,
-        settings.outbound_smtp_auth_pass,
-    )

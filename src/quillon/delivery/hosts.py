@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from quillon.config.routes import Target, is_ip
 from quillon.config.scope import glob_matches
-from quillon.config.settings import DeliverySettings, NodeSettings
+from quillon.config.settings import DeliverySettings, Network, NodeSettings
 from quillon.delivery import route
 from quillon.delivery.route import Host
 from quillon.mail import reply as replies
@@ -26,7 +26,6 @@ from quillon.net.local import is_local
 from quillon.net.resolver import Resolver
 
 Found = list[Host] | TransientFailure | PermanentFailure
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
