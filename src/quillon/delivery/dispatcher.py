@@ -359,7 +359,7 @@ class Dispatcher:
             return
         fault = fault_of(queue.key)
         if fault is not None:
-            self._fail_site(queue, Nothing(fault, None, "", "", site=True))
+            self._fail_site(queue, Nothing(Failed(fault), site=True))
             return
         until = self.curfew.until(queue.key, now)
         if until:
@@ -501,12 +501,12 @@ class Dispatcher:
         the destination waits."""
         if not nothing.site:
             for message in queue.take_astray(trail):
-                self.settlement.settle(message, nothing.outcome, nothing.facts, nothing.host, nothing.local_ip)
+                self.settlement.settle(message, *nothing.failed)
             return
         others = queue.standing + queue.connecting - 1
-        if not nothing.outcome.cause:  # what fails in TLS says nothing of connections under other settings
+        if not nothing.failed.outcome.cause:  # what fails in TLS says nothing of connections under other settings
             others = max(others, queue.site.standing)
-        if others and not isinstance(nothing.outcome, PermanentFailure):
+        if others and not isinstance(nothing.failed.outcome, PermanentFailure):
             queue.site.window.refused(others, self.services.clock.now())
             return
         queue.site.window.failed()
@@ -517,7 +517,7 @@ class Dispatcher:
 
         async def settle(messages: list[Message]) -> None:
             async for message in in_slices(messages):
-                self.settlement.settle(message, nothing.outcome, nothing.facts, nothing.host, nothing.local_ip)
+                self.settlement.settle(message, *nothing.failed)
 
         self._spawn(settle(queue.drain()))
 

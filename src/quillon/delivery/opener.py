@@ -18,9 +18,8 @@ from quillon.delivery.hosts import HostFinder
 from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import certificate_names
 from quillon.mail.event import Event, HostFailed, TlsFacts
-from quillon.mail.outcome import PermanentFailure, TransientFailure
 from quillon.queue.destination import DestinationQueue, Key, Rules
-from quillon.queue.trail import Trail
+from quillon.queue.trail import Failed, Trail
 from quillon.smtp.client import Login
 
 
@@ -43,10 +42,7 @@ class Wait(NamedTuple):
 class Nothing(NamedTuple):
     """All hosts have failed, or there is none. `site` tells that this concerns whatever waits for the destination."""
 
-    outcome: TransientFailure | PermanentFailure
-    facts: TlsFacts | None
-    host: str
-    local_ip: str
+    failed: Failed
     site: bool
 
 
@@ -90,7 +86,7 @@ class Opener:
         services = self.services
         found = await self._finder.find(key.domain, rules.settings)
         if not isinstance(found, list):
-            return Nothing(found, None, "", "", site=True)
+            return Nothing(Failed(found), site=True)
         attempt = self._attempt(key, rules, found, trail)
         if isinstance(attempt, Wait):
             return attempt
@@ -131,7 +127,8 @@ class Opener:
             failed = obstructed.failed
             now = services.clock.now()
             self._log(HostFailed(now, key.domain, failed.host, failed.outcome, failed.facts, failed.local_ip))
-        return self._nothing(attempt.trail, trail)
+        assert attempt.trail.failed is not None, "an attempt without hosts has a trail of its own"
+        return Nothing(attempt.trail.failed, site=trail is None)
 
     def _attempt(self, key: Key, rules: Rules, found: list[Host], trail: Trail | None) -> Attempt | Wait:
         """Those hosts that may be tried now; or when the first may be."""
@@ -174,11 +171,6 @@ class Opener:
             self._memory.rest(host, seconds, now)
         elif obstacle not in (Obstacle.OURS, Obstacle.LOGIN) and failed.outcome.cause != "bad_local_settings":
             self._memory.rest(host, seconds, now, _whose(key, rules))
-
-    def _nothing(self, trail: Trail, before: Trail | None) -> Nothing:
-        failed = trail.failed
-        assert failed is not None, "an attempt without hosts has a trail of its own"
-        return Nothing(failed.outcome, failed.facts, failed.host, failed.local_ip, site=before is None)
 
 
 def _whose(key: Key, rules: Rules) -> Hashable:

@@ -72,7 +72,7 @@ class HostFailed(NamedTuple):
     time: float
     domain: str
     host: str
-    outcome: TransientFailure
+    outcome: TransientFailure | PermanentFailure
     tls: TlsFacts | None
     local_ip: str = ""
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from quillon.mail.event import TlsFacts
-from quillon.mail.outcome import TransientFailure
+from quillon.mail.outcome import PermanentFailure, TransientFailure
 
 
 class Failed(NamedTuple):
     """One host did not take a message for now; `host` is its name, `local_ip` the source address."""
 
-    outcome: TransientFailure
+    outcome: TransientFailure | PermanentFailure
     facts: TlsFacts | None = None
     host: str = ""
     local_ip: str = ""
