@@ -20,6 +20,8 @@ async def largest(queues: Queues[Connection], count: int) -> list[tuple[str, str
     sizes: Counter[tuple[str, str]] = Counter()
     delayed: Counter[tuple[str, str]] = Counter()
     async for queue in in_slices(queues):
+        if not queue.waiting and not queue.delayed:
+            continue  # nothing is left but an idle connection
         name = (f"{queue.key.binding_group}/{queue.key.binding}", queue.key.domain)
         sizes[name] += queue.waiting + queue.delayed
         delayed[name] += queue.delayed
