@@ -23,7 +23,9 @@ from quillon.smtp.server import ServerSession
 from quillon.smtp.wire import DotStuffer
 
 SENDER = Mailbox("a", "x.test")
-SETTINGS = reception_defaults(smtp_extensions=("ENHANCEDSTATUSCODES",), rfc2822_lone_lf_in_body="ignore")
+SETTINGS = reception_defaults(
+    smtp_extensions=("ENHANCEDSTATUSCODES",), rfc2822_lone_lf_in_body="ignore", max_errors_per_connection=0
+)
 
 
 @dataclass
