@@ -2,6 +2,7 @@
 
 import email
 import json
+import re
 import smtplib
 import sqlite3
 from collections.abc import Callable
@@ -73,13 +74,18 @@ def test_check_names_what_is_broken(running: Server, capsys: pytest.CaptureFixtu
     spool = running.folder / "spool"
     assert _said(capsys, "check", "--spool", str(spool)) == f"nothing is wrong in {spool}\n"
     running.stop()
+    (segment,) = (spool / "worker-0/log").glob("*.log")
+    octets = segment.read_bytes()
+    segment.write_bytes(octets.replace(b"Subject: hello", b"Subject: help!", 1))
     with sqlite3.connect(spool / "worker-0/spool.db") as database:
-        database.execute("UPDATE message SET record = '[9]' WHERE id = (SELECT min(id) FROM message)")
+        database.execute("INSERT INTO batch VALUES(1, '[1]', 'x', '')")
+        database.execute("INSERT INTO message VALUES(2, 1, '[9]')")
     database.close()
     (body,) = (spool / "worker-0/bodies").iterdir()
     body.rename(body.with_name("77"))
     text = _said(capsys, "check", "--spool", str(spool), status=1)
-    assert "layout 9 is not one that this version reads" in text
+    assert "malformed batch record" in text
+    assert re.search(r"00000001.log: octets 24 to \d+ are damaged", text)
     assert f"its body {body.name} is missing" in text
     assert "77: no message has this body" in text
     assert main(["spool", "check", "--spool", str(running.folder)]) == 1

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from quillon.config.model import lookup_name
 from quillon.mail.address import Mailbox
 from quillon.mail.message import Batch, IdSource, Message, MessageId, Origin
+from quillon.spool import database as database_module
+from quillon.spool import log as log_module
 from quillon.spool import record
-from quillon.spool import store as store_module
+from quillon.spool.errors import SpoolError, is_full
 from quillon.spool.room import Room
-from quillon.spool.store import SpoolError, Store, is_full
+from quillon.spool.store import Store
 
 IDS = IdSource(7)
 
@@ -36,26 +38,42 @@ def _store(folder: Path) -> tuple[Store, list[str]]:
     return Store(folder, 0o640, reports.append), reports
 
 
-def _read(store: Store) -> list[Message]:
-    """Open, and read what is there."""
+async def _recovered(store: Store) -> list[Message]:
+    return [message async for piece in store.recovered() for message in piece]
+
+
+def _use(store: Store, use: Callable[[list[Message]], object] = len) -> list[Message]:
+    """Open, read, use what was there on a loop, close; gives what was there."""
     store.open()
-    return store.read()
 
-
-def _with(folder: Path, use: Callable[[Store], object]) -> list[Message]:
-    """Open, use on a loop, close; gives what was recovered at the start."""
-    store, _ = _store(folder)
-    found = _read(store)
-
-    async def run() -> None:
+    async def run() -> list[Message]:
         store.start()
-        result = use(store)
+        found = await _recovered(store)
+        result = use(found)
         if asyncio.iscoroutine(result):
             await result
         await store.close()
+        return found
 
-    asyncio.run(run())
-    return found
+    return asyncio.run(run())
+
+
+def _with(folder: Path, use: Callable[[Store], object]) -> list[Message]:
+    """As `_use`, of the store itself."""
+    store, _ = _store(folder)
+    return _use(store, lambda _: use(store))
+
+
+def _into_database(folder: Path) -> None:
+    """Have all that a spool holds in its database, as when each message has been tried in vain."""
+    store, _ = _store(folder)
+
+    def put_off(found: list[Message]) -> None:
+        for message in found:
+            store.update(message)
+
+    _use(store, put_off)
+    assert not list((folder / "log").iterdir())
 
 
 async def _insert(store: Store, batch: Batch, messages: list[Message]) -> Exception | None:
@@ -68,58 +86,75 @@ def _put(batch: Batch, messages: list[Message]) -> Callable[[Store], object]:
     return lambda store: _insert(store, batch, messages)
 
 
-def test_what_was_committed_comes_back_whole(tmp_path: Path) -> None:
+@pytest.fixture(params=["log", "database"])
+def tier(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def _keep(folder: Path, tier: str, *batches: tuple[Batch, list[Message]]) -> None:
+    """Put batches into a tier of a spool, in an earlier life."""
+    for one in batches:
+        _with(folder, _put(*one))
+    if tier == "database":
+        _into_database(folder)
+
+
+def test_what_was_committed_comes_back_whole(tmp_path: Path, tier: str) -> None:
     batch, messages = _batch(recipients=2)
-    assert _with(tmp_path, _put(batch, messages)) == []
+    _keep(tmp_path, tier, (batch, messages))
     store, reports = _store(tmp_path)
-    found = _read(store)
+    bodies: list[bytes] = []
+
+    async def read(found: list[Message]) -> None:
+        bodies.append(await store.body_or_nothing(found[0].batch, 0))
+        bodies.append(await store.body(found[0].batch) or b"")
+
+    found = _use(store, read)
     assert [m.id for m in found] == [m.id for m in messages]
     assert found[0].batch is found[1].batch
     back = found[0].batch
     assert (back.sender, back.size, back.received_at) == (batch.sender, batch.size, batch.received_at)
     assert (back.connection_context, back.message_context) == ({"tls": "on"}, {"k": "v"})
     assert (back.body, back.left, back.origin) == (None, 2, batch.origin)
-    assert asyncio.run(store.body_or_nothing(back, 0)) == b"Subject: x\r\n\r\nhi\r\n"
-    assert (tmp_path / "spool.db").stat().st_mode & 0o777 == 0o640
+    assert bodies == [b"Subject: x\r\n\r\nhi\r\n"] * 2
+    for file in tmp_path.glob("**/*[dg]"):
+        assert file.is_dir() or file.stat().st_mode & 0o777 == 0o640
     assert reports == []
-    store.release()
 
 
-def test_removed_messages_stay_away_and_take_the_body_with_the_last(tmp_path: Path) -> None:
+def test_removed_messages_stay_away_and_take_the_body_with_the_last(tmp_path: Path, tier: str) -> None:
     batch, messages = _batch(recipients=2)
-    _with(tmp_path, _put(batch, messages))
-    _with(tmp_path, lambda store: None)
-    found: list[Message] = []
-
-    def drop_first(store: Store) -> None:
-        store.remove(found[0])
-
+    _keep(tmp_path, tier, (batch, messages))
     store, _ = _store(tmp_path)
-    found = _read(store)
-    store.release()
-    _with(tmp_path, drop_first)
-    left = _with(tmp_path, lambda store: None)
+    _use(store, lambda found: store.remove(found[0]))
+    left = _use(store := _store(tmp_path)[0], lambda found: store.remove(found[0]))
     assert [m.id for m in left] == [messages[1].id]
-    _with(tmp_path, lambda store: store.remove(left[0]))
+    assert _with(tmp_path, lambda store: None) == []
     with sqlite3.connect(tmp_path / "spool.db") as database:
         assert database.execute("SELECT count(*) FROM batch").fetchone() == (0,)
     database.close()
+    assert not list((tmp_path / "log").iterdir())
 
 
-def test_retry_state_survives(tmp_path: Path) -> None:
-    batch, messages = _batch()
-    _with(tmp_path, _put(batch, messages))
-    messages[0].tries, messages[0].next_at, messages[0].last_reply = 3, 5000.25, "450 later"
-    _with(tmp_path, lambda store: store.update(messages[0]))
-    (found,) = _with(tmp_path, lambda store: None)
-    assert (found.tries, found.next_at, found.last_reply) == (3, 5000.25, "450 later")
+def test_retry_state_survives(tmp_path: Path, tier: str) -> None:
+    _keep(tmp_path, tier, _batch(recipients=2))
+    store, _ = _store(tmp_path)
+
+    def put_off(found: list[Message]) -> None:
+        found[0].tries, found[0].next_at, found[0].last_reply = 3, 5000.25, "450 later"
+        store.update(found[0])
+
+    _use(store, put_off)
+    one, other = _with(tmp_path, lambda store: None)
+    assert (one.tries, one.next_at, one.last_reply) == (3, 5000.25, "450 later")
+    assert (other.tries, other.next_at, other.last_reply) == (0, 0.0, "")
 
 
-def test_large_bodies_are_files_and_orphans_are_swept(tmp_path: Path) -> None:
+def test_large_bodies_are_files_and_orphans_are_swept(tmp_path: Path, tier: str) -> None:
     batch, messages = _batch(body=b"")
 
     async def use(store: Store) -> None:
-        name, descriptor = store.new_body_file(batch.id.number)
+        name, descriptor = store.bodies.new(batch.id.number)
         import os
 
         os.write(descriptor, b"large")
@@ -129,36 +164,32 @@ def test_large_bodies_are_files_and_orphans_are_swept(tmp_path: Path) -> None:
         (tmp_path / "bodies" / "999").write_bytes(b"never acknowledged")
 
     _with(tmp_path, use)
-    (found,) = _with(tmp_path, lambda store: None)
+    if tier == "database":
+        _into_database(tmp_path)
+    _with(tmp_path, lambda store: None)
     assert [f.name for f in (tmp_path / "bodies").iterdir()] == [batch.path]
-    _with(tmp_path, lambda store: store.remove(found))
+    store, _ = _store(tmp_path)
+    bodies = []
+
+    async def read(found: list[Message]) -> None:
+        bodies.append(await store.body(found[0].batch))
+        store.remove(found[0])
+
+    _use(store, read)
+    assert bodies == [b"large"]
     assert list((tmp_path / "bodies").iterdir()) == []
-
-
-def test_a_failed_insert_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    batch, messages = _batch()
-
-    async def twice(store: Store) -> None:
-        assert await _insert(store, batch, messages) is None
-        assert isinstance(await _insert(store, batch, messages), sqlite3.IntegrityError)
-
-    _with(tmp_path, twice)
-    assert len(_with(tmp_path, lambda store: None)) == 1
 
 
 def test_damage_is_set_aside_and_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     good, damaged, lost = _batch(), _batch(), _batch()
-    for one in (good, damaged, lost):
-        _with(tmp_path, _put(*one))
+    _keep(tmp_path, "database", good, damaged, lost)
     with sqlite3.connect(tmp_path / "spool.db") as database:
         database.execute("UPDATE message SET record = '[1,' WHERE id = ?", (damaged[1][0].id.number,))
         database.execute("UPDATE batch SET record = '[99]' WHERE id = ?", (lost[0].id.number,))
     database.close()
     for _ in range(2):
         store, reports = _store(tmp_path)
-        found = _read(store)
-        assert [m.id for m in found] == [good[1][0].id]
-        store.release()
+        assert [m.id for m in _use(store)] == [good[1][0].id]
     with sqlite3.connect(tmp_path / "spool.db") as database:
         rows = database.execute("SELECT kind, id FROM set_aside ORDER BY kind, id").fetchall()
         bodies = database.execute("SELECT id FROM batch").fetchall()
@@ -178,10 +209,10 @@ def test_two_processes_cannot_share_a_spool(tmp_path: Path) -> None:
     store.release()
 
 
-def test_adoption_moves_everything_and_can_be_repeated(tmp_path: Path) -> None:
+def test_adoption_moves_everything_and_can_be_repeated(tmp_path: Path, tier: str) -> None:
     mine, theirs = _batch(), _batch(recipients=3)
-    _with(tmp_path / "worker-0", _put(*mine))
-    _with(tmp_path / "worker-1", _put(*theirs))
+    _keep(tmp_path / "worker-0", tier, mine)
+    _keep(tmp_path / "worker-1", tier, theirs)
     for expected in (3, 0):
         store, _ = _store(tmp_path / "worker-0")
         assert store.adopt(tmp_path / "worker-1") == expected
@@ -225,14 +256,12 @@ def test_records_round_trip(slot: int, text: str) -> None:
 )
 def test_a_row_that_cannot_be_read_stops_nothing(tmp_path: Path, table: str, column: str, value: str) -> None:
     first, second = _batch(), _batch()
-    _with(tmp_path, _put(*first))
-    _with(tmp_path, _put(*second))
+    _keep(tmp_path, "database", first, second)
     with sqlite3.connect(tmp_path / "spool.db") as database:
         database.execute(f"UPDATE {table} SET {column} = {value} WHERE id = (SELECT min(id) FROM {table})")
     database.close()
     store, reports = _store(tmp_path)
-    assert [message.id for message in _read(store)] == [second[1][0].id]
-    store.release()
+    assert [message.id for message in _use(store)] == [second[1][0].id]
     assert any("is set aside" in report for report in reports)
     assert Path("/etc/hostname").exists()
 
@@ -242,7 +271,7 @@ def test_a_routing_domain_that_is_none_is_no_exception() -> None:
         lookup_name(name)
 
 
-@pytest.mark.parametrize("damage", ["spool.db", "spool.db-wal", "folder", "replaced", "truncated"])
+@pytest.mark.parametrize("damage", ["spool.db", "spool.db-wal", "wal cut", "folder", "replaced", "log", "log cut"])
 def test_a_spool_that_is_taken_away_takes_nothing_more(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "worker-0"
     reports: list[str] = []
@@ -251,18 +280,33 @@ def test_a_spool_that_is_taken_away_takes_nothing_more(tmp_path: Path, damage: s
 
     async def run() -> Exception | None:
         store.start()
+        await _recovered(store)
+        batch, messages = _batch()
+        assert await _insert(store, batch, messages) is None
+        store.update(messages[0])
+        while not store.idle:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         assert await _insert(store, *_batch()) is None
-        if damage == "truncated":
+        (active,) = (folder / "log").glob("*.log")
+        if damage == "wal cut":
             os.truncate(folder / "spool.db-wal", 0)
+        elif damage == "log cut":
+            os.truncate(active, 0)
+        elif damage == "log":
+            active.unlink()
         elif damage in ("folder", "replaced"):
             folder.rename(tmp_path / "elsewhere")
             if damage == "replaced":
                 (folder / "bodies").mkdir(parents=True)
         else:
             (folder / damage).unlink()
+        if "wal" in damage:
+            store.update(messages[0])  # the database is looked at when it is written
+            while not store.failing:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         error = await _insert(store, *_batch())
         assert await _insert(store, *_batch()) is not None
-        await store.close()
+        await store.close(0.1)
         return error
 
     error = asyncio.run(run())
@@ -287,7 +331,7 @@ def test_a_database_that_has_gone_is_not_begun_anew(tmp_path: Path) -> None:
     assert len(_with(tmp_path, lambda store: None)) == 1
 
 
-def test_any_exception_of_a_commit_is_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_exception_of_a_commit_is_an_answer(tmp_path: Path, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store, reports = _store(tmp_path)
     store.open()
 
@@ -297,7 +341,11 @@ def test_any_exception_of_a_commit_is_an_answer(tmp_path: Path, monkeypatch: pyt
     async def run() -> None:
         store.start()
         with monkeypatch.context() as patched:
-            patched.setattr(store_module, "_insert", no_memory)
+            if tier == "database":
+                monkeypatch.setattr(log_module, "MOST", 0)  # new mail goes past the log
+                patched.setattr(database_module, "_insert", no_memory)
+            else:
+                patched.setattr(log_module.Segment, "append", no_memory)
             assert isinstance(await _insert(store, *_batch()), MemoryError)
         assert await _insert(store, *_batch()) is None
         await store.close()
@@ -305,6 +353,40 @@ def test_any_exception_of_a_commit_is_an_answer(tmp_path: Path, monkeypatch: pyt
     asyncio.run(run())
     assert any("MemoryError" in report for report in reports)
     assert any("is written again" in report for report in reports)
+
+
+def test_a_record_that_cannot_be_made_is_an_answer(tmp_path: Path) -> None:
+    async def use(store: Store) -> None:
+        batch, messages = _batch()
+        batch.connection_context = {"k": b"no text"}  # type: ignore[dict-item]
+        assert isinstance(await _insert(store, batch, messages), TypeError)
+        assert await _insert(store, *_batch()) is None
+
+    _with(tmp_path, use)
+    assert len(_with(tmp_path, lambda store: None)) == 1
+
+
+def test_a_spool_of_the_first_layout_is_taken_over_and_one_of_a_later_one_is_not(tmp_path: Path) -> None:
+    batch, messages = _batch(recipients=2)
+    with sqlite3.connect(tmp_path / "spool.db") as database:
+        database.executescript(database_module.SCHEMA)
+        database.execute("PRAGMA user_version=1")
+        database.execute(
+            "INSERT INTO batch VALUES(?,?,?,'')", (batch.id.number, record.encode_batch(batch), batch.body)
+        )
+        rows = [(m.id.number, batch.id.number, record.encode_message(m)) for m in messages]
+        database.executemany("INSERT INTO message VALUES(?,?,?)", rows)
+    database.close()
+    found = _with(tmp_path, lambda store: None)
+    assert [m.id for m in found] == [m.id for m in messages]
+    with sqlite3.connect(tmp_path / "spool.db") as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (2,)
+        database.execute("PRAGMA user_version=3")
+    database.close()
+    store, _ = _store(tmp_path)
+    with pytest.raises(SpoolError, match="layout 3 is of another version"):
+        store.open()
+    store.release()
 
 
 @pytest.fixture
@@ -341,15 +423,14 @@ def test_a_full_disk_heals_by_itself(small_disk: Path) -> None:
         store.remove(gone[1][0])
         await asyncio.sleep(0.6)
         filler.unlink()
-        while store.waiting or store._busy:  # noqa: ASYNC110 - the store has no event for that
+        while not store.idle:  # noqa: ASYNC110 - the store has no event for that
             await asyncio.sleep(0.05)
         assert await _insert(store, *_batch()) is None
         await store.close()
 
     asyncio.run(asyncio.wait_for(run(), 30))
     again = Store(folder, 0o640, reports.append)
-    found = {message.id for message in _read(again)}
-    again.release()
+    found = {message.id for message in _use(again)}
     assert kept[1][0].id in found
     assert gone[1][0].id not in found
     assert len(found) == 2
@@ -381,7 +462,7 @@ def test_recipients_in_different_pieces_share_one_batch_that_goes_with_the_last(
 ) -> None:
     monkeypatch.setattr("quillon.spool.recovery.PIECE", 2)
     batch, messages = _batch(recipients=5)
-    _with(tmp_path, _put(batch, messages))
+    _keep(tmp_path, "database", (batch, messages))
     with sqlite3.connect(tmp_path / "spool.db") as database:
         database.execute("UPDATE message SET record = '[1,' WHERE id = ?", (messages[3].id.number,))
     database.close()

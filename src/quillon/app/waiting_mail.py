@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from urllib.parse import quote
 
 from quillon.config.model import Config
 from quillon.delivery import override
 from quillon.mail.address import NULL_PATH
 from quillon.mail.message import NULL_ID, Batch, Origin
+from quillon.spool.inspect import Row, Spool, rows
 from quillon.spool.record import RecordError, decode_message
 
 MOST = 100_000  # messages of one worker that are looked at
@@ -28,10 +30,10 @@ def changed_demands(config: Config) -> list[str]:
     batch = Batch(NULL_ID, NULL_PATH, Origin("", "", NULL_ID), 0.0, 0, None)
     by_policy = any(list(config.root.of(kind)) for kind in ("policy", "scriptlet"))
     found: Counter[str] = Counter()
-    for file in sorted(Path(config.node().spoolbase).glob("worker-*/spool.db")):
-        for number, text in _rows(file):
+    for folder in Spool(Path(config.node().spoolbase)).folders():
+        for row in _rows(folder):
             try:
-                message = decode_message(number, text, batch)
+                message = decode_message(row.number, row.record, batch)
             except RecordError:
                 continue  # the server sets it aside, and names it
             message.via = override.via_of(message, config)
@@ -46,14 +48,8 @@ def changed_demands(config: Config) -> list[str]:
     return [f"{count} messages of the spool would {words}" for words, count in found.items()]
 
 
-def _rows(file: Path) -> list[tuple[int, str]]:
+def _rows(folder: Path) -> Iterator[Row]:
     try:
-        database = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=5)
-    except sqlite3.Error:
-        return []
-    try:
-        return database.execute(f"SELECT id, record FROM message LIMIT {MOST}").fetchall()  # noqa: S608 - a number
-    except sqlite3.Error:
-        return []
-    finally:
-        database.close()
+        yield from islice(rows(folder), MOST)
+    except (OSError, sqlite3.Error):
+        return  # the server says what is wrong with it

@@ -61,8 +61,9 @@ from quillon.policy.hook import Policy, PolicyError, Session, words_of
 from quillon.policy.tls import TlsHooks
 from quillon.reception.accept import Envelope, Reception, ResidentBodies
 from quillon.reception.mail_data import MailData
+from quillon.spool.errors import SpoolError, is_full
 from quillon.spool.room import Room
-from quillon.spool.store import SpoolError, Store, is_full
+from quillon.spool.store import Store
 from quillon.tls.context import Reloaded, Row
 
 FAULTY = 3  # exit status: starting anew will not help

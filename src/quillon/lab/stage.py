@@ -49,11 +49,19 @@ class StageClock:
         """Leave them as they are: the same play has the same end."""
 
 
+class _Bodies:
+    """There are no files."""
+
+    def drop(self, name: str) -> None:
+        """Nothing lies there."""
+
+
 class _Store:
     """Takes everything and keeps nothing."""
 
     def __init__(self) -> None:
         self.stored: list[Message] = []
+        self.bodies = _Bodies()
 
     def insert(self, batch: Batch, messages: list[Message], done: Callable[[Exception | None], None]) -> None:
         self.stored += messages
@@ -61,9 +69,6 @@ class _Store:
 
     def remove(self, message: Message) -> None:
         self.stored.remove(message)
-
-    def drop_body_file(self, name: str) -> None:
-        """There are no files."""
 
 
 class _Engine:

@@ -103,7 +103,7 @@ class Batch:
 
     `body` is the whole message in wire form without dot-stuffing or end mark; None while it is not resident. `path`
     names the file that holds a body over large_message_threshold. `eight_bit` tells of octets above 127. `left` counts
-    the messages that are not done: with the last one the batch goes.
+    the messages that are not done: with the last one the batch goes. `place` is the spool's note of where it lies.
     """
 
     id: MessageId
@@ -117,6 +117,7 @@ class Batch:
     left: int = 1
     connection_context: Mapping[str, str] = field(default_factory=dict)
     message_context: Mapping[str, str] = field(default_factory=dict)
+    place: object = field(default=None, compare=False, repr=False)
 
 
 @dataclass(slots=True)

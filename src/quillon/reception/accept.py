@@ -27,8 +27,9 @@ from quillon.policy.message import Content
 from quillon.reception import content
 from quillon.reception.mail_data import MailData
 from quillon.reception.validation import Copy, Decision, Validation
+from quillon.spool.errors import is_full
 from quillon.spool.room import Room
-from quillon.spool.store import Store, is_full
+from quillon.spool.store import Store
 
 
 class Envelope(NamedTuple):
@@ -299,7 +300,7 @@ class Reception:
     def _drop(self, batches: Stored) -> None:
         for batch, _ in batches:
             if batch.path:
-                self.store.drop_body_file(batch.path)
+                self.store.bodies.drop(batch.path)
 
     # storing --------------------------------------------------------------------------------------------------
 
@@ -327,7 +328,7 @@ class Reception:
             for batch, messages in batches:
                 if batch in failed:
                     if batch.path:
-                        self.store.drop_body_file(batch.path)
+                        self.store.bodies.drop(batch.path)
                     continue
                 for message in messages:
                     self.store.remove(message)

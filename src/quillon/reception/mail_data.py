@@ -67,7 +67,7 @@ class MailData:
         self._in_front = len(prefix)
         self.size += len(prefix)
         try:
-            self._path, self._file = self._store.new_body_file(self._number)
+            self._path, self._file = self._store.bodies.new(self._number)
         except OSError as error:
             self.failed = error
             return
@@ -116,7 +116,7 @@ class MailData:
         """The mail data as it came, without the fields in front, after `complete`. Raises OSError."""
         if not self._path:
             return self._gather()
-        return self._store.body_file(self._path).read_bytes()[self._in_front :]
+        return self._store.bodies.file(self._path).read_bytes()[self._in_front :]
 
     def replace(self, data: bytes, top: bytes) -> None:
         """Other mail data in its place, with fields that stand above all others. A disk error is kept in `failed`."""
@@ -127,7 +127,7 @@ class MailData:
             self._parts = [data]
             self.size = len(data)
             return
-        path = self._store.body_file(self._path)
+        path = self._store.bodies.file(self._path)
         try:
             with path.open("rb") as file:
                 front = header.in_front(top + file.read(self._in_front), data)
@@ -150,12 +150,12 @@ class MailData:
         body = header.in_front(top + self._prefix(header.section(data)), data) + data
         if len(body) <= self._threshold:
             return body, "", len(body)
-        name, file = self._store.new_body_file(number)
+        name, file = self._store.bodies.new(number)
         try:
             with os.fdopen(file, "wb") as out:
                 out.write(body)
         except OSError:
-            self._store.drop_body_file(name)
+            self._store.bodies.drop(name)
             raise
         return None, name, len(body)
 
@@ -163,6 +163,6 @@ class MailData:
         """The message is not taken: leave nothing behind."""
         self._close()
         if self._path:
-            self._store.drop_body_file(self._path)
+            self._store.bodies.drop(self._path)
             self._path = ""
         self._parts.clear()

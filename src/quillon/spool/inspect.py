@@ -1,26 +1,42 @@
 """Looks into a spool without changing it, whether or not a server runs: what waits, one message whole, and what is
 wrong.
 
-The database is opened read-only; SQLite lets readers in beside the server's writer.
+The database is opened read-only; SQLite lets readers in beside the server's writer. The log is read first: what is
+moved meanwhile is found in both, never in none, and told once.
 """
 
 from __future__ import annotations
 
+import heapq
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from quillon.mail.message import Message, MessageId
+from quillon.spool import bodies, log
+from quillon.spool.log import Place
 from quillon.spool.record import RecordError, decode_batch, decode_message
-from quillon.spool.store import BODY_NAME
+from quillon.spool.segment import Broken, DamageError
 
 _ROWS = """
-SELECT m.id, m.batch, m.record, b.record, b.path, length(b.body)
-FROM message m LEFT JOIN batch b ON b.id = m.batch
+SELECT m.id, m.batch, m.record, b.record, b.path, b.body IS NOT NULL
+FROM message m LEFT JOIN batch b ON b.id = m.batch ORDER BY m.id
 """
+
+
+class Row(NamedTuple):
+    """A message as a spool has it: ids, records, the name of a body file; `place` where it is in the log."""
+
+    number: int
+    batch: int
+    record: str
+    batch_record: str | None
+    path: str | None
+    has_body: bool
+    place: Place | None = None
 
 
 class Fault(NamedTuple):
@@ -69,12 +85,10 @@ class Spool:
         """Messages that are wanted, oldest first in each folder. What cannot be read is left out: `faults` names it.
         Raises sqlite3.Error, OSError."""
         for folder in self.folders():
-            with _reading(folder) as database:
-                for row in database.execute(f"{_ROWS} ORDER BY m.id"):
-                    message = _message(row)
-                    if message is not None and wanted.matches(message):
-                        yield Found(message, folder)
-            database.close()
+            for row in rows(folder):
+                message = _message(row)
+                if message is not None and wanted.matches(message):
+                    yield Found(message, folder)
 
     def body(self, found: Found) -> bytes:
         """A message as it will be sent. Raises sqlite3.Error, OSError; FileNotFoundError where the spool has it no
@@ -82,6 +96,12 @@ class Spool:
         batch = found.message.batch
         if batch.path:
             return (found.folder / "bodies" / batch.path).read_bytes()
+        if isinstance(batch.place, Place):
+            try:
+                record, data = batch.place.segment.read(batch.place)
+                return data[record.body :]
+            except (FileNotFoundError, DamageError):
+                pass  # it has been moved into the database, or is done
         with _reading(found.folder) as database:
             row = database.execute("SELECT body FROM batch WHERE id = ?", (batch.id.number,)).fetchone()
         database.close()
@@ -90,26 +110,73 @@ class Spool:
         return bytes(row[0])
 
     def faults(self) -> Iterator[Fault]:
-        """What is wrong: pages that SQLite finds broken, records that cannot be read, bodies that are missing or that
-        nobody names, entries that were set aside. Raises sqlite3.Error, OSError."""
+        """What is wrong: pages that SQLite finds broken, damage in the log, records that cannot be read, bodies that
+        are missing or that nobody names, entries that were set aside. Raises sqlite3.Error, OSError."""
         for folder in self.folders():
             file = str(folder / "spool.db")
             with _reading(folder) as database:
                 for (words,) in database.execute("PRAGMA quick_check(20)"):
                     if words != "ok":
                         yield Fault(file, str(words))
-                for row in database.execute(_ROWS):
-                    words = _fault(row, folder)
-                    if words:
-                        yield Fault(file, f"message {MessageId.from_number(row[0])}: {words}")
-                query = "SELECT kind, id, reason, at FROM set_aside"
-                for kind, number, reason, at in database.execute(query):
+                for kind, number, reason, at in database.execute("SELECT kind, id, reason, at FROM set_aside"):
                     yield Fault(file, f"{kind} {number} was set aside at {at}: {reason}")
                 named = {path for (path,) in database.execute("SELECT path FROM batch WHERE path != ''")}
             database.close()
+            yield from _faults_of_log(folder / "log")
+            for row in rows(folder):
+                named.add(row.path)
+                if words := _fault(row, folder):
+                    where = str(row.place.segment.path) if row.place is not None else file
+                    yield Fault(where, f"message {MessageId.from_number(row.number)}: {words}")
             for body in sorted((folder / "bodies").glob("*")):
                 if body.name not in named:
                     yield Fault(str(body), "no message has this body")
+
+
+def rows(folder: Path) -> Iterator[Row]:
+    """All messages of one worker's spool, the oldest first. Raises sqlite3.Error, OSError."""
+    young = sorted(_rows_of_log(folder / "log"), key=lambda row: row.number)
+    with _reading(folder) as database:
+        last = -1
+        for row in heapq.merge(map(Row._make, _rows_of(database)), young, key=lambda row: row.number):
+            if row.number != last:
+                yield row
+            last = row.number
+    database.close()
+
+
+def _rows_of(database: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
+    for row in database.execute(_ROWS):
+        yield (*row, None)
+
+
+def _rows_of_log(folder: Path) -> Iterator[Row]:
+    for segment in log.segments(folder):
+        try:
+            for found in log.live(segment):
+                if isinstance(found, Broken):
+                    continue
+                place, record, _ = found
+                for number, text in record.messages:
+                    if number not in (place.gone or ()):
+                        yield Row(number, record.number, text, record.batch, record.path, not record.path, place)
+        except (FileNotFoundError, DamageError):
+            continue  # it has gone meanwhile; of damage `faults` tells
+
+
+def _faults_of_log(folder: Path) -> Iterator[Fault]:
+    for segment in log.segments(folder):
+        try:
+            for found in log.live(segment):
+                if isinstance(found, Broken):
+                    what = "of a write that was broken off" if found.tail else "damaged"
+                    yield Fault(str(segment.path), f"octets {found.start} to {found.end} are {what}")
+        except DamageError as error:
+            yield Fault(str(segment.path), str(error))
+        except FileNotFoundError:
+            continue
+    for copy in sorted(folder.glob("*.broken-*")):
+        yield Fault(str(copy), f"{copy.stat().st_size} octets that were damaged are kept here")
 
 
 def _reading(folder: Path) -> sqlite3.Connection:
@@ -118,25 +185,25 @@ def _reading(folder: Path) -> sqlite3.Connection:
     return database
 
 
-def _message(row: tuple[Any, ...]) -> Message | None:
-    number, batch, record, batch_record, path, _ = row
+def _message(row: Row) -> Message | None:
     try:
-        return decode_message(number, record, decode_batch(batch, batch_record, path))
+        batch = decode_batch(row.batch, row.batch_record or "", row.path or "")
+        batch.place = row.place
+        return decode_message(row.number, row.record, batch)
     except (RecordError, TypeError):
         return None
 
 
-def _fault(row: tuple[Any, ...], folder: Path) -> str:
+def _fault(row: Row, folder: Path) -> str:
     """Why a message cannot be delivered; empty if nothing is wrong with it."""
-    number, batch, record, batch_record, path, length = row
-    if batch_record is None:
+    if row.batch_record is None or row.path is None:
         return "its batch is missing"
     try:
-        decode_message(number, record, decode_batch(batch, batch_record, path))
+        decode_message(row.number, row.record, decode_batch(row.batch, row.batch_record, row.path))
     except (RecordError, TypeError) as error:
         return str(error)
-    if not path:
-        return "" if length is not None else "it has no body"
-    if not BODY_NAME.fullmatch(path):
-        return f"{path!r:.80} is no name of a body file"
-    return "" if (folder / "bodies" / path).exists() else f"its body {path} is missing"
+    if not row.path:
+        return "" if row.has_body else "it has no body"
+    if not bodies.NAME.fullmatch(row.path):
+        return f"{row.path!r:.80} is no name of a body file"
+    return "" if (folder / "bodies" / row.path).exists() else f"its body {row.path} is missing"

@@ -1,8 +1,8 @@
 """Reads the messages of an earlier life out of a spool, in pieces, while the server takes new mail already.
 
-What was there when the spool was opened is read in the order of the ids, which is that of the time. A row that cannot
-be read is set aside and named, never dropped; one that the database itself cannot read is named and left. The reader
-has a connection of its own and may run on any thread.
+First the log, which is short, then the database as it was when the spool was opened, each in the order of time. A row
+that cannot be read is set aside and named, never dropped; one that the database itself cannot read is named and left,
+and what is broken in the log is copied. The readers have a connection of their own and may run on any thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quillon.mail.message import Batch, Message
+from quillon.spool import log
+from quillon.spool.log import Place, Segment
 from quillon.spool.record import RecordError, decode_batch, decode_message
+from quillon.spool.segment import Broken, DamageError, Record
 
 PIECE = 2000  # messages
 _ROWS = """
@@ -43,6 +46,105 @@ class Piece:
     messages: list[Message] = field(default_factory=list)
     aside: list[Aside] = field(default_factory=list)
     orphans: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class LogPiece:
+    """As `Piece`, of one segment. `places` are of batches with their messages in `messages`; `spoiled` of batches whose
+    records have to go into the database to be set aside there; `moved` are messages that the database has already.
+    `last` tells that all of the segment has been read."""
+
+    segment: Segment
+    messages: list[Message] = field(default_factory=list)
+    places: list[tuple[Place, Batch]] = field(default_factory=list)
+    spoiled: list[Place] = field(default_factory=list)
+    aside: list[Aside] = field(default_factory=list)
+    moved: list[int] = field(default_factory=list)
+    last: bool = False
+
+
+class LogRecovery:
+    """`database` is for this reader alone. `names` are the body files that were found named, when all is read."""
+
+    def __init__(
+        self,
+        segments: list[Segment],
+        database: sqlite3.Connection,
+        body_file: Callable[[str], Path],
+        report: Callable[[str], None],
+    ) -> None:
+        self._segments = segments
+        self._database = database
+        self._body_file = body_file
+        self._report = report
+        self.names: set[str] = set()
+
+    def pieces(self) -> Iterator[LogPiece]:
+        """All that lives, at least one piece a segment. A segment that cannot be read at all is named and left."""
+        for segment in self._segments:
+            piece = LogPiece(segment)
+            whole = True
+            try:
+                for found in log.live(segment):
+                    if isinstance(found, Broken):
+                        whole = self._set_aside(segment, found) and whole
+                        continue
+                    place, record, _ = found
+                    self._take(piece, place, record)
+                    if len(piece.messages) >= PIECE:
+                        yield piece
+                        piece = LogPiece(segment)
+            except (OSError, DamageError) as error:
+                self._report(f"spool: {segment.path} cannot be read: {error}; it is left as it is")
+                whole = False
+            piece.last = whole
+            yield piece
+        self._database.close()
+
+    def _take(self, piece: LogPiece, place: Place, record: Record) -> None:
+        gone = place.gone or ()
+        rows = [row for row in record.messages if row[0] not in gone]
+        if self._database.execute("SELECT 1 FROM batch WHERE id = ?", (record.number,)).fetchone() is not None:
+            # it was moved, and the crash came before that was written here
+            piece.moved += [number for number, _ in rows]
+            return
+        if record.path:
+            self.names.add(record.path)
+        try:
+            if record.path and not self._body_file(record.path).exists():
+                raise RecordError(f"its body file {record.path} is missing")
+            batch = decode_batch(record.number, record.batch, record.path)
+        except (RecordError, OSError) as error:
+            piece.spoiled.append(place)
+            piece.aside.append(Aside("batch", record.number, record.number, str(error)))
+            piece.aside += [Aside("message", n, record.number, "its batch is missing or unreadable") for n, _ in rows]
+            return
+        batch.left = 0
+        for number, text in rows:
+            try:
+                piece.messages.append(decode_message(number, text, batch))
+                batch.left += 1
+            except RecordError as error:
+                piece.aside.append(Aside("message", number, record.number, str(error)))
+                if place not in piece.spoiled:
+                    piece.spoiled.append(place)
+        batch.place = place
+        piece.places.append((place, batch))
+
+    def _set_aside(self, segment: Segment, broken: Broken) -> bool:
+        """Copy what is damaged, for the segment goes with the last of its messages; a write that a crash has broken off
+        was never acknowledged. Gives whether that could be done."""
+        where = f"octets {broken.start} to {broken.end} of {segment.path}"
+        if broken.tail:
+            self._report(f"spool: {where} are of a write that was broken off: nobody was told that it was taken")
+            return True
+        try:
+            copy = log.copy_broken(segment, broken)
+            self._report(f"spool: {where} are damaged, and set aside in {copy}")
+        except OSError as error:
+            self._report(f"spool: {where} are damaged, and cannot be set aside: {error}; the file is left as it is")
+            return False
+        return True
 
 
 class Recovery:

@@ -1,0 +1,41 @@
+"""Whether the files of a spool are those that it was opened with. Looked at after each commit, before anybody is
+told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from quillon.spool.errors import SpoolLost
+
+
+class Presence:
+    """`lost` says why nothing is taken any more; empty as long as all is in its place."""
+
+    def __init__(self, *watched: Path) -> None:
+        self._watched = watched
+        self._known: dict[Path, tuple[int, int, int]] = {}  # device, inode, least size
+        self.lost = ""
+
+    def check(self, *growing: Path) -> None:
+        """Compare what is watched, and files that never shrink, with what they were. Raises SpoolLost."""
+        if not self.lost:
+            self.lost = self._displaced(growing)
+        if self.lost:
+            raise SpoolLost(self.lost)
+
+    def _displaced(self, growing: tuple[Path, ...]) -> str:
+        for path in (*self._watched, *growing):
+            try:
+                state = os.stat(path)
+            except OSError as error:
+                return f"{path}: {error.strerror}; it was removed while the server runs"
+            size = state.st_size if path in growing else 0
+            known = self._known.get(path)
+            if known is None or (known != (state.st_dev, state.st_ino, size)):
+                if known is not None and known[:2] != (state.st_dev, state.st_ino):
+                    return f"{path} was replaced while the server runs"
+                if known is not None and size < known[2]:
+                    return f"{path} was truncated while the server runs"
+                self._known[path] = (state.st_dev, state.st_ino, size)
+        return ""

@@ -1,0 +1,433 @@
+"""The log tier of the spool: its octets, crashes at every step, disks that fail, and both tiers against a model."""
+
+import asyncio
+import errno
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quillon.mail.message import Message, MessageId
+from quillon.spool import log, record, segment
+from quillon.spool.errors import is_full
+from quillon.spool.inspect import Spool, Wanted
+from quillon.spool.segment import Broken, Record
+from quillon.spool.store import Store
+from tests.test_store import IDS, _batch, _insert, _put, _recovered, _store, _use, _with
+
+MARK = b"12345678"
+HEAD = segment.HEAD + MARK
+
+
+def _record(number: int, body: bytes, path: str = "") -> bytes:
+    meta = segment.encode_meta(path, f"[{number}]", [(number + 1, "[1]"), (number + 2, "[2]")])
+    return segment.encode_head(MARK, number, meta, body) + meta + body
+
+
+bodies = st.lists(st.binary(max_size=60), min_size=1, max_size=6)
+
+
+@given(bodies, st.integers(0, 100))
+def test_a_segment_gives_back_what_was_written(some: list[bytes], room: int) -> None:
+    data = HEAD + b"".join(_record(n * 10, body) for n, body in enumerate(some)) + bytes(room)
+    found = list(segment.scan(MARK, data))
+    assert [r.number for r in found if isinstance(r, Record)] == [n * 10 for n in range(len(some))]
+    assert [data[r.body : r.end] for r in found if isinstance(r, Record)] == some
+    assert next(r.messages for r in found if isinstance(r, Record)) == [(1, "[1]"), (2, "[2]")]
+    assert segment.mark_of(data) == MARK
+
+
+@given(bodies, st.data())
+def test_damage_costs_the_records_that_it_hits_and_no_others(some: list[bytes], data: st.DataObject) -> None:
+    whole = bytearray(HEAD)
+    places = []
+    for number, body in enumerate(some):
+        places.append((len(whole), len(whole) + len(_record(number, body))))
+        whole += _record(number, body)
+    hit = data.draw(st.integers(len(HEAD), len(whole) - 1))
+    length = data.draw(st.integers(1, 80))
+    damaged = whole[:hit] + data.draw(st.binary(min_size=length, max_size=length)) + whole[hit + length :]
+    found = list(segment.scan(MARK, bytes(damaged)))
+    records = {r.number for r in found if isinstance(r, Record)}
+    for number, (start, end) in enumerate(places):
+        same = damaged[start:end] == whole[start:end]
+        assert (number in records) == same
+    zeros = not any(damaged[hit:])  # as room that was not used
+    assert len(records) == len(some) or zeros or any(isinstance(r, Broken) for r in found)
+
+
+@given(bodies, st.data())
+def test_a_write_that_breaks_off_is_a_tail(some: list[bytes], data: st.DataObject) -> None:
+    records = [_record(number, body) for number, body in enumerate(some)]
+    whole = HEAD + b"".join(records)
+    cut = data.draw(st.integers(len(whole) - len(records[-1]) + 1, len(whole) - 1))
+    *rest, last = segment.scan(MARK, whole[:cut])
+    assert all(isinstance(r, Record) for r in rest)
+    assert len(rest) == len(some) - 1
+    assert last == Broken(len(whole) - len(records[-1]), cut, tail=True)
+
+
+def test_nobody_from_outside_can_write_a_record() -> None:
+    """What a body holds is no record, though what stands in front of it is damaged: the mark is not known outside."""
+    forged = _record(5, b"to anybody").replace(MARK, b"abcdefgh")
+    data = bytearray(HEAD + _record(1, forged) + _record(9, b"x"))
+    data[len(HEAD) + 10] ^= 1
+    records = [r.number for r in segment.scan(MARK, bytes(data)) if isinstance(r, Record)]
+    assert records == [9]
+
+
+@given(st.sets(st.integers(0, 2**63 - 1), max_size=20), st.binary(max_size=11), st.integers(0, 3))
+def test_the_list_of_what_is_done(numbers: set[int], torn: bytes, room: int) -> None:
+    data = HEAD + segment.encode_done(numbers) + bytes(room * segment.DONE_SIZE) + torn
+    assert segment.decode_done(data) == numbers
+    assert segment.decode_done(data[:7]) == set()
+
+
+def _crashed(store: Store) -> None:
+    """Leave everything as a process leaves it that was killed: nothing is closed, nothing tidied."""
+    copy = store.folder.with_name("after")
+    shutil.copytree(store.folder, copy)
+
+
+def _after(folder: Path) -> list[Message]:
+    """What is there after `_crashed`."""
+    return _with(folder.with_name("after"), lambda store: None)
+
+
+def test_what_is_done_stays_done_after_a_crash(tmp_path: Path) -> None:
+    folder = tmp_path / "worker-0"
+    store, reports = _store(folder)
+    kept: list[MessageId] = []
+
+    async def use(_: list[Message]) -> None:
+        first, second = _batch(recipients=2), _batch()
+        for one in (first, second):
+            assert await _insert(store, *one) is None
+        store.remove(first[1][0])
+        while not store.idle:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        _crashed(store)
+        kept.extend((first[1][1].id, second[1][0].id))
+
+    _use(store, use)
+    assert [message.id for message in _after(folder)] == kept
+    assert reports == []
+
+
+@pytest.mark.parametrize("lost", ["the list", "the row"])
+def test_a_crash_between_the_tiers_has_each_message_once(
+    tmp_path: Path, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database has committed, and the log has not been told yet."""
+    folder = tmp_path / "worker-0"
+    store, _ = _store(folder)
+    batch, messages = _batch(recipients=3)
+
+    async def use(_: list[Message]) -> None:
+        assert await _insert(store, batch, messages) is None
+        messages[1].tries = 7
+        if lost == "the list":
+            monkeypatch.setattr(log.Segment, "bury", lambda *_: None)
+        store.update(messages[1])
+        while not store.idle:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        _crashed(store)
+        if lost == "the row":
+            # the other order: the list has come to the disk, the row is in the log of the database
+            assert not segment.decode_done(next((folder / "log").glob("*.done")).read_bytes()) ^ {
+                message.id.number for message in messages
+            }
+
+    _use(store, use)
+    monkeypatch.undo()
+    found = _after(folder)
+    assert sorted((message.id, message.tries) for message in found) == [
+        (message.id, 7 if message is messages[1] else 0) for message in messages
+    ]
+    assert found[0].batch.left == 3
+    found = _after(folder)
+    assert len(found) == 3
+    assert not list((folder.with_name("after") / "log").iterdir())
+
+
+def test_what_a_crash_broke_off_is_told_and_stops_nothing(tmp_path: Path) -> None:
+    kept = _batch()
+    _with(tmp_path, _put(*kept))
+    (file,) = (tmp_path / "log").glob("*.log")
+    with file.open("ab") as opened:
+        opened.write(segment.mark_of(file.read_bytes()) or b"")
+        opened.write(b"\x10\0\0\0half")
+    store, reports = _store(tmp_path)
+    assert [message.id for message in _use(store)] == [kept[1][0].id]
+    assert [report for report in reports if "a write that was broken off" in report]
+    assert file.exists(), "its message is still there"
+
+
+def test_damage_is_copied_and_named_and_the_rest_goes_on(tmp_path: Path) -> None:
+    some = [_batch(body=b"x" * 100) for _ in range(3)]
+
+    async def put(store: Store) -> None:
+        for one in some:
+            assert await _insert(store, *one) is None
+
+    _with(tmp_path / "worker-0", put)
+    folder = tmp_path / "worker-0/log"
+    (file,) = folder.glob("*.log")
+    data = bytearray(file.read_bytes())
+    records = [r for r in segment.scan(segment.mark_of(bytes(data)) or b"", bytes(data)) if isinstance(r, Record)]
+    data[records[1].body + 3] ^= 0x40
+    file.write_bytes(data)
+    assert [message.id for message in (one.message for one in Spool(tmp_path).messages(Wanted()))] == [
+        some[0][1][0].id, some[2][1][0].id
+    ]  # fmt: skip
+    assert any("are damaged" in fault.words for fault in Spool(tmp_path).faults())
+    store, reports = _store(tmp_path / "worker-0")
+
+    def remove(found: list[Message]) -> None:
+        for message in found:
+            store.remove(message)
+
+    found = _use(store, remove)
+    assert [message.id for message in found] == [some[0][1][0].id, some[2][1][0].id]
+    assert any("are damaged, and set aside in" in report for report in reports)
+    (copy,) = folder.iterdir()
+    assert copy.read_bytes() == data[records[1].start : records[1].end]
+    assert any(fault.file == str(copy) for fault in Spool(tmp_path).faults())
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_segment_whose_beginning_is_damaged(tmp_path: Path, both: bool) -> None:
+    kept = _batch()
+    _with(tmp_path, _put(*kept))
+    (file,) = (tmp_path / "log").glob("*.log")
+    for name in (file, file.with_suffix(".done"))[: 1 + both]:
+        name.write_bytes(b"?" * segment.START + name.read_bytes()[segment.START :])
+    store, reports = _store(tmp_path)
+    found = [message.id for message in _use(store)]
+    assert found == ([] if both else [kept[1][0].id])
+    if both:
+        assert any("cannot be read" in report for report in reports)
+    assert file.exists()
+
+
+def test_a_record_that_cannot_be_read_goes_where_such_rows_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad, missing = _batch(), _batch(recipients=2), _batch(body=b"")
+
+    async def put(store: Store) -> None:
+        name, descriptor = store.bodies.new(missing[0].id.number)
+        os.close(descriptor)
+        missing[0].path = name
+        encode = record.encode_message
+        with monkeypatch.context() as patched:
+            wrong = bad[1][0]
+            patched.setattr(log, "encode_message", lambda m: "[9]" if m is wrong else encode(m))
+            for one in (good, bad, missing):
+                assert await _insert(store, *one) is None
+        (store.bodies.folder / name).unlink()
+
+    _with(tmp_path, put)
+    for _ in range(2):
+        store, reports = _store(tmp_path)
+        assert {message.id for message in _use(store)} == {good[1][0].id, bad[1][1].id}
+        assert reports
+    with sqlite3.connect(tmp_path / "spool.db") as opened:
+        aside = {tuple(row) for row in opened.execute("SELECT kind, id FROM set_aside")}
+    opened.close()
+    assert aside == {
+        ("message", bad[1][0].id.number),
+        ("batch", missing[0].id.number),
+        ("message", missing[1][0].id.number),
+    }
+
+
+@pytest.mark.parametrize("where", ["pwritev", "sync", "short"])
+def test_a_disk_that_fails_is_no_250_and_what_was_refused_does_not_come_back(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "worker-0"
+    store, reports = _store(folder)
+    before, refused, later = _batch(), _batch(), _batch()
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def use(_: list[Message]) -> None:
+        assert await _insert(store, *before) is None
+        with monkeypatch.context() as patched:
+            if where == "short":
+                write = os.pwrite
+                patched.setattr(os, "pwritev", lambda file, some, at, _: write(file, b"".join(some)[:50], at))
+                patched.setattr(os, "pwrite", fail)
+            elif where == "sync":
+                write_all = os.pwritev
+                patched.setattr(os, "pwritev", lambda *told: (write_all(*told), fail()))
+            else:
+                patched.setattr(os, where, fail)
+            error = await _insert(store, *refused)
+            assert isinstance(error, OSError)
+            assert not is_full(error)
+        _crashed(store)
+        assert await _insert(store, *later) is None
+
+    _use(store, use)
+    assert {message.id for message in _after(folder)} == {before[1][0].id}
+    assert {message.id for message in _with(folder, lambda store: None)} == {before[1][0].id, later[1][0].id}
+    assert any("write failed" in report for report in reports)
+    assert any("is written again" in report for report in reports)
+
+
+def test_a_long_log_is_moved_into_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And past a bound new mail does not go there at all."""
+    monkeypatch.setattr(log, "SEGMENT", 4000)
+    some = [_batch(body=b"y" * 1500) for _ in range(60)]
+    longest = 0
+
+    async def use(_: list[Message]) -> None:
+        nonlocal longest
+        for one in some:
+            assert await _insert(store, *one) is None
+            longest = max(longest, len(list((tmp_path / "log").glob("*.log"))))
+        while not store.idle:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert len(list((tmp_path / "log").glob("*.log"))) <= log.MANY + 1
+        for batch, messages in some:
+            assert await store.body(batch) == b"y" * 1500
+            if (batch, messages) in some[::2]:
+                store.remove(messages[0])
+
+    store, reports = _store(tmp_path)
+    _use(store, use)
+    assert longest <= log.MOST + 2
+    found = _with(tmp_path, lambda store: None)
+    assert {message.id for message in found} == {messages[0].id for _, messages in some[1::2]}
+    assert reports == []
+
+
+class _Life:
+    """One life of a spool, in a process that is killed at any moment. What it does is told first, or, of a message that
+    was taken, when that is known: the reader knows at each moment which states may be found."""
+
+    def __init__(self, folder: Path, seed: int, tell: int) -> None:
+        self._store, self._reports = _store(folder)
+        self._chance = random.Random(seed)
+        self._tell_to = tell
+        self._here: dict[int, Message] = {}
+
+    def run(self) -> None:
+        self._store.open()
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        self._store.start()
+        for message in await _recovered(self._store):
+            self._here[message.id.number] = message
+            self._tell("f", message.id.number, message.tries)
+        self._tell("n", 0, sum(message.batch.left for message in self._one_of_each_batch()))
+        for _ in range(60):
+            await self._step()
+        await self._store.close()
+        self._tell("=", 0, 0)
+        assert not self._reports
+
+    def _one_of_each_batch(self) -> list[Message]:
+        return list({message.batch.id: message for message in self._here.values()}.values())
+
+    def _tell(self, what: str, number: int, tries: int) -> None:
+        os.write(self._tell_to, f"{what} {number} {tries}\n".encode())
+
+    async def _step(self) -> None:
+        step = self._chance.random()
+        if step < 0.45 or not self._here:
+            batch, messages = _batch(self._chance.choice((1, 1, 1, 2, 5)))
+            batch.body = _body(batch.id.number)
+            for message in messages:
+                self._tell("i", message.id.number, 0)
+            assert await _insert(self._store, batch, messages) is None
+            for message in messages:
+                self._here[message.id.number] = message
+                self._tell("a", message.id.number, 0)
+            batch.body = None
+            return
+        number = self._chance.choice(list(self._here))
+        message = self._here[number]
+        if step < 0.75:
+            self._tell("r", number, 0)
+            self._store.remove(self._here.pop(number))
+        elif step < 0.9:
+            message.tries += 1
+            self._tell("u", number, message.tries)
+            self._store.update(message)
+        elif step < 0.97:
+            assert await self._store.body(message.batch) == _body(message.batch.id.number)
+        else:
+            while not self._store.idle:  # noqa: ASYNC110
+                await asyncio.sleep(0.0005)
+            self._tell("=", 0, 0)
+
+
+def _body(number: int) -> bytes:
+    return random.Random(number).randbytes(random.Random(number).choice((0, 10, 500, 3000)))
+
+
+def _live(folder: Path, seed: int, patience: float | None) -> list[str]:
+    """What a life has told, which is killed after so many seconds (None: it ends in order)."""
+    readable, writable = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.close(readable)
+            _Life(folder, seed, writable).run()
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writable)
+    killer = threading.Timer(patience or 60, os.kill, (child, signal.SIGKILL))
+    killer.start()
+    with open(readable, "rb") as told:
+        lines = told.read().decode().splitlines()
+    killer.cancel()
+    killer.join()
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in ((0,) if patience is None else (0, -signal.SIGKILL))
+    return lines
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_both_tiers_against_a_model(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lives that end in order and lives that are killed: each message is found once, in a state that it may have."""
+    monkeypatch.setattr(log, "SEGMENT", 6000)
+    monkeypatch.setattr(log, "MANY", 2)
+    monkeypatch.setattr(log, "MOST", 4)
+    chance = random.Random(seed)
+    states: dict[int, list[int | None]] = {}  # that a message may be found in, the last one as it ought to be
+    for life in range(8):
+        IDS.next(2000.0 + seed * 10 + life)  # ids of the next process are others
+        lines = _live(tmp_path, seed * 100 + life, chance.uniform(0.01, 0.2) if life % 3 else None)
+        found: dict[int, int] = {}
+        for line in lines:
+            what, number, tries = line.split()
+            key, value = int(number), int(tries)
+            if what == "f":
+                assert key not in found, "a message is there twice"
+                found[key] = value
+            elif what == "n":
+                assert value == len(found), "batches count their messages"
+                for known, possible in states.items():
+                    assert found.get(known) in possible
+                assert not found.keys() - states.keys()
+                states = {known: [value] for known, value in found.items()}
+            elif what == "=":
+                states = {known: possible[-1:] for known, possible in states.items()}
+            else:
+                last: int | None = None if what == "r" else value
+                before: list[int | None] = [None] if what == "i" else [] if what == "a" else states[key]
+                states[key] = [*before, last]
+    assert any(states)
