@@ -351,13 +351,9 @@ def test_contexts_go_into_the_spool_and_what_is_excluded_does_not(
     with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
         client.sendmail("a@sender.test", ["b@partner.test", "c@partner.test"], MESSAGE)
     assert running.stop() == 0
-    import json
-    import sqlite3
-
-    with sqlite3.connect(running.folder / "spool/worker-0/spool.db") as database:
-        *_, connection, message = json.loads(database.execute("SELECT record FROM batch").fetchone()[0])
-        contexts = [json.loads(row[0])[11] for row in database.execute("SELECT record FROM message")]
-    database.close()
+    found = [message for message, _ in running.spooled()]
+    connection, message = found[0].batch.connection_context, found[0].batch.message_context
+    contexts = [message.context for message in found]
     assert message["kept"] == "y"
     assert not {"secret", "#own"} & message.keys()
     assert not {"token", "ehlo_string"} & connection.keys()
@@ -422,14 +418,9 @@ def test_hooks_of_reception_and_delivery(server: Callable[..., Server], tmp_path
     assert b"\r\nSorry.\r\nYour message could not be delivered to:\r\n    gone@partner.test\r\n" in notice
     assert running.stop() == 0
     sink.stop()
-    import json
-    import sqlite3
-
-    with sqlite3.connect(running.folder / "spool/worker-0/spool.db") as database:
-        rows_left = [json.loads(row[0]) for row in database.execute("SELECT record FROM message")]
-    database.close()
-    assert [row[1] for row in rows_left] == ["late"]
-    assert rows_left[0][8] > time.time() + 900
+    ((left, _),) = running.spooled()
+    assert left.recipient.local == "late"
+    assert left.next_at > time.time() + 900
 
 
 RELAY = {

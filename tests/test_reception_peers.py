@@ -157,11 +157,7 @@ def test_the_received_field_tells_of_tls(server: Callable[..., Server], pki: Pat
     running = server(_config(pki, ports)).start()
     CLIENTS["smtplib"](ports["starttls"], False, "1.3", pki)
     running.stop()
-    import sqlite3
-
-    database = sqlite3.connect(running.folder / "spool/worker-0/spool.db")
-    (body,) = database.execute("SELECT body FROM batch").fetchone()
-    database.close()
+    ((_, body),) = running.spooled()
     head = body.decode().split("\r\nFrom:")[0].replace("\r\n\t", " ")
     assert head.startswith("Received: from [127.0.0.1] ([127.0.0.1:")
     assert "with ESMTPS (TLSv1.3 TLS_" in head

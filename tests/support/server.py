@@ -15,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from quillon.mail.message import Message
+from quillon.spool.inspect import Spool, Wanted
+
 PATIENCE = 30.0
 
 
@@ -122,6 +125,11 @@ class Server:
     def events(self, kind: str) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in self.log("events.json")]
         return [row for row in rows if row["event"] == kind]
+
+    def spooled(self) -> list[tuple[Message, bytes]]:
+        """What the spool holds, in both its tiers, with bodies."""
+        spool = Spool(self.folder / "spool")
+        return [(found.message, spool.body(found)) for found in spool.messages(Wanted())]
 
     def wait_attempts(self, *recipients: str, patience: float = PATIENCE) -> dict[str, dict[str, Any]]:
         """Wait for an attempt for each recipient; the first of each, by recipient."""
