@@ -12,12 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quillon.app.leases import Leases, Word
+from quillon.config.load import load
 from quillon.mail.outcome import Delivered
-from quillon.queue.limit import UNLIMITED, Limit, split
+from quillon.queue.destination import Rules
+from quillon.queue.limit import UNLIMITED, Cap, Limit, split
+from quillon.queue.ready import Queues
 from tests.support.clients import MESSAGE
 from tests.support.server import Server, free_port, until
 from tests.support.sinks import SinkThread
 from tests.test_attempts import A, Peer, World, simulate
+from tests.test_queue import DELIVERY, TLS, Line, _message
 
 
 @given(st.integers(-1, 500), st.integers(1, 64))
@@ -110,7 +114,72 @@ def test_a_lease_that_another_worker_waits_for_is_given_back_after_a_turn() -> N
     simulate(main, {A: Peer()}, {"y.test": [A]}, "Max_Outbound_Connections = 1", workers=8)
 
 
-@pytest.mark.parametrize("option", ["Max_Outbound_Connections = 1", "Host 127.0.0.1 { Max_Outbound_Connections = 1 }"])
+NAMES = {"one": 5, "other": 1}
+SCOPES = [
+    ('Domain "/^[yz].test$/" { Scope_Max_Outbound_Connections = 2 }', True),
+    ('Binding_Group default { Domain "*.test" { Scope_Max_Outbound_Connections = 2 } }', True),
+    ("Binding default { Server_Max_Outbound_Connections = 2 }", True),
+    ("Binding_Group default { Server_Max_Outbound_Connections = 2 }", True),
+    ("Scope_Max_Outbound_Connections = 2", True),
+    ('Domain "y.test" { Scope_Max_Outbound_Connections = 2 }', False),
+    ("Host mx1.y.test { Scope_Max_Outbound_Connections = 2 }", False),
+]
+
+
+@pytest.mark.parametrize(("option", "both"), SCOPES)
+def test_several_destinations_share_a_limit_and_take_turns(option: str, both: bool) -> None:
+    async def main(world: World) -> None:
+        for number in range(150):
+            world.send("yz"[number % 2] + ".test")
+        await asyncio.sleep(10)
+        early = Counter(event.message.destination for event in world.outcomes(Delivered))
+        assert min(early["y.test"], early["z.test"]) > 10, "nobody waits until the other one is done"
+        await asyncio.sleep(300)
+        assert len(world.outcomes(Delivered)) == 150
+
+    peers = {A: Peer()}
+    simulate(main, peers, {"y.test": [A], "z.test": [A]}, f"Max_Outbound_Connections = 5 {option}")
+    assert peers[A].highest == 2 if both else peers[A].highest > 2
+
+
+def test_a_reload_moves_connections_that_stand_to_their_new_limits() -> None:
+    rules = [Rules(DELIVERY, TLS, 2, suspended=False, caps=(Cap(name, most, 0),)) for name, most in NAMES.items()]
+    queues: Queues[Line] = Queues(lambda _: rules[0], 100)
+    messages = [_message(domain) for domain in ("y.test", "z.test") for _ in range(3)]
+    made = [queues.submit(message, 0.0) for message in messages]
+    y, z = made[0], made[3]
+    for queue in (y, z):
+        queues.opening(queue)
+        queues.connected(queue)
+    assert [limit.used for limit in y.limits] == [1, 2]
+    rules.pop(0)
+    queues.epoch += 1
+    for queue in (y, z):
+        queues.renew(queue)
+    assert y.limits[1] is z.limits[1]
+    assert (y.limits[1].used, y.full) == (2, True)
+    queues.closed(y, Line("a"), 1.0)
+    queues.closed(z, Line("b"), 1.0)
+    assert y.limits[1].used == 0
+    assert not y.full
+
+
+@pytest.mark.parametrize("label", ["/^mx/", "*.mx.test"])
+def test_a_sum_over_several_hosts_is_refused(tmp_path: Path, label: str) -> None:
+    file = tmp_path / "ecelerity.conf"
+    file.write_text(f'Host "{label}" {{ Scope_Max_Outbound_Connections = 2 }}')
+    assert any("several hosts as one" in str(fault) for fault in load(file).errors)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "Max_Outbound_Connections = 1",
+        "Host 127.0.0.1 { Max_Outbound_Connections = 1 }",
+        'Domain "/./" { Scope_Max_Outbound_Connections = 1 }',
+        "Binding default { Server_Max_Outbound_Connections = 1 }",
+    ],
+)
 def test_one_connection_of_four_workers_is_one(server: Callable[..., Server], tmp_path: Path, option: str) -> None:
     highest = 0
     over = threading.Event()

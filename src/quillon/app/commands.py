@@ -100,6 +100,8 @@ def domain_text(rows: list[dict[str, Any]]) -> str:
             f"    connections: {row['busy']} busy, {row['idle']} idle, {row['connecting']} being opened;"
             f" {row['allowed']} are allowed now"
         )
+        for name, (used, most) in row["shared_limits"].items():
+            out.append(f"    {name}: {used} of {most} in use")
         out += [f"    demanded: {row['demand']}"] if row["demand"] else []
         out += [f"    last reply: {row['last_reply']}"] if row["last_reply"] else []
     return "\n".join(out) + "\n"

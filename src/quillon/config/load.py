@@ -292,6 +292,13 @@ class _Builder:
         reason = _REFUSED_VALUES.get((option.name, str(value).lower()))
         if reason:
             self.fault(setting.value.position, f"{setting.name.text} = {value}: {reason}")
+        if (
+            option.name == "scope_max_outbound_connections"
+            and node.kind == "host"
+            and node.label.startswith(("/", "*"))
+        ):
+            text = f"{setting.name.text} cannot be honoured for several hosts as one; name the host, or use a Domain"
+            self.fault(position, text)
         if option.name == "force_fsync" and value is False:
             self.fault(
                 position,
@@ -316,7 +323,7 @@ class _Builder:
 
 _WITHOUT_EFFECT_IN = {
     (option, scope)
-    for option in ("server_max_outbound_connections", "max_resident_messages", "max_recipients_per_connection")
+    for option in ("max_resident_messages", "max_recipients_per_connection")
     for scope in ("binding", "binding_group", "domain")
 }
 _REFUSED_VALUES = {

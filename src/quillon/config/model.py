@@ -470,6 +470,40 @@ class Config:
         return resolve(self.table.options[option], chain, self.folder)
 
     @cached_property
+    def connections_in_all(self) -> int:
+        """Scope_Max_Outbound_Connections in the global scope, where it is as Server_Max_Outbound_Connections; 0 for
+        none."""
+        entry = self.root.settings.get("scope_max_outbound_connections")
+        return int(entry.value) if entry is not None else 0
+
+    @cached_property
+    def _caps_connections(self) -> bool:
+        options = {"scope_max_outbound_connections", "server_max_outbound_connections"}
+        return any(node is not self.root and node.settings.keys() & options for node in self.root.walk())
+
+    def connection_caps(self, group: str, binding: str, domain: str) -> tuple[tuple[str, int], ...]:
+        """Limits of connections that a destination shares with others, each with the words that name it: of the
+        narrowest scope that sets Scope_Max_Outbound_Connections, summed over all that it rules (manual, page of that
+        option), and Server_Max_Outbound_Connections of its binding. What the whole server may have is not among
+        them."""
+        if not self._caps_connections:
+            return ()
+        chain = outbound_chain(self.root, group, binding, lookup_name(domain))[:-1]
+        found = []
+        for node in chain:
+            if "scope_max_outbound_connections" in node.settings:
+                limit = int(node.settings["scope_max_outbound_connections"].value)
+                found += [(f"Scope_Max_Outbound_Connections of {node.path}", limit)] if limit > 0 else []
+                break
+        for node in chain:
+            if node.kind in ("binding", "binding_group") and "server_max_outbound_connections" in node.settings:
+                limit = int(node.settings["server_max_outbound_connections"].value)
+                name = f'Server_Max_Outbound_Connections of Binding "{binding}"'
+                found += [(f'Binding_Group "{group}" > {name}', limit)] if limit > 0 else []
+                break
+        return tuple(found)
+
+    @cached_property
     def throttles_hosts(self) -> bool:
         """Whether any Host stanza has a throttle."""
         options = ("outbound_throttle_messages", "outbound_throttle_connections")
@@ -488,10 +522,13 @@ class Config:
         return None
 
     def host_connections(self, host: str) -> int:
-        """max_outbound_connections of a Host stanza, -1 where there is none: that scope does not fall back."""
+        """Max_Outbound_Connections or Scope_Max_Outbound_Connections of a Host stanza, whichever is less; -1 where
+        there is none: that scope does not fall back."""
+        options = ("max_outbound_connections", "scope_max_outbound_connections")
         for node in self.root.matching("host", host):
-            if "max_outbound_connections" in node.settings:
-                return int(node.settings["max_outbound_connections"].value)
+            found = [int(node.settings[option].value) for option in options if option in node.settings]
+            if found:
+                return min((limit for limit in found if limit > 0), default=-1)
         return -1
 
     # explain --------------------------------------------------------------------------------------------------

@@ -22,9 +22,13 @@ from quillon.mail.outcome import Stage, TransientFailure
 from quillon.policy.hook import Hook
 from quillon.policy.tls import TlsHooks
 from quillon.queue.destination import Key, Rules
+from quillon.queue.limit import Cap
 from quillon.smtp.client import Login
 
 _MOST = 65536  # answers that are kept
+
+
+Caps = tuple[tuple[str, int], ...]
 
 
 class _Place(NamedTuple):
@@ -58,7 +62,7 @@ class Admission:
         self.hooks = hooks
         self._suspended = config.node().default_binding == "suspended"
         self._places: dict[tuple[str, str, str, str, TlsDemand | None], _Place] = {}
-        self._rules: dict[tuple[int, int, bool, bool], Rules] = {}
+        self._rules: dict[tuple[int, int, bool, bool, Caps], Rules] = {}
 
     # rules of a destination -----------------------------------------------------------------------------------
 
@@ -73,13 +77,15 @@ class Admission:
         settings, tls = self.settings(key)
         suspended = settings.suspend_delivery or (self._suspended and key.binding == "default")
         talks = fault_of(key) is None and not isinstance(key.override, override.Pending)
-        name = (id(settings), id(tls), suspended, talks)
+        limits = self.config.connection_caps(key.binding_group, key.binding, key.domain)
+        name = (id(settings), id(tls), suspended, talks, limits)
         found = self._rules.get(name)
         if found is None or found.settings is not settings or found.tls is not tls:
             if len(self._rules) >= _MOST:
                 self._rules.clear()
             own, spare = self._connections(settings.max_outbound_connections)
-            found = self._rules[name] = Rules(settings, tls, own, suspended, spare, talks)
+            caps = tuple(Cap(words, *self._connections(limit)) for words, limit in limits)
+            found = self._rules[name] = Rules(settings, tls, own, suspended, spare, talks, caps)
         return found
 
     # the place of a message -----------------------------------------------------------------------------------

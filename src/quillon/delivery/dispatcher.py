@@ -129,7 +129,9 @@ class Dispatcher:
         )
 
     def _total(self) -> int:
-        return self.share.of(self.config.node().server_max_outbound_connections)
+        node = self.config.node()
+        limits = (node.server_max_outbound_connections, self.config.connections_in_all)
+        return min(map(self.share.of, limits))
 
     # life -----------------------------------------------------------------------------------------------------
 
@@ -205,7 +207,7 @@ class Dispatcher:
     def _renew(self, queue: Queue) -> list[Message]:
         """Give a destination the settings of the configuration that runs now. Its messages are taken out, for
         `_sort`."""
-        queue.renew(self.admission.rules(queue.key), self.queues.epoch)
+        self.queues.renew(queue)
         return queue.drain_all()
 
     def _sort(self, message: Message) -> None:
@@ -531,7 +533,7 @@ class Dispatcher:
         """Let so many of those that wait for a place try."""
         now = self.services.clock.now()
         for queue in list(limit.held):
-            if queue.site.limit is not limit:  # a host's: it waits by a pause
+            if limit not in queue.limits:  # a host's: it waits by a pause
                 del limit.held[queue]
                 queue.resume()
             self.queues.touch(queue, now)
@@ -556,7 +558,7 @@ class Dispatcher:
             asyncio.get_running_loop().call_later(TURN, self.wanted, name)
             return
         for connection, queue in list(self._of.items()):
-            its = (queue.site.limit, self.memory.limit(connection.host_name))
+            its = (*queue.limits, self.memory.limit(connection.host_name))
             if connection in queue.idle and limit in its:
                 self._dismiss(queue, connection)
                 return
@@ -565,10 +567,11 @@ class Dispatcher:
         """Whether a connection has had its turn and others wait for its place."""
         if not connection.delivered or now - connection.since < TURN:
             return False
-        own, host = queue.site.limit, self.memory.limit(connection.host_name)
-        others = len(own.held) > (queue in own.held) and queue.full
+        host = self.memory.limit(connection.host_name)
+        others = queue.full and any(len(limit.held) > (queue in limit.held) for limit in queue.limits)
         crowded = self.queues.full and self.queues.crowded
-        return bool(others or own.wanted or host.wanted or host.held or crowded)
+        wanted = host.wanted or any(limit.wanted for limit in queue.limits)
+        return bool(others or wanted or host.held or crowded)
 
     def _ehlo_name(self, queue: Queue) -> str:
         name = queue.rules.settings.ehlo_hostname
@@ -603,7 +606,8 @@ class Dispatcher:
         # another address or with other TLS or credentials
         unfit = connection.services is not self.services or queue.epoch != self.queues.epoch
         unfit = unfit or connection.tls != rules.tls or connection.exhausted or not connection.usable
-        unfit = unfit or queue.site.limit.used > queue.site.limit.most or self._gives_way(connection, queue, now)
+        unfit = unfit or any(limit.used > limit.most for limit in queue.limits)
+        unfit = unfit or self._gives_way(connection, queue, now)
         if self._stopping or unfit or rules.suspended or self.curfew.until(queue.key, now):
             connection.quit()
             return

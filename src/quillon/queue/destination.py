@@ -20,7 +20,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.mail.message import Message
-from quillon.queue.limit import Limit
+from quillon.queue.limit import Cap, Limit
 from quillon.queue.line import Line
 from quillon.queue.trail import Trail
 from quillon.queue.window import Window
@@ -58,8 +58,8 @@ C = TypeVar("C", bound=Connection)
 class Rules:
     """What the configuration says of a destination: its settings, connections of this worker (a share of its own, and
     how many there are on lease, see `limit`), whether nothing leaves, and whether connections are needed at all, as
-    they are not where policy is to be asked or nothing may leave. Destinations that the same stanzas rule share one
-    object."""
+    they are not where policy is to be asked or nothing may leave; `caps` are limits over several destinations.
+    Destinations that the same stanzas rule share one object."""
 
     settings: DeliverySettings
     tls: OutboundTls
@@ -67,6 +67,7 @@ class Rules:
     suspended: bool
     spare: int = 0
     talks: bool = True
+    caps: tuple[Cap, ...] = ()
 
 
 class Site:
@@ -120,6 +121,7 @@ class DestinationQueue(Generic[C]):
         "granted",
         "idle",
         "key",
+        "limits",
         "paused_until",
         "rules",
         "silent_until",
@@ -129,15 +131,16 @@ class DestinationQueue(Generic[C]):
         "why_paused",
     )
 
-    def __init__(self, key: Key, rules: Rules, epoch: int, site: Site) -> None:
+    def __init__(self, key: Key, rules: Rules, epoch: int, site: Site, caps: tuple[Limit, ...] = ()) -> None:
         self.key = key
         self.site = site
         self.epoch = epoch
-        self.rule(rules)
         self.waiting = 0
         self.connecting = 0
         self.busy = 0
         self.idle: list[C] = []
+        self.limits: tuple[Limit, ...] = ()
+        self.rule(rules, caps)
         self.granted: dict[str, float] = {}  # throttles whose turn at a time is this destination's
         self.silent_until = 0.0
         self.paused_until = 0.0
@@ -148,10 +151,15 @@ class DestinationQueue(Generic[C]):
         self._groups: Line[Group] = Line()
         self._delayed: list[tuple[float, int, Message]] = []
 
-    def rule(self, rules: Rules) -> None:
-        """Other settings."""
+    def rule(self, rules: Rules, caps: tuple[Limit, ...]) -> None:
+        """Other settings; connections that stand count under the limits of those."""
         self.rules = rules
         self.site.limit.rule(rules.connections, rules.spare)
+        for cap in self.limits[1:]:
+            cap.used -= self.standing + self.connecting
+        self.limits = (self.site.limit, *caps)
+        for cap in caps:
+            cap.used += self.standing + self.connecting
 
     # messages -------------------------------------------------------------------------------------------------
 
@@ -290,7 +298,7 @@ class DestinationQueue(Generic[C]):
     @property
     def full(self) -> bool:
         """Whether no further connection may be opened; an idle one that does not fit may give its place away."""
-        return self.site.limit.used >= self.allowed
+        return self.site.limit.used >= self.allowed or any(cap.full for cap in self.limits[1:])
 
     @property
     def allowed(self) -> int:
@@ -308,9 +316,9 @@ class DestinationQueue(Generic[C]):
         """It may act again, but for a throttle."""
         self.paused_until = max(self.granted.values(), default=0.0)
 
-    def renew(self, rules: Rules, epoch: int) -> None:
+    def renew(self, rules: Rules, epoch: int, caps: tuple[Limit, ...] = ()) -> None:
         """Other settings hold: whatever it has waited for by the old ones counts no more."""
-        self.rule(rules)
+        self.rule(rules, caps)
         self.epoch = epoch
         self.granted.clear()
         self.paused_until = self.silent_until = 0.0

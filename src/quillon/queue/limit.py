@@ -7,7 +7,7 @@ worker has to ask for most connections, and the node never has more than it may.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 UNLIMITED = 2**31
 
@@ -15,6 +15,14 @@ UNLIMITED = 2**31
 def split(limit: int, workers: int) -> tuple[int, int]:
     """A worker's share, and how many are left over for all; 0 and below stand for no limit."""
     return divmod(limit, workers) if limit > 0 else (UNLIMITED, 0)
+
+
+class Cap(NamedTuple):
+    """A limit over several destinations: its name, what a worker has of it, and what is had on lease."""
+
+    name: str
+    share: int
+    spare: int
 
 
 class Limit:
@@ -40,6 +48,11 @@ class Limit:
     def most(self) -> int:
         """Connections that may stand now."""
         return self.share + min(self.leases, self.spare)
+
+    @property
+    def full(self) -> bool:
+        """Whether no further connection may be opened."""
+        return self.used >= self.most
 
     @property
     def wants(self) -> bool:

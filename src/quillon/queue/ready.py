@@ -41,6 +41,7 @@ class Queues(Generic[C]):
         self.opened = 0  # connections that stand or are being opened
         self._rules = rules
         self._total = total
+        self._caps: dict[str, Limit] = {}  # over several destinations, by name
         self._queues: dict[Key, DestinationQueue[C]] = {}
         self._ready: dict[DestinationQueue[C], None] = {}
         self._crowded: dict[DestinationQueue[C], None] = {}
@@ -58,8 +59,23 @@ class Queues(Generic[C]):
             if site is None:
                 site = self._sites[key[:3]] = site_of(key, rules)
             site.queues += 1
-            found = self._queues[key] = DestinationQueue(key, rules, self.epoch, site)
+            found = self._queues[key] = DestinationQueue(key, rules, self.epoch, site, self._limits_of(rules))
         return found
+
+    def renew(self, queue: DestinationQueue[C]) -> None:
+        """Other settings hold for a destination."""
+        rules = self._rules(queue.key)
+        self._leave(queue)
+        queue.renew(rules, self.epoch, self._limits_of(rules))
+
+    def _limits_of(self, rules: Rules) -> tuple[Limit, ...]:
+        """What several destinations share, as it stands."""
+        found = []
+        for cap in rules.caps:
+            limit = self._caps.setdefault(cap.name, Limit(cap.name))
+            limit.rule(cap.share, cap.spare)
+            found.append(limit)
+        return tuple(found)
 
     def __iter__(self) -> Iterator[DestinationQueue[C]]:
         return iter(list(self._queues.values()))
@@ -100,15 +116,14 @@ class Queues(Generic[C]):
                 self._crowded[queue] = None
             else:
                 self._crowded.pop(queue, None)
-        limit = queue.site.limit
         if state is State.AT_LIMIT and queue.full:
-            limit.held[queue] = None
-            if limit.wants and queue.site.window.allowed(UNLIMITED) > limit.most:
-                self._at_limit(limit)
-        elif limit.held:
-            limit.held.pop(queue, None)
-            if state is not State.READY:
-                self._pass_on(limit, now)
+            self._hold(queue)
+        else:
+            for limit in queue.limits:
+                if limit.held:
+                    limit.held.pop(queue, None)
+                    if state is not State.READY:
+                        self._pass_on(limit, now)
         due = queue.due(now)
         if due and (not queue.wakes_at or due < queue.wakes_at):
             queue.wakes_at = due
@@ -116,6 +131,23 @@ class Queues(Generic[C]):
             heapq.heappush(self._timers, (due, self._serial, queue))
         elif state is State.EMPTY and queue.forgettable:
             self.forget(queue)
+
+    def _hold(self, queue: DestinationQueue[C]) -> None:
+        """Have a destination wait for a place under each limit that keeps it from one."""
+        site, *caps = queue.limits
+        if site.used >= queue.allowed:
+            site.held[queue] = None
+            if site.wants and queue.site.window.allowed(UNLIMITED) > site.most:
+                self._at_limit(site)
+        for cap in caps:
+            if cap.full:
+                cap.held[queue] = None
+                if cap.wants:
+                    self._at_limit(cap)
+
+    def _leave(self, queue: DestinationQueue[C]) -> None:
+        for limit in queue.limits:
+            limit.held.pop(queue, None)
 
     def _state(self, queue: DestinationQueue[C], now: float) -> State:
         state = queue.state(now)
@@ -131,7 +163,7 @@ class Queues(Generic[C]):
             if not queue.site.queues:
                 del self._sites[queue.key[:3]]
                 self._released(queue.site.limit)  # whatever it has on lease
-        queue.site.limit.held.pop(queue, None)
+        self._leave(queue)
         self._ready.pop(queue, None)
         self._crowded.pop(queue, None)
 
@@ -190,7 +222,8 @@ class Queues(Generic[C]):
     def opening(self, queue: DestinationQueue[C]) -> None:
         """A connection is being opened."""
         queue.connecting += 1
-        queue.site.limit.used += 1
+        for limit in queue.limits:
+            limit.used += 1
         self.opened += 1
 
     def connected(self, queue: DestinationQueue[C]) -> None:
@@ -226,10 +259,10 @@ class Queues(Generic[C]):
 
     def _freed(self, queue: DestinationQueue[C], now: float) -> None:
         self.opened -= 1
-        limit = queue.site.limit
-        limit.used -= 1
-        self._released(limit)
-        self._pass_on(limit, now)
+        for limit in queue.limits:
+            limit.used -= 1
+            self._released(limit)
+            self._pass_on(limit, now)
         if self._crowded and not self.full:
             waiting = next(iter(self._crowded))
             del self._crowded[waiting]
