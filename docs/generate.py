@@ -20,9 +20,12 @@ from quillon.lab.faults import FAULTS
 from quillon.lab.trial import Result
 from quillon.lua.msys import LIBRARIES
 from quillon.lua.msys.api import Api
+from quillon.mail import reply as replies
+from quillon.mail.reply import Reply
 from quillon.policy import python, python_module
 from quillon.policy.environment import Environment
 from quillon.policy.hook import NOT_HERE, Hook, Phase, names_of
+from quillon.smtp.tables import KEYWORDS, VERBS, State
 from quillon.tls.causes import ALERT, CAUSES
 
 FOLDER = Path(__file__).parent / "reference"
@@ -233,6 +236,63 @@ WRITTEN_IN_LUA = {
 }
 
 
+def smtp_page() -> str:
+    """Verbs, the machine that they make up, keywords of the EHLO reply, and replies."""
+    out = [
+        "# SMTP",
+        "",
+        "Generated from `smtp/tables.py` and `mail/reply.py`. What the receiving role does with each verb, what it",
+        "offers, and every reply that Quillon itself sends or makes up.",
+        "",
+        "## States",
+        "",
+        "```mermaid",
+        "stateDiagram-v2",
+        f"    [*] --> {_node(State.AWAITING_HELLO)}: banner",
+    ]
+    for state in (State.AWAITING_HELLO, State.AWAITING_MAIL, State.AWAITING_RCPT):
+        for leads_to in (State.AWAITING_HELLO, State.AWAITING_MAIL, State.AWAITING_RCPT, State.READING_BODY):
+            verbs = [v.name for v in VERBS.values() if state not in v.refused and v.leads_to is leads_to]
+            if verbs:
+                out.append(f"    {_node(state)} --> {_node(leads_to)}: {', '.join(verbs)}")
+    reading, answering, mail = map(_node, (State.READING_BODY, State.ANSWERING_BODY, State.AWAITING_MAIL))
+    rcpt = _node(State.AWAITING_RCPT)
+    out += [
+        f"    {rcpt} --> {mail}: RSET",
+        f"    {reading} --> {answering}: the last dot",
+        f"    {answering} --> {mail}: 250, or why not",
+        "```",
+        "",
+        "A negative reply leaves the state as it is. QUIT, and any 421, ends the session.",
+        "",
+        "## Verbs",
+        "",
+        "| Verb | Cannot come | Argument it must not have | Asked before the answer | Then | Source |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for verb in VERBS.values():
+        refused = "; ".join(f"{state.value}: `{reply}`" for state, reply in verb.refused.items())
+        refused += " (unless Require_EHLO = false)" if verb.hello_optional else ""
+        argument = f"`{verb.argument}`" if verb.argument else ""
+        leads_to = verb.leads_to.value if verb.leads_to else ""
+        out.append(f"| {verb.name} | {refused} | {argument} | {verb.asks} | {leads_to} | {verb.rfc} |")
+    out += ["", "## Keywords of the EHLO reply", "", "| Keyword | Offered | Source |", "| --- | --- | --- |"]
+    for keyword in KEYWORDS:
+        words = f"{keyword.name} {keyword.arguments}".strip()
+        out.append(f"| {words} | {keyword.when.value} | {keyword.rfc} |")
+    out += ["| AUTH | where Auth stanzas or options name mechanisms that can be used | RFC 4954 |"]
+    out += ["", "## Replies", "", "| Reply | Name |", "| --- | --- |"]
+    found = {name: value for name, value in vars(replies).items() if isinstance(value, Reply)}
+    for name, reply in sorted(found.items(), key=lambda pair: (pair[1].code, pair[1].enhanced, pair[0])):
+        text = str(reply).replace("|", "\\|")
+        out.append(f"| `{text}` | {name} |")
+    return "\n".join([*out, ""])
+
+
+def _node(state: State) -> str:
+    return state.value.title().replace(" ", "").replace("/", "")
+
+
 def farm_page(found: Mapping[tuple[str, str], Mapping[str, Result]]) -> str:
     """What happens with each peer of the fault farm, from the results of trials by (TLS, TLS_Verify) and peer."""
     verifies = ("no", "optional", "ca", "host")
@@ -266,7 +326,7 @@ def try_farm() -> dict[tuple[str, str], dict[str, Result]]:
     }
 
 
-PAGES = {"options.md": options_page, "causes.md": causes_page, "policy.md": policy_page}
+PAGES = {"options.md": options_page, "causes.md": causes_page, "policy.md": policy_page, "smtp.md": smtp_page}
 
 
 def main() -> int:

@@ -10,8 +10,11 @@ import quillon
 from quillon.config.options import Option, convert, table
 from quillon.config.syntax import ListValue, Position, Word
 from quillon.config.values import _EXTENSIONS, TRUSTED_EXTENSIONS
+from quillon.lab.sink import reception_defaults
+from quillon.mail.reply import Reply
+from quillon.smtp import events as smtp
 from quillon.smtp.server import ServerSession
-from quillon.smtp.tables import KEYWORDS, VERBS
+from quillon.smtp.tables import KEYWORDS, VERBS, State, Verb
 from quillon.tls.causes import CAUSES
 
 SOURCE = Path(quillon.__file__).parent
@@ -45,12 +48,45 @@ def test_smtp_extensions_and_the_ehlo_reply_know_the_same_keywords() -> None:
     assert {*_EXTENSIONS.values(), *TRUSTED_EXTENSIONS} == {keyword.name for keyword in KEYWORDS}
 
 
-def test_every_verb_has_a_handler() -> None:
-    from quillon.smtp import server
+STATES = {
+    State.AWAITING_HELLO: [],
+    State.AWAITING_MAIL: [b"EHLO c"],
+    State.AWAITING_RCPT: [b"EHLO c", b"MAIL FROM:<a@x.test>"],
+}
 
-    assert set(server._HANDLERS) == set(VERBS)
-    assert all(callable(handler) for handler in server._HANDLERS.values())
-    assert ServerSession is not None
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("verb", VERBS.values(), ids=lambda verb: verb.name)
+def test_the_machine_is_what_its_table_says(verb: Verb, state: State) -> None:
+    settings = reception_defaults(smtp_extensions=("STARTTLS",), require_ehlo=True, auth_in_clear=("PLAIN",))
+    session = ServerSession(settings, "mx.test", "192.0.2.1", can_starttls=True, mechanisms=["PLAIN"], trusted=True)
+    session.greet(Reply(220, "", "mx"))
+
+    def say(line: bytes) -> tuple[object, bytes]:
+        session.receive(line + b"\r\n")
+        event = session.next_event()
+        return event, session.data_to_send()
+
+    for line in STATES[state]:
+        say(line)
+        session.respond(None)
+    session.data_to_send()
+    assert session.state is state
+    argument = {"EHLO": b" c", "HELO": b" c", "MAIL": b" FROM:<a@x.test>", "RCPT": b" TO:<b@y.test>", "AUTH": b" PLAIN"}
+    event, said = say(verb.name.encode() + argument.get(verb.name, b""))
+    refused = verb.refused.get(state)
+    if refused is not None:
+        assert said == refused.encode()
+        assert event is smtp.NEED_DATA
+    elif verb.name in ("DATA", "XCLIENT", "XREMOTEIP", "XSETCONTEXT", "XDUMPCONTEXT"):
+        assert said.startswith(b"5")  # no recipient yet; not listed in SMTP_Extensions
+    else:
+        assert not said.startswith(b"5") or verb.name == "VRFY"
+        assert (event is not smtp.NEED_DATA) == bool(verb.asks)
+        if verb.asks and verb.name not in ("STARTTLS", "AUTH"):
+            session.respond(None)
+            assert session.state is (verb.leads_to or state)
+    assert hasattr(ServerSession, verb.handler)
 
 
 CALLS = {"HandshakeFailure", "Judgement", "TransientFailure", "_tls_failed", "_refused", "Foreseen"}

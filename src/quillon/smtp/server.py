@@ -38,7 +38,7 @@ from quillon.smtp.events import (
     StartTls,
     Wait,
 )
-from quillon.smtp.tables import KEYWORDS, VERBS, State, When
+from quillon.smtp.tables import KEYWORDS, VERBS, State, Verb, When
 from quillon.smtp.wire import MAX_COMMAND_LINE, MailData
 
 # Methods of the IANA registry, and whatever ends as a request line does (RFC 9325 3.8 on cross-protocol attacks)
@@ -95,7 +95,6 @@ class ServerSession:
         self._pending: Event | None = None
         self._greeted = False
         self._handshaking = False
-        self._sender: Mailbox | None = None
         self._accepted: int = 0
         self._mail_data: MailData | None = None
         self._size = 0
@@ -187,7 +186,8 @@ class ServerSession:
         elif isinstance(event, MailFrom):
             self._send(reply or replies.SENDER_OK)
             if reply is None or reply.positive:
-                self._sender, self._accepted, self.state = event.mailbox, 0, State.AWAITING_RCPT
+                self._accepted = 0
+                self._go_on("MAIL")
         elif isinstance(event, RcptTo):
             self._send(reply or replies.RECIPIENT_OK)
             if reply is None or reply.positive:
@@ -228,7 +228,7 @@ class ServerSession:
         """As after the banner: whoever speaks now has to say EHLO."""
         self._hello, self._hello_needed = "", True
         self._reset()
-        self.state = State.AWAITING_HELLO
+        self._go_on("STARTTLS")
 
     def client_is(
         self,
@@ -314,7 +314,18 @@ class ServerSession:
             if not (self.settings.allow_trailing_whitespace_in_commands and not argument.strip()):
                 return self._refuse(row.argument)
             argument = ""
+        refusal = self._out_of_order(row)
+        if refusal is not None:
+            return self._refuse(refusal)
         return _HANDLERS[row.name](self, argument, text.decode("ascii"))
+
+    def _out_of_order(self, row: Verb) -> Reply | None:
+        """Why a verb cannot come now."""
+        if row.retires and self.retiring is not None:
+            return self.retiring
+        if row.hello_optional and self.state is State.AWAITING_HELLO and not self._hello_needed:
+            return None
+        return row.refused.get(self.state)
 
     def _do_hello(self, argument: str, line: str) -> Event | None:
         verb = line[:4].upper()
@@ -329,7 +340,7 @@ class ServerSession:
             return
         self._reset()
         self._hello, self._hello_needed = event.domain, False
-        self.state = State.AWAITING_MAIL
+        self._go_on(event.verb)
         greeting = f"{self._hostname} says {event.verb} to {self._client}"
         lines = [greeting] if event.verb == "HELO" else [greeting, *self._keywords()]
         self._send(Reply(250, "", "\n".join(lines)))
@@ -363,12 +374,6 @@ class ServerSession:
         return self._lists("STARTTLS") and not self.settings.use_ssl and self._capabilities.get("STARTTLS", True)
 
     def _do_mail(self, argument: str, line: str) -> Event | None:
-        if self.retiring is not None:
-            return self._refuse(self.retiring)
-        if self._hello_needed:
-            return self._refuse(replies.HELO_NEEDED)
-        if self._sender is not None:
-            return self._refuse(replies.MAIL_AGAIN)
         if self.must_authenticate and not self.authenticated:
             return self._refuse(replies.AUTHENTICATION_REQUIRED)
         limit = self.settings.max_receptions_per_connection
@@ -397,8 +402,6 @@ class ServerSession:
         return None
 
     def _do_rcpt(self, argument: str, line: str) -> Event | None:
-        if self._sender is None:
-            return self._refuse(replies.RCPT_WITHOUT_MAIL)
         self.recipients += 1
         settings = self.settings
         if settings.max_recipients_per_connection and self.recipients > settings.max_recipients_per_connection:
@@ -418,8 +421,6 @@ class ServerSession:
         return RcptTo(_qualified(command.mailbox, domain or own), line, postmaster)
 
     def _do_data(self, argument: str, line: str) -> Event | None:
-        if self._sender is None:
-            return self._refuse(replies.DATA_WITHOUT_MAIL)
         if not self._accepted:
             return self._refuse(replies.DATA_WITHOUT_RCPT)
         return BeginData()
@@ -434,11 +435,9 @@ class ServerSession:
             repair_body=self.settings.rfc2822_lone_lf_in_body == "fix",
         )
         self._size = 0
-        self.state = State.READING_BODY
+        self._go_on("DATA")
 
     def _do_rset(self, argument: str, line: str) -> Event | None:
-        if self.retiring is not None:
-            return self._refuse(self.retiring)
         self._reset()
         self._send(replies.RESET)
         return None
@@ -485,7 +484,7 @@ class ServerSession:
     def _do_auth(self, argument: str, line: str) -> Event | None:
         if not self._auth.mechanisms or self._capabilities.get("AUTH") is False:
             return self._refuse(replies.UNRECOGNIZED)
-        if self.authenticated or self._sender is not None or self._hello_needed or not self._hello:
+        if self.authenticated:
             return self._refuse(replies.BAD_SEQUENCE)
         found = self._auth.command(argument, in_tls=self.in_tls)
         return self._refuse(found) if isinstance(found, Reply) else found
@@ -540,8 +539,12 @@ class ServerSession:
     # common ---------------------------------------------------------------------------------------------------
 
     def _reset(self) -> None:
-        self._sender, self._accepted = None, 0
+        self._accepted = 0
         self.state = State.AWAITING_MAIL if self._hello else State.AWAITING_HELLO
+
+    def _go_on(self, verb: str) -> None:
+        """A verb was answered with a positive reply."""
+        self.state = VERBS[verb].leads_to or self.state
 
     def _refuse(self, reply: Reply) -> Event | None:
         self._send(reply)
@@ -587,21 +590,4 @@ def _qualified(mailbox: Mailbox, domain: str | None) -> Mailbox:
 
 
 _Handler = Callable[[ServerSession, str, str], Event | None]
-_HANDLERS: dict[str, _Handler] = {
-    "EHLO": ServerSession._do_hello,
-    "HELO": ServerSession._do_hello,
-    "MAIL": ServerSession._do_mail,
-    "RCPT": ServerSession._do_rcpt,
-    "DATA": ServerSession._do_data,
-    "RSET": ServerSession._do_rset,
-    "NOOP": ServerSession._do_noop,
-    "QUIT": ServerSession._do_quit,
-    "VRFY": ServerSession._do_vrfy,
-    "HELP": ServerSession._do_help,
-    "STARTTLS": ServerSession._do_starttls,
-    "AUTH": ServerSession._do_auth,
-    "XCLIENT": ServerSession._do_extension,
-    "XREMOTEIP": ServerSession._do_extension,
-    "XSETCONTEXT": ServerSession._do_extension,
-    "XDUMPCONTEXT": ServerSession._do_extension,
-}
+_HANDLERS: dict[str, _Handler] = {name: getattr(ServerSession, row.handler) for name, row in VERBS.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from quillon.mail import reply as replies
@@ -21,34 +22,92 @@ class State(Enum):
     CONCURRENCY = "concurrency limit"
 
 
+_IN_SESSION = "manual, esmtp_listener.extensions"
+
+
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A verb of the client. `argument` is the reply to an argument it must not have, or None where it may have one."""
+    """A verb of the client: one row of the state machine, which checks it from left to right.
+
+    `handler` is the method of `ServerSession` that takes it. `argument` is the reply to an argument it must not have.
+    `refused` are states in which it cannot come, with the reply. `hello_optional` lets it come before EHLO where
+    Require_EHLO is false. `retires` tells that a session of an older configuration ends here. `asks` is what is asked
+    before it is answered, a phase of policy or a part of Quillon; without it the machine answers by itself. `leads_to`
+    is the state after a positive reply, None the same one.
+    """
 
     name: str
+    handler: str
     argument: Reply | None = None
+    refused: Mapping[State, Reply] = field(default_factory=dict)
+    hello_optional: bool = False
+    retires: bool = False
+    asks: str = ""
+    leads_to: State | None = None
     rfc: str = "RFC 5321"
 
 
 VERBS: dict[str, Verb] = {
     verb.name: verb
     for verb in (
-        Verb("EHLO"),
-        Verb("HELO"),
-        Verb("MAIL"),
-        Verb("RCPT"),
-        Verb("DATA", replies.DATA_ARGUMENTS),
-        Verb("RSET", replies.RSET_ARGUMENTS),
-        Verb("NOOP"),
-        Verb("QUIT", replies.NO_PARAMETERS),
-        Verb("VRFY"),
-        Verb("HELP"),
-        Verb("STARTTLS", replies.NO_PARAMETERS, rfc="RFC 3207"),
-        Verb("AUTH", rfc="RFC 4954"),
-        Verb("XCLIENT", rfc="postfix.org/XCLIENT_README"),
-        Verb("XREMOTEIP", rfc="manual, esmtp_listener.extensions"),
-        Verb("XSETCONTEXT", rfc="manual, esmtp_listener.extensions"),
-        Verb("XDUMPCONTEXT", replies.NO_PARAMETERS, rfc="manual, esmtp_listener.extensions"),
+        Verb("EHLO", "_do_hello", asks="ehlo", leads_to=State.AWAITING_MAIL, rfc="RFC 5321 4.1.1.1"),
+        Verb("HELO", "_do_hello", asks="ehlo", leads_to=State.AWAITING_MAIL, rfc="RFC 5321 4.1.1.1"),
+        Verb(
+            "MAIL",
+            "_do_mail",
+            refused={State.AWAITING_HELLO: replies.HELO_NEEDED, State.AWAITING_RCPT: replies.MAIL_AGAIN},
+            hello_optional=True,
+            retires=True,
+            asks="mailfrom",
+            leads_to=State.AWAITING_RCPT,
+            rfc="RFC 5321 4.1.1.2",
+        ),
+        Verb(
+            "RCPT",
+            "_do_rcpt",
+            refused=dict.fromkeys((State.AWAITING_HELLO, State.AWAITING_MAIL), replies.RCPT_WITHOUT_MAIL),
+            asks="rcptto",
+            rfc="RFC 5321 4.1.1.3",
+        ),
+        Verb(
+            "DATA",
+            "_do_data",
+            argument=replies.DATA_ARGUMENTS,
+            refused=dict.fromkeys((State.AWAITING_HELLO, State.AWAITING_MAIL), replies.DATA_WITHOUT_MAIL),
+            asks="rcptto_list, then data and data_spool behind the last dot",
+            leads_to=State.READING_BODY,
+            rfc="RFC 5321 4.1.1.4",
+        ),
+        Verb("RSET", "_do_rset", argument=replies.RSET_ARGUMENTS, retires=True, rfc="RFC 5321 4.1.1.5"),
+        Verb("NOOP", "_do_noop", rfc="RFC 5321 4.1.1.9"),
+        Verb("QUIT", "_do_quit", argument=replies.NO_PARAMETERS, rfc="RFC 5321 4.1.1.10"),
+        Verb("VRFY", "_do_vrfy", rfc="RFC 5321 4.1.1.6"),
+        Verb("HELP", "_do_help", rfc="RFC 5321 4.1.1.8"),
+        Verb(
+            "STARTTLS",
+            "_do_starttls",
+            argument=replies.NO_PARAMETERS,
+            asks="TLS",
+            leads_to=State.AWAITING_HELLO,
+            rfc="RFC 3207",
+        ),
+        Verb(
+            "AUTH",
+            "_do_auth",
+            refused=dict.fromkeys((State.AWAITING_HELLO, State.AWAITING_RCPT), replies.BAD_SEQUENCE),
+            asks="AUTH",
+            rfc="RFC 4954",
+        ),
+        Verb(
+            "XCLIENT",
+            "_do_extension",
+            asks="connect",
+            leads_to=State.AWAITING_HELLO,
+            rfc="postfix.org/XCLIENT_README",
+        ),
+        Verb("XREMOTEIP", "_do_extension", asks="session", rfc=_IN_SESSION),
+        Verb("XSETCONTEXT", "_do_extension", asks="session", rfc=_IN_SESSION),
+        Verb("XDUMPCONTEXT", "_do_extension", argument=replies.NO_PARAMETERS, asks="session", rfc=_IN_SESSION),
     )
 }
 
