@@ -22,9 +22,7 @@ from quillon.mail import header
 from quillon.mail.address import NULL_PATH, Mailbox
 from quillon.mail.message import NULL_ID, Batch, IdSource, Message, Origin
 from quillon.mail.outcome import PermanentFailure, TransientFailure
-from quillon.mail.reply import Reply
 from quillon.net.clock import Clock
-from quillon.policy.context import Context
 from quillon.policy.hook import NO_POLICY, Policy, Session
 from quillon.reception.accept import Envelope, Reception
 from quillon.reception.mail_data import MailData
@@ -137,14 +135,14 @@ class Bouncer:
 
     async def _write(self, whom: _Whom, found: _Gathered) -> None:
         """Write a notification. Whatever goes wrong, who waits for it is told, and tries again."""
+        stored = False
         try:
-            await self._accept(whom, found)
-        except Exception:
+            stored = await self._accept(whom, found)
+        finally:
             for done in found.waiting:
-                done(False)
-            raise
+                done(stored)
 
-    async def _accept(self, whom: _Whom, found: _Gathered) -> None:
+    async def _accept(self, whom: _Whom, found: _Gathered) -> bool:
         now = self._clock.now()
         number = self._ids.next(now)
         notice = Notice(
@@ -165,13 +163,7 @@ class Bouncer:
         mail_data = MailData(self._store, number.number, len(text), lambda _: b"", 0)
         mail_data.add(text)
 
-        def answered(reply: Reply) -> None:
-            for done in found.waiting:
-                done(reply.positive)
-
-        task = self._reception.accept(envelope, mail_data, None, Context(), answered)
-        if task is not None:
-            await task
+        return (await self._reception.accept(envelope, mail_data)).positive
 
     async def _original(self, batch: Batch, wanted: str) -> bytes:
         """The original or its header section, as far as it can be read."""

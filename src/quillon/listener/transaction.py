@@ -175,7 +175,7 @@ class Transaction:
             self._deciding, self.committing = False, True
 
         services = self._services
-        task = services.reception.accept(
+        task = services.reception.take(
             envelope, mail_data, self.settings, self._context, answered, services.policy, decided
         )
         if task is not None:

@@ -115,25 +115,37 @@ class Reception:
         self.config, self.policy, self.node, self.bindings = config, policy, config.node(), config.bindings()
         self.room.reconfigure(self.node.spool_minimum_free_space, self.node.spool_minimum_free_inodes)
 
-    def accept(
+    async def accept(self, envelope: Envelope, mail_data: MailData, settings: ReceptionSettings | None = None) -> Reply:
+        """Take a message, or refuse it: the answer, after the commit where there is one. `settings` is None for what
+        Quillon writes itself, which is under no rule of reception. Who cancels it may have got the message taken."""
+        answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def answer(reply: Reply) -> None:
+            if not answered.done():
+                answered.set_result(reply)
+
+        await self._take(envelope, mail_data, settings, Context(), answer, self.policy, lambda: None)
+        return await answered
+
+    def take(
         self,
         envelope: Envelope,
         mail_data: MailData,
         settings: ReceptionSettings | None,
         context: Context,
         answer: Answer,
-        policy: Policy | None = None,
-        decided: Callable[[], None] = lambda: None,
+        policy: Policy,
+        decided: Callable[[], None],
     ) -> asyncio.Task[None] | None:
-        """Take a message, or refuse it; `answer` is called once, after the commit where there is one.
+        """As `accept`, for sessions: without a task for each message, and with a policy and a context of their own.
 
-        `settings` is None for what Quillon writes itself, which is under no rule of reception. Gives the task that does
-        the rest where policy has to wait; who cancels it gets no answer, and no message has been taken then. `decided`
-        is called when that is over: from there on the message is being stored, and nothing breaks it off.
+        `answer` is called once. Gives the task that does the rest where policy has to wait; who cancels it gets no
+        answer, and no message has been taken then. `decided` is called when that is over: from there on the message is
+        being stored, and nothing breaks it off.
         """
-        return eager.start(self._accept(envelope, mail_data, settings, context, answer, policy or self.policy, decided))
+        return eager.start(self._take(envelope, mail_data, settings, context, answer, policy, decided))
 
-    async def _accept(
+    async def _take(
         self,
         envelope: Envelope,
         mail_data: MailData,
