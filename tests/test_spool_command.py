@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from quillon.cli.main import main
+from quillon.mail.message import Message
 from tests.support.clients import MESSAGE
-from tests.support.server import Server, free_port
+from tests.support.server import Server, free_port, until
+from tests.test_store import _batch, _insert, _store, _use
 
 
 @pytest.fixture
@@ -89,3 +91,82 @@ def test_check_names_what_is_broken(running: Server, capsys: pytest.CaptureFixtu
     assert f"its body {body.name} is missing" in text
     assert "77: no message has this body" in text
     assert main(["spool", "check", "--spool", str(running.folder)]) == 1
+
+
+def test_what_was_exported_comes_back_by_import(
+    running: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = ("-c", str(running.file))
+    before = {(str(m.batch.sender), str(m.recipient)): body for m, body in running.spooled()}
+    for form in ([], ["--maildir"]):
+        _said(capsys, "export", *form, str(tmp_path / f"out{len(form)}"), *config)
+    running.stop()
+    text = running.file.read_text()
+    for number, folder in enumerate((tmp_path / "out0", tmp_path / "out1")):
+        for old in (running.folder / "spool").glob("worker-*"):
+            old.rename(tmp_path / f"{old.name}-{number}")
+        running.file.write_text(text.replace("Suspend_Delivery", 'Gateway = "next.test" Suspend_Delivery'))
+        said = _said(capsys, "import", str(folder), *config)
+        assert said.startswith("3 messages written to ")
+        running.start()
+        until(lambda: len(running.spooled()) == 3, "mail")
+        assert not list(running.folder.glob("spool/worker-1000/log/*.log"))
+        assert {(str(m.batch.sender), str(m.recipient)): body for m, body in running.spooled()} == before
+        assert {m.destination for m, _ in running.spooled()} == {"next.test"}
+        running.stop()
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        (b"Subject: x\r\n\r\nhi\r\n", [], "give --sender and --recipient"),
+        (b"Subject: x\n\nhi\n", ["--sender", "a@x.test", "--recipient", "nobody"], "has no domain"),
+        (b"Subject: x\n\nhi\n", ["--sender", "a b", "--recipient", "b@y.test"], "is no address"),
+        (b"", ["--sender", "<>", "--recipient", "b@y.test"], "no message in it"),
+        (b"a\0b", ["--sender", "<>", "--recipient", "b@y.test"], "octets of value 0"),
+    ],
+)
+def test_files_that_cannot_be_imported(
+    running: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, options: list[str], words: str
+) -> None:
+    (tmp_path / "one.eml").write_bytes(content)
+    assert main(["spool", "import", "-c", str(running.file), str(tmp_path / "one.eml"), *options]) == 1
+    assert words in capsys.readouterr().err
+    assert not (running.folder / "spool/worker-1000").exists()
+
+
+def test_repair_copies_what_can_be_read_and_takes_back_what_was_set_aside(
+    running: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "worker-0"
+    some = [_batch(body=b"x" * 9000) for _ in range(200)]
+
+    async def put(_: list[Message]) -> None:
+        for batch, messages in some:
+            assert await _insert(store, batch, messages) is None
+            store.update(messages[0])
+
+    store, _ = _store(folder)
+    _use(store, put)
+    file = folder / "spool.db"
+    with sqlite3.connect(file) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        database.execute(
+            "INSERT INTO set_aside SELECT id, 'message', batch, record, 'layout 9', 'now' FROM message ORDER BY id LIMIT 1"
+        )
+        database.execute("DELETE FROM message WHERE id = (SELECT min(id) FROM message)")
+    database.close()
+    assert "was set aside, waits again" in _said(capsys, "repair", "--spool", str(tmp_path))
+    octets = bytearray(file.read_bytes())
+    middle = len(octets) // 2 // 16384 * 16384
+    octets[middle : middle + 32768] = b"\xff" * 32768
+    file.write_bytes(octets)
+    assert _said(capsys, "check", "--spool", str(tmp_path), status=1)
+    said = _said(capsys, "repair", "--spool", str(tmp_path))
+    assert "messages were copied into a new database" in said
+    assert (folder / "spool.db.damaged-1").read_bytes() == octets
+    assert _said(capsys, "repair", "--spool", str(tmp_path)) == f"there is nothing to repair in {tmp_path}\n"
+    store, _ = _store(folder)
+    assert 150 < len(_use(store)) <= 200
+    assert main(["spool", "repair", "--spool", str(running.folder / "spool")]) == 1
+    assert "stop the server first" in capsys.readouterr().err

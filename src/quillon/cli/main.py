@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "run in the foreground"),
     "console": ("console", "ask a running server; `quillon console help` lists what"),
     "check": ("check", "check a configuration and the files it names"),
-    "spool": ("spool", "list, show, export and check what is in the spool"),
+    "spool": ("spool", "look into the spool, put mail into it, repair it"),
     "explain": ("explain", "tell where each effective option comes from"),
     "policy": ("policy", "look at the policies of a configuration, try them on a dialog"),
     "replay": ("policy", "play recorded sessions again, and print those that end otherwise"),

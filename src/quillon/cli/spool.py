@@ -1,4 +1,5 @@
-"""`quillon spool ls|show|export|check`: what waits, read beside a running server or without one; nothing is changed."""
+"""`quillon spool`: what waits, listed, shown, written to files and checked, beside a running server or without one;
+messages out of files put into it, and damage repaired, while no server has it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ from quillon.mail import header
 from quillon.mail.message import Message
 from quillon.mail.shown import line as one_line
 from quillon.mail.shown import printable
-from quillon.spool.inspect import Found, Spool, Wanted
+from quillon.reception.from_files import ImportFault, bring, files, front, letter
+from quillon.spool.errors import SpoolError
+from quillon.spool.inspect import Spool, Wanted
+from quillon.spool.repair import repair
 
 
 def add(commands: Any) -> None:
@@ -29,6 +33,7 @@ def add(commands: Any) -> None:
         ("show", "one message: envelope, state, contexts and header section", _show),
         ("export", "write messages to files, as they would be sent", _export),
         ("check", "look for what is broken; status 1 if anything is", _check),
+        ("repair", "repair what can be repaired, while no server runs", _repair),
     ):
         action = actions.add_parser(name, help=help_text)
         action.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="names the spool")
@@ -46,6 +51,15 @@ def add(commands: Any) -> None:
         if run is _export:
             action.add_argument("folder", type=Path, metavar="DIR", help="where to: made if it is not there")
             action.add_argument("--maildir", action="store_true", help="a maildir instead of .eml files")
+
+    action = actions.add_parser("import", help="put messages out of files into the spool, for the next start")
+    action.add_argument(
+        "-c", "--config", default=DEFAULT, metavar="FILE", help="names the spool, and says where mail goes"
+    )
+    action.add_argument("files", nargs="+", type=Path, metavar="PATH", help="a file, a folder of .eml files, a maildir")
+    action.add_argument("--sender", metavar="ADDRESS", help="of all of them, <> for none; else what export has written")
+    action.add_argument("--recipient", metavar="ADDRESS", help="of all of them; else what export has written")
+    action.set_defaults(run=_import)
 
 
 def _with_spool(run: Callable[[argparse.Namespace, Spool], int]) -> Callable[[argparse.Namespace], int]:
@@ -154,18 +168,36 @@ def _export(given: argparse.Namespace, spool: Spool) -> int:
             continue  # it has been delivered meanwhile
         name = str(found.message.id).replace("/", ".")
         file = target / (name if given.maildir else f"{name}.eml")
-        file.write_bytes(_with_envelope(found, body))
+        file.write_bytes(front(found.message.batch.sender, found.message.recipient, body) + body)
         count += 1
     print(f"{count} messages written to {folder}")
     return 0
 
 
-def _with_envelope(found: Found, body: bytes) -> bytes:
-    """A message with the envelope that a file would lose: X-Envelope-To in front, Return-Path if there is none."""
-    front = f"X-Envelope-To: <{found.message.recipient}>\r\n".encode("utf-8", "surrogateescape")
-    if not header.has(header.section(body), b"return-path"):
-        front = f"Return-Path: <{found.message.batch.sender}>\r\n".encode("utf-8", "surrogateescape") + front
-    return front + body
+def _import(given: argparse.Namespace) -> int:
+    config = read(given.config)
+    if config is None:
+        return FAULTY
+    try:
+        letters = [letter(f.read_bytes(), str(f), given.sender, given.recipient) for f in files(given.files)]
+        folder = bring(letters, config)
+    except (ImportFault, SpoolError, OSError) as error:
+        print(f"quillon: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(letters)} messages written to {folder}; the server takes them over when it starts next")
+    return 0
+
+
+def _repair(_: argparse.Namespace, spool: Spool) -> int:
+    done: list[str] = []
+    for folder in spool.folders():
+        try:
+            repair(folder, done.append)
+        except SpoolError as error:
+            print(f"quillon: {error}: stop the server first", file=sys.stderr)
+            return 1
+    print("\n".join(done) if done else f"there is nothing to repair in {spool.base}")
+    return 0
 
 
 def _check(_: argparse.Namespace, spool: Spool) -> int:

@@ -113,24 +113,11 @@ class Spool:
         """What is wrong: pages that SQLite finds broken, damage in the log, records that cannot be read, bodies that
         are missing or that nobody names, entries that were set aside. Raises sqlite3.Error, OSError."""
         for folder in self.folders():
-            file = str(folder / "spool.db")
-            with _reading(folder) as database:
-                for (words,) in database.execute("PRAGMA quick_check(20)"):
-                    if words != "ok":
-                        yield Fault(file, str(words))
-                for kind, number, reason, at in database.execute("SELECT kind, id, reason, at FROM set_aside"):
-                    yield Fault(file, f"{kind} {number} was set aside at {at}: {reason}")
-                named = {path for (path,) in database.execute("SELECT path FROM batch WHERE path != ''")}
-            database.close()
             yield from _faults_of_log(folder / "log")
-            for row in rows(folder):
-                named.add(row.path)
-                if words := _fault(row, folder):
-                    where = str(row.place.segment.path) if row.place is not None else file
-                    yield Fault(where, f"message {MessageId.from_number(row.number)}: {words}")
-            for body in sorted((folder / "bodies").glob("*")):
-                if body.name not in named:
-                    yield Fault(str(body), "no message has this body")
+            try:
+                yield from _faults_of_rows(folder)
+            except sqlite3.DatabaseError as error:
+                yield Fault(str(folder / "spool.db"), f"{error}; what can be read of it `quillon spool repair` copies")
 
 
 def rows(folder: Path) -> Iterator[Row]:
@@ -162,6 +149,28 @@ def _rows_of_log(folder: Path) -> Iterator[Row]:
                         yield Row(number, record.number, text, record.batch, record.path, not record.path, place)
         except (FileNotFoundError, DamageError):
             continue  # it has gone meanwhile; of damage `faults` tells
+
+
+def _faults_of_rows(folder: Path) -> Iterator[Fault]:
+    """What is wrong with the database and with messages of either tier. Raises sqlite3.DatabaseError where pages are
+    broken."""
+    file = str(folder / "spool.db")
+    with _reading(folder) as database:
+        for (words,) in database.execute("PRAGMA quick_check(20)"):
+            if words != "ok":
+                yield Fault(file, str(words))
+        for kind, number, reason, at in database.execute("SELECT kind, id, reason, at FROM set_aside"):
+            yield Fault(file, f"{kind} {number} was set aside at {at}: {reason}")
+        named = {path for (path,) in database.execute("SELECT path FROM batch WHERE path != ''")}
+    database.close()
+    for row in rows(folder):
+        named.add(row.path)
+        if words := _fault(row, folder):
+            where = str(row.place.segment.path) if row.place is not None else file
+            yield Fault(where, f"message {MessageId.from_number(row.number)}: {words}")
+    for body in sorted((folder / "bodies").glob("*")):
+        if body.name not in named:
+            yield Fault(str(body), "no message has this body")
 
 
 def _faults_of_log(folder: Path) -> Iterator[Fault]:

@@ -1,0 +1,135 @@
+"""Messages out of files, into a spool folder of their own that a server takes over at its next start.
+
+What `quillon spool export` has written says in front who it is from and to, and comes back as it was. Of other files
+the envelope has to be given. A message goes where the configuration wants it now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from quillon.config.model import Config
+from quillon.mail import header
+from quillon.mail.address import NULL_PATH, AddressError, Mailbox, parse_mailbox
+from quillon.mail.message import NULL_ID, Batch, IdSource, Message, Origin
+from quillon.spool.errors import SpoolError
+from quillon.spool.store import Store
+
+_FRONT = re.compile(rb"(?:Return-Path:[^\r\n]*\r\n)?X-Envelope-From: <([^\r\n]*)>\r\nX-Envelope-To: <([^\r\n]*)>\r\n")
+_LONE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
+
+
+class ImportFault(ValueError):
+    """A file that cannot be taken: the message says which, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message out of a file, with its envelope."""
+
+    sender: Mailbox
+    recipient: Mailbox
+    body: bytes
+
+
+def front(sender: Mailbox, recipient: Mailbox, body: bytes) -> bytes:
+    """What `letter` finds an envelope in, to stand in front of a message; with the Return-Path that a mailbox wants."""
+    known = b"" if header.has(header.section(body), b"return-path") else f"Return-Path: <{sender}>\r\n".encode()
+    return known + f"X-Envelope-From: <{sender}>\r\nX-Envelope-To: <{recipient}>\r\n".encode("utf-8", "surrogateescape")
+
+
+def letter(data: bytes, name: str, sender: str | None, recipient: str | None) -> Letter:
+    """The message of a file. Sender and recipient, where given, go before what stands in it. Raises ImportFault."""
+    body = _LONE.sub(b"\r\n", data)
+    found = _FRONT.match(body)
+    if found is not None:
+        body = body[found.end() :]
+    said = [part.decode("utf-8", "surrogateescape") for part in found.groups()] if found else [None, None]
+    sender = said[0] if sender is None else sender
+    recipient = said[1] if recipient is None else recipient
+    if sender is None or recipient is None:
+        raise ImportFault(f"{name}: it does not say from whom and to whom it goes: give --sender and --recipient")
+    if not body.strip():
+        raise ImportFault(f"{name}: there is no message in it")
+    if b"\0" in body:
+        raise ImportFault(f"{name}: it has octets of value 0, which no message may have (RFC 5322 4)")
+    return Letter(_mailbox(sender, name, null=True), _mailbox(recipient, name), body)
+
+
+def _mailbox(text: str, name: str, *, null: bool = False) -> Mailbox:
+    if null and text in ("", "<>"):
+        return NULL_PATH
+    try:
+        mailbox = parse_mailbox(text.removeprefix("<").removesuffix(">"))
+    except AddressError as error:
+        raise ImportFault(f"{name}: {text!r:.100} is no address: {error}") from None
+    if not mailbox.domain:
+        raise ImportFault(f"{name}: {text!r:.100} has no domain")
+    return mailbox
+
+
+def files(paths: list[Path]) -> Iterator[Path]:
+    """The files that are named, those of maildirs, and .eml files of folders. Raises ImportFault."""
+    for path in paths:
+        if path.is_file():
+            yield path
+            continue
+        inner = [path / "cur", path / "new"] if (path / "cur").is_dir() else []
+        found = [file for folder in inner for file in sorted(folder.iterdir()) if file.is_file()]
+        found = found or sorted(path.glob("*.eml"))
+        if not found:
+            raise ImportFault(f"{path}: no file, no maildir, and no folder with .eml files")
+        yield from found
+
+
+def bring(letters: list[Letter], config: Config) -> Path:
+    """Store messages in a new folder below SpoolBase, which is given. All are taken or none. Raises SpoolError,
+    OSError."""
+    base = Path(config.node().spoolbase)
+    taken = [int(folder.name[7:]) for folder in base.glob("worker-*") if folder.name[7:].isdigit()]
+    # a number that no worker has: the one that it falls to takes it over
+    folder = base / f"worker-{max([*taken, 999]) + 1}"
+    store = Store(folder, config.node().spool_mode, _refuse)
+    store.open()
+    asyncio.run(_store_all(store, letters, config))
+    owner = base.stat()
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, owner.st_uid, owner.st_gid)
+    return folder
+
+
+def _refuse(words: str) -> None:
+    raise SpoolError(words)
+
+
+async def _store_all(store: Store, letters: list[Letter], config: Config) -> None:
+    store.start()
+    ids = IdSource(os.getpid())
+    now = time.time()
+    origin = Origin("127.0.0.1", "import", NULL_ID)
+    answers = []
+    for one in letters:
+        batch = Batch(ids.next(now), one.sender, origin, now, len(one.body), one.body, eight_bit=not one.body.isascii())
+        routing = config.routing("default", "default", one.recipient.domain)
+        message = Message(ids.next(now), batch, one.recipient, routing_domain=routing.domain, via=routing.via)
+        message.demand = config.demand("default", "default", routing.domain, routing.via)
+        if len(one.body) > config.node().large_message_threshold:
+            batch.path, file = store.bodies.new(batch.id.number)
+            with os.fdopen(file, "wb") as opened:
+                opened.write(one.body)
+            batch.body = None
+        answer: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        store.insert(batch, [message], answer.set_result)
+        answers.append(answer)
+    errors = [error for error in await asyncio.gather(*answers) if error is not None]
+    await store.close()
+    if errors:
+        shutil.rmtree(store.folder)
+        raise SpoolError(f"spool {store.folder} cannot be written: {errors[0]}; nothing was taken")
