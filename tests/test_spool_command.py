@@ -87,7 +87,7 @@ def test_check_names_what_is_broken(running: Server, capsys: pytest.CaptureFixtu
     body.rename(body.with_name("77"))
     text = _said(capsys, "check", "--spool", str(spool), status=1)
     assert "malformed batch record" in text
-    assert re.search(r"00000001.log: octets 24 to \d+ are damaged", text)
+    assert re.search(r"00000001.log: octets 24 to \d+ are no record", text)
     assert f"its body {body.name} is missing" in text
     assert "77: no message has this body" in text
     assert main(["spool", "check", "--spool", str(running.folder)]) == 1

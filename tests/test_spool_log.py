@@ -14,21 +14,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quillon.mail.message import Message, MessageId
-from quillon.spool import log, record, segment
-from quillon.spool.errors import is_full
+from quillon.mail.message import IdSource, Message, MessageId
+from quillon.spool import log, log_octets, record, segment
+from quillon.spool.errors import SpoolError, is_full
 from quillon.spool.inspect import Spool, Wanted
-from quillon.spool.segment import Broken, Record
+from quillon.spool.log_octets import Broken, Record
 from quillon.spool.store import Store
 from tests.test_store import IDS, _batch, _insert, _put, _recovered, _store, _use, _with
 
 MARK = b"12345678"
-HEAD = segment.HEAD + MARK
+HEAD = log_octets.HEAD + MARK
 
 
 def _record(number: int, body: bytes, path: str = "") -> bytes:
-    meta = segment.encode_meta(path, f"[{number}]", [(number + 1, "[1]"), (number + 2, "[2]")])
-    return segment.encode_head(MARK, number, meta, body) + meta + body
+    meta = log_octets.encode_meta(path, f"[{number}]", [(number + 1, "[1]"), (number + 2, "[2]")])
+    return log_octets.encode_head(MARK, number, meta, body) + meta + body
+
+
+def _mark(data: bytes | bytearray) -> bytes:
+    return bytes(data[len(log_octets.HEAD) : log_octets.START])
 
 
 bodies = st.lists(st.binary(max_size=60), min_size=1, max_size=6)
@@ -37,11 +41,11 @@ bodies = st.lists(st.binary(max_size=60), min_size=1, max_size=6)
 @given(bodies, st.integers(0, 100))
 def test_a_segment_gives_back_what_was_written(some: list[bytes], room: int) -> None:
     data = HEAD + b"".join(_record(n * 10, body) for n, body in enumerate(some)) + bytes(room)
-    found = list(segment.scan(MARK, data))
+    found = list(log_octets.scan(MARK, data, reserved=True))
     assert [r.number for r in found if isinstance(r, Record)] == [n * 10 for n in range(len(some))]
     assert [data[r.body : r.end] for r in found if isinstance(r, Record)] == some
     assert next(r.messages for r in found if isinstance(r, Record)) == [(1, "[1]"), (2, "[2]")]
-    assert segment.mark_of(data) == MARK
+    assert log_octets.mark_of(data, HEAD) == MARK
 
 
 @given(bodies, st.data())
@@ -54,13 +58,12 @@ def test_damage_costs_the_records_that_it_hits_and_no_others(some: list[bytes], 
     hit = data.draw(st.integers(len(HEAD), len(whole) - 1))
     length = data.draw(st.integers(1, 80))
     damaged = whole[:hit] + data.draw(st.binary(min_size=length, max_size=length)) + whole[hit + length :]
-    found = list(segment.scan(MARK, bytes(damaged)))
+    found = list(log_octets.scan(MARK, bytes(damaged), reserved=False))
     records = {r.number for r in found if isinstance(r, Record)}
     for number, (start, end) in enumerate(places):
         same = damaged[start:end] == whole[start:end]
         assert (number in records) == same
-    zeros = not any(damaged[hit:])  # as room that was not used
-    assert len(records) == len(some) or zeros or any(isinstance(r, Broken) for r in found)
+    assert len(records) == len(some) or any(isinstance(r, Broken) for r in found)
 
 
 @given(bodies, st.data())
@@ -68,10 +71,10 @@ def test_a_write_that_breaks_off_is_a_tail(some: list[bytes], data: st.DataObjec
     records = [_record(number, body) for number, body in enumerate(some)]
     whole = HEAD + b"".join(records)
     cut = data.draw(st.integers(len(whole) - len(records[-1]) + 1, len(whole) - 1))
-    *rest, last = segment.scan(MARK, whole[:cut])
+    *rest, last = log_octets.scan(MARK, whole[:cut], reserved=False)
     assert all(isinstance(r, Record) for r in rest)
     assert len(rest) == len(some) - 1
-    assert last == Broken(len(whole) - len(records[-1]), cut, tail=True)
+    assert last == Broken(len(whole) - len(records[-1]), cut)
 
 
 def test_nobody_from_outside_can_write_a_record() -> None:
@@ -79,15 +82,15 @@ def test_nobody_from_outside_can_write_a_record() -> None:
     forged = _record(5, b"to anybody").replace(MARK, b"abcdefgh")
     data = bytearray(HEAD + _record(1, forged) + _record(9, b"x"))
     data[len(HEAD) + 10] ^= 1
-    records = [r.number for r in segment.scan(MARK, bytes(data)) if isinstance(r, Record)]
+    records = [r.number for r in log_octets.scan(MARK, bytes(data), reserved=False) if isinstance(r, Record)]
     assert records == [9]
 
 
 @given(st.sets(st.integers(0, 2**63 - 1), max_size=20), st.binary(max_size=11), st.integers(0, 3))
 def test_the_list_of_what_is_done(numbers: set[int], torn: bytes, room: int) -> None:
-    data = HEAD + segment.encode_done(numbers) + bytes(room * segment.DONE_SIZE) + torn
-    assert segment.decode_done(data) == numbers
-    assert segment.decode_done(data[:7]) == set()
+    data = HEAD + log_octets.encode_done(numbers) + bytes(room * log_octets.DONE_SIZE) + torn
+    assert log_octets.decode_done(data) == numbers
+    assert log_octets.decode_done(data[:7]) == set()
 
 
 def _crashed(store: Store) -> None:
@@ -134,14 +137,14 @@ def test_a_crash_between_the_tiers_has_each_message_once(
         assert await _insert(store, batch, messages) is None
         messages[1].tries = 7
         if lost == "the list":
-            monkeypatch.setattr(log.Segment, "bury", lambda *_: None)
+            monkeypatch.setattr(segment.Segment, "bury", lambda *_: None)
         store.update(messages[1])
         while not store.idle:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         _crashed(store)
         if lost == "the row":
             # the other order: the list has come to the disk, the row is in the log of the database
-            assert not segment.decode_done(next((folder / "log").glob("*.done")).read_bytes()) ^ {
+            assert not log_octets.decode_done(next((folder / "log").glob("*.done")).read_bytes()) ^ {
                 message.id.number for message in messages
             }
 
@@ -162,11 +165,13 @@ def test_what_a_crash_broke_off_is_told_and_stops_nothing(tmp_path: Path) -> Non
     _with(tmp_path, _put(*kept))
     (file,) = (tmp_path / "log").glob("*.log")
     with file.open("ab") as opened:
-        opened.write(segment.mark_of(file.read_bytes()) or b"")
+        opened.write(_mark(file.read_bytes()))
         opened.write(b"\x10\0\0\0half")
     store, reports = _store(tmp_path)
     assert [message.id for message in _use(store)] == [kept[1][0].id]
-    assert [report for report in reports if "a write that was broken off" in report]
+    assert [report for report in reports if "a write that a crash has broken off" in report]
+    (copy,) = (tmp_path / "log").glob("*.broken-*")
+    assert copy.read_bytes().endswith(b"half")
     assert file.exists(), "its message is still there"
 
 
@@ -181,13 +186,13 @@ def test_damage_is_copied_and_named_and_the_rest_goes_on(tmp_path: Path) -> None
     folder = tmp_path / "worker-0/log"
     (file,) = folder.glob("*.log")
     data = bytearray(file.read_bytes())
-    records = [r for r in segment.scan(segment.mark_of(bytes(data)) or b"", bytes(data)) if isinstance(r, Record)]
+    records = [r for r in log_octets.scan(_mark(data), bytes(data), reserved=False) if isinstance(r, Record)]
     data[records[1].body + 3] ^= 0x40
     file.write_bytes(data)
     assert [message.id for message in (one.message for one in Spool(tmp_path).messages(Wanted()))] == [
         some[0][1][0].id, some[2][1][0].id
     ]  # fmt: skip
-    assert any("are damaged" in fault.words for fault in Spool(tmp_path).faults())
+    assert any("are no record" in fault.words for fault in Spool(tmp_path).faults())
     store, reports = _store(tmp_path / "worker-0")
 
     def remove(found: list[Message]) -> None:
@@ -196,25 +201,23 @@ def test_damage_is_copied_and_named_and_the_rest_goes_on(tmp_path: Path) -> None
 
     found = _use(store, remove)
     assert [message.id for message in found] == [some[0][1][0].id, some[2][1][0].id]
-    assert any("are damaged, and set aside in" in report for report in reports)
+    assert any("they are kept in" in report for report in reports)
     (copy,) = folder.iterdir()
     assert copy.read_bytes() == data[records[1].start : records[1].end]
     assert any(fault.file == str(copy) for fault in Spool(tmp_path).faults())
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_a_segment_whose_beginning_is_damaged(tmp_path: Path, both: bool) -> None:
+@pytest.mark.parametrize("flip", [0, len(log_octets.HEAD) + 3])
+@pytest.mark.parametrize("places", [["log"], ["done"], ["log", "done"]])
+def test_a_head_that_is_damaged_costs_nothing(tmp_path: Path, flip: int, places: list[str]) -> None:
     kept = _batch()
     _with(tmp_path, _put(*kept))
-    (file,) = (tmp_path / "log").glob("*.log")
-    for name in (file, file.with_suffix(".done"))[: 1 + both]:
-        name.write_bytes(b"?" * segment.START + name.read_bytes()[segment.START :])
-    store, reports = _store(tmp_path)
-    found = [message.id for message in _use(store)]
-    assert found == ([] if both else [kept[1][0].id])
-    if both:
-        assert any("cannot be read" in report for report in reports)
-    assert file.exists()
+    for place in places:
+        (file,) = (tmp_path / "log").glob(f"*.{place}")
+        data = bytearray(file.read_bytes())
+        data[flip] ^= 1
+        file.write_bytes(data)
+    assert [message.id for message in _with(tmp_path, lambda store: None)] == [kept[1][0].id]
 
 
 def test_a_record_that_cannot_be_read_goes_where_such_rows_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,9 +286,282 @@ def test_a_disk_that_fails_is_no_250_and_what_was_refused_does_not_come_back(
     assert any("is written again" in report for report in reports)
 
 
+def _damage(folder: Path, flip: int = -3) -> Path:
+    """Change an octet of the last record of the only segment; gives that file."""
+    (file,) = (folder / "log").glob("*.log")
+    data = bytearray(file.read_bytes())
+    data[len(data.rstrip(b"\0")) + flip] ^= 0x40
+    file.write_bytes(data)
+    return file
+
+
+def test_the_last_record_is_kept_too_and_so_are_bodies_that_it_may_name(tmp_path: Path) -> None:
+    batch, messages = _batch(body=b"")
+
+    async def put(store: Store) -> None:
+        batch.path, descriptor = store.bodies.new(batch.id.number)
+        os.write(descriptor, b"large")
+        os.close(descriptor)
+        assert await _insert(store, batch, messages) is None
+
+    _with(tmp_path, put)
+    _damage(tmp_path)
+    assert _with(tmp_path, lambda store: None) == []
+    assert list((tmp_path / "log").glob("*.broken-24"))
+    assert (tmp_path / "bodies" / batch.path).exists()
+
+
+def test_damage_in_two_lives_is_kept_twice_and_a_copy_that_broke_off_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        _with(tmp_path, _put(*_batch()))
+        _damage(tmp_path)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", lambda _: _fail(errno.ENOSPC))
+            patched.setattr(segment, "sync", lambda _: None)
+            patched.setattr(log, "sync", lambda _: None)
+            store, reports = _store(tmp_path)
+            _use(store)
+            assert any("cannot be copied" in report for report in reports)
+        _with(tmp_path, lambda store: None)
+    assert len([file for file in (tmp_path / "log").iterdir() if file.stat().st_size]) == 2
+
+
+def _fail(number: int) -> None:
+    raise OSError(number, os.strerror(number))
+
+
+def test_a_disk_that_does_not_give_a_block_costs_no_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = [_batch(body=b"x" * 6000) for _ in range(3)]
+
+    async def put(store: Store) -> None:
+        for one in some:
+            assert await _insert(store, *one) is None
+
+    _with(tmp_path, put)
+    (file,) = (tmp_path / "log").glob("*.log")
+    whole = file.read_bytes()
+    pread, read = os.pread, Path.read_bytes
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", lambda f, n, at: _fail(errno.EIO) if at == 16384 else pread(f, n, at))
+        patched.setattr(Path, "read_bytes", lambda self: _fail(errno.EIO) if self == file else read(self))
+        store, reports = _store(tmp_path)
+        found = _use(store)
+    assert [message.id for message in found] == [some[0][1][0].id, some[1][1][0].id]
+    assert any("cannot be read from the disk" in report for report in reports)
+    assert file.read_bytes() == whole
+    assert len(_with(tmp_path, lambda store: None)) == 3, "the disk was mended"
+
+
+def test_a_first_move_that_is_stuck_stops_nothing(tmp_path: Path) -> None:
+    async def use(_: list[Message]) -> None:
+        batch, messages = _batch(recipients=2)
+        assert await _insert(store, batch, messages) is None
+        _damage(tmp_path)
+        store.update(messages[0])
+        while not store.idle:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert await _insert(store, *_batch()) is None
+        store.remove(messages[0])
+        store.remove(messages[1])
+
+    store, reports = _store(tmp_path)
+    _use(store, use)
+    assert any("cannot be read: its checksum is wrong" in report for report in reports)
+    assert not any("while the server runs" in report for report in reports)
+    assert len(_with(tmp_path, lambda store: None)) == 1
+
+
+def test_no_descriptors_are_left_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(_: list[Message]) -> None:
+        batch, messages = _batch()
+        assert await _insert(store, batch, messages) is None
+        with monkeypatch.context() as patched:
+            patched.setattr(segment.Segment, "reader", lambda _: _fail(errno.EMFILE))
+            messages[0].tries = 9
+            store.update(messages[0])
+            while not store.failing:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        while not store.idle:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    store, _ = _store(tmp_path)
+    _use(store, use)
+    assert [message.tries for message in _with(tmp_path, lambda store: None)] == [9]
+
+
+def test_a_damaged_segment_of_another_worker_is_taken_over_once(tmp_path: Path) -> None:
+    some = [_batch() for _ in range(3)]
+
+    async def put(store: Store) -> None:
+        for one in some:
+            assert await _insert(store, *one) is None
+
+    _with(tmp_path / "worker-1", put)
+    _damage(tmp_path / "worker-1")
+    for expected in (2, 0, 0):
+        store, reports = _store(tmp_path / "worker-0")
+        assert store.adopt(tmp_path / "worker-1") == expected
+        assert len(_use(store)) == 2
+        assert any("it is left there" in report for report in reports)
+
+
+@pytest.mark.parametrize("what", ["unlink", "bury"])
+def test_one_file_that_fails_refuses_nobody(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = _batch(recipients=1 + (what == "bury"))
+    _with(tmp_path, _put(*kept))
+    store, reports = _store(tmp_path)
+    real_bury, real_unlink = segment.Segment.bury, Path.unlink
+
+    def bury(self: segment.Segment, messages: list[int]) -> None:
+        _fail(errno.EIO) if self.number == 1 else real_bury(self, messages)
+
+    def unlink(self: Path, *, missing_ok: bool = False) -> None:
+        _fail(errno.EPERM) if self.name == "00000001.log" else real_unlink(self, missing_ok=missing_ok)
+
+    async def use(found: list[Message]) -> None:
+        with monkeypatch.context() as patched:
+            if what == "bury":
+                patched.setattr(segment.Segment, "bury", bury)
+            else:
+                patched.setattr(Path, "unlink", unlink)
+            store.remove(found[0])
+            for _ in range(3):
+                assert await _insert(store, *_batch()) is None
+                await asyncio.sleep(0.3)
+
+    _use(store, use)
+    assert [report for report in reports if "it is tried again" in report]
+    assert len(_with(tmp_path, lambda store: None)) == 3 + (what == "bury")
+
+
+def test_pending_removals_are_written_once_while_mail_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = [_batch() for _ in range(40)]
+    store, _ = _store(tmp_path)
+
+    async def use(_: list[Message]) -> None:
+        for one in some:
+            assert await _insert(store, *one) is None
+        with monkeypatch.context() as patched:
+            patched.setattr(segment.Segment, "append", lambda *_: _fail(errno.ENOSPC))
+            for done in some[1:3]:
+                store.remove(done[1][0])
+                assert await _insert(store, *_batch()) is not None
+            while store.waiting:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            entries = log_octets.decode_done((tmp_path / "log/00000001.done").read_bytes())
+            assert entries == {some[1][1][0].id.number, some[2][1][0].id.number}
+
+    _use(store, use)
+    size = (tmp_path / "log/00000001.done").stat().st_size
+    assert size == log_octets.START + 2 * log_octets.DONE_SIZE
+
+
+def test_a_broken_page_of_the_database_stops_no_young_mail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _with(tmp_path, _put(*_batch()))
+
+    def broken(*_: object) -> None:
+        raise sqlite3.DatabaseError("malformed")
+
+    monkeypatch.setattr("quillon.spool.store.known", broken)
+    store, reports = _store(tmp_path)
+    assert len(_use(store)) == 1
+    assert any("cannot be told: malformed" in report for report in reports)
+
+
+def test_ids_of_another_life_do_not_come_again(tmp_path: Path) -> None:
+    """A clock that was set back, and a process of the same number."""
+    batch, messages = _batch()
+    _with(tmp_path, _put(batch, messages))
+    store, _ = _store(tmp_path)
+    store.open()
+    assert IdSource(7, store.newest).next(1000.0) > messages[0].id
+    store.release()
+    # and where one does, it is another message
+    other, theirs = _batch(body=b"other")
+    other.id = batch.id
+
+    async def put(store: Store) -> None:
+        assert await _insert(store, other, theirs) is None
+        assert await store.body(other) == b"other"
+
+    store, reports = _store(tmp_path)
+
+    def put_off(found: list[Message]) -> None:
+        store.update(found[0])
+
+    _use(store, put_off)
+    _with(tmp_path, put)
+    store, reports = _store(tmp_path)
+    bodies: list[bytes | None] = []
+
+    async def read(found: list[Message]) -> None:
+        bodies.extend([await store.body(message.batch) for message in found])
+
+    _use(store, read)
+    assert sorted(filter(None, bodies)) == sorted([batch.body or b"", b"other"])
+    assert any("are not the same" in report for report in reports)
+
+
+def test_a_log_that_has_gone_is_not_begun_anew(tmp_path: Path) -> None:
+    _with(tmp_path, _put(*_batch()))
+    (tmp_path / "log").rename(tmp_path / "elsewhere")
+    store, _ = _store(tmp_path)
+    with pytest.raises(SpoolError, match="log is missing, and was there before"):
+        store.open()
+    store.release()
+
+
+def test_adoption_hides_no_database_that_has_gone(tmp_path: Path) -> None:
+    for worker in ("worker-0", "worker-1"):
+        _with(tmp_path / worker, _put(*_batch()))
+    (tmp_path / "worker-0/spool.db").unlink()
+    store, _ = _store(tmp_path / "worker-0")
+    with pytest.raises(SpoolError, match="was there before"):
+        store.adopt(tmp_path / "worker-1")
+    store.release()
+
+
+def test_who_comes_while_the_spool_is_closed_is_answered(tmp_path: Path) -> None:
+    answers: list[Exception | None] = []
+    asked = 0
+
+    async def use(store: Store) -> None:
+        nonlocal asked
+
+        async def ask() -> None:
+            nonlocal asked
+            while True:
+                store.insert(*_batch(), answers.append)
+                asked += 1
+                await asyncio.sleep(0)
+
+        asking = asyncio.create_task(ask())
+        await asyncio.sleep(0.02)
+        await store.close(0.05)
+        asking.cancel()
+        await asyncio.sleep(0)
+
+    store, _ = _store(tmp_path)
+    store.open()
+
+    async def run() -> None:
+        store.start()
+        await _recovered(store)
+        await use(store)
+
+    asyncio.run(run())
+    assert len(answers) == asked
+    taken = [answer for answer in answers if answer is None]
+    assert len(_with(tmp_path, lambda store: None)) == len(taken)
+
+
 def test_a_long_log_is_moved_into_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And past a bound new mail does not go there at all."""
-    monkeypatch.setattr(log, "SEGMENT", 4000)
+    monkeypatch.setattr(segment, "SIZE", 4000)
     some = [_batch(body=b"y" * 1500) for _ in range(60)]
     longest = 0
 
@@ -403,7 +679,7 @@ def _live(folder: Path, seed: int, patience: float | None) -> list[str]:
 @pytest.mark.parametrize("seed", range(10))
 def test_both_tiers_against_a_model(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lives that end in order and lives that are killed: each message is found once, in a state that it may have."""
-    monkeypatch.setattr(log, "SEGMENT", 6000)
+    monkeypatch.setattr(segment, "SIZE", 6000)
     monkeypatch.setattr(log, "MANY", 2)
     monkeypatch.setattr(log, "MOST", 4)
     chance = random.Random(seed)

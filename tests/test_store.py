@@ -17,7 +17,7 @@ from quillon.mail.address import Mailbox
 from quillon.mail.message import Batch, IdSource, Message, MessageId, Origin
 from quillon.spool import database as database_module
 from quillon.spool import log as log_module
-from quillon.spool import record
+from quillon.spool import record, segment
 from quillon.spool.errors import SpoolError, is_full
 from quillon.spool.room import Room
 from quillon.spool.store import Store
@@ -216,6 +216,7 @@ def test_adoption_moves_everything_and_can_be_repeated(tmp_path: Path, tier: str
     for expected in (3, 0):
         store, _ = _store(tmp_path / "worker-0")
         assert store.adopt(tmp_path / "worker-1") == expected
+        store.release()
     found = _with(tmp_path / "worker-0", lambda store: None)
     assert {m.id for m in found} == {m.id for m in mine[1] + theirs[1]}
     assert _with(tmp_path / "worker-1", lambda store: None) == []
@@ -345,7 +346,7 @@ def test_any_exception_of_a_commit_is_an_answer(tmp_path: Path, tier: str, monke
                 monkeypatch.setattr(log_module, "MOST", 0)  # new mail goes past the log
                 patched.setattr(database_module, "_insert", no_memory)
             else:
-                patched.setattr(log_module.Segment, "append", no_memory)
+                patched.setattr(segment.Segment, "append", no_memory)
             assert isinstance(await _insert(store, *_batch()), MemoryError)
         assert await _insert(store, *_batch()) is None
         await store.close()

@@ -140,7 +140,7 @@ class Worker:
         self._shared: dict[str, Any] = {}
         self._policies = await policies.load(config, self._clock, self._report, self._policy_services())
         self._hooks = TlsHooks(self._policies.policy, config.folder)
-        self._ids = IdSource(os.getpid())
+        self._ids = IdSource(os.getpid(), self._store.newest)
         self._resident_bodies = ResidentBodies(share(node.max_resident_messages, self._count))
         self._finder = HostFinder(self._resolver, node, self._clock, compose.own(config))
         self._counts = Counts()

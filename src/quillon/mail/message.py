@@ -45,11 +45,12 @@ NULL_ID = MessageId(0, 0, 0)
 
 
 class IdSource:
-    """Gives ids that no other call of this process gives. `pid` is cut to 16 bits."""
+    """Gives ids that no other call of this process gives. `pid` is cut to 16 bits. `after` is a second that others of
+    the same pid may have had ids of, for a clock may have been set back."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, after: int = 0) -> None:
         self._pid = pid & 0xFFFF
-        self._slot = 0
+        self._slot = after
         self._counter = 0
 
     def next(self, now: float) -> MessageId:

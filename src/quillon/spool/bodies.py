@@ -21,7 +21,7 @@ class Bodies:
 
     def create(self) -> None:
         """Make the folder. Raises OSError."""
-        self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        make_folder(self.folder)
 
     def file(self, name: str) -> Path:
         """Where a body lies. Raises OSError where that is no name of one."""
@@ -62,6 +62,14 @@ class Bodies:
         """Remove all others. Raises OSError."""
         for name in set(self.names()).difference(names):
             (self.folder / name).unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that they are there after a crash too. Raises OSError."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(mode=0o750, exist_ok=True)
+        sync(folder.parent)
 
 
 def sync(path: Path) -> None:

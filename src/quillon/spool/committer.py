@@ -46,6 +46,7 @@ class Committer(Generic[Group]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._scheduled = False
+        self._stopped = False
         self._begun = 0.0  # when the last write began, in the loop's time
         self.busy = False
         self.failing = ""  # why the last group was not written, until one is
@@ -57,7 +58,8 @@ class Committer(Generic[Group]):
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the thread, after the group that it writes."""
+        """End the thread, after the group that it writes; what has come since is not taken."""
+        self._stopped = True
         self._todo.put(None)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
@@ -75,7 +77,7 @@ class Committer(Generic[Group]):
     def _begin(self) -> None:
         self._scheduled = False
         assert self._loop is not None
-        if self.busy or (group := self._take()) is None:
+        if self.busy or self._stopped or (group := self._take()) is None:
             return
         self.busy = True
         self._begun = self._loop.time()

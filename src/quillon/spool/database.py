@@ -7,6 +7,8 @@ done in the log.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -18,12 +20,12 @@ from urllib.parse import quote
 from quillon.mail.message import Batch, Message
 from quillon.spool.bodies import Bodies
 from quillon.spool.committer import Committer, Done, call_all
-from quillon.spool.errors import SpoolError, SpoolLost
-from quillon.spool.log import Place, Segment, State
+from quillon.spool.errors import SpoolError, SpoolLost, is_full
+from quillon.spool.log_octets import DamageError, Record
 from quillon.spool.presence import Presence
 from quillon.spool.record import encode_batch, encode_message
 from quillon.spool.recovery import Aside
-from quillon.spool.segment import DamageError, Record
+from quillon.spool.segment import Place, Segment, State
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS batch(id INTEGER PRIMARY KEY, record TEXT NOT NULL, body BLOB, path TEXT NOT NULL);
@@ -90,6 +92,7 @@ class Database:
         )
         self.changes = Changes()  # the next ones; who adds to them calls `committer.soon`
         self._connection: sqlite3.Connection | None = None
+        self._unburied: dict[Segment, list[int]] = {}  # moved, and not written in the log yet; the committer's
 
     @property
     def idle(self) -> bool:
@@ -134,6 +137,11 @@ class Database:
                 self._moved(place)
         call_all([done for _, _, done in told], error)
 
+    def refuse_all(self, error: Exception) -> None:
+        """Answer those that still wait; nothing is written any more."""
+        inserts, self.changes.inserts = self.changes.inserts, []
+        call_all([done for _, _, done in inserts], error)
+
     # of the committer -----------------------------------------------------------------------------------------
 
     def _write(self, changes: Changes) -> None:
@@ -141,23 +149,37 @@ class Database:
         assert database is not None
         if self._presence.lost:
             raise SpoolLost(self._presence.lost)
+        self._bury()
         if self.committer.failing:
             # room for removals: the log of the database is written back, and used again from its beginning
             database.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
             self._overwrite(database)
         try:
             database.execute("BEGIN IMMEDIATE")
-            buried = self._statements(database, changes)
+            moved = self._statements(database, changes)
             database.execute("COMMIT")
         except Exception:
             self._roll_back(database)
             self._overwrite(database)
             raise
         self._check_presence()
-        for segment, numbers in buried.items():
-            segment.bury(numbers)
+        self._unburied = moved
+        with contextlib.suppress(OSError):  # what is committed is committed; before the next changes it has to be done
+            self._bury()
         for name in changes.dead_files:
             self._bodies.drop(name)
+
+    def _bury(self) -> None:
+        """Write in the log what has been moved out of it: before the rows change again, for after a crash in between
+        the log's would count. Raises OSError where there is no room for it."""
+        for segment, numbers in list(self._unburied.items()):
+            try:
+                segment.bury(numbers)
+            except OSError as error:
+                if is_full(error):
+                    raise
+                self._report(f"spool: {segment.done_path}: {error}; after a crash some mail may be delivered twice")
+            del self._unburied[segment]
 
     def _statements(self, database: sqlite3.Connection, changes: Changes) -> dict[Segment, list[int]]:
         """Everything of a transaction but its commit; gives what is done in the log once that has returned."""
@@ -168,7 +190,7 @@ class Database:
                 with segment.reader() as file:
                     for place in places:
                         buried.setdefault(segment, []).extend(self._move(database, file, place))
-            except OSError as error:
+            except FileNotFoundError as error:
                 for place in places:
                     self._stuck(place, error)
         batches = [(b.id.number, encode_batch(b), None if b.path else b.body, b.path) for b, _, _ in changes.inserts]
@@ -189,11 +211,16 @@ class Database:
             return []
         try:
             record, data = place.segment.read_from(file, place)
-        except (OSError, DamageError) as error:
+            gone = place.gone or ()
+            insert_record(database, record, data, [row for row in record.messages if row[0] not in gone])
+        except DamageError as error:
             self._stuck(place, error)
             return []
-        gone = place.gone or ()
-        insert_record(database, record, data, [row for row in record.messages if row[0] not in gone])
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self._stuck(place, error)
+            return []
         return [number for number, _ in record.messages]
 
     def _stuck(self, place: Place, error: Exception) -> None:
@@ -211,15 +238,15 @@ class Database:
 
     def _check_presence(self) -> None:
         """Raises SpoolLost."""
+        self._presence.check(self._wal)
         try:
-            self._presence.check(self._wal)
             with self._wal.open("rb", buffering=0) as file:
-                # a log that was cut off and written behind its beginning is as long as before
-                if file.read(3) != _WAL_MAGIC:
-                    self._presence.lost = f"{self._wal} was truncated while the server runs"
-        except OSError as error:
-            self._presence.lost = f"{self._wal}: {error.strerror}; it was removed while the server runs"
-        if self._presence.lost:
+                begins = file.read(3)
+        except OSError:
+            return  # that it cannot be opened now says nothing of where it is
+        # a log that was cut off and written behind its beginning is as long as before
+        if begins and begins != _WAL_MAGIC:
+            self._presence.lost = f"{self._wal} was truncated while the server runs"
             raise SpoolLost(self._presence.lost)
 
     def _roll_back(self, database: sqlite3.Connection) -> None:
@@ -230,11 +257,13 @@ class Database:
             self._report(f"spool: {self.file}: rollback failed: {error}")
 
 
-def connect(file: Path, *, create: bool = False) -> sqlite3.Connection:
+def connect(file: Path, *, create: bool = False, mode: str = "rw") -> sqlite3.Connection:
     """Opening writes nothing where the database is there: on a full disk it has to succeed. Raises SpoolError,
     sqlite3.Error."""
-    address = f"file:{quote(str(file))}?mode={'rwc' if create else 'rw'}"
+    address = f"file:{quote(str(file))}?mode={'rwc' if create else mode}"
     database = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+    if mode == "ro":
+        return database
     database.execute(f"PRAGMA page_size={_PAGE}")
     database.execute("PRAGMA journal_mode=WAL")
     database.execute("PRAGMA synchronous=FULL")
@@ -251,11 +280,23 @@ def connect(file: Path, *, create: bool = False) -> sqlite3.Connection:
 def insert_record(
     database: sqlite3.Connection, record: Record, data: bytes, messages: Sequence[tuple[int, str]]
 ) -> None:
-    """Copy a record of the log, as far as the database does not have it."""
+    """Copy a record of the log, as far as the database does not have it. Raises DamageError where another batch has its
+    number."""
     body = None if record.path else data[record.body : record.end]
+    if known(database, record) is False:
+        raise DamageError(f"another batch of the database has the number {record.number}")
     database.execute("INSERT OR IGNORE INTO batch VALUES(?,?,?,?)", (record.number, record.batch, body, record.path))
     rows = [(number, record.number, text) for number, text in messages]
     database.executemany("INSERT OR IGNORE INTO message VALUES(?,?,?)", rows)
+
+
+def known(database: sqlite3.Connection, record: Record) -> bool | None:
+    """Whether the database has a batch of the log: None if it has none of that number, False if it is another one."""
+    row = database.execute("SELECT record FROM batch WHERE id = ?", (record.number,)).fetchone()
+    if row is None:
+        return None
+    text = row[0].decode("utf-8", "replace") if isinstance(row[0], bytes) else row[0]
+    return bool(text == record.batch)
 
 
 def set_aside(database: sqlite3.Connection, aside: Aside) -> None:

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from quillon.mail.message import Message, MessageId
-from quillon.spool import bodies, log
-from quillon.spool.log import Place
+from quillon.spool import bodies
+from quillon.spool.log_octets import Broken, DamageError
 from quillon.spool.record import RecordError, decode_batch, decode_message
-from quillon.spool.segment import Broken, DamageError
+from quillon.spool.segment import Place, segments
 
 _ROWS = """
 SELECT m.id, m.batch, m.record, b.record, b.path, b.body IS NOT NULL
@@ -138,9 +138,9 @@ def _rows_of(database: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
 
 
 def _rows_of_log(folder: Path) -> Iterator[Row]:
-    for segment in log.segments(folder):
+    for segment in segments(folder):
         try:
-            for found in log.live(segment):
+            for found in segment.live():
                 if isinstance(found, Broken):
                     continue
                 place, record, _ = found
@@ -174,12 +174,11 @@ def _faults_of_rows(folder: Path) -> Iterator[Fault]:
 
 
 def _faults_of_log(folder: Path) -> Iterator[Fault]:
-    for segment in log.segments(folder):
+    for segment in segments(folder):
         try:
-            for found in log.live(segment):
+            for found in segment.live():
                 if isinstance(found, Broken):
-                    what = "of a write that was broken off" if found.tail else "damaged"
-                    yield Fault(str(segment.path), f"octets {found.start} to {found.end} are {what}")
+                    yield Fault(str(segment.path), f"octets {found.start} to {found.end} are no record")
         except DamageError as error:
             yield Fault(str(segment.path), str(error))
         except FileNotFoundError:

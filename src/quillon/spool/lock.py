@@ -28,6 +28,11 @@ class Lock:
         self._identity = ""
         self.was_closed = True  # whether whoever had it before came to an end in order
 
+    @property
+    def taken(self) -> bool:
+        """Whether it is ours."""
+        return self._file >= 0
+
     def take(self) -> None:
         """Have it alone. Raises SpoolError, OSError."""
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)

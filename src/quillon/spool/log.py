@@ -3,7 +3,10 @@
 A batch is written once, with its body, and synced; a message that is done costs twelve octets. A segment goes as a
 whole when nothing in it is left. What stays for longer is moved to the database, so there are never more than a few.
 
-Layout below `folder`: `<number>.log` and `<number>.done` (see `segment`), `<number>.broken-<octet>`: damage that was
+Mail that waits for its answer and all the rest are apart: what is done, and what may go, is written first, and where
+that fails it is kept and tried again, and nobody who brings mail is refused for it.
+
+Layout below `folder`: `<number>.log` and `<number>.done` (see `log_octets`), `<number>.broken-<octet>`: damage that was
 found, kept for whoever may need it.
 """
 
@@ -11,204 +14,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
-import errno
-import io
-import os
 import re
 import secrets
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from quillon.mail.message import Batch, Message
-from quillon.spool import segment as octets
-from quillon.spool.bodies import Bodies, sync
-from quillon.spool.committer import Committer, Done, call_all
+from quillon.spool import log_octets, segment
+from quillon.spool.bodies import Bodies, make_folder, sync
+from quillon.spool.committer import RETRY, Committer, Done, call_all
 from quillon.spool.errors import SpoolLost
 from quillon.spool.presence import Presence
 from quillon.spool.record import encode_batch, encode_message
-from quillon.spool.segment import DamageError, Record
+from quillon.spool.segment import Place, Segment, State
 
-SEGMENT = 16 << 20  # octets after which another one is begun
 MANY = 8  # segments beyond which the oldest is moved
 MOST = 16  # segments beyond which new mail does not come here
 _LATE = 500  # messages of one batch whose records the committer makes
 _LAZY = 1.0  # seconds until what is done is synced; a power cut before may have it delivered twice
-_IOV = 512  # pieces a write
-NAME = re.compile(r"(\d{8,18})\.log")
-
-
-class State(enum.Enum):
-    """Where a batch is that has come into the log."""
-
-    LOG = enum.auto()
-    MOVING = enum.auto()  # on its way into the database, and still here
-    MOVED = enum.auto()
-    STUCK = enum.auto()  # cannot be read, so it stays
-
-
-class Place:
-    """Where the record of a batch lies. `gone` are the messages of it that are done."""
-
-    __slots__ = ("gone", "length", "number", "segment", "start", "state")
-
-    def __init__(self, segment: Segment, number: int, start: int, length: int) -> None:
-        self.segment = segment
-        self.number = number
-        self.start = start
-        self.length = length
-        self.state = State.LOG
-        self.gone: set[int] | None = None
-
-
-class Segment:
-    """One file, and its list. The list may be written by several threads."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self.number = number
-        self.path = folder / f"{number:08}.log"
-        self.done_path = folder / f"{number:08}.done"
-        self.mark = b""
-        self.size = 0
-        self.places: dict[int, Place] = {}  # by batch; of the event loop
-        self.held = False  # it holds what nobody has read, so it stays
-        self._file = -1
-        self._done_file = -1
-        self._removed = False
-        self._writing = threading.Lock()
-
-    def create(self, mode: int, mark: bytes) -> None:
-        """Raises OSError."""
-        self.mark = mark
-        head = octets.HEAD + mark
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            self._file = os.open(self.path, flags, mode)
-            self._done_file = os.open(self.done_path, flags | os.O_APPEND, mode)
-            with contextlib.suppress(OSError):  # room that is taken now makes each sync cheaper, and cannot run out
-                os.posix_fallocate(self._file, 0, SEGMENT)
-            for file in (self._file, self._done_file):
-                if os.write(file, head) != len(head):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._done_file)
-            sync(self.path.parent)
-        except BaseException:
-            self.remove()
-            raise
-        self.size = len(head)
-
-    def append(self, pieces: list[bytes]) -> None:
-        """Write behind what is there, and sync. After an OSError nothing more may be appended.
-
-        One call for all, where that can be: each one costs a wait for the interpreter.
-        """
-        at = self.size
-        for start in range(0, len(pieces), _IOV):
-            some = pieces[start : start + _IOV]
-            length = sum(map(len, some))
-            written = os.pwritev(self._file, some, at, os.RWF_DSYNC)
-            if written < length:
-                # a disk that is full, a signal: the second try says which
-                rest = b"".join(some)
-                while written < length:
-                    written += os.pwrite(self._file, rest[written:], at + written)
-                os.fdatasync(self._file)
-            at += length
-        self.size = at
-
-    def close(self) -> None:
-        """No more is appended. Raises OSError where what failed to be written cannot be cut off."""
-        if self._file >= 0:
-            try:
-                os.ftruncate(self._file, self.size)
-            finally:
-                os.close(self._file)
-                self._file = -1
-
-    def bury(self, messages: Iterable[int]) -> None:
-        """Write that these are done. Raises OSError."""
-        entries = octets.encode_done(messages)
-        with self._writing:
-            if self._removed:
-                return
-            if self._done_file < 0:
-                self._open_done()
-            written = os.write(self._done_file, entries)
-            if written < len(entries):
-                os.ftruncate(self._done_file, os.fstat(self._done_file).st_size - written)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.done_path))
-
-    def sync_done(self) -> None:
-        """Raises OSError."""
-        with self._writing:
-            if self._done_file >= 0:
-                os.fdatasync(self._done_file)
-
-    def remove(self) -> None:
-        """Nothing of it is needed. The list goes last: without it all would come back."""
-        self.release()
-        with self._writing:
-            self._removed = True
-            self.path.unlink(missing_ok=True)
-            self.done_path.unlink(missing_ok=True)
-
-    def release(self) -> None:
-        """Close its files."""
-        with self._writing:
-            for file in (self._file, self._done_file):
-                if file >= 0:
-                    os.close(file)
-            self._file = self._done_file = -1
-
-    def load(self) -> bytes:
-        """All of it, for recovery. A part that the disk does not give reads as zeros. Raises OSError."""
-        try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            data = _salvage(self.path)
-        self.mark = octets.mark_of(data) or octets.mark_of(self._done_octets()) or b""
-        self.size = len(data)
-        return data
-
-    def done(self) -> set[int]:
-        """The messages that are done. Raises OSError."""
-        return octets.decode_done(self._done_octets())
-
-    def read(self, place: Place) -> tuple[Record, bytes]:
-        """A record as it lies here, and its octets, which it counts from. Raises OSError, DamageError."""
-        with self.reader() as file:
-            return self.read_from(file, place)
-
-    def reader(self) -> io.FileIO:
-        """Opened for `read_from`. Raises OSError."""
-        return io.FileIO(self.path, "rb")
-
-    def read_from(self, file: io.FileIO, place: Place) -> tuple[Record, bytes]:
-        """As `read`, for many. Raises OSError, DamageError."""
-        data = os.pread(file.fileno(), place.length, place.start)
-        return octets.decode(self.mark, data), data
-
-    def _done_octets(self) -> bytes:
-        try:
-            return self.done_path.read_bytes()
-        except FileNotFoundError:
-            return b""
-
-    def _open_done(self) -> None:
-        """Open the list of an earlier life: entries have to begin where entries begin."""
-        file = os.open(self.done_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        size = os.fstat(file).st_size
-        if size < octets.START:
-            os.ftruncate(file, 0)
-            os.write(file, octets.HEAD + (self.mark or bytes(octets.MARK_SIZE)))
-        else:
-            os.ftruncate(file, size - (size - octets.START) % octets.DONE_SIZE)
-        self._done_file = file
 
 
 @dataclass
@@ -223,17 +48,38 @@ class _Entry:
 
 
 @dataclass
+class _Chores:
+    """What nobody waits for. The committer takes out of it what it has done; `bodies` go once what is done is synced,
+    lest a crash find a message without its body."""
+
+    buried: dict[Segment, list[int]] = field(default_factory=dict)
+    dead: dict[Segment, list[int]] = field(default_factory=dict)  # with what is not in its list
+    sync: list[Segment] = field(default_factory=list)
+    sync_folder: bool = False
+    bodies: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.buried or self.dead or self.sync or self.sync_folder or self.bodies)
+
+    def add(self, other: _Chores) -> None:
+        for one, messages in other.buried.items():
+            self.buried.setdefault(one, []).extend(messages)
+        self.dead |= other.dead
+        self.sync += other.sync
+        self.sync_folder = self.sync_folder or other.sync_folder
+        self.bodies += other.bodies
+
+
+@dataclass
 class _Group:
     """What is written at once."""
 
-    entries: list[_Entry] = field(default_factory=list)
-    buried: dict[Segment, list[int]] = field(default_factory=dict)
-    dead: list[Segment] = field(default_factory=list)
-    dead_files: list[str] = field(default_factory=list)  # after what is buried
-    sync: bool = False
+    entries: list[_Entry]
+    chores: _Chores
+    trouble: Exception | None = None  # with a chore
 
     def __bool__(self) -> bool:
-        return bool(self.entries or self.buried or self.dead or self.dead_files or self.sync)
+        return bool(self.entries or self.chores)
 
 
 class Log:
@@ -252,36 +98,45 @@ class Log:
         self.folder = folder
         self._bodies = bodies
         self._mode = mode
-        self._report = report
         self._settled = settled
+        self._report = report
         self._presence = Presence(*watched)
         self.committer: Committer[_Group] = Committer(
             str(folder), take=self._take, write=self._write, settle=self._settle, verify=self._verify, report=report
         )
-        self._group = _Group()
+        self._entries: list[_Entry] = []
+        self._chores = _Chores()
+        self._again = _Chores()  # what failed, until it is tried again
         self._segments: dict[int, Segment] = {}  # by number, the oldest first
         self._current: Segment | None = None  # the last one that was appended to, as the event loop knows
-        self._dirty: set[Segment] = set()  # with entries that are not synced; the committer's
         self._syncing = False
+        self._trouble = ""  # with chores, until they are done
+        self._doomed: list[str] = []  # bodies that may go when what is done is synced
         self._open: Segment | None = None  # the one that is appended to; the committer's
         self._next = 1
-        self._mark = secrets.token_bytes(octets.MARK_SIZE)
+        self._mark = secrets.token_bytes(log_octets.MARK_SIZE)
 
     def create(self) -> list[Segment]:
         """Make the folder, or give the segments that are there, the oldest first. Raises OSError."""
-        self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        found = segments(self.folder)
-        known = {segment.done_path for segment in found}
+        make_folder(self.folder)
+        found = segment.segments(self.folder)
+        known = {one.done_path for one in found}
         for orphan in self.folder.glob("*.done"):
             if orphan not in known:
                 orphan.unlink()
-        self._next = found[-1].number + 1 if found else 1
+        numbers = [int(name[0]) for file in self.folder.iterdir() if (name := re.match(r"\d+", file.name))]
+        self._next = max(numbers, default=0) + 1
         return found
 
     @property
     def idle(self) -> bool:
         """Whether all that has come is written."""
-        return not self.committer.busy and not self._group
+        return not (self.committer.busy or self._entries or self._chores or self._again)
+
+    @property
+    def failing(self) -> str:
+        """Why something cannot be written; empty if all can."""
+        return self.committer.failing or self._trouble
 
     @property
     def is_full(self) -> bool:
@@ -296,7 +151,7 @@ class Log:
     @property
     def waiting(self) -> int:
         """Messages that are done and not yet written so."""
-        return sum(map(len, self._group.buried.values()))
+        return sum(len(messages) for chores in (self._chores, self._again) for messages in chores.buried.values())
 
     # of the event loop ----------------------------------------------------------------------------------------
 
@@ -308,7 +163,7 @@ class Log:
         except Exception as error:  # memory, a value that cannot be written
             asyncio.get_running_loop().call_soon(call_all, [done], error)
             return
-        self._group.entries.append(_Entry(batch, messages, done, pieces))
+        self._entries.append(_Entry(batch, messages, done, pieces))
         self.committer.soon()
 
     def bury(self, place: Place, message: int) -> None:
@@ -316,55 +171,90 @@ class Log:
         if place.gone is None:
             place.gone = set()
         place.gone.add(message)
-        self._group.buried.setdefault(place.segment, []).append(message)
-        self.committer.soon()
+        self.bury_all(place.segment, [message])
 
-    def bury_moved(self, segment: Segment, messages: list[int]) -> None:
-        """Messages of an earlier life that the database has."""
-        if messages:
-            self._group.buried.setdefault(segment, []).extend(messages)
-            self.committer.soon()
+    def bury_all(self, one: Segment, messages: Iterable[int]) -> None:
+        """Messages of a segment are done."""
+        self._chores.buried.setdefault(one, []).extend(messages)
+        self.sync_soon()
+        self.committer.soon()
 
     def forget(self, place: Place, body: str = "") -> None:
         """Nothing of a batch is left here, nor needs its body file, where one is named."""
         place.segment.places.pop(place.number, None)
         if body:
-            self._group.dead_files.append(body)
+            self._doomed.append(body)
+            self.sync_soon()
         self._look_after(place.segment)
 
-    def register(self, segment: Segment, places: Iterable[Place], *, last: bool) -> None:
-        """A segment of an earlier life, and some of what lives of it; held until the last of that is there."""
-        segment.held = not last
-        self._segments[segment.number] = segment
-        segment.places.update((place.number, place) for place in places)
+    def register(self, one: Segment, places: Iterable[Place], *, held: bool) -> None:
+        """A segment of an earlier life, and some of what lives of it; held until all of it is read and understood."""
+        one.held = held
+        self._segments[one.number] = one
+        one.places.update((place.number, place) for place in places)
 
     def look_after_all(self) -> None:
         """Let those go that hold nothing."""
-        for segment in list(self._segments.values()):
-            self._look_after(segment)
+        for one in list(self._segments.values()):
+            self._look_after(one)
 
     def to_be_moved(self, count: int) -> list[Place]:
         """The oldest places, so many of them, if there are too many segments."""
         if len(self._segments) <= MANY:
             return []
-        for segment in self._segments.values():
-            if segment is self._current:
+        for one in self._segments.values():
+            if one is self._current:
                 return []
-            here = (place for place in segment.places.values() if place.state is State.LOG)
+            here = (place for place in one.places.values() if place.state is State.LOG)
             if found := list(islice(here, count)):
                 return found
         return []
 
-    def _look_after(self, segment: Segment) -> None:
-        if segment.places or segment is self._current or segment.held:
+    def _look_after(self, one: Segment) -> None:
+        if one.places or one is self._current or one.held:
             return
-        if self._segments.pop(segment.number, None):
-            self._group.buried.pop(segment, None)
-            self._group.dead.append(segment)
+        if self._segments.pop(one.number, None):
+            unwritten = [m for chores in (self._chores, self._again) for m in chores.buried.pop(one, ())]
+            self._chores.dead[one] = unwritten
+            self.sync_soon()
             self.committer.soon()
 
+    def sync_soon(self) -> None:
+        """Have written to the disk what is done, within a second."""
+        if not self._syncing:
+            self._syncing = True
+            asyncio.get_running_loop().call_later(_LAZY, self.sync)
+
+    def sync(self) -> None:
+        """Have written to the disk what is done; bodies that were only waited for go then."""
+        self._syncing = False
+        self._chores.sync += self._segments.values()
+        self._chores.sync_folder = True
+        if self._again:
+            self.sync_soon()  # a list that could not be written may be about one of the bodies
+        else:
+            self._chores.bodies += self._doomed
+            self._doomed = []
+        self.committer.soon()
+
+    def refuse_all(self, error: Exception) -> None:
+        """Answer those that still wait; nothing is written any more."""
+        entries, self._entries = self._entries, []
+        call_all([entry.done for entry in entries], error)
+
+    def release(self) -> None:
+        """Close all files; a segment that holds nothing any more goes."""
+        for one in self._segments.values():
+            with contextlib.suppress(OSError):
+                one.close()
+                if one.places or one.held:
+                    one.release()
+                else:
+                    one.remove()
+
     def _take(self) -> _Group | None:
-        group, self._group = self._group, _Group()
+        group = _Group(self._entries, self._chores)
+        self._entries, self._chores = [], _Chores()
         return group or None
 
     def _verify(self, group: _Group) -> None:
@@ -373,169 +263,150 @@ class Log:
             self._presence.check(place.segment.path)
 
     def _settle(self, group: _Group, error: Exception | None) -> None:
+        self._note(group.trouble, left=bool(group.chores))
+        if group.chores:
+            if not self._again:
+                asyncio.get_running_loop().call_later(RETRY, self._try_again)
+            self._again.add(group.chores)
         waiting: list[_Entry] = []
-        if error is not None:
-            # inserts are over, and told so, those that wait too: nobody knows how long it takes, their clients come
-            # again. What is done, and what is to go, is tried again
-            waiting, self._group.entries = self._group.entries, []
-            for segment, messages in group.buried.items():
-                self._group.buried.setdefault(segment, []).extend(messages)
-            self._group.dead += group.dead
-            self._group.dead_files += group.dead_files
-            self._group.sync = self._group.sync or group.sync
+        if error is None:
+            self._placed(group.entries)
         else:
-            before = self._current
+            # those that wait are refused too: nobody knows how long it takes, and their clients come again
+            waiting, self._entries = self._entries, []
             for entry in group.entries:
-                place = entry.place
-                assert place is not None
-                entry.batch.place = place
-                self._segments.setdefault(place.segment.number, place.segment)
-                place.segment.places[place.number] = place
-                self._current = place.segment
-            if before is not None and before is not self._current:
-                self._look_after(before)
-            if group.buried and not self._syncing:
-                self._syncing = True
-                asyncio.get_running_loop().call_later(_LAZY, self.sync)
+                if entry.place is not None:  # it was written whole, and must not come back
+                    self.bury_all(entry.place.segment, (message.id.number for message in entry.messages))
         call_all([entry.done for entry in group.entries + waiting], error)
         self._settled()
 
-    def sync(self) -> None:
-        """Have written to the disk what is done."""
-        self._syncing = False
-        self._group.sync = True
+    def _note(self, trouble: Exception | None, *, left: bool) -> None:
+        """Say once what keeps chores from being done, and once that they are."""
+        words = "" if trouble is None else str(trouble)
+        if words and words != self._trouble:
+            self._report(f"spool: {self.folder}: {words}; it is tried again")
+            self._trouble = words
+        elif self._trouble and not left and not self._again:
+            self._report(f"spool: {self.folder} is written again")
+            self._trouble = ""
+
+    def _placed(self, entries: list[_Entry]) -> None:
+        before = self._current
+        for entry in entries:
+            place = entry.place
+            assert place is not None
+            entry.batch.place = place
+            self._segments.setdefault(place.segment.number, place.segment)
+            place.segment.places[place.number] = place
+            self._current = place.segment
+        if before is not None and before is not self._current:
+            self._presence.forget(before.path)
+            self._look_after(before)
+
+    def _try_again(self) -> None:
+        again, self._again = self._again, _Chores()
+        self._chores.add(again)
         self.committer.soon()
 
     # of the committer -----------------------------------------------------------------------------------------
 
     def _write(self, group: _Group) -> None:
-        if self._presence.lost:
-            raise SpoolLost(self._presence.lost)
-        for segment in group.dead:
-            segment.remove()
-            self._dirty.discard(segment)
-        for segment, messages in group.buried.items():
-            segment.bury(messages)
-            self._dirty.add(segment)
-        for name in group.dead_files:
-            self._bodies.drop(name)
+        group.trouble = self._do(group.chores)
         if group.entries:
+            if self._presence.lost:
+                raise SpoolLost(self._presence.lost)
             self._append(group.entries)
-        if group.sync:
-            for segment in self._dirty:
-                segment.sync_done()
-            self._dirty.clear()
+
+    def _do(self, chores: _Chores) -> Exception | None:
+        """Do what can be done, and take it out. Gives what kept the rest from it."""
+        trouble: Exception | None = None
+        for one, messages in list(chores.dead.items()):
+            try:
+                one.remove()
+                del chores.dead[one]
+            except OSError as error:
+                trouble = error
+                if messages:  # it stays for now, so its list has to be whole
+                    chores.buried.setdefault(one, []).extend(messages)
+                    chores.dead[one] = []
+        for one, messages in list(chores.buried.items()):
+            try:
+                one.bury(messages)
+                del chores.buried[one]
+            except OSError as error:
+                trouble = error
+        for one in list(chores.sync):
+            try:
+                one.sync_done()
+                chores.sync.remove(one)
+            except OSError as error:
+                trouble = error
+        if chores.sync_folder:
+            try:
+                sync(self.folder)
+                chores.sync_folder = False
+            except OSError as error:
+                trouble = error
+        if not chores.sync and not chores.buried:
+            for name in chores.bodies:
+                self._bodies.drop(name)
+            chores.bodies = []
+        return trouble
 
     def _append(self, entries: list[_Entry]) -> None:
-        segment = self._open
-        if segment is None or segment.size >= SEGMENT:
-            segment = self._another()
-        at = segment.size
+        one = self._open
+        if one is None or one.size >= segment.SIZE:
+            one = self._another()
+        at = one.size
         pieces: list[bytes] = []
+        places = []
         for entry in entries:
             some = entry.pieces or _pieces(self._mark, entry.batch, entry.messages)
             length = sum(map(len, some))
-            entry.place = Place(segment, entry.batch.id.number, at, length)
+            places.append(Place(one, entry.batch.id.number, at, length))
             pieces += some
             at += length
-        before = segment.size
+        before = one.size
         try:
-            segment.append(pieces)
+            one.append(pieces)
         except Exception:
-            segment.size = before
-            self._abandon(segment, entries)
+            one.size = before
+            self._abandon(one, entries)
             raise
+        for entry, place in zip(entries, places, strict=True):
+            entry.place = place
 
     def _another(self) -> Segment:
         """Begin the next segment. Raises OSError."""
         if self._open is not None:
             before, self._open = self._open, None
             before.close()
-        segment = Segment(self.folder, self._next)
+        one = Segment(self.folder, self._next)
         self._next += 1
-        segment.create(self._mode, self._mark)
-        self._open = segment
-        return segment
+        one.create(self._mode, self._mark)
+        self._open = one
+        return one
 
-    def _abandon(self, segment: Segment, entries: list[_Entry]) -> None:
+    def _abandon(self, one: Segment, entries: list[_Entry]) -> None:
         """After a write that failed nobody knows what is on the disk: what was refused must not come back, and nothing
         is appended there any more."""
         self._open = None
         try:
-            segment.close()
+            one.close()
         except OSError:
             with contextlib.suppress(OSError):
-                segment.bury(message.id.number for entry in entries for message in entry.messages)
-        if segment.size == octets.START:
+                one.bury(message.id.number for entry in entries for message in entry.messages)
+                one.sync_done()
+        if one.size == log_octets.START:
             with contextlib.suppress(OSError):
-                segment.remove()
-
-    def release(self) -> None:
-        """Close all files; a segment that holds nothing any more goes."""
-        for segment in self._segments.values():
-            with contextlib.suppress(OSError):
-                segment.close()
-                if segment.places or segment.held:
-                    segment.release()
-                else:
-                    segment.remove()
-
-
-def segments(folder: Path) -> list[Segment]:
-    """Those in a folder, the oldest first. Raises OSError."""
-    names = (NAME.fullmatch(file.name) for file in folder.glob("*.log"))
-    return [Segment(folder, number) for number in sorted(int(name[1]) for name in names if name)]
+                one.remove()
+                sync(self.folder)
 
 
 def _pieces(mark: bytes, batch: Batch, messages: list[Message]) -> list[bytes]:
     """A record; a large body stands as it is, lest it be copied."""
     rows = [(message.id.number, encode_message(message)) for message in messages]
-    meta = octets.encode_meta(batch.path, encode_batch(batch), rows)
+    meta = log_octets.encode_meta(batch.path, encode_batch(batch), rows)
     body = b"" if batch.path else batch.body or b""
-    head = octets.encode_head(mark, batch.id.number, meta, body)
+    head = log_octets.encode_head(mark, batch.id.number, meta, body)
     return [head + meta, body]
-
-
-def _salvage(path: Path) -> bytes:
-    """What the disk gives of a file, block by block."""
-    block = 4096
-    found = bytearray()
-    with path.open("rb", buffering=0) as file:
-        for at in range(0, os.fstat(file.fileno()).st_size, block):
-            try:
-                found += os.pread(file.fileno(), block, at)
-            except OSError:
-                found += bytes(block)
-    return bytes(found)
-
-
-def copy_broken(segment: Segment, broken: octets.Broken) -> Path:
-    """Keep damaged octets in a file of their own, which is given. Raises OSError."""
-    copy = segment.path.with_suffix(f".broken-{broken.start}")
-    if not copy.exists():
-        data = segment.load()[broken.start : broken.end]
-        with copy.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    return copy
-
-
-def live(segment: Segment) -> Iterator[tuple[Place, Record, bytes] | octets.Broken]:
-    """What lives of a segment of an earlier life: records, with the octets that they count from, whose messages are not
-    all done; and what is broken. Raises OSError, DamageError where its mark is gone."""
-    data = segment.load()
-    if not segment.mark:
-        if any(data):
-            raise DamageError("its beginning is damaged, and so is that of its list")
-        return
-    done = segment.done()
-    for found in octets.scan(segment.mark, data):
-        if isinstance(found, octets.Broken):
-            yield found
-            continue
-        gone = {number for number, _ in found.messages if number in done}
-        if len(gone) < len(found.messages):
-            place = Place(segment, found.number, found.start, found.end - found.start)
-            place.gone = gone or None
-            yield place, found, data

@@ -24,12 +24,18 @@ class Presence:
         if self.lost:
             raise SpoolLost(self.lost)
 
+    def forget(self, path: Path) -> None:
+        """A file that is not looked at any more."""
+        self._known.pop(path, None)
+
     def _displaced(self, growing: tuple[Path, ...]) -> str:
         for path in (*self._watched, *growing):
             try:
                 state = os.stat(path)
-            except OSError as error:
+            except (FileNotFoundError, NotADirectoryError) as error:
                 return f"{path}: {error.strerror}; it was removed while the server runs"
+            except OSError:
+                continue  # that it cannot be looked at now says nothing of where it is
             size = state.st_size if path in growing else 0
             known = self._known.get(path)
             if known is None or (known != (state.st_dev, state.st_ino, size)):

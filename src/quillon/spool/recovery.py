@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quillon.mail.message import Batch, Message
-from quillon.spool import log
-from quillon.spool.log import Place, Segment
+from quillon.spool.log_octets import Broken, DamageError, Record
 from quillon.spool.record import RecordError, decode_batch, decode_message
-from quillon.spool.segment import Broken, DamageError, Record
+from quillon.spool.segment import Place, Segment
 
 PIECE = 2000  # messages
 _ROWS = """
@@ -52,7 +51,7 @@ class Piece:
 class LogPiece:
     """As `Piece`, of one segment. `places` are of batches with their messages in `messages`; `spoiled` of batches whose
     records have to go into the database to be set aside there; `moved` are messages that the database has already.
-    `last` tells that all of the segment has been read."""
+    `understood` tells that all of the segment has been read, and that it may go when that is done."""
 
     segment: Segment
     messages: list[Message] = field(default_factory=list)
@@ -60,34 +59,39 @@ class LogPiece:
     spoiled: list[Place] = field(default_factory=list)
     aside: list[Aside] = field(default_factory=list)
     moved: list[int] = field(default_factory=list)
-    last: bool = False
+    understood: bool = False
 
 
 class LogRecovery:
-    """`database` is for this reader alone. `names` are the body files that were found named, when all is read."""
+    """`database` is for this reader alone, `known` asks it whether it has the batch of a record. When all is read
+    `names` are the body files that records name, and `whole` says that nothing was broken: else there may be others."""
 
     def __init__(
         self,
         segments: list[Segment],
         database: sqlite3.Connection,
+        known: Callable[[sqlite3.Connection, Record], bool | None],
         body_file: Callable[[str], Path],
         report: Callable[[str], None],
     ) -> None:
         self._segments = segments
         self._database = database
+        self._known = known
         self._body_file = body_file
         self._report = report
         self.names: set[str] = set()
+        self.whole = True
 
     def pieces(self) -> Iterator[LogPiece]:
         """All that lives, at least one piece a segment. A segment that cannot be read at all is named and left."""
         for segment in self._segments:
             piece = LogPiece(segment)
-            whole = True
+            understood = True
             try:
-                for found in log.live(segment):
+                for found in segment.live():
                     if isinstance(found, Broken):
-                        whole = self._set_aside(segment, found) and whole
+                        self.whole = False
+                        understood = self._set_aside(segment, found) and understood
                         continue
                     place, record, _ = found
                     self._take(piece, place, record)
@@ -96,15 +100,18 @@ class LogRecovery:
                         piece = LogPiece(segment)
             except (OSError, DamageError) as error:
                 self._report(f"spool: {segment.path} cannot be read: {error}; it is left as it is")
-                whole = False
-            piece.last = whole
+                understood = self.whole = False
+            if segment.salvaged:
+                self._report(f"spool: parts of {segment.path} cannot be read from the disk; it is left as it is")
+                understood = self.whole = False
+            piece.understood = understood
             yield piece
         self._database.close()
 
     def _take(self, piece: LogPiece, place: Place, record: Record) -> None:
         gone = place.gone or ()
         rows = [row for row in record.messages if row[0] not in gone]
-        if self._database.execute("SELECT 1 FROM batch WHERE id = ?", (record.number,)).fetchone() is not None:
+        if self._has_come(piece.segment, record):
             # it was moved, and the crash came before that was written here
             piece.moved += [number for number, _ in rows]
             return
@@ -131,18 +138,28 @@ class LogRecovery:
         batch.place = place
         piece.places.append((place, batch))
 
-    def _set_aside(self, segment: Segment, broken: Broken) -> bool:
-        """Copy what is damaged, for the segment goes with the last of its messages; a write that a crash has broken off
-        was never acknowledged. Gives whether that could be done."""
-        where = f"octets {broken.start} to {broken.end} of {segment.path}"
-        if broken.tail:
-            self._report(f"spool: {where} are of a write that was broken off: nobody was told that it was taken")
-            return True
+    def _has_come(self, segment: Segment, record: Record) -> bool:
+        """Whether the database has a batch of the log."""
         try:
-            copy = log.copy_broken(segment, broken)
-            self._report(f"spool: {where} are damaged, and set aside in {copy}")
-        except OSError as error:
-            self._report(f"spool: {where} are damaged, and cannot be set aside: {error}; the file is left as it is")
+            known = self._known(self._database, record)
+        except sqlite3.Error as error:
+            self._report(f"spool: whether batch {record.number} of {segment.path} was moved cannot be told: {error}")
+            return False
+        if known is False:
+            self._report(f"spool: batch {record.number} of {segment.path} and of the database are not the same")
+        return bool(known)
+
+    def _set_aside(self, segment: Segment, broken: Broken) -> bool:
+        """Copy what is no record, for the segment goes with the last of its messages. Gives whether that could be
+        done."""
+        where = f"octets {broken.start} to {broken.end} of {segment.path}"
+        newest = segment is self._segments[-1]
+        what = "a write that a crash has broken off, or damage" if newest else "damaged"
+        try:
+            copy = segment.copy_broken(broken)
+            self._report(f"spool: {where} are {what}; they are kept in {copy}")
+        except (OSError, DamageError) as error:
+            self._report(f"spool: {where} are {what}, and cannot be copied: {error}; the file is left as it is")
             return False
         return True
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from quillon.spool.bodies import NAME, sync
+from quillon.spool.bodies import NAME, make_folder, sync
 from quillon.spool.database import connect
 from quillon.spool.lock import Lock
 from quillon.spool.record import RecordError, decode_batch, decode_message
@@ -80,6 +80,7 @@ def _rebuild(file: Path, tell: Callable[[str], None]) -> None:
             part.rename(old.with_name(old.name + ending))
     os.chmod(new, os.stat(old).st_mode & 0o777)
     os.chown(new, os.stat(old).st_uid, os.stat(old).st_gid)
+    make_folder(file.with_name("log"))  # its layout says that there is one
     new.rename(file)
     sync(file.parent)
     tell(f"{file}: {kept['message']} messages were copied into a new database; {old} is as it was")

@@ -1,150 +1,269 @@
-"""The log tier's files as octets: records of a segment, and the list of those that are done. Pure.
+"""One file of the log, its list of what is done, and where in it a batch lies.
 
-Both files begin with `HEAD` and the segment's mark, eight octets by chance. In the segment follow records, one after
-the other; zeros, or the end of the file, end them. A record is one batch:
-
-    mark 8 | length of meta 4 | length of body 8 | id of batch 8 | CRC-32 of meta 4 | CRC-32 of body 4 | CRC-32 of these
-    4 meta: a line with path and record of the batch, a line with id and record for each message body: empty where path
-    names a file
-
-Behind damage records are found again by the mark, which nobody outside knows: a body cannot hold one. In the list
-follow ids of messages (8) with a CRC-32 each (4). It goes when the segment goes, so nothing that is done comes back
-because a later segment went first. Numbers are little-endian.
+A place goes through these states: LOG, until a message of its batch has to wait or the log is too long; MOVING, on its
+way into the database and still here; MOVED, or STUCK where its record cannot be read. The event loop sets MOVING and
+MOVED, the database's committer STUCK.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
+import contextlib
+import enum
+import errno
+import io
+import os
+import re
+import threading
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from pathlib import Path
 
-HEAD = b"QUILLON LOG 1\r\n\x1a"
-MARK_SIZE = 8
-START = len(HEAD) + MARK_SIZE
-_PLAN = struct.Struct("<8sIQQIII")
-_DONE = struct.Struct("<QI")
-DONE_SIZE = _DONE.size
-_MOST_META = 1 << 30
+from quillon.spool import log_octets
+from quillon.spool.bodies import sync
+from quillon.spool.log_octets import Broken, DamageError, Record
 
-
-class Record(NamedTuple):
-    """A batch in a segment, the octets `start` to `end`; its body begins at `body`. `path` names the file of a large
-    body. `batch` and `messages` are records of `spool.record`."""
-
-    start: int
-    body: int
-    end: int
-    number: int
-    path: str
-    batch: str
-    messages: list[tuple[int, str]]
+SIZE = 16 << 20  # octets after which another one is begun
+_IOV = 512  # pieces a write
+_NAME = re.compile(r"(\d{8,18})\.log")
 
 
-class Broken(NamedTuple):
-    """Octets that are no record. Where `tail` holds nothing whole comes behind them, as a crash leaves it."""
+class State(enum.Enum):
+    """Where a batch is that has come into the log."""
 
-    start: int
-    end: int
-    tail: bool
-
-
-class DamageError(ValueError):
-    """A record is not what was written; the message says in what."""
+    LOG = enum.auto()
+    MOVING = enum.auto()
+    MOVED = enum.auto()
+    STUCK = enum.auto()
 
 
-def encode_meta(path: str, batch: str, messages: Iterable[tuple[int, str]]) -> bytes:
-    """What a record has beside its body."""
-    lines = [f"{path} {batch}"]
-    lines += [f"{message} {record}" for message, record in messages]
-    return "\n".join(lines).encode()
+class Place:
+    """Where the record of a batch lies. `gone` are messages of it that are done; `over` tells that all are."""
+
+    __slots__ = ("gone", "length", "number", "over", "segment", "start", "state")
+
+    def __init__(self, segment: Segment, number: int, start: int, length: int) -> None:
+        self.segment = segment
+        self.number = number
+        self.start = start
+        self.length = length
+        self.state = State.LOG
+        self.gone: set[int] | None = None
+        self.over = False
 
 
-def encode_head(mark: bytes, number: int, meta: bytes, body: bytes) -> bytes:
-    """What stands in front of meta and body in a record."""
-    plan = _PLAN.pack(mark, len(meta), len(body), number, zlib.crc32(meta), zlib.crc32(body), 0)[:-4]
-    return plan + zlib.crc32(plan).to_bytes(4, "little")
+class Segment:
+    """`places` are those of batches that are not done, by number: of the event loop. `held` tells that it holds what
+    nobody has understood, so it stays; `salvaged` that the disk did not give all. The list may be written by several
+    threads."""
 
+    def __init__(self, folder: Path, number: int) -> None:
+        self.number = number
+        self.path = folder / f"{number:08}.log"
+        self.done_path = folder / f"{number:08}.done"
+        self.mark = b""
+        self.size = 0
+        self.places: dict[int, Place] = {}
+        self.held = False
+        self.salvaged = False
+        self._file = -1
+        self._done_file = -1
+        self._unsynced = False
+        self._removed = False
+        self._writing = threading.Lock()
 
-def decode(mark: bytes, data: bytes | memoryview, start: int = 0) -> Record:
-    """The record that begins at `start`. Raises DamageError."""
-    plan = _plan(mark, data, start)
-    if plan is None:
-        raise DamageError("no record begins here")
-    meta_length, body_length, number, meta_crc, body_crc = plan
-    body = start + _PLAN.size + meta_length
-    end = body + body_length
-    if end > len(data):
-        raise DamageError("its end is missing")
-    meta = bytes(data[start + _PLAN.size : body])
-    if zlib.crc32(meta) != meta_crc or zlib.crc32(data[body:end]) != body_crc:
-        raise DamageError("its checksum is wrong")
-    try:
-        (path, batch), *rest = (line.split(" ", 1) for line in meta.decode().split("\n"))
-        messages = [(int(message), record) for message, record in rest]
-    except ValueError as error:  # the checksum holds: it was written like this
-        raise DamageError(f"its lines are malformed: {error}") from None
-    return Record(start, body, end, number, path, batch, messages)
-
-
-def mark_of(data: bytes) -> bytes | None:
-    """The mark of a segment, or of its list; None where the head is damaged."""
-    return data[len(HEAD) : START] if len(data) >= START and data[: len(HEAD)] == HEAD else None
-
-
-def scan(mark: bytes, data: bytes) -> Iterator[Record | Broken]:
-    """All records of a segment, and what lies between them that is none."""
-    view = memoryview(data)
-    at = START
-    while at < len(data):
+    def create(self, mode: int, mark: bytes) -> None:
+        """Raises OSError."""
+        self.mark = mark
+        head = log_octets.HEAD + mark
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            record = decode(mark, view, at)
-        except DamageError:
-            if _is_end(data, at):
+            self._file = os.open(self.path, flags, mode)
+            self._done_file = os.open(self.done_path, flags | os.O_APPEND, mode)
+            with contextlib.suppress(OSError):  # room that is taken now makes each sync cheaper, and cannot run out
+                os.posix_fallocate(self._file, 0, SIZE)
+            for file in (self._file, self._done_file):
+                if os.write(file, head) != len(head):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._done_file)
+            sync(self.path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.remove()
+            raise
+        self.size = len(head)
+
+    def append(self, pieces: list[bytes]) -> None:
+        """Write behind what is there, and sync. After an OSError nothing more may be appended.
+
+        One call for all, where that can be: each one costs a wait for the interpreter.
+        """
+        at = self.size
+        for start in range(0, len(pieces), _IOV):
+            some = pieces[start : start + _IOV]
+            length = sum(map(len, some))
+            written = os.pwritev(self._file, some, at, os.RWF_DSYNC)
+            if written < length:
+                # a disk that is full, a signal: the second try says which
+                rest = b"".join(some)
+                while written < length:
+                    written += os.pwrite(self._file, rest[written:], at + written)
+                os.fdatasync(self._file)
+            at += length
+        self.size = at
+
+    def close(self) -> None:
+        """No more is appended. Raises OSError where what failed to be written cannot be cut off for certain."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            try:
+                os.ftruncate(file, self.size)
+                os.fdatasync(file)
+            finally:
+                os.close(file)
+
+    def bury(self, messages: Iterable[int]) -> None:
+        """Write that these are done. Raises OSError."""
+        entries = log_octets.encode_done(messages)
+        with self._writing:
+            if self._removed:
                 return
-            after = _next(mark, data, at + 1)
-            yield Broken(at, after, tail=after == len(data))
-            at = after
-        else:
-            yield record
-            at = record.end
+            if self._done_file < 0:
+                self._done_file = self._opened_done()
+            self._unsynced = True
+            try:
+                if os.write(self._done_file, entries) < len(entries):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.done_path))
+            except OSError:
+                # what was written of it is cut off when it is opened again
+                file, self._done_file = self._done_file, -1
+                os.close(file)
+                raise
 
+    def sync_done(self) -> None:
+        """Raises OSError."""
+        with self._writing:
+            if self._unsynced and not self._removed:
+                if self._done_file < 0:
+                    self._done_file = self._opened_done()
+                os.fdatasync(self._done_file)
+                self._unsynced = False
 
-def encode_done(numbers: Iterable[int]) -> bytes:
-    """Entries that say that these messages are done."""
-    return b"".join([_DONE.pack(number, zlib.crc32(number.to_bytes(8, "little"))) for number in numbers])
+    def remove(self) -> None:
+        """Nothing of it is needed. The list goes last: without it all would come back. Raises OSError."""
+        with self._writing:
+            self.path.unlink(missing_ok=True)
+            self._removed = True
+            self.done_path.unlink(missing_ok=True)
+        self.release()
 
+    def release(self) -> None:
+        """Close its files."""
+        with self._writing:
+            open_files, self._file, self._done_file = (self._file, self._done_file), -1, -1
+            for file in open_files:
+                if file >= 0:
+                    with contextlib.suppress(OSError):
+                        os.close(file)
 
-def decode_done(data: bytes) -> set[int]:
-    """The messages that are done. Entries that a crash has left half written, or as zeros, say nothing."""
-    count = max(len(data) - START, 0) // DONE_SIZE
-    entries = _DONE.iter_unpack(memoryview(data)[START : START + count * DONE_SIZE])
-    return {number for number, crc in entries if zlib.crc32(number.to_bytes(8, "little")) == crc}
-
-
-def _plan(mark: bytes, data: bytes | memoryview, start: int) -> tuple[int, int, int, int, int] | None:
-    head = bytes(data[start : start + _PLAN.size])
-    if len(head) < _PLAN.size:
-        return None
-    found, meta_length, body_length, number, meta_crc, body_crc, crc = _PLAN.unpack(head)
-    if found != mark or zlib.crc32(head[:-4]) != crc or meta_length > _MOST_META or number >= 1 << 63:
-        return None
-    return meta_length, body_length, number, meta_crc, body_crc
-
-
-def _is_end(data: bytes, at: int) -> bool:
-    """Whether there are zeros only from here on: room that was not used."""
-    return data.startswith(bytes(len(data) - at), at)
-
-
-def _next(mark: bytes, data: bytes, at: int) -> int:
-    """Where the next whole record begins; the end of the data if none does."""
-    view = memoryview(data)
-    while (at := data.find(mark, at)) >= 0:
+    def load(self) -> bytes:
+        """All of it, for recovery. What the disk does not give reads as zeros, and it is `salvaged`. Raises
+        OSError, DamageError where its mark is gone."""
         try:
-            decode(mark, view, at)
-        except DamageError:
-            at += 1
-        else:
-            return at
-    return len(data)
+            data = self.path.read_bytes()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            data, self.salvaged = _salvage(self.path), True
+        self.mark = log_octets.mark_of(data, self._done_octets()) or b""
+        if not self.mark and any(data):
+            raise DamageError("its beginning is damaged, and so is that of its list")
+        self.size = len(data)
+        return data
+
+    def done(self) -> set[int]:
+        """The messages that are done. Raises OSError."""
+        return log_octets.decode_done(self._done_octets())
+
+    def read(self, place: Place) -> tuple[Record, bytes]:
+        """A record as it lies here, and its octets, which it counts from. Raises OSError, DamageError."""
+        with self.reader() as file:
+            return self.read_from(file, place)
+
+    def reader(self) -> io.FileIO:
+        """Opened for `read_from`. Raises OSError."""
+        return io.FileIO(self.path, "rb")
+
+    def read_from(self, file: io.FileIO, place: Place) -> tuple[Record, bytes]:
+        """As `read`, for many. Raises OSError, DamageError."""
+        data = os.pread(file.fileno(), place.length, place.start)
+        return log_octets.decode(self.mark, data), data
+
+    def live(self) -> Iterator[tuple[Place, Record, bytes] | Broken]:
+        """What lives of a segment of an earlier life: records, with the octets that they count from, whose messages are
+        not all done; and what is broken. Raises OSError, DamageError where its mark is gone."""
+        data = self.load()
+        if not self.mark:
+            return
+        done = self.done()
+        for found in log_octets.scan(self.mark, data, reserved=len(data) == SIZE and not self.salvaged):
+            if isinstance(found, Broken):
+                yield found
+                continue
+            gone = {number for number, _ in found.messages if number in done}
+            if len(gone) < len(found.messages):
+                place = Place(self, found.number, found.start, found.end - found.start)
+                place.gone = gone or None
+                yield place, found, data
+
+    def copy_broken(self, broken: Broken) -> Path:
+        """Keep damaged octets in a file of their own, which is given. Raises OSError, DamageError."""
+        copy = self.path.with_suffix(f".broken-{broken.start}")
+        if not copy.exists():
+            data = self.load()[broken.start : broken.end]
+            begun = copy.with_suffix(f"{copy.suffix}.part")
+            with begun.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            begun.rename(copy)
+            sync(copy.parent)
+        return copy
+
+    def _done_octets(self) -> bytes:
+        try:
+            return self.done_path.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def _opened_done(self) -> int:
+        """Open the list of an earlier life: entries have to begin where entries begin."""
+        file = os.open(self.done_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        try:
+            size = os.fstat(file).st_size
+            if size < log_octets.START:
+                os.ftruncate(file, 0)
+                os.write(file, log_octets.HEAD + (self.mark or bytes(log_octets.MARK_SIZE)))
+            else:
+                os.ftruncate(file, size - (size - log_octets.START) % log_octets.DONE_SIZE)
+        except OSError:
+            os.close(file)
+            raise
+        return file
+
+
+def segments(folder: Path) -> list[Segment]:
+    """Those in a folder, the oldest first. Raises OSError."""
+    names = (_NAME.fullmatch(file.name) for file in folder.glob("*.log"))
+    return [Segment(folder, number) for number in sorted(int(name[1]) for name in names if name)]
+
+
+def _salvage(path: Path) -> bytes:
+    """What the disk gives of a file, block by block."""
+    block = 4096
+    found = bytearray()
+    with path.open("rb", buffering=0) as file:
+        for at in range(0, os.fstat(file.fileno()).st_size, block):
+            try:
+                found += os.pread(file.fileno(), block, at)
+            except OSError:
+                found += bytes(block)
+    return bytes(found)

@@ -14,21 +14,22 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from quillon.mail.message import Batch, Message
-from quillon.spool import log
-from quillon.spool.bodies import Bodies
+from quillon.spool.bodies import Bodies, make_folder
 from quillon.spool.committer import Done, call_all
-from quillon.spool.database import Database, connect, insert_record
+from quillon.spool.database import SCHEMA_VERSION, Database, connect, insert_record, known
 from quillon.spool.errors import SpoolError, SpoolLost, is_full
 from quillon.spool.lock import Lock
-from quillon.spool.log import Log, Place, State
+from quillon.spool.log import Log
+from quillon.spool.log_octets import Broken, DamageError
 from quillon.spool.record import encode_message
 from quillon.spool.recovery import Aside, LogPiece, LogRecovery, Piece, Recovery
-from quillon.spool.segment import Broken, DamageError
+from quillon.spool.segment import Place, Segment, State, segments
 
 _SLICE = 200  # batches that are moved in one commit
 
@@ -51,6 +52,9 @@ class Store:
         self._log_recovery: LogRecovery | None = None
         self._found_bodies: list[str] = []  # those that were there at the start
         self._fresh: set[int] = set()  # batches that came into the database meanwhile
+        self.newest = 0  # a second behind that of every id that is here
+        self._keeps_bodies = False  # for what names them could not be read
+        self._closed = False
         self._syncing = 0  # large bodies that are on their way to the disk
         self._moving = 0
         self._syncers = ThreadPoolExecutor(2, thread_name_prefix="spool-sync")
@@ -63,19 +67,19 @@ class Store:
         """Lock and open the spool; what it holds is read by `recovered`. Raises SpoolError."""
         file = self._database.file
         try:
-            self.bodies.create()
-            self._lock.take()
-            self._lock.check_database(file)
-            segments = self._log.create()
+            self._take_lock()
+            found = self._log.create()
             with connect(file, create=True) as database:
                 self._lock.identify(database, file)
                 aside = database.execute("SELECT batch FROM set_aside").fetchall()
                 self._kept.update(number for (number,) in aside)
+                ids = "SELECT max(id) FROM (SELECT max(id) id FROM batch UNION ALL SELECT max(id) FROM message)"
+                self.newest = _newest(database.execute(ids).fetchone()[0], found)
             database.close()
             if aside:
                 self._report(f"spool: {len(aside)} entries that could not be read are set aside in {file}")
             self._found_bodies = self.bodies.names()
-            self._log_recovery = LogRecovery(segments, connect(file), self.bodies.file, self._report)
+            self._log_recovery = LogRecovery(found, connect(file), known, self.bodies.file, self._report)
             self._recovery = Recovery(connect(file), str(file), self.bodies.file, self._report)
             os.chmod(file, self._mode)
         except OSError as error:
@@ -83,6 +87,25 @@ class Store:
         except sqlite3.Error as error:
             text = f"spool {file}: {error}; nothing was changed"
             raise SpoolError(text, may_heal=is_full(error)) from None
+
+    def _take_lock(self) -> None:
+        """Have the spool alone, and see that what belongs to it is there. Raises SpoolError, OSError, sqlite3.Error."""
+        if self._lock.taken:
+            return
+        file = self._database.file
+        self.bodies.create()
+        self._lock.take()
+        self._lock.check_database(file)
+        if file.exists() and not self._log.folder.exists():
+            with connect(file, mode="ro") as database:
+                version = database.execute("PRAGMA user_version").fetchone()[0]
+            database.close()
+            if version == SCHEMA_VERSION:
+                raise SpoolError(
+                    f"spool {self._log.folder} is missing, and was there before: restore it, or make an empty folder of"
+                    " that name to begin anew without the mail that it held"
+                )
+        make_folder(self._log.folder)
 
     def start(self) -> None:
         """Start the committers; called on the event loop that callbacks are to run on. Raises SpoolError."""
@@ -102,8 +125,11 @@ class Store:
             await asyncio.sleep(0.005)
         if self.waiting:
             self._report(f"spool: {self.folder}: {self.waiting} changes of messages could not be written at the end")
+        self._closed = True
         await self._log.committer.stop()
         await self._database.committer.stop()
+        self._log.refuse_all(SpoolLost("the spool is closed"))
+        self._database.refuse_all(SpoolLost("the spool is closed"))
         self._database.close()
         self._log.release()
         self.release()
@@ -122,7 +148,7 @@ class Store:
     @property
     def failing(self) -> str:
         """Why something cannot be written; empty if all can."""
-        return self._lost or self._log.committer.failing or self._database.committer.failing
+        return self._lost or self._log.failing or self._database.committer.failing
 
     @property
     def waiting(self) -> int:
@@ -138,6 +164,15 @@ class Store:
     async def recovered(self) -> AsyncIterator[list[Message]]:
         """The messages of an earlier life, in pieces, while new ones come: after `start`. They are read off the event
         loop. Raises sqlite3.Error where the database cannot be read at all."""
+        try:
+            async for messages in self._read_all():
+                yield messages
+        finally:
+            self._recovery = self._log_recovery = None
+            self._fresh.clear()
+            self._tidy()
+
+    async def _read_all(self) -> AsyncIterator[list[Message]]:
         loop = asyncio.get_running_loop()
         assert self._recovery is not None
         assert self._log_recovery is not None
@@ -147,24 +182,24 @@ class Store:
                 self._register(piece)
                 yield piece.messages
             self._log.look_after_all()
-            await loop.run_in_executor(reader, self._sweep, self._log_recovery.names)
+            if self._log_recovery.whole and not self._keeps_bodies:
+                await loop.run_in_executor(reader, self._sweep, self._log_recovery.names)
             old = self._recovery.pieces()
             while (rows := await loop.run_in_executor(reader, next, old, None)) is not None:
                 self._take_note(rows)
                 yield [message for message in rows.messages if message.batch.id.number not in self._fresh]
-        self._recovery = self._log_recovery = None
-        self._fresh.clear()
-        self._tidy()
 
     def _register(self, piece: LogPiece) -> None:
         """Go on with a part of the log where the life before has ended."""
-        self._log.register(piece.segment, [place for place, _ in piece.places] + piece.spoiled, last=piece.last)
+        places = [place for place, _ in piece.places] + piece.spoiled
+        self._log.register(piece.segment, places, held=not piece.understood)
         for place in piece.spoiled:
             self._move(place)
         for aside in piece.aside:
             self._name_aside(aside)
         self._database.changes.aside += piece.aside
-        self._log.bury_moved(piece.segment, piece.moved)
+        if piece.moved:
+            self._log.bury_all(piece.segment, piece.moved)
         if piece.aside:
             self._database.committer.soon()
 
@@ -197,73 +232,83 @@ class Store:
         """Take over the messages of a spool that no worker owns any more; call before `open`. Gives their number.
 
         Rows and records are copied and committed here before they are removed there, so a crash in between loses
-        nothing. Raises SpoolError.
+        nothing. What cannot be read stays there. Raises SpoolError.
         """
         lock = Lock(other, self._report)
-        lock.take()
-        theirs = Bodies(other / "bodies", self._mode, self._report)
-        if not (other / "spool.db").exists():
-            lock.release(in_order=False)
-            if any(theirs.folder.glob("*")) or log.segments(other / "log"):
-                raise SpoolError(f"spool {other / 'spool.db'} is missing, and mail is there: restore it")
-            return 0
         try:
-            self.bodies.create()
+            self._take_lock()
+            lock.take()
+            theirs = Bodies(other / "bodies", self._mode, self._report)
+            if not (other / "spool.db").exists():
+                lock.release(in_order=False)
+                if any(theirs.folder.glob("*")) or segments(other / "log"):
+                    raise SpoolError(f"spool {other / 'spool.db'} is missing, and mail is there: restore it")
+                return 0
             self.bodies.link_from(theirs)
             connect(other / "spool.db").close()
             with connect(self._database.file, create=True) as database:
                 database.execute("ATTACH DATABASE ? AS other", (str(other / "spool.db"),))
                 count = _take_rows(database)
-                emptied, more = self._take_log(database, other / "log")
+                taken, left = self._take_log(database, other / "log")
                 kept = {str(path) for (path,) in database.execute("SELECT path FROM other.batch")}
             database.close()
-            for segment in emptied:
-                segment.remove()
-            theirs.keep(kept)
+            for segment, messages in taken.items():
+                if segment in left:
+                    segment.bury(messages)  # lest it be taken again
+                    segment.sync_done()
+                    segment.release()
+                else:
+                    segment.remove()
+            if left:
+                self._keeps_bodies = True  # what cannot be read may name one
+            else:
+                theirs.keep(kept)
         except (OSError, sqlite3.Error) as error:
             lock.release(in_order=False)
             raise SpoolError(f"spool {other} cannot be taken over: {error}") from None
         lock.release()
-        return count + more
+        return count + sum(map(len, taken.values()))
 
-    def _take_log(self, database: sqlite3.Connection, folder: Path) -> tuple[list[log.Segment], int]:
-        """Copy what lives of a log into the database: the segments that hold nothing more, and the number of
-        messages."""
-        emptied: list[log.Segment] = []
-        count = 0
+    def _take_log(self, database: sqlite3.Connection, folder: Path) -> tuple[dict[Segment, list[int]], set[Segment]]:
+        """Copy what lives of a log into the database: the messages of each segment, and segments that have to stay for
+        what cannot be read of them."""
+        taken: dict[Segment, list[int]] = {}
+        left: set[Segment] = set()
         database.execute("BEGIN IMMEDIATE")
-        for segment in log.segments(folder):
-            whole = True
+        for segment in segments(folder):
+            messages = taken[segment] = []
             try:
-                for found in log.live(segment):
+                for found in segment.live():
                     if isinstance(found, Broken):
-                        whole = whole and found.tail
+                        self._report(f"spool: octets {found.start} to {found.end} of {segment.path} are no record")
+                        left.add(segment)
                         continue
                     place, record, data = found
-                    known = database.execute("SELECT 1 FROM batch WHERE id = ?", (record.number,)).fetchone()
-                    if known is None:  # else it was moved, and the crash came before that was written in the log
-                        rows = [row for row in record.messages if row[0] not in (place.gone or ())]
-                        insert_record(database, record, data, rows)
-                        count += len(rows)
-            except DamageError as error:
-                self._report(f"spool: {segment.path} cannot be read: {error}; it is left as it is")
-                continue
-            if whole:
-                emptied.append(segment)
-            else:
-                self._report(
-                    f"spool: {segment.path} is damaged: what can be read of it was taken over, it is left there"
-                )
+                    rows = [row for row in record.messages if row[0] not in (place.gone or ())]
+                    try:
+                        if not known(database, record):  # else it was moved, and then came the crash
+                            insert_record(database, record, data, rows)
+                        messages += [number for number, _ in rows]
+                    except DamageError as error:
+                        self._report(f"spool: batch {record.number} of {segment.path}: {error}")
+                        left.add(segment)
+            except (OSError, DamageError) as error:
+                self._report(f"spool: {segment.path} cannot be read to its end: {error}")
+                left.add(segment)
+            if segment.salvaged:
+                left.add(segment)
+            if segment in left:
+                self._report(f"spool: what can be read of {segment.path} was taken over, and it is left there")
         database.execute("COMMIT")
-        return emptied, count
+        return taken, left
 
     # writing --------------------------------------------------------------------------------------------------
 
     def insert(self, batch: Batch, messages: list[Message], done: Done) -> None:
         """Store a batch; `done(None)` is called on the loop once it is on disk, or `done(error)` if it is not."""
         loop = asyncio.get_running_loop()
-        if self._lost:
-            loop.call_soon(call_all, [done], SpoolLost(self._lost))
+        if self._lost or self._closed:
+            loop.call_soon(call_all, [done], SpoolLost(self._lost or "the spool is closed"))
         elif batch.path:
             # a large file takes its time, and nobody else has to wait for that
             self._syncing += 1
@@ -277,6 +322,8 @@ class Store:
         error = None if answer.cancelled() else answer.exception()
         if answer.cancelled():
             call_all([done], SpoolLost("the spool was closed"))
+        elif self._closed:
+            call_all([done], SpoolLost("the spool is closed"))
         elif isinstance(error, Exception):
             self._report(f"spool: {self.bodies.folder / batch.path}: {error}")
             call_all([done], error)
@@ -306,6 +353,7 @@ class Store:
         batch.left -= 1
         place = _place(batch)
         if place is not None:
+            place.over = batch.left == 0
             self._log.bury(place, message.id.number)
         if place is None or place.state is State.MOVING:
             self._remove_from_database(message)
@@ -333,6 +381,9 @@ class Store:
         self._moving -= 1
         if place.state is State.MOVING:
             place.state = State.MOVED
+            self._log.forget(place)
+            self._log.sync_soon()
+        elif place.over:
             self._log.forget(place)
         if not self._moving:
             self._tidy()
@@ -393,6 +444,13 @@ def _place(batch: Batch) -> Place | None:
     """Where a batch lies in the log, if it does."""
     place = batch.place
     return place if isinstance(place, Place) and place.state is not State.MOVED else None
+
+
+def _newest(number: int | None, found: list[Segment]) -> int:
+    """A second behind that of the newest id in a spool: in the database, or by the last write to the log. What a clock
+    far in the future has written counts no more than a year."""
+    written = [int(segment.path.stat().st_mtime) + 1 for segment in found]
+    return min(max([((number or 0) >> 32) + 1, *written]), int(time.time()) + 366 * 86400)
 
 
 def _take_rows(database: sqlite3.Connection) -> int:
