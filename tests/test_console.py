@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from quillon.app.channel import Channel
-from quillon.app.commands import COMMANDS, CONTROL, cache_text, domain_text, find, help_text, mailq
 from quillon.cli.main import main
+from quillon.control.commands import COMMANDS, CONTROL, cache_text, domain_text, find, help_text, mailq
 from quillon.lab.pki import Authority
+from quillon.net.channel import Channel
 from tests.support.clients import MESSAGE, context
 from tests.support.server import Server, free_port, until
 
@@ -362,3 +362,43 @@ def test_a_domain_tells_why_it_waits(server: Callable[..., Server], tmp_path: Pa
     assert "demanded: TLS = required, TLS_Verify = no (" in said
     assert "quiet.test       2       0" in ask("mailq")
     assert ask("domain other.test") == domain_text([])
+
+
+def test_the_control_process_is_replaced_and_mail_goes_on(running: Running) -> None:
+    (first,) = running.server.children("quillon:control")
+    os.kill(first, signal.SIGKILL)
+    running.send()
+    until(lambda: running.server.children("quillon:control") not in ([], [first]), "another one")
+    assert running.ask("version").startswith("quillon ")
+    assert any("control process" in line and "started again" in line for line in running.server.log("paniclog.ec"))
+
+
+def test_a_control_process_that_hangs_holds_up_neither_workers_nor_reload_nor_end(running: Running) -> None:
+    (control,) = running.server.children("quillon:control")
+    os.kill(control, signal.SIGSTOP)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(running.socket))
+        sock.sendall(b"metrics\n")
+        os.kill(running.server.workers()[0], signal.SIGKILL)
+        until(lambda: len(running.server.workers()) == 2, "a new worker")
+        running.send()
+        running.server.reload()
+        until(lambda: "configuration reloaded" in running.server.said(), "the reload")
+        assert running.server.stop() == 0
+    assert not Path(f"/proc/{control}").exists()
+
+
+def test_a_socket_of_the_console_comes_and_goes_with_a_reload(running: Running) -> None:
+    other = running.socket.with_name("other")
+    text = running.text()
+    running.server.configure(
+        text.replace("Control_Listener {", f'Control_Listener {{ Listen "{other}" {{ }} '), workers=2
+    )
+    assert running.ask("config reload") == "configuration reloaded\n"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(other))
+        sock.sendall(b"version\n")
+        assert sock.recv(100).startswith(b"quillon ")
+    running.server.configure(text, workers=2)
+    assert running.ask("config reload") == "configuration reloaded\n"
+    assert not other.exists()

@@ -96,8 +96,17 @@ class Server:
 
     def workers(self) -> list[int]:
         """Process ids of the workers."""
+        return self.children("quillon:w")
+
+    def children(self, name: str) -> list[int]:
+        """Process ids of the supervisor's children whose name begins so."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in path.read_text().split()]
+        found = []
+        for pid in path.read_text().split():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if Path(f"/proc/{pid}/comm").read_text().startswith(name):
+                    found.append(int(pid))
+        return found
 
     def reload(self) -> None:
         self.process.send_signal(signal.SIGHUP)

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 
 from quillon.app import compose
-from quillon.app.channel import LIMIT, Channel
 from quillon.app.child import forked
 from quillon.config.load import load
+from quillon.net.channel import LIMIT, Channel
 from quillon.net.clock import Clock
 
 PATIENCE = 120.0  # seconds; policies have 30 for what they wait for, and certificates are read besides
@@ -39,7 +39,7 @@ class ConfigTrial:
             return 0
 
         try:
-            self.pid = forked(work)
+            self.pid = forked("quillon:trial", work)
         except OSError:
             self.channel.close()
             raise

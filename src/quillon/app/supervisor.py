@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from quillon.app import compose, worker
-from quillon.app.channel import Channel
 from quillon.app.child import forked
-from quillon.app.commands import ERROR
 from quillon.app.config_trial import ConfigTrial
-from quillon.app.console import Console
+from quillon.app.control import Control
 from quillon.app.leases import Leases, Word
 from quillon.app.notify import notify, reloading
 from quillon.app.privileges import Identity, PrivilegeError, become, identity, make_folder
@@ -33,9 +31,11 @@ from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.scope import resolve
 from quillon.config.settings import ListenSettings
+from quillon.control.commands import ERROR
 from quillon.listener.sockets import BindError, bind, is_free
 from quillon.log.sink import Loggers
 from quillon.mail.event import Notice, Panic
+from quillon.net.channel import Channel
 from quillon.net.clock import SystemClock
 
 RESTART_DELAY = 1.0  # seconds before a worker that died soon after its start is replaced; twice as long each time
@@ -100,11 +100,10 @@ class Supervisor:
         self._status = 0
         self._signals: list[int] = []
         self._announced = False
-        self._console = Console(
-            self._selector,
-            self._ask_workers,
-            {"reopen logs": self._console_reopen, "config reload": self._console_reload},
+        self._control = Control(
+            self._selector, lambda ours: self._let_go(ours, control=True), self._control_said, self._panic
         )
+        self._orders = {"reopen logs": self._order_reopen, "config reload": self._order_reload}
 
     # start ----------------------------------------------------------------------------------------------------
 
@@ -134,6 +133,7 @@ class Supervisor:
                 problems.append(f"these were tried as user {self._config.security().user}, whom Security names")
             raise kind("\n".join(problems))
         self._catch_signals()
+        self._control.start()
         for number in range(self._count):
             self._fork(number)
         while self._children or self._due:
@@ -174,7 +174,7 @@ class Supervisor:
                 raise BindError(f'Listen "{listen.name}": cannot make its folder: {error.strerror}') from None
         new: dict[str, socket.socket] = {}
         try:
-            for name in wanted.keys() - self._console.names:
+            for name in wanted.keys() - self._control.names:
                 is_free(wanted[name])
                 new[name] = bind(wanted[name])
         except BindError:
@@ -182,22 +182,27 @@ class Supervisor:
                 sock.close()
                 os.unlink(name)
             raise
-        self._console.listen(new, set(wanted))
+        self._control.listen(new, set(wanted))
 
-    def _ask_workers(self, request: dict[str, Any]) -> set[int]:
-        """Put a question to every worker that is ready; gives the process ids of those that owe an answer."""
+    def _control_said(self, message: dict[str, Any]) -> None:
+        """A question of the console's to all workers that are ready, or an order to the supervisor."""
+        number, command = message["id"], message["command"]
+        if message["event"] == "order":
+            self._orders[command](lambda text: self._control.tell({"do": "said", "id": number, "text": text}))
+            return
         ready = [child for child in self._children.values() if child.ready]
+        request = {"do": "console", "id": number, "command": command, "words": message["words"]}
         for child in ready:
             child.channel.send(request, wait=False)  # one that does not read will not answer, which is then told
-        return {child.pid for child in ready}
+        self._control.tell({"do": "asked", "id": number, "pids": [child.pid for child in ready]})
 
-    def _console_reopen(self, answer: Callable[[str], None]) -> None:
+    def _order_reopen(self, answer: Callable[[str], None]) -> None:
         for child in self._children.values():
             child.channel.send({"do": "reopen"}, wait=False)
         self._reopen_logs()
         answer("logs reopened")
 
-    def _console_reload(self, answer: Callable[[str], None]) -> None:
+    def _order_reload(self, answer: Callable[[str], None]) -> None:
         def ended(problems: list[str]) -> None:
             refused = f"{ERROR}reload refused, the running configuration stays: " + "; ".join(problems)
             changed = [f"{count} messages {words}" for words, count in self._round.changed.items()]
@@ -259,7 +264,7 @@ class Supervisor:
             return worker.main(self._config, number, self._count, self._sockets[number], theirs)
 
         try:
-            pid = forked(work)
+            pid = forked(f"quillon:w{number}", work)
         except OSError as error:
             ours.close()
             self._cannot_start(number, error)
@@ -279,14 +284,15 @@ class Supervisor:
         deaths = self._deaths[number] = self._deaths.get(number, 0) + 1
         self._due[number] = time.monotonic() + min(RESTART_DELAY * 2 ** (deaths - 1), MOST_DELAY)
 
-    def _let_go(self, ours: Channel, number: int = -1) -> None:
-        """In a child: let go of what belongs to the supervisor and to the workers, but for the sockets of `number`."""
+    def _let_go(self, ours: Channel, number: int = -1, *, control: bool = False) -> None:
+        """In a child: let go of what belongs to the supervisor and to others, but for the sockets of worker `number`,
+        or those of the control process."""
         signal.set_wakeup_fd(-1)
         for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(caught, signal.SIG_DFL)
         self._selector.close()
         ours.close()
-        self._console.close_inherited()
+        self._control.close_inherited(sockets=not control)
         for child in self._children.values():
             child.channel.close()
         if self._trial is not None:
@@ -303,18 +309,16 @@ class Supervisor:
 
     # one turn -------------------------------------------------------------------------------------------------
 
+    def _next_time(self) -> float:
+        """Monotonic time of the next thing to do."""
+        times = [time.monotonic() + 60.0, *self._due.values()]
+        times += [at for at in (self._stopping, self._control.starts_at) if at]
+        times += [self._trial.ends_at] if self._trial is not None else []
+        times += [self._round.until] if self._round.owing else []
+        return min(times)
+
     def _turn(self) -> None:
-        waits = [at - time.monotonic() for at in self._due.values()]
-        if self._stopping:
-            waits.append(self._stopping - time.monotonic())
-        if self._console.deadline:
-            waits.append(self._console.deadline - time.monotonic())
-        if self._trial is not None:
-            waits.append(self._trial.ends_at - time.monotonic())
-        if self._round.owing:
-            waits.append(self._round.until - time.monotonic())
-        self._hear(self._selector.select(max(min(waits, default=60.0), 0.0)))
-        self._console.expire()
+        self._hear(self._selector.select(max(self._next_time() - time.monotonic(), 0.0)))
         caught, self._signals = self._signals, []
         self._reap()
         if signal.SIGHUP in caught and not self._stopping:
@@ -331,6 +335,8 @@ class Supervisor:
             for child in self._children.values():
                 os.kill(child.pid, signal.SIGKILL)
             self._stopping = time.monotonic() + GRACE
+        if not self._stopping:
+            self._control.start_if_due()
         for number, at in list(self._due.items()):
             if at <= time.monotonic():
                 del self._due[number]
@@ -371,7 +377,8 @@ class Supervisor:
                 self._say(f"ready: {self._count} workers on {names}")
                 notify("READY=1", f"STATUS={self._count} workers")
         elif message["event"] == "answer":
-            self._console.answered(child.pid, message)
+            rows, last = message["rows"], message["last"]
+            self._control.tell({"do": "part", "id": message["id"], "pid": child.pid, "rows": rows, "last": last})
         elif message["event"] == "guessed":
             for other in self._children.values():
                 if other is not child:
@@ -422,13 +429,16 @@ class Supervisor:
                 return
             if pid == 0:
                 return
+            if pid == self._control.pid:
+                self._control.ended(_status_words(os.waitstatus_to_exitcode(raw)))
+                continue
             child = self._children.pop(pid, None)
             if child is None:
                 continue
             if child.channel in self._selector.get_map():
                 self._heard_last(child)
             child.channel.close()
-            self._console.gone(pid)
+            self._control.tell({"do": "gone", "pid": pid})
             self._lend(self._leases.gone(pid))
             if self._stopping:
                 continue
@@ -558,7 +568,7 @@ class Supervisor:
             self._selector.unregister(self._trial)
             self._trial.end()
             self._trial = None
-        self._console.close()
+        self._control.stop()
         self._due.clear()
         self._stopping = time.monotonic() + self._config.node().drain_timeout + GRACE
         for sockets in self._sockets:

@@ -27,11 +27,10 @@ from typing import Any
 import uvloop
 
 from quillon.app import compose
-from quillon.app.channel import Channel
-from quillon.app.commands import MAILQ
 from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.settings import InboundTls, share
+from quillon.control.commands import MAILQ
 from quillon.delivery import report
 from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import ConnectionServices
@@ -52,6 +51,7 @@ from quillon.mail.event import Event, Notice, Panic
 from quillon.mail.message import NULL_ID, IdSource, Message, Origin
 from quillon.modules import load as policies
 from quillon.modules.load import LoadError, Policies, Services
+from quillon.net.channel import Channel
 from quillon.net.clock import Deadlines, SystemClock
 from quillon.net.turns import Turns
 from quillon.policy.environment import Lookup

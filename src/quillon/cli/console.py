@@ -7,10 +7,10 @@ import socket
 import sys
 from typing import Any
 
-from quillon.app.commands import ERROR
-from quillon.app.console import LOCAL_PATIENCE
 from quillon.cli.configuration import DEFAULT
 from quillon.config.load import load
+from quillon.control.commands import ERROR
+from quillon.control.console import LOCAL_PATIENCE
 
 
 def add(commands: Any) -> None:

@@ -1,4 +1,4 @@
-"""Messages between the supervisor and a worker: one JSON object a datagram, with file descriptors beside it."""
+"""Messages between processes of Quillon: one JSON object a datagram, with file descriptors beside it."""
 
 from __future__ import annotations
 

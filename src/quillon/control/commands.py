@@ -1,7 +1,7 @@
 """The console's commands, one row each: what it is called, what it is for, who answers it, and how the answer reads.
 
-A command is answered by the supervisor, or by all workers, whose rows are put together here. Rows are JSON. What is no
-command of this table may be one that a script has registered (`control`).
+What all workers answer is put together here. Rows are JSON. What is no command of this table may be one that a script
+has registered (`control`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from enum import Enum
 from typing import Any, NamedTuple
 
 from quillon.log.metrics import render
@@ -19,14 +20,22 @@ MAILQ = 20  # destinations that mailq lists unless it is told otherwise
 Render = Callable[[list[Any]], str]
 
 
+class By(Enum):
+    """Who answers a command."""
+
+    CONSOLE = "the console itself"
+    SUPERVISOR = "the supervisor"
+    WORKERS = "all workers"
+
+
 class Command(NamedTuple):
-    """`words` are the arguments as help shows them. `render` makes the text out of the rows of all workers; None where
-    the supervisor answers by itself."""
+    """`words` are the arguments as help shows them. `render` makes the text out of the rows of all workers."""
 
     name: str
     words: str
     help: str
     render: Render | None = None
+    by: By = By.WORKERS
 
 
 def _metrics(rows: list[Any]) -> str:
@@ -112,14 +121,14 @@ def _paused(row: dict[str, Any], now: float) -> str:
 
 
 COMMANDS = (
-    Command("help", "", "what can be asked"),
-    Command("version", "", "the version of Quillon"),
-    Command("pid", "", "process id of the supervisor"),
+    Command("help", "", "what can be asked", by=By.CONSOLE),
+    Command("version", "", "the version of Quillon", by=By.CONSOLE),
+    Command("pid", "", "process id of the supervisor", by=By.CONSOLE),
     Command("metrics", "", "counters, in the text format of Prometheus", _metrics),
     Command("mailq", "[N]", "the N largest queues (20), with active and delayed messages", mailq),
     Command("domain", "NAME", "what is queued for a domain, its connections, and why it waits", domain_text),
-    Command("reopen logs", "", "open the log files anew, as after a rotation"),
-    Command("config reload", "", "read the configuration again, as SIGHUP does"),
+    Command("reopen logs", "", "open the log files anew, as after a rotation", by=By.SUPERVISOR),
+    Command("config reload", "", "read the configuration again, as SIGHUP does", by=By.SUPERVISOR),
     Command("tls show cache", "", "the TLS contexts of all workers", cache_text),
     Command(
         "tls flush cache",

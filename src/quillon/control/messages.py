@@ -1,0 +1,73 @@
+"""What the processes of Quillon tell each other, by the key that names the kind: `event` for what goes up to the
+supervisor, `do` for what it passes down. Between the control process and the workers it is the switch, and reads
+nothing.
+
+Control asks, the supervisor puts the question to every worker that is ready and says whom, each worker answers in
+parts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+
+class Ask(TypedDict):
+    """Control: a command for all workers. `id` comes back in what is answered."""
+
+    event: Literal["ask"]
+    id: int
+    command: str
+    words: list[str]
+
+
+class Order(TypedDict):
+    """Control: a command that the supervisor carries out."""
+
+    event: Literal["order"]
+    id: int
+    command: str
+
+
+class Asked(TypedDict):
+    """To control: the process ids of the workers that were asked."""
+
+    do: Literal["asked"]
+    id: int
+    pids: list[int]
+
+
+class Part(TypedDict):
+    """To control: a part of a worker's answer; `last` tells that there is no more."""
+
+    do: Literal["part"]
+    id: int
+    pid: int
+    rows: list[Any]
+    last: bool
+
+
+class Gone(TypedDict):
+    """To control: a worker has ended, and owes no answer."""
+
+    do: Literal["gone"]
+    pid: int
+
+
+class Said(TypedDict):
+    """To control: what came of an order."""
+
+    do: Literal["said"]
+    id: int
+    text: str
+
+
+class Listen(TypedDict):
+    """To control: sockets to listen on, whose descriptors are beside it, and all names that are wanted."""
+
+    do: Literal["listen"]
+    new: list[str]
+    wanted: list[str]
+
+
+FromControl = Ask | Order
+ToControl = Asked | Part | Gone | Said | Listen
