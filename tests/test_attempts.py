@@ -221,7 +221,7 @@ class World:
         batch.left = recipients
         found = [Message(IDS.next(now), batch, Mailbox(f"b{n}", domain)) for n in range(recipients)]
         for message in found:
-            message.demand = self.config.demand("default", "default", domain)
+            message.demand = self.config.outbound.demand("default", "default", domain)
             change(message)
         if submit:
             self.dispatcher.submit(found)

@@ -119,8 +119,8 @@ def test_a_certificate_of_none_cancels_an_inherited_one(tmp_path: Path, pki: Pat
     text = f"TLS_Certificate = {pki}/good.pem TLS_Key = {pki}/good.key Domain x.test {{ TLS_Certificate = none }}"
     config = _load(tmp_path, text).config
     assert config is not None
-    assert config.delivery("default", "default", "x.test")[1].tls_certificate == ""
-    assert str(config.delivery("default", "default", "y.test")[1].tls_certificate).endswith("good.pem")
+    assert config.outbound.delivery("default", "default", "x.test")[1].tls_certificate == ""
+    assert str(config.outbound.delivery("default", "default", "y.test")[1].tls_certificate).endswith("good.pem")
 
 
 def test_includes_are_found_beside_the_file_in_folders_and_on_the_search_path(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_includes_are_found_beside_the_file_in_folders_and_on_the_search_path(tm
     )
     loaded = load(tmp_path / "ecelerity.conf", "far")
     assert loaded.config is not None, loaded.faults
-    settings, _ = loaded.config.delivery("default", "default", "x.test")
+    settings, _ = loaded.config.outbound.delivery("default", "default", "x.test")
     assert (settings.retry_interval, settings.max_retries) == (20, "3")
     assert loaded.config.node().hostname == "far.test"
 
@@ -149,14 +149,14 @@ def test_repeated_scopes_merge_and_later_options_win(tmp_path: Path) -> None:
     text = "Binding b { Retry_Interval = 1 }\nBinding b { Max_Retries = 2 Retry_Interval = 3 }\nBinding B { TLS = required }"
     config = _load(tmp_path, text).config
     assert config is not None
-    settings, tls = config.delivery("default", "b", "x.test")
+    settings, tls = config.outbound.delivery("default", "b", "x.test")
     assert (settings.retry_interval, settings.max_retries, tls.tls) == (3, "2", "no")
 
 
 def test_names_and_enum_values_know_no_case(tmp_path: Path) -> None:
     config = _load(tmp_path, "dOmAiN Bank.FI { tLs = REQUIRED TLS_VERIFY = optional }").config
     assert config is not None
-    assert config.delivery("default", "default", "bank.fi")[1].tls == "required"
+    assert config.outbound.delivery("default", "default", "bank.fi")[1].tls == "required"
 
 
 def test_relaying_for_senders_is_off_unless_written(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_relaying_for_senders_is_off_unless_written(tmp_path: Path) -> None:
 
     config = _load(tmp_path, 'ESMTP_Listener { Listen ":25" { } }').config
     assert config is not None
-    settings, _ = config.reception(":25", ipaddress.ip_address("192.0.2.1"))
+    settings, _ = config.inbound.reception(":25", ipaddress.ip_address("192.0.2.1"))
     assert settings.relay_for_sending_domains is None
     assert not settings.open_relay
     assert settings.relay_hosts == ()
@@ -259,7 +259,7 @@ Domain bank.fi {
 def test_configurations_that_operators_bring_load(tmp_path: Path, pki: Path, name: str) -> None:
     loaded = _load(tmp_path, SAMPLES[name].replace("PKI", str(pki)))
     assert loaded.config is not None, loaded.faults
-    listens = [listen.name for listen in loaded.config.listens()]
+    listens = [listen.name for listen in loaded.config.inbound.listens()]
     assert listens == {"reception": [":25"], "port 465": [":465"]}.get(name, [])
-    _, tls = loaded.config.delivery("default", "default", "bank.fi")
+    _, tls = loaded.config.outbound.delivery("default", "default", "bank.fi")
     assert (tls.tls, tls.tls_verify) == (("required", "ca") if name == "delivery" else ("no", "no"))

@@ -150,9 +150,9 @@ def test_options_behind_a_gateway_hold_or_are_refused(tmp_path: Path) -> None:
     )
     config = load(file).config
     assert config is not None
-    routing = config.routing("default", "default", "bank.fi")
-    assert config.delivery("default", "default", routing.domain, routing.via)[0].suspend_delivery
-    own = config.for_recipient("default", "default", routing.domain, "bank.fi")
+    routing = config.outbound.routing("default", "default", "bank.fi")
+    assert config.outbound.delivery("default", "default", routing.domain, routing.via)[0].suspend_delivery
+    own = config.outbound.for_recipient("default", "default", routing.domain, "bank.fi")
     assert (own.retry_interval, own.blackhole) == (7, "internal")  # the gateway's goes first, where it has one
     for gateway in (
         'Domain "bank.fi" {{ Gateway = "gw.test" {} }}',
@@ -236,6 +236,6 @@ def test_files_of_a_listen_have_to_be_there_where_it_is_served(tmp_path: Path, t
     file = tmp_path / "ecelerity.conf"
     file.write_text(text % 'TLS_Certificate = "cert.pem" TLS_Key = "key.pem"')
     loaded = load(file)
-    assert bool(loaded.tree.listens()) is served
+    assert bool(loaded.tree.inbound.listens()) is served
     assert bool(loaded.errors) is served
     assert any("cannot read" in str(fault) for fault in loaded.faults)

@@ -44,6 +44,6 @@ def test_the_unit_lets_quillon_write_where_its_defaults_are(tmp_path: Path) -> N
     [writable] = re.findall(r"^ReadWritePaths=(.*)$", unit, re.MULTILINE)
     assert loaded.config.node().spoolbase in [path.removeprefix("-") for path in writable.split()]
     [folders] = re.findall(r"^LogsDirectory=(.*)$", unit, re.MULTILINE)
-    [logger] = loaded.config.loggers()
+    [logger] = loaded.config.stanzas.loggers()
     for log in filter(None, (logger.mainlog, logger.rejectlog, logger.paniclog)):
         assert Path(log).parent in [Path("/var/log") / folder for folder in folders.split()]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from quillon.config.endpoint import parse_endpoint
 from quillon.config.load import load
-from quillon.config.model import Config, parse_endpoint
+from quillon.config.model import Config
 from quillon.config.routes import split_gateway
 from quillon.config.scope import glob_matches
 
@@ -62,11 +63,11 @@ def config(tmp_path: Path) -> Config:
     ],
 )
 def test_outbound(config: Config, group: str, binding: str, domain: str, seconds: int) -> None:
-    assert config.delivery(group, binding, domain)[0].retry_interval == seconds
+    assert config.outbound.delivery(group, binding, domain)[0].retry_interval == seconds
 
 
 def test_literal_domain_goes_before_patterns_option_by_option(config: Config) -> None:
-    settings, _ = config.delivery("default", "default", "example.com")
+    settings, _ = config.outbound.delivery("default", "default", "example.com")
     assert (settings.max_outbound_connections, settings.max_deliveries_per_connection) == (20, 5)
 
 
@@ -81,20 +82,20 @@ def test_literal_domain_goes_before_patterns_option_by_option(config: Config) ->
     ],
 )
 def test_inbound(config: Config, listen: str, peer: str, idle: int) -> None:
-    assert config.reception(listen, ipaddress.ip_address(peer))[0].idle_time == idle
+    assert config.inbound.reception(listen, ipaddress.ip_address(peer))[0].idle_time == idle
 
 
 def test_pathways_stand_behind_listeners(config: Config) -> None:
-    first, _ = config.reception(":25", ipaddress.ip_address("192.0.2.1"))
-    second, _ = config.reception(":26", ipaddress.ip_address("192.0.2.1"))
-    peer, _ = config.reception(":25", ipaddress.ip_address("10.1.2.3"))
+    first, _ = config.inbound.reception(":25", ipaddress.ip_address("192.0.2.1"))
+    second, _ = config.inbound.reception(":26", ipaddress.ip_address("192.0.2.1"))
+    peer, _ = config.inbound.reception(":25", ipaddress.ip_address("10.1.2.3"))
     assert (first.banner_hostname, first.max_message_size) == ("p.test", 9)
     assert (second.banner_hostname, second.static_banner, second.max_recipients_per_message) == ("b.test", "220 q", 3)
     assert (peer.idle_time, peer.max_message_size) == (116, 8)
 
 
 def test_explain_tells_the_winner_and_what_it_beat(config: Config) -> None:
-    rows = {row.option.name: row for row in config.explain_outbound("default", "example", "example.com")}
+    rows = {row.option.name: row for row in config.outbound.explain("default", "example", "example.com")}
     row = rows["retry_interval"]
     assert row.value == 3600
     assert row.node is not None
@@ -113,14 +114,14 @@ def test_a_gateway_rules_the_options_but_not_the_tls_of_the_domain(tmp_path: Pat
     )
     config = load(file).config
     assert config is not None
-    routing = config.routing("default", "default", "bank.fi")
+    routing = config.outbound.routing("default", "default", "bank.fi")
     assert (routing.domain, routing.via) == ("127.0.0.1:2600", "bank.fi")
-    settings, tls = config.delivery("default", "default", routing.domain, routing.via)
+    settings, tls = config.outbound.delivery("default", "default", routing.domain, routing.via)
     assert settings.retry_interval == 9
     assert (tls.tls, tls.tls_verify, tls.tls_ca) == ("required", "ca", f"{pki}/other-ca.pem")
-    plain = config.routing("default", "default", "plain.test")
+    plain = config.outbound.routing("default", "default", "plain.test")
     assert plain.via == ""
-    assert config.delivery("default", "default", plain.domain, plain.via)[1].tls == "no"
+    assert config.outbound.delivery("default", "default", plain.domain, plain.via)[1].tls == "no"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quillon.config.model import lookup_name
+from quillon.config.outbound import lookup_name
 from quillon.mail.address import Mailbox
 from quillon.mail.message import Batch, IdSource, Message, MessageId, Origin
 from quillon.spool import database as database_module

@@ -61,7 +61,7 @@ def hostname(node: NodeSettings) -> str:
 
 def curfew(config: Config) -> Curfew:
     """The quiet hours. Raises LoadError for a schedule that cannot be read."""
-    found = config.curfew()
+    found = config.stanzas.curfew()
     if found is None:
         return Curfew()
     zone, entry = found
@@ -77,7 +77,8 @@ def curfew(config: Config) -> Curfew:
 def own(config: Config) -> Own:
     """As what this server is known to itself."""
     return Own(
-        hostname(config.node()), frozenset((listen.host, listen.port) for listen in config.listens() if listen.port)
+        hostname(config.node()),
+        frozenset((listen.host, listen.port) for listen in config.inbound.listens() if listen.port),
     )
 
 
@@ -105,7 +106,7 @@ def try_out(config: Config, clock: Clock) -> list[str]:
 def try_to_bind(config: Config) -> list[str]:
     """What is wrong with the addresses of Listen stanzas."""
     problems = []
-    for node, listen in zip(config.listen_nodes(), config.listens(), strict=True):
+    for node, listen in zip(config.inbound.listen_nodes(), config.inbound.listens(), strict=True):
         try:
             is_possible(listen)
         except BindError as error:
@@ -142,7 +143,7 @@ def _try_formats(config: Config) -> list[str]:
     """What is wrong with the formats of custom_logger stanzas, and with their sanitize options."""
     problems = []
     for node in config.root.of("custom_logger"):
-        stanza = config.custom_logger(node)
+        stanza = config.stanzas.custom_logger(node)
         formats = {"sanitize": ""} | {f"{log.stage}_format": log.format for log in stanza.logs}
         for name, text in formats.items():
             try:
@@ -173,13 +174,13 @@ def contexts(config: Config, clock: Clock, report: Callable[[str], None]) -> Con
 def _load_tls(config: Config, contexts: Contexts, limit: int = 0) -> list[str]:
     """Build the contexts of every stanza that rules TLS; what is wrong, as `check` prints it."""
     problems: dict[str, str] = {}  # by words: many stanzas may inherit one fault
-    for node, inbound in config.inbound_stanzas():
+    for node, inbound in config.inbound.stanzas():
         if inbound.tls_certificate or inbound.tls_identities:
             try:
                 contexts.load(inbound)
             except ContextError as error:
                 problems.setdefault(str(error), f"{_option_position(node, error)}: {node.path}: {error}")
-    stanzas = config.outbound_stanzas()
+    stanzas = config.outbound.stanzas()
     for node, outbound in stanzas[:limit] if limit else stanzas:
         if outbound.tls != "no" or node.kind == "global":
             try:

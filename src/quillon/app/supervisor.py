@@ -111,7 +111,7 @@ class Supervisor:
         """Until told to end; gives the exit status. Raises StartError."""
         try:
             who = identity(self._config.security())
-            self._bind(self._config.listens(), fresh=True)
+            self._bind(self._config.inbound.listens(), fresh=True)
             self._bind_console(self._config)
             self._write_pidfile(who)
             self._make_folders(who)
@@ -120,7 +120,7 @@ class Supervisor:
                 self._say("warning: this runs as root; name a user with Security { User = ... }")
         except (BindError, PrivilegeError) as error:
             raise StartError(str(error)) from None
-        self._loggers = Loggers(self._config.loggers(), lambda flush: flush())
+        self._loggers = Loggers(self._config.stanzas.loggers(), lambda flush: flush())
         problems = compose.try_out(self._config, self._clock)
         kind = FaultyError if problems else StartError
         try:
@@ -166,7 +166,7 @@ class Supervisor:
 
     def _bind_console(self, config: Config) -> None:
         """Bind the control sockets that are not bound yet. Raises BindError."""
-        wanted = {listen.name: listen for listen in config.control_sockets()}
+        wanted = {listen.name: listen for listen in config.stanzas.control_sockets()}
         for listen in wanted.values():
             try:
                 make_folder(Path(listen.path).parent, identity(config.security()), 0o755)
@@ -232,10 +232,10 @@ class Supervisor:
         base = Path(self._config.node().spoolbase)
         try:
             make_folder(base, who)
-            for custom in self._config.custom_loggers():
+            for custom in self._config.stanzas.custom_loggers():
                 for log in custom.logs:
                     make_folder(Path(log.path).parent, who, 0o755)
-            for logger in self._config.loggers():
+            for logger in self._config.stanzas.loggers():
                 for path in (logger.mainlog, logger.rejectlog, logger.paniclog, logger.jsonlog):
                     if path:
                         make_folder(Path(path).parent, who, 0o755)
@@ -525,7 +525,7 @@ class Supervisor:
         """Let a configuration be in force; gives what prevents that."""
         made: dict[str, list[socket.socket]] = {}
         try:
-            made = self._bind(config.listens(), fresh=False)
+            made = self._bind(config.inbound.listens(), fresh=False)
             self._bind_console(config)
         except (BindError, PrivilegeError, OSError) as error:
             for unused in made.values():
@@ -534,7 +534,7 @@ class Supervisor:
             return [str(error)]
         self._config = config
         self._keep(made)
-        wanted = {listen.name for listen in config.listens()}
+        wanted = {listen.name for listen in config.inbound.listens()}
         for sockets in self._sockets:
             for name in sockets.keys() - wanted:
                 sockets.pop(name).close()
@@ -550,7 +550,7 @@ class Supervisor:
         return []
 
     def _reopen_logs(self) -> None:
-        loggers = Loggers(self._config.loggers(), lambda flush: flush())
+        loggers = Loggers(self._config.stanzas.loggers(), lambda flush: flush())
         try:
             loggers.open()
         except OSError as error:
@@ -586,7 +586,7 @@ class Supervisor:
 
     def _finish(self) -> None:
         self._remove_pidfile()
-        for listen in self._config.listens():
+        for listen in self._config.inbound.listens():
             if listen.path and os.path.exists(listen.path):
                 os.unlink(listen.path)
         self._loggers.log(Notice(self._clock.now(), "stopped"))

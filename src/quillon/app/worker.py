@@ -99,7 +99,7 @@ class Worker:
         loop = self._loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._unexpected)
         loop.add_signal_handler(signal.SIGTERM, self._draining.set)
-        self._loggers = Loggers(self._config.loggers(), loop.call_soon, self._config.custom_loggers())
+        self._loggers = Loggers(self._config.stanzas.loggers(), loop.call_soon, self._config.stanzas.custom_loggers())
         self._loggers.open()
         self._open_spool()
         await self._build(self._config)
@@ -243,7 +243,7 @@ class Worker:
         if sock.family == socket.AF_UNIX:
             self._servers[name] = await loop.create_unix_server(make, sock=sock)
         else:
-            backlog = next((s.backlog for s in self._config.listens() if s.name == name), 500)
+            backlog = next((s.backlog for s in self._config.inbound.listens() if s.name == name), 500)
             self._servers[name] = await loop.create_server(make, sock=sock, backlog=backlog)
 
     # log ------------------------------------------------------------------------------------------------------
@@ -459,7 +459,9 @@ class Worker:
             raise LoadError("; ".join(faults))
         curfew = compose.curfew(config)
         contexts = compose.contexts(config, self._clock, self._report)
-        loggers = Loggers(config.loggers(), asyncio.get_running_loop().call_soon, config.custom_loggers())
+        loggers = Loggers(
+            config.stanzas.loggers(), asyncio.get_running_loop().call_soon, config.stanzas.custom_loggers()
+        )
         try:
             loggers.open()
         except OSError:
@@ -482,7 +484,7 @@ class Worker:
         self._services = self._session_services(config, loaded)
         for session in self._sessions:
             session.retire()
-        wanted = {listen.name for listen in config.listens()}
+        wanted = {listen.name for listen in config.inbound.listens()}
         for name in self._servers.keys() - wanted:
             self._servers.pop(name).close()
         for name, sock in new.items():

@@ -26,7 +26,7 @@ def run(given: argparse.Namespace) -> int:
     if path is None:
         # a server that runs is to be asked even while its file is being edited
         loaded = load(given.config)
-        sockets = loaded.tree.control_sockets()
+        sockets = loaded.tree.stanzas.control_sockets()
         if not sockets:
             none = f'there is no Control_Listener {{ Listen "/path" {{ }} }} in {given.config}'
             for text in [str(fault) for fault in loaded.errors] or [none]:

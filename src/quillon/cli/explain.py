@@ -60,25 +60,25 @@ def _fail(text: str) -> int:
 def _rows(config: Config, given: argparse.Namespace) -> tuple[dict[str, str], list[Resolution]]:
     """What is explained, and its options. Raises ValueError."""
     if given.domain:
-        bindings = config.bindings()
+        bindings = config.outbound.bindings()
         if given.binding not in bindings:
             known = ", ".join(sorted(bindings))
             raise ValueError(f"there is no binding {given.binding!r}; there are {known}")
         group, domain = bindings[given.binding], given.domain.lower()
-        routing = config.routing(group, given.binding, domain)
+        routing = config.outbound.routing(group, given.binding, domain)
         title = {"direction": "outbound", "binding_group": group, "binding": given.binding, "domain": domain}
         title["routing_domain"] = routing.domain
-        return title, config.explain_outbound(group, given.binding, domain)
-    node = config.listen_node(given.listen)
+        return title, config.outbound.explain(group, given.binding, domain)
+    node = config.inbound.listen_node(given.listen)
     if node is None:
-        known = ", ".join(listen.name for listen in config.listens()) or "none"
+        known = ", ".join(listen.name for listen in config.inbound.listens()) or "none"
         raise ValueError(f"there is no Listen {given.listen!r}; there are {known}")
     client = ipaddress.ip_address(given.peer)
     title = {"direction": "inbound", "listen": node.label, "peer": str(client)}
-    identities = config.identity_nodes(node, client)
+    identities = config.inbound.identity_nodes(node, client)
     if identities:
         title["tls_identities"] = "; ".join(f'"{stanza.label}" {stanza.position}' for stanza in identities)
-    return title, config.explain_inbound(node, client)
+    return title, config.inbound.explain(node, client)
 
 
 def _as_json(row: Resolution) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import json
 from typing import Any
 
 from quillon.cli.certificates import certificate_row
-from quillon.config.model import Config, parse_endpoint
+from quillon.config.endpoint import parse_endpoint
+from quillon.config.model import Config
 from quillon.config.settings import InboundTls, OutboundTls
 from quillon.config.values import PROTOCOLS
 from quillon.net.clock import SystemClock
@@ -83,16 +84,16 @@ async def _reply(reader: asyncio.StreamReader) -> list[str]:
 
 async def run(config: Config, name: str, *, as_json: bool) -> int:
     """Print what was found; 0 if TLS can be had. Raises ValueError for a Listen that is not there or not reached."""
-    node = config.listen_node(name)
+    node = config.inbound.listen_node(name)
     if node is None:
-        known = ", ".join(listen.name for listen in config.listens()) or "none"
+        known = ", ".join(listen.name for listen in config.inbound.listens()) or "none"
         raise ValueError(f"there is no Listen {name!r}; there are {known}")
     ip, port, path = parse_endpoint(node.label)
     if path:
         raise ValueError(f"{name} is a Unix socket, which this cannot connect to")
     local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(ip, ip)  # noqa: S104 - any address is reached by loopback
-    settings, inbound = config.reception(node.label, ipaddress.ip_address(local))
-    _, base = config.delivery("default", "default", "localhost")
+    settings, inbound = config.inbound.reception(node.label, ipaddress.ip_address(local))
+    _, base = config.outbound.delivery("default", "default", "localhost")
     place = _Place(local, port, settings.use_ssl, Contexts(SystemClock().now))
     base = dataclasses.replace(
         base, tls="required", tls_verify="no", tls_engine="openssl", tls_certificate=None, tls_key=None

@@ -31,7 +31,7 @@ def run(given: argparse.Namespace) -> int:
     config = read(given.config)
     if config is None:
         return FAULTY
-    bindings = config.bindings()
+    bindings = config.outbound.bindings()
     if given.binding not in bindings:
         print(f"quillon selftest: there is no binding {given.binding!r}", file=sys.stderr)
         return 1
@@ -47,8 +47,8 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _results(config: Config, group: str, binding: str, domain: str) -> list[tuple[Fault, Result]]:
-    routing = config.routing(group, binding, domain)
-    settings, tls = config.delivery(group, binding, routing.domain, routing.via)
+    routing = config.outbound.routing(group, binding, domain)
+    settings, tls = config.outbound.delivery(group, binding, routing.domain, routing.via)
     with tempfile.TemporaryDirectory(prefix="quillon-selftest-") as folder:
         return asyncio.run(selftest.run(Path(folder), settings, [tls]))[0]
 

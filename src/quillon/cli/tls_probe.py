@@ -72,12 +72,12 @@ def run(given: argparse.Namespace) -> int:
 async def _run(config: Config, given: argparse.Namespace) -> int:
     if not given.host and not given.domain:
         raise ValueError("give a host, --domain or --listen")
-    bindings = config.bindings()
+    bindings = config.outbound.bindings()
     if given.binding not in bindings:
         raise ValueError(f"there is no binding {given.binding!r}; there are {', '.join(sorted(bindings))}")
     group, domain = bindings[given.binding], (given.domain or _literal(_host_port(given.host)[0])).lower()
-    routing = config.routing(group, given.binding, domain)
-    settings, tls = config.delivery(group, given.binding, routing.domain, routing.via)
+    routing = config.outbound.routing(group, given.binding, domain)
+    settings, tls = config.outbound.delivery(group, given.binding, routing.domain, routing.via)
     clock = SystemClock()
     deadlines = Deadlines(clock, 0.05)
     deadlines.start()

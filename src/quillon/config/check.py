@@ -11,9 +11,11 @@ from dataclasses import replace
 from quillon.config import datasource
 from quillon.config.check_delivery import check_delivery
 from quillon.config.check_files import check_files
-from quillon.config.model import CUSTOM_STAGES, Config, log_switch, parse_endpoint
+from quillon.config.endpoint import parse_endpoint
+from quillon.config.model import Config
 from quillon.config.scope import Node, ancestors, pathway_nodes, resolve
 from quillon.config.settings import Network
+from quillon.config.stanzas import CUSTOM_STAGES, log_switch
 from quillon.config.syntax import Fault
 from quillon.config.values import TRUSTED_EXTENSIONS
 
@@ -29,11 +31,11 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
         found: list[Fault] = []
         check_files(config, node, found)
         # what is switched off may name files that are not there yet
-        faults += found if config.in_force(node) else [replace(fault, warning=True) for fault in found]
+        faults += found if config.stanzas.in_force(node) else [replace(fault, warning=True) for fault in found]
     if files_only:
         return faults
     endpoints: dict[tuple[str, int, str], Node] = {}
-    for node in config.listen_nodes():
+    for node in config.inbound.listen_nodes():
         other = endpoints.setdefault(parse_endpoint(node.label), node)
         if other is not node:
             faults.append(Fault(node.position, f'Listen "{node.label}" is the same address as "{other.label}"'))
@@ -158,8 +160,8 @@ def _check_listen(config: Config, listen: Node, chain: list[Node], faults: list[
 
 def _check_loggers(config: Config, faults: list[Fault]) -> None:
     """A switch of a custom_logger without its format, and the macros of a stanza that is not there."""
-    macros = [node for node in config.root.of("tls_macros") if config.enabled(node)]
-    for node in config.module_nodes("custom_logger"):
+    macros = [node for node in config.root.of("tls_macros") if config.stanzas.enabled(node)]
+    for node in config.stanzas.module_nodes("custom_logger"):
         for name, entry in node.settings.items():
             if name.startswith("log_") and entry.value is True and name in CUSTOM_SWITCHES:
                 stage = CUSTOM_SWITCHES[name]
@@ -174,7 +176,7 @@ def _check_loggers(config: Config, faults: list[Fault]) -> None:
 
 def _check_control(config: Config, faults: list[Fault]) -> None:
     listener = config.root.get("control_listener")
-    others = {node.label for node in config.listen_nodes()}
+    others = {node.label for node in config.inbound.listen_nodes()}
     for node in listener.of("listen") if listener is not None else ():
         if node.label in others:
             faults.append(Fault(node.position, f'Listen "{node.label}" is an ESMTP listener\'s address too'))
@@ -231,7 +233,7 @@ def _check_modules(config: Config, faults: list[Fault]) -> None:
                 faults.append(Fault(uris.position, f'datasource "{node.label}": {text}'))
     _check_signing(config, faults)
     try:
-        config.monitors()
+        config.stanzas.monitors()
     except ValueError as error:
         node = next(config.root.of("inbound_audit"))
         faults.append(Fault(node.settings["monitors"].position, str(error)))
@@ -239,9 +241,9 @@ def _check_modules(config: Config, faults: list[Fault]) -> None:
 
 def _check_signing(config: Config, faults: list[Fault]) -> None:
     """Mail that is to be signed needs somebody who signs it."""
-    values = [config.module_values(node) for node in config.module_nodes("opendkim")]
+    values = [config.stanzas.module_values(node) for node in config.stanzas.module_nodes("opendkim")]
     keys = any(value["key"] for value in values) or any(
-        child for node in config.module_nodes("opendkim") for child in node.of("dkim_domain")
+        child for node in config.stanzas.module_nodes("opendkim") for child in node.of("dkim_domain")
     )
     for node in config.root.walk():
         entry = node.settings.get("opendkim_sign")

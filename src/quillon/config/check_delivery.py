@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quillon.config.model import Config, lookup_name
+from quillon.config.model import Config
 from quillon.config.options import default
+from quillon.config.outbound import lookup_name
 from quillon.config.scope import Entry, Node, Patterns, ancestors, outbound_chain, resolve
 from quillon.config.syntax import Fault
 from quillon.mail.message import TLS_STRENGTH, VERIFY_STRENGTH

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quillon.config.check import check
-from quillon.config.model import Config, lookup_name, parse_endpoint
+from quillon.config.endpoint import parse_endpoint
+from quillon.config.model import Config
 from quillon.config.nearest import did_you_mean
 from quillon.config.options import Module, Option, Table, convert, table
+from quillon.config.outbound import lookup_name
 from quillon.config.scope import CHILDREN, NAMED, Entry, Node, spelled
 from quillon.config.syntax import (
     DictValue,

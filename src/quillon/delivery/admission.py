@@ -68,7 +68,7 @@ class Admission:
 
     def settings(self, key: Key) -> tuple[DeliverySettings, OutboundTls]:
         """What holds for a destination; its messages may have TLS of their own."""
-        settings, tls = self.config.delivery(key.binding_group, key.binding, key.domain, key.via)
+        settings, tls = self.config.outbound.delivery(key.binding_group, key.binding, key.domain, key.via)
         own = key.override.tls if isinstance(key.override, override.Override) else None
         return settings, own or tls
 
@@ -77,7 +77,7 @@ class Admission:
         settings, tls = self.settings(key)
         suspended = settings.suspend_delivery or (self._suspended and key.binding == "default")
         talks = fault_of(key) is None and not isinstance(key.override, override.Pending)
-        limits = self.config.connection_caps(key.binding_group, key.binding, key.domain)
+        limits = self.config.outbound.connection_caps(key.binding_group, key.binding, key.domain)
         name = (id(settings), id(tls), suspended, talks, limits)
         found = self._rules.get(name)
         if found is None or found.settings is not settings or found.tls is not tls:
@@ -123,7 +123,7 @@ class Admission:
             return True
         if override.AUTH_TYPE in message.context or override.AUTH_TYPE in message.batch.message_context:
             return True
-        settings, _ = self.config.delivery(message.binding_group, message.binding, message.destination)
+        settings, _ = self.config.outbound.delivery(message.binding_group, message.binding, message.destination)
         return settings.outbound_smtp_auth_type != "false"
 
     def _judge(self, message: Message) -> _Place:

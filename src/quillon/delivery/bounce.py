@@ -74,7 +74,7 @@ class Bouncer:
         self, message: Message, outcome: PermanentFailure, done: Done, policy: Policy = NO_POLICY, last: str = ""
     ) -> None:
         """Tell the sender, unless configuration or policy says not to. `last` is what the last attempt ended with."""
-        settings = self.config.for_message(message)
+        settings = self.config.outbound.for_message(message)
         recipient = self._recipient(message, settings)
         if not settings.generate_bounces or recipient is None or not override.bounces(message, outcome.reply, policy):
             done(True)
@@ -87,7 +87,7 @@ class Bouncer:
     def late(self, message: Message, outcome: TransientFailure) -> None:
         """Tell the sender that a message is not delivered yet (manual, delay_dsn); one that cannot be stored is
         left."""
-        settings = self.config.for_message(message)
+        settings = self.config.outbound.for_message(message)
         if message.batch.sender.null or message.batch.origin.protocol == "internal":
             return
         until = formatdate(message.batch.received_at + settings.message_expiration, localtime=True)

@@ -130,7 +130,7 @@ class Dispatcher:
 
     def _total(self) -> int:
         node = self.config.node()
-        limits = (node.server_max_outbound_connections, self.config.connections_in_all)
+        limits = (node.server_max_outbound_connections, self.config.outbound.connections_in_all)
         return min(map(self.share.of, limits))
 
     # life -----------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ class Dispatcher:
             except ValueError:  # what stands in a spool ends no server
                 refusal = replies.REFUSED
             self.settlement.settle(message, PermanentFailure(refusal, Stage.IDLE))
-        elif self.config.for_message(message).blackhole == "internal":
+        elif self.config.outbound.for_message(message).blackhole == "internal":
             self.settlement.settle(message, PermanentFailure(replies.BLACKHOLED, Stage.NOT_CONNECTED))
         else:
             queue = self.queues.submit(message, self.services.clock.now())
@@ -287,7 +287,7 @@ class Dispatcher:
 
     def delay_domain(self, domain: str, note: str) -> int:
         """Put the waiting messages of a domain off until their next retry (manual, mail_queue_delay_domain)."""
-        settings, _ = self.config.delivery("default", "default", domain)
+        settings, _ = self.config.outbound.delivery("default", "default", domain)
         now = self.services.clock.now()
         count = 0
         for queue in self.queues.of_domain(domain):
@@ -409,9 +409,11 @@ class Dispatcher:
         key = queue.key
         throttle: Throttle | None = getattr(queue.rules.settings, option)
         if throttle is not None and throttle.count:
-            found.append((throttle, self.config.outbound(option, key.binding_group, key.binding, key.domain).node))
-        if host and self.config.throttles_hosts:
-            of_host = self.config.host_throttle(option, key.binding_group, key.binding, host)
+            found.append(
+                (throttle, self.config.outbound.option(option, key.binding_group, key.binding, key.domain).node)
+            )
+        if host and self.config.outbound.throttles_hosts:
+            of_host = self.config.outbound.host_throttle(option, key.binding_group, key.binding, host)
             found += [of_host] if of_host is not None else []
         return found
 
@@ -419,7 +421,7 @@ class Dispatcher:
         """When the throttle of a Host lets a connection to it be opened."""
         now, key = self.services.clock.now(), queue.key
         option = "outbound_throttle_connections"
-        found = self.config.host_throttle(option, key.binding_group, key.binding, host)
+        found = self.config.outbound.host_throttle(option, key.binding_group, key.binding, host)
         return self._turn(queue, option, *found, now)[1] if found is not None else now
 
     # policy asked ---------------------------------------------------------------------------------------------
@@ -633,7 +635,7 @@ class Dispatcher:
         """Those that are to be tried; the others are settled here."""
         out = []
         for message in messages:
-            own = self.config.for_message(message)
+            own = self.config.outbound.for_message(message)
             outcome = retry.unattempted(own, message, now)
             if outcome is None and own.blackhole == "internal":
                 outcome = PermanentFailure(replies.BLACKHOLED, Stage.IDLE)

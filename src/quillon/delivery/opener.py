@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
-from quillon.config.model import Config, lookup_name
+from quillon.config.model import Config
+from quillon.config.outbound import lookup_name
 from quillon.delivery.attempt import Attempt, Obstacle
 from quillon.delivery.connection import Connection, ConnectionServices, Obstructed, Owner
 from quillon.delivery.host_memory import HostMemory
@@ -94,7 +95,10 @@ class Opener:
         while (step := attempt.next_step()) is not None:
             if not self.has_room(step.host):
                 return Wait(services.clock.now() + 60.0, "as many connections as its Host allows", step.host.name)
-            if self.config.throttles_hosts and (when := self._turn(queue, step.host.name)) > services.clock.now():
+            if (
+                self.config.outbound.throttles_hosts
+                and (when := self._turn(queue, step.host.name)) > services.clock.now()
+            ):
                 return Wait(when, "outbound_throttle_connections of its Host")
             names = certificate_names(step.host.name, key.domain, key.via)
             connection = self._connect(
@@ -154,7 +158,7 @@ class Opener:
 
     def has_room(self, host: Host) -> bool:
         """Whether a Host stanza lets one more connection to it stand."""
-        configured = self.config.host_connections(host.name)
+        configured = self.config.outbound.host_connections(host.name)
         if configured < 0:
             return True
         limit = self._memory.limit(host.name)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from quillon.config.model import DEMANDS, Config
+from quillon.config.model import Config
+from quillon.config.outbound import DEMANDS
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.mail.message import TLS_STRENGTH, VERIFY_STRENGTH, Message, TlsDemand
 from quillon.mail.outcome import Delivered, Outcome, PermanentFailure, TransientFailure
@@ -50,7 +51,7 @@ def via_of(message: Message, config: Config) -> str:
     A gateway that has changed since leaves the message where it was to go; its own domain's demands hold there.
     """
     wanted = message.wanted_domain
-    routing = config.routing(message.binding_group, message.binding, wanted)
+    routing = config.outbound.routing(message.binding_group, message.binding, wanted)
     via = routing.via if routing.domain == message.routing_domain else wanted
     return "" if via == message.routing_domain else via
 
@@ -61,7 +62,7 @@ def demand_of(message: Message, config: Config) -> TlsDemand:
         tls = message.override.tls
         by_policy = ("policy",) * 4
         return TlsDemand(tls.tls, tls.tls_verify, tls.tls_ifavailable_fallback, tls.tls_ca or "", by_policy, by_policy)
-    return config.demand(message.binding_group, message.binding, message.destination, message.via)
+    return config.outbound.demand(message.binding_group, message.binding, message.destination, message.via)
 
 
 class _Weaker(NamedTuple):
@@ -94,7 +95,7 @@ def lost(message: Message, config: Config, now: TlsDemand, *, by_policy: bool) -
     A weaker value that stands in that very stanza is the operator's word, and holds. `by_policy` tells whether a module
     still rules the TLS of messages.
     """
-    if not config.has_binding(message.binding_group, message.binding):
+    if not config.outbound.has_binding(message.binding_group, message.binding):
         where = f'Binding "{message.binding}"'
         if message.binding_group != "default":
             where = f'Binding_Group "{message.binding_group}" > {where}'
@@ -104,7 +105,7 @@ def lost(message: Message, config: Config, now: TlsDemand, *, by_policy: bool) -
         if one.scope == "policy":
             if not by_policy:
                 return Held(f"the policy that demanded {before} is gone")
-        elif not any(one.option in node.settings for node in config.at_path(one.scope)):
+        elif not any(one.option in node.settings for node in config.stanzas.at_path(one.scope)):
             return Held(f"{one.scope} ({one.place}) demanded {before}, and says nothing of {one.option} any more")
         elif one.scope_now != one.scope:
             by = f"{one.scope_now} ({one.place_now})" if one.scope_now else f"the default of {one.option}"

@@ -59,7 +59,7 @@ class Settlement:
             message,
             outcome,
             now,
-            lambda: override.retries(message, self.config.for_message(message), policy),
+            lambda: override.retries(message, self.config.outbound.for_message(message), policy),
             lambda when: override.next_attempt(message, when, now, policy),
         )
         if isinstance(settled, retry.Fail):
@@ -80,11 +80,11 @@ class Settlement:
     def _source(self, message: Message) -> str:
         """The source address that the configuration wants for a message that no connection was there for."""
         group, binding = message.binding_group, message.binding
-        address = self.config.delivery(group, binding, message.destination, message.via)[0].bind_address
+        address = self.config.outbound.delivery(group, binding, message.destination, message.via)[0].bind_address
         return "" if address == "*" else address
 
     def _kept(self, message: Message, outcome: TransientFailure, now: float) -> None:
-        settings = self.config.for_message(message)
+        settings = self.config.outbound.for_message(message)
         due = retry.notices_due(settings, now - message.batch.received_at) if settings.generate_delay_dsn else 0
         if due > message.notices:
             message.notices = due

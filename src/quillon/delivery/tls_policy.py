@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from quillon.config.model import lookup_name
+from quillon.config.outbound import lookup_name
 from quillon.config.settings import OutboundTls
 from quillon.mail import reply as replies
 from quillon.mail.reply import Reply

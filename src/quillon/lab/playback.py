@@ -120,7 +120,7 @@ def _endpoint(text: str) -> tuple[str, int]:
 
 def _listen(config: Config, name: str) -> tuple[str, tuple[str, int]]:
     """The Listen to come in by, and its address. Raises ValueError."""
-    listens = config.listens()
+    listens = config.inbound.listens()
     found = [listen for listen in listens if listen.name == name] if name else listens[:1]
     if not found:
         names = ", ".join(listen.name for listen in listens) or "none"
@@ -133,7 +133,7 @@ async def run_scene(config: Config, scene: Scene, lookup: Ask, now: float, repor
     address = ipaddress.ip_address(scene.peer)
     listen, local = _listen(config, scene.listen)
     if scene.verdict is not None and scene.verdict.certificate is not None:
-        _, tls = config.reception(listen, address)
+        _, tls = config.inbound.reception(listen, address)
         if not tls.tls_client_ca:
             report(f"{listen} has no TLS_Client_CA: in a real session no certificate would be asked for, nor verified")
     steps = [Step("(connects)")]
@@ -246,7 +246,7 @@ async def replay(config: Config, lines: Iterable[str], report: Callable[[str], N
 
 
 async def _replayed(stage: Stage, config: Config, row: dict[str, Any]) -> Change | None:
-    names = {listen.name for listen in config.listens()}
+    names = {listen.name for listen in config.inbound.listens()}
     listen, _ = _listen(config, row["listen"] if row["listen"] in names else "")
     play = stage.play(listen, _endpoint(row["remote"]), _endpoint(row["local"]))
     steps = row["steps"]

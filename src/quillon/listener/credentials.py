@@ -115,7 +115,7 @@ def faults(config: Config, schemes: Collection[str]) -> list[str]:
             try:
                 if scheme.lower() in FILES:
                     read(scheme.lower(), path)
-                elif scheme.lower() == "ac_auth" and config.module_nodes("ac_auth"):
+                elif scheme.lower() == "ac_auth" and config.stanzas.module_nodes("ac_auth"):
                     continue
                 elif scheme.lower() == "ac_auth":
                     raise SourceError("ac_auth:// needs a stanza ac_auth { }")

@@ -81,7 +81,7 @@ class EsmtpSession:
         self._own_ip = self._ip
         now = services.clock.now()
         self._id = services.ids.next(now)
-        self._settings, tls = services.config.reception(self._listen, self._ip)
+        self._settings, tls = services.config.inbound.reception(self._listen, self._ip)
         self._info = Session(_endpoint(remote), _endpoint(local), str(self._id))
         self._security = SessionTls(services, tls, self._info, self._id, self._context)
         self._transaction = Transaction(services, self._settings, self._info, self._id, self._context, self._security)
@@ -388,7 +388,7 @@ class EsmtpSession:
         pathway = self._context.connection.setdefault("pathway", self._settings.pathway)
         if pathway != self._settings.pathway:
             use_ssl = self._settings.use_ssl
-            self._settings, self._security.settings = self._services.config.reception_by_pathway(
+            self._settings, self._security.settings = self._services.config.inbound.reception_by_pathway(
                 self._listen, self._ip, pathway
             )
             self._settings = dataclasses.replace(self._settings, pathway=pathway, use_ssl=use_ssl)
@@ -599,7 +599,7 @@ class EsmtpSession:
         """The client speaks for another one, whose settings hold from here on; those of TLS stay."""
         self._remote, self._ip = (ip, port), _address(ip)
         own = [word for word in self._settings.smtp_extensions if word in TRUSTED_EXTENSIONS]
-        settings, _ = self._services.config.reception(self._listen, self._ip)
+        settings, _ = self._services.config.inbound.reception(self._listen, self._ip)
         theirs = [word for word in settings.smtp_extensions if word not in TRUSTED_EXTENSIONS]
         extensions = tuple(theirs + own)
         self._settings = dataclasses.replace(settings, use_ssl=self._settings.use_ssl, smtp_extensions=extensions)
@@ -673,7 +673,7 @@ class EsmtpSession:
                     local=self._info.local,
                     connection_id=self._id,
                     pathway=pathway,
-                    pathway_group=self._services.config.pathway_group(pathway),
+                    pathway_group=self._services.config.inbound.pathway_group(pathway),
                     state=state.value,
                     reply=reply,
                     module=self._context.module or "core",

@@ -48,7 +48,7 @@ async def refusal(
             may = glob_matches(settings.relay_domains + settings.bounce_domains, recipient.domain)
         if not may:
             return replies.RELAYING_DENIED
-    if config.delivery("default", "default", recipient.domain)[0].blackhole in ("true", "inline"):
+    if config.outbound.delivery("default", "default", recipient.domain)[0].blackhole in ("true", "inline"):
         return replies.BLACKHOLED_INLINE
     return None
 

@@ -158,7 +158,7 @@ class Transaction:
             answer(event.fault)
             return
         pathway = self._context.connection.get("pathway", self.settings.pathway)
-        group = self._services.config.pathway_group(pathway)
+        group = self._services.config.inbound.pathway_group(pathway)
         origin = Origin(remote[0], "esmtp", self._number, pathway, group)
         servers = self.settings.authserv_ids or (self.settings.received_hostname or self._services.hostname,)
         envelope = Envelope(

@@ -81,13 +81,13 @@ async def _modules(config: Config, environment: Environment) -> list[Module]:
         modules: list[Module] = _own_modules(config, environment)
     except PolicyError as error:
         raise LoadError(str(error)) from None
-    settings = config.scripts()
+    settings = config.stanzas.scripts()
     if settings is not None:
         try:
             modules += await load_scripts(settings, script_files.folders(config.folder, config.files), environment)
         except PolicyError as error:
             raise LoadError(f"{_script_position(config, error.script)}: {error}") from None
-    for stanza in config.policies():
+    for stanza in config.stanzas.policies():
         try:
             loaded = await load_module(stanza.name, Path(stanza.module), environment, stanza.cpu_limit)
         except PolicyError as error:
@@ -101,8 +101,8 @@ async def _modules(config: Config, environment: Environment) -> list[Module]:
 def _own_modules(config: Config, environment: Environment) -> list[Module]:
     """The modules of stanzas that come with Quillon. Raises PolicyError for a key that cannot be read."""
     found: list[Module] = []
-    for node in config.module_nodes("spf_v1"):
-        value = config.module_values(node)
+    for node in config.stanzas.module_nodes("spf_v1"):
+        value = config.stanzas.module_values(node)
         found.append(
             Spf(
                 spf_v1.Settings(
@@ -111,27 +111,27 @@ def _own_modules(config: Config, environment: Environment) -> list[Module]:
                 environment,
             )
         )
-    for node in config.module_nodes("opendkim"):
+    for node in config.stanzas.module_nodes("opendkim"):
         try:
             found.append(OpenDkim(_dkim_settings(config, node), environment, partial(_signs, config)))
         except PolicyError as error:
             text = str(error)
             raise PolicyError(text if text.startswith(node.position.file) else f"{node.position}: {text}") from None
-    found += [Dmarc(node.label, environment) for node in config.module_nodes("dmarc")]
-    found += [OpenArc(node.label, environment) for node in config.module_nodes("openarc")]
+    found += [Dmarc(node.label, environment) for node in config.stanzas.module_nodes("dmarc")]
+    found += [OpenArc(node.label, environment) for node in config.stanzas.module_nodes("openarc")]
     return found
 
 
 def _signs(config: Config, group: str, binding: str, domain: str) -> bool:
-    return config.delivery(group, binding, domain)[0].opendkim_sign
+    return config.outbound.delivery(group, binding, domain)[0].opendkim_sign
 
 
 def _dkim_settings(config: Config, node: Node) -> opendkim.Settings:
-    value = config.module_values(node)
+    value = config.stanzas.module_values(node)
     headers = tuple(value["headerlist"]) or DEFAULT_HEADERS
     domains = {}
     for child in node.of("dkim_domain"):
-        own = config.module_values(child)
+        own = config.stanzas.module_values(child)
         chosen = {key: own[key] or value[key] for key in ("selector", "key", "header_canon", "body_canon")}
         if not chosen["selector"] or not chosen["key"]:
             raise PolicyError(f'{child.position}: dkim_domain "{child.label}" needs a selector and a key')
@@ -163,11 +163,12 @@ def _environment(config: Config, clock: Clock, report: Callable[[str], None], se
         clock.now, report, hostname=services.hostname, folder=config.folder, shared=services.shared
     )
     environment.datasources = {
-        s.name: Datasource(s.uri, s.cache_life, s.cache_size, s.max_rows, s.no_cache) for s in config.datasources()
+        s.name: Datasource(s.uri, s.cache_life, s.cache_size, s.max_rows, s.no_cache)
+        for s in config.stanzas.datasources()
     }
-    bindings = config.bindings()
+    bindings = config.outbound.bindings()
     environment.bindings = {"binding": bindings.keys(), "binding_group": frozenset(bindings.values())}
-    environment.monitors = config.monitors()
+    environment.monitors = config.stanzas.monitors()
     environment.option = lambda path: option(config, path)
     if services.lookup is not None:
         environment.lookup = services.lookup

@@ -100,7 +100,7 @@ class Reception:
         self.config = config
         self.policy = policy
         self.node: NodeSettings = config.node()
-        self.bindings = config.bindings()
+        self.bindings = config.outbound.bindings()
         self.ids = ids
         self.store = store
         self.room = room
@@ -112,7 +112,7 @@ class Reception:
 
     def reconfigure(self, config: Config, policy: Policy) -> None:
         """Use another configuration for messages that come from now on."""
-        self.config, self.policy, self.node, self.bindings = config, policy, config.node(), config.bindings()
+        self.config, self.policy, self.node, self.bindings = config, policy, config.node(), config.outbound.bindings()
         self.room.reconfigure(self.node.spool_minimum_free_space, self.node.spool_minimum_free_inodes)
 
     async def accept(self, envelope: Envelope, mail_data: MailData, settings: ReceptionSettings | None = None) -> Reply:
@@ -284,12 +284,14 @@ class Reception:
         )
 
     def _message(self, batch: Batch, copy: Copy) -> Message:
-        routing = self.config.routing(copy.binding_group, copy.binding, copy.routing_domain or copy.recipient.domain)
+        routing = self.config.outbound.routing(
+            copy.binding_group, copy.binding, copy.routing_domain or copy.recipient.domain
+        )
         message = Message(
             copy.number, batch, copy.recipient, copy.binding_group, copy.binding, routing.domain, routing.via
         )
         message.routed = copy.routing_domain
-        message.demand = self.config.demand(copy.binding_group, copy.binding, routing.domain, routing.via)
+        message.demand = self.config.outbound.demand(copy.binding_group, copy.binding, routing.domain, routing.via)
         message.priority = copy.priority
         message.refused = str(copy.refused) if copy.refused is not None else ""
         known = batch.message_context
@@ -300,7 +302,7 @@ class Reception:
 
     def _prune(self, batch: Batch, message: Message) -> None:
         """Leave out what exclude_vctx_conn and exclude_vctx_mess name; of a batch what any message excludes."""
-        settings = self.config.for_message(message)
+        settings = self.config.outbound.for_message(message)
         if not settings.exclude_vctx_conn and not settings.exclude_vctx_mess:
             return
         for pattern in settings.exclude_vctx_conn:

@@ -117,9 +117,9 @@ async def _store_all(store: Store, letters: list[Letter], config: Config) -> Non
     answers = []
     for one in letters:
         batch = Batch(ids.next(now), one.sender, origin, now, len(one.body), one.body, eight_bit=not one.body.isascii())
-        routing = config.routing("default", "default", one.recipient.domain)
+        routing = config.outbound.routing("default", "default", one.recipient.domain)
         message = Message(ids.next(now), batch, one.recipient, routing_domain=routing.domain, via=routing.via)
-        message.demand = config.demand("default", "default", routing.domain, routing.via)
+        message.demand = config.outbound.demand("default", "default", routing.domain, routing.via)
         if len(one.body) > config.node().large_message_threshold:
             batch.path, file = store.bodies.new(batch.id.number)
             with os.fdopen(file, "wb") as opened:

@@ -237,12 +237,12 @@ class Validation:
             owner = self.bindings.get(binding)
             return (owner, binding) if owner is not None else None
         if group:
-            members = self.config.group_members(group)
+            members = self.config.stanzas.group_members(group)
             return (group, self._unsuspended(group, members)) if members else None
         return "default", "default"
 
     def _unsuspended(self, group: str, members: list[str]) -> str:
-        active = [b for b in members if not self.config.delivery(group, b, "")[0].suspend_delivery]
+        active = [b for b in members if not self.config.outbound.delivery(group, b, "")[0].suspend_delivery]
         return random.choice(active or members)  # noqa: S311 - spreads mail over bindings
 
 

@@ -1,0 +1,265 @@
+"""What holds for mail that leaves: bindings, domains, hosts, gateways, and what is demanded of TLS. Pure.
+
+Settings are one object for all that the same stanzas rule, and are kept by name, so that asking for each message is
+cheap.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+from quillon.config.cache import Cache
+from quillon.config.options import Option
+from quillon.config.routes import split_gateway
+from quillon.config.scope import Node, Resolution, ancestors, outbound_chain, resolve
+from quillon.config.settings import DeliverySettings, OutboundTls, build
+from quillon.config.tree import Tree, for_every_tls
+from quillon.config.values import Throttle
+from quillon.mail.message import Message, TlsDemand
+
+T = TypeVar("T")
+DEMANDS = ("tls", "tls_verify", "tls_ifavailable_fallback", "tls_ca")
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """`domain` is a routing domain, or a gateway as host or host:port; `via` the domain whose stanza rules TLS, and
+    whether mail goes at all."""
+
+    domain: str
+    via: str = ""
+
+
+class Outbound:
+    """The sending side of a configuration."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self._outbound: Cache[tuple[str, str, str, str], tuple[DeliverySettings, OutboundTls]] = Cache()
+        self._routing: Cache[tuple[str, str, str], Routing] = Cache()
+        self._for_recipients: Cache[tuple[str, str, str, str], DeliverySettings] = Cache()
+        self._demands: Cache[tuple[str, str, str, str], TlsDemand] = Cache()
+        self._interned: Cache[tuple[Any, ...], Any] = Cache()
+        self._bindings: dict[str, str] | None = None
+
+    def bindings(self) -> dict[str, str]:
+        """Every binding with its group."""
+        if self._bindings is None:
+            found = {"default": "default"}
+            found.update((node.label, "default") for node in self.tree.root.of("binding"))
+            for group in self.tree.root.of("binding_group"):
+                found.update((node.label, group.label) for node in group.of("binding"))
+            self._bindings = found
+        return self._bindings
+
+    def has_binding(self, group: str, binding: str) -> bool:
+        """Whether there is this binding in this group."""
+        return self.bindings().get(binding) == group
+
+    def routing(self, group: str, binding: str, domain: str) -> Routing:
+        """Where mail for a recipient's domain goes: the domain itself, or the gateway of its stanzas.
+
+        A gateway's own name rules its options (manual, gateway page). TLS that the recipient's own Domain stanza asks
+        for holds all the same, for to drop it without a word would send in clear what was to be enforced.
+        """
+        key = (group, binding, domain)
+        found = self._routing.get(key)
+        if found is None:
+            chain = outbound_chain(self.tree.root, group, binding, lookup_name(domain))
+            gateway = resolve(self.tree.table.options["gateway"], chain, self.tree.folder).value
+            found = Routing(domain)
+            if gateway is not None:
+                host, port = gateway
+                literal = f"[{host}]" if ":" in host else host
+                own = [node for node in chain if node.kind == "domain" and self._tls_options & node.settings.keys()]
+                own += [node for node in chain if node.kind == "domain" and "suspend_delivery" in node.settings]
+                found = Routing(f"{literal}:{port}" if port else literal, domain if own else "")
+            self._routing[key] = found
+        return found
+
+    @cached_property
+    def _tls_options(self) -> frozenset[str]:
+        """Options by which TLS of a delivery is ruled: those that `OutboundTls` has."""
+        return frozenset(field.name for field in fields(OutboundTls))
+
+    def delivery(self, group: str, binding: str, domain: str, via: str = "") -> tuple[DeliverySettings, OutboundTls]:
+        """Settings of delivery from a binding to a routing domain, which may be a gateway with its port."""
+        key = (group, binding, domain, via)
+        found = self._outbound.get(key)
+        if found is None:
+            name = lookup_name(domain)
+            chain = outbound_chain(self.tree.root, group, binding, name)
+            secure = outbound_chain(self.tree.root, group, binding, name, lookup_name(via))
+            settings = self._same(DeliverySettings, chain)
+            if via and resolve(self.tree.table.options["suspend_delivery"], secure, self.tree.folder).value:
+                settings = self._same(
+                    DeliverySettings, chain, secure, make=lambda: replace(settings, suspend_delivery=True)
+                )
+            found = (settings, self._same(OutboundTls, secure))
+            self._outbound[key] = found
+        return found
+
+    def for_recipient(self, group: str, binding: str, domain: str, recipient: str) -> DeliverySettings:
+        """What rules a message by itself on its way to a routing domain: retries, expiry, bounces and the like. Behind
+        a gateway these are options of the recipient's own domain, unless the gateway's stanza has them."""
+        if not recipient or recipient == domain:
+            return self.delivery(group, binding, domain)[0]
+        key = (group, binding, domain, recipient)
+        found = self._for_recipients.get(key)
+        if found is None:
+            chain = outbound_chain(self.tree.root, group, binding, lookup_name(domain))
+            own = outbound_chain(self.tree.root, group, binding, lookup_name(domain), lookup_name(recipient))
+            options, folder = self.tree.table.options, self.tree.folder
+
+            def value(name: str) -> Any:
+                return resolve(options[name], own if options[name].gateway else chain, folder).value
+
+            found = self._same(DeliverySettings, chain, own, [], make=lambda: build(DeliverySettings, value))
+            self._for_recipients[key] = found
+        return found
+
+    def for_message(self, message: Message) -> DeliverySettings:
+        """What rules a message by itself, whichever gateway takes it."""
+        group, binding = message.binding_group, message.binding
+        return self.for_recipient(group, binding, message.destination, message.wanted_domain)
+
+    def _same(self, cls: type[T], *chains: list[Node], make: Callable[[], T] | None = None) -> T:
+        """Settings by the stanzas that rule them: one object for all that the same stanzas rule."""
+        key = (cls, *(tuple(map(id, chain)) for chain in chains))
+        found: T | None = self._interned.get(key)
+        if found is None:
+            found = make() if make is not None else self.tree.build(cls, chains[0])
+            self._interned[key] = found
+        return found
+
+    def demand(self, group: str, binding: str, domain: str, via: str = "") -> TlsDemand:
+        """What is demanded of delivery, and where that is written; arguments as of `delivery`."""
+        key = (group, binding, domain, via)
+        found = self._demands.get(key)
+        if found is None:
+            chain = outbound_chain(self.tree.root, group, binding, lookup_name(domain), lookup_name(via))
+            found = self._same(TlsDemand, chain, make=lambda: self._demand(chain))
+            self._demands[key] = found
+        return found
+
+    def _demand(self, chain: list[Node]) -> TlsDemand:
+        values = [resolve(self.tree.table.options[name], chain, self.tree.folder) for name in DEMANDS]
+        scopes = tuple(one.node.path if one.node is not None else "" for one in values)
+        places = tuple(str(one.entry.position) if one.entry is not None else "" for one in values)
+        tls, verify, fallback, ca = (one.value for one in values)
+        return TlsDemand(tls, verify, fallback, ca or "", scopes, places)  # type: ignore[arg-type]
+
+    def option(self, option: str, group: str, binding: str, domain: str) -> Resolution:
+        """One outbound option with its provenance; a throttle belongs to the stanza that sets it."""
+        chain = outbound_chain(self.tree.root, group, binding, lookup_name(domain))
+        return resolve(self.tree.table.options[option], chain, self.tree.folder)
+
+    @cached_property
+    def connections_in_all(self) -> int:
+        """Scope_Max_Outbound_Connections in the global scope, where it is as Server_Max_Outbound_Connections; 0 for
+        none."""
+        entry = self.tree.root.settings.get("scope_max_outbound_connections")
+        return int(entry.value) if entry is not None else 0
+
+    @cached_property
+    def _caps_connections(self) -> bool:
+        options = {"scope_max_outbound_connections", "server_max_outbound_connections"}
+        return any(node is not self.tree.root and node.settings.keys() & options for node in self.tree.root.walk())
+
+    def connection_caps(self, group: str, binding: str, domain: str) -> tuple[tuple[str, int], ...]:
+        """Limits of connections that a destination shares with others, each with the words that name it: of the
+        narrowest scope that sets Scope_Max_Outbound_Connections, summed over all that it rules (manual, page of that
+        option), and Server_Max_Outbound_Connections of its binding. What the whole server may have is not among
+        them."""
+        if not self._caps_connections:
+            return ()
+        chain = outbound_chain(self.tree.root, group, binding, lookup_name(domain))[:-1]
+        found = []
+        for node in chain:
+            if "scope_max_outbound_connections" in node.settings:
+                limit = int(node.settings["scope_max_outbound_connections"].value)
+                found += [(f"Scope_Max_Outbound_Connections of {node.path}", limit)] if limit > 0 else []
+                break
+        for node in chain:
+            if node.kind in ("binding", "binding_group") and "server_max_outbound_connections" in node.settings:
+                limit = int(node.settings["server_max_outbound_connections"].value)
+                name = f'Server_Max_Outbound_Connections of Binding "{binding}"'
+                found += [(f'Binding_Group "{group}" > {name}', limit)] if limit > 0 else []
+                break
+        return tuple(found)
+
+    @cached_property
+    def throttles_hosts(self) -> bool:
+        """Whether any Host stanza has a throttle."""
+        options = ("outbound_throttle_messages", "outbound_throttle_connections")
+        return any(node.kind == "host" and node.settings.keys() & set(options) for node in self.tree.root.walk())
+
+    def host_throttle(self, option: str, group: str, binding: str, host: str) -> tuple[Throttle, Node] | None:
+        """The throttle of a Host stanza, and that stanza, whose counter all share who fall back to it (manual,
+        outbound_throttle_messages): a Host of the binding in its group, of the group, of the binding, of all."""
+        group_node = self.tree.root.get("binding_group", group)
+        inner = group_node.get("binding", binding) if group_node is not None else None
+        for container in (inner, group_node, self.tree.root.get("binding", binding), self.tree.root):
+            for node in container.matching("host", host) if container is not None else ():
+                if option in node.settings:
+                    throttle = node.settings[option].value
+                    return (throttle, node) if throttle is not None and throttle.count else None
+        return None
+
+    def host_connections(self, host: str) -> int:
+        """Max_Outbound_Connections or Scope_Max_Outbound_Connections of a Host stanza, whichever is less; -1 where
+        there is none: that scope does not fall back."""
+        options = ("max_outbound_connections", "scope_max_outbound_connections")
+        for node in self.tree.root.matching("host", host):
+            found = [int(node.settings[option].value) for option in options if option in node.settings]
+            if found:
+                return min((limit for limit in found if limit > 0), default=-1)
+        return -1
+
+    def stanzas(self) -> list[tuple[Node, OutboundTls]]:
+        """The global scope and every binding, group and Domain with the TLS that it rules on its own."""
+        found = []
+        for node in self.tree.root.walk():
+            if node.kind in ("global", "binding", "binding_group", "domain"):
+                found.append((node, self.tree.build(OutboundTls, ancestors(node))))
+        return found
+
+    def explain(self, group: str, binding: str, domain: str) -> list[Resolution]:
+        """Every outbound option for mail to a recipient's domain, with where its value came from."""
+        routing = self.routing(group, binding, domain)
+        first = outbound_chain(self.tree.root, group, binding, lookup_name(domain))
+        name = lookup_name(routing.domain)
+        chain = outbound_chain(self.tree.root, group, binding, name)
+        secure = outbound_chain(self.tree.root, group, binding, name, lookup_name(routing.via))
+        rows = [o for o in self.tree.table.options.values() if {"domain", "binding"} & o.scopes or for_every_tls(o)]
+        own = (
+            chain
+            if lookup_name(domain) == name
+            else outbound_chain(self.tree.root, group, binding, name, lookup_name(domain))
+        )
+        chains = {"gateway": first, "opendkim_sign": first}
+
+        def chain_of(option: Option) -> list[Node]:
+            return (
+                secure
+                if option.name in self._tls_options
+                else chains.get(option.name, own if option.gateway else chain)
+            )
+
+        return [resolve(option, chain_of(option), self.tree.folder) for option in rows]
+
+
+def lookup_name(domain: str) -> str:
+    """The name by which Domain stanzas are found: without port, brackets, `IPv6:` or a trailing dot. Whatever it is
+    given, it raises nothing: a spool and a policy may hold names that are none."""
+    name = split_gateway(domain.lower())[0].removesuffix(".").strip("[]").removeprefix("ipv6:")
+    if ":" in name:
+        try:
+            return str(ipaddress.ip_address(name))
+        except ValueError:
+            return name
+    return name

@@ -1,0 +1,177 @@
+"""Stanzas that stand for themselves: loggers, modules, policies, control sockets. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from quillon.config.endpoint import parse_endpoint
+from quillon.config.scope import Entry, Node, ancestors, resolve
+from quillon.config.settings import (
+    CustomLog,
+    CustomLoggerSettings,
+    DatasourceSettings,
+    ListenSettings,
+    LoggerSettings,
+    PolicySettings,
+    ScriptSettings,
+    build,
+)
+from quillon.config.tree import Tree
+
+CUSTOM_STAGES = ("reception", "delivery", "transient_failure", "permanent_failure", "rejection")
+
+
+class Stanzas:
+    """Each kind of stanza as its reader wants it."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self._paths: dict[str, list[Node]] | None = None
+
+    def loggers(self) -> list[LoggerSettings]:
+        """One per enabled ec_logger stanza."""
+        options = self.tree.table.modules["ec_logger"].options
+        found = [
+            build(LoggerSettings, lambda name, n=node: resolve(options[name], [n], self.tree.folder).value)  # type: ignore[misc]
+            for node in self.tree.root.of("ec_logger")
+        ]
+        return [logger for logger in found if logger.enabled]
+
+    def enabled(self, node: Node) -> bool:
+        """Whether a module stanza is switched on."""
+        return bool(resolve(self.tree.table.modules[node.kind].options["enabled"], [node], self.tree.folder).value)
+
+    def in_force(self, node: Node) -> bool:
+        """Whether a stanza and the modules that hold it are switched on, and the listener if there is one."""
+        chain = ancestors(node)
+        listener = next((n for n in chain if n.kind in ("listen", "esmtp_listener", "control_listener")), None)
+        if listener is not None and not self.tree.listens(listener):
+            return False
+        modules = self.tree.table.modules
+        return all(self.enabled(n) for n in chain if n.kind in modules and "enabled" in modules[n.kind].options)
+
+    def custom_loggers(self) -> list[CustomLoggerSettings]:
+        """One per enabled custom_logger stanza that logs something."""
+        found = [self.custom_logger(node) for node in self.tree.root.of("custom_logger") if self.enabled(node)]
+        return [logger for logger in found if logger.logs]
+
+    def custom_logger(self, node: Node) -> CustomLoggerSettings:
+        """A custom_logger stanza; a stage is logged if it has a format and is not switched off."""
+        options = self.tree.table.modules["custom_logger"].options
+        value = {name: resolve(option, [node], self.tree.folder).value for name, option in options.items()}
+        logs = tuple(
+            CustomLog(
+                stage,
+                value[f"{stage}_format"],
+                value[f"{stage}_logfile"] or value["mainlog"],
+                value[f"{stage}_log_mode"],
+            )
+            for stage in CUSTOM_STAGES
+            if value[f"{stage}_format"] and value[log_switch(stage)] is not False
+        )
+        return CustomLoggerSettings(logs, _comma_separated(value["namespace"]), _comma_separated(value["sanitize"]))
+
+    def control_sockets(self) -> list[ListenSettings]:
+        """The sockets of Control_Listener, which the console talks to."""
+        listener = self.tree.root.get("control_listener")
+        found = []
+        for node in listener.of("listen") if listener is not None else ():
+            if not self.tree.listens(node):
+                continue
+            mode = resolve(
+                self.tree.table.options["file_mode"], [node, *([listener] if listener else [])], self.tree.folder
+            ).value
+            found.append(ListenSettings(node.label, *parse_endpoint(node.label), 16, mode))
+        return found
+
+    def scripts(self) -> ScriptSettings | None:
+        """The scriptlet stanza, if there is one."""
+        options = self.tree.table.modules["scriptlet"].options
+        for node in self.tree.root.of("scriptlet"):
+            scripts = tuple((s.label, s.settings["source"].value) for s in node.of("script") if "source" in s.settings)
+            values = {
+                n: resolve(options[n], [node], self.tree.folder).value
+                for n in ("gc_pause", "gc_stepmul", "enabled", "cpu_limit", "memory_limit")
+            }
+            return ScriptSettings(scripts, **values)
+        return None
+
+    def policies(self) -> list[PolicySettings]:
+        """The policy stanzas in the order of the file."""
+        options = self.tree.table.modules["policy"].options
+        found = []
+        for node in self.tree.root.of("policy"):
+            values = {
+                n: resolve(options[n], [node], self.tree.folder).value for n in ("module", "enabled", "cpu_limit")
+            }
+            found.append(PolicySettings(node.label, **values))
+        return found
+
+    def module_nodes(self, kind: str) -> list[Node]:
+        """The enabled stanzas of a module, in the order of the file."""
+        return [node for node in self.tree.root.of(kind) if self.enabled(node)]
+
+    def module_values(self, node: Node) -> dict[str, Any]:
+        """Every option of a module's stanza."""
+        options = self.tree.table.modules[node.kind].options
+        return {name: resolve(option, [node], self.tree.folder).value for name, option in options.items()}
+
+    def datasources(self) -> list[DatasourceSettings]:
+        """The datasource stanzas."""
+        options = self.tree.table.modules["datasource"].options
+        names = ("uri", "cache_life", "cache_size", "max_rows", "no_cache")
+        return [
+            DatasourceSettings(node.label, *(resolve(options[n], [node], self.tree.folder).value for n in names))
+            for node in self.tree.root.of("datasource")
+        ]
+
+    def curfew(self) -> tuple[str, Entry] | None:
+        """Time zone and entry of the schedule of quiet hours, if there is one."""
+        options = self.tree.table.modules["curfew"].options
+        for node in self.tree.root.of("curfew"):
+            entry = node.settings.get("schedule_file")
+            if entry is not None and entry.value and self.enabled(node):
+                return str(resolve(options["timezone"], [node], self.tree.folder).value), entry
+        return None
+
+    def monitors(self) -> list[tuple[int, int]]:
+        """The windows of inbound_audit, as seconds and number. Raises ValueError."""
+        found = []
+        for node in self.tree.root.of("inbound_audit"):
+            entry = node.settings.get("monitors")
+            for text in entry.value if entry is not None and self.enabled(node) else ():
+                seconds, comma, number = text.replace(" ", "").partition(",")
+                if (
+                    not comma
+                    or not re.fullmatch("[0-9]{1,9}", seconds)
+                    or not re.fullmatch("[0-9]{1,9}", number)
+                    or not int(seconds)
+                    or not int(number)
+                ):
+                    raise ValueError(f'{text!r} is no monitor: write "seconds,number of windows"')
+                found.append((int(seconds), int(number)))
+        return found
+
+    def group_members(self, group: str) -> list[str]:
+        """Bindings of a group, in the order of the file."""
+        node = self.tree.root.get("binding_group", group)
+        return [binding.label for binding in node.of("binding")] if node is not None else []
+
+    def at_path(self, path: str) -> list[Node]:
+        """The stanzas that `Node.path` names so."""
+        if self._paths is None:
+            self._paths = {}
+            for node in self.tree.root.walk():
+                self._paths.setdefault(node.path, []).append(node)
+        return self._paths.get(path, [])
+
+
+def _comma_separated(text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+
+
+def log_switch(stage: str) -> str:
+    """`log_deliveries` for the stage delivery."""
+    plural = {"delivery": "deliveries", "xfer": "xfers"}
+    return f"log_{plural.get(stage, stage + 's')}"
