@@ -18,7 +18,7 @@ from pathlib import Path
 from quillon.lab.pki import Authority
 from quillon.tls import identity
 from quillon.tls.verdict import Certificate
-from tests.test_tls_engines import ENGINES, VERSIONS, Pair
+from tests.unit.tls.test_engines import ENGINES, VERSIONS, Pair
 
 
 def mutated(octets: bytes, chance: random.Random) -> bytes:

@@ -62,7 +62,7 @@ class Lock:
             )
 
     def identify(self, database: sqlite3.Connection, file: Path) -> None:
-        """Give database and lock the same name, and tell that the spool is open. Raises SpoolError."""
+        """Give database and lock the same name. Raises SpoolError."""
         database.execute("CREATE TABLE IF NOT EXISTS identity(id TEXT)")
         row = database.execute("SELECT id FROM identity").fetchone()
         if row is None:
@@ -74,13 +74,20 @@ class Lock:
             )
         else:
             self._identity = str(row[0])
+
+    def opened(self) -> None:
+        """The log of the database is there from now on, until `closing`."""
         self._mark("open")
+
+    def closing(self) -> None:
+        """All is written; the log of the database may go."""
+        self._mark("closed")
 
     def release(self, *, in_order: bool = True) -> None:
         """Let go of it."""
         if self._file >= 0:
             if in_order:
-                self._mark("closed")
+                self.closing()
             os.close(self._file)
             self._file = -1
 

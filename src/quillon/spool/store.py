@@ -75,12 +75,12 @@ class Store:
                 self._kept.update(number for (number,) in aside)
                 ids = "SELECT max(id) FROM (SELECT max(id) id FROM batch UNION ALL SELECT max(id) FROM message)"
                 self.newest = _newest(database.execute(ids).fetchone()[0], found)
-            database.close()
             if aside:
                 self._report(f"spool: {len(aside)} entries that could not be read are set aside in {file}")
             self._found_bodies = self.bodies.names()
             self._log_recovery = LogRecovery(found, connect(file), known, self.bodies.file, self._report)
             self._recovery = Recovery(connect(file), str(file), self.bodies.file, self._report)
+            database.close()  # not before there is another one: with the last one its log would go
             os.chmod(file, self._mode)
         except OSError as error:
             raise SpoolError(f"spool {self.folder}: {error.strerror}", may_heal=is_full(error)) from None
@@ -113,6 +113,7 @@ class Store:
             self._database.open()
         except sqlite3.Error as error:
             raise SpoolError(f"spool {self._database.file}: {error}", may_heal=is_full(error)) from None
+        self._lock.opened()
         self._database.committer.start()
         self._log.committer.start()
 
@@ -130,6 +131,8 @@ class Store:
         await self._database.committer.stop()
         self._log.refuse_all(SpoolLost("the spool is closed"))
         self._database.refuse_all(SpoolLost("the spool is closed"))
+        if not self.waiting:
+            self._lock.closing()
         self._database.close()
         self._log.release()
         self.release()

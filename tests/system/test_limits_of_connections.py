@@ -20,8 +20,8 @@ from quillon.queue.ready import Queues
 from tests.support.clients import MESSAGE
 from tests.support.server import Server, free_port, until
 from tests.support.sinks import SinkThread
-from tests.test_attempts import A, Peer, World, simulate
-from tests.test_queue import DELIVERY, TLS, Line, _message
+from tests.unit.delivery.test_attempts import A, Peer, World, simulate
+from tests.unit.queue.test_destination import DELIVERY, TLS, Line, _message
 
 
 @given(st.integers(-1, 500), st.integers(1, 64))

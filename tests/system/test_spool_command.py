@@ -14,7 +14,7 @@ from quillon.cli.main import main
 from quillon.mail.message import Message
 from tests.support.clients import MESSAGE
 from tests.support.server import Server, free_port, until
-from tests.test_store import _batch, _insert, _store, _use
+from tests.unit.spool.test_store import _batch, _insert, _store, _use
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from quillon.tls.context import Contexts
 
 # what a client may say in clear to a host from which it wants TLS
 BEFORE_TLS = re.compile(rb"\A(EHLO trial\.test\r\n(STARTTLS\r\n)?)?(QUIT\r\n)?\Z")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 COLUMNS = [("no", "no"), *VALUES]
 
 

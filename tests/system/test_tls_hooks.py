@@ -19,7 +19,7 @@ from quillon.tls.verdict import Certificate, Verdict
 from tests.support.clients import MESSAGE, context
 from tests.support.server import Server, free_port
 from tests.support.sinks import SinkThread
-from tests.test_tls_engines import outbound
+from tests.unit.tls.test_engines import outbound
 
 LUA = """
 local m = {}

@@ -14,7 +14,7 @@ from quillon.tls.verdict import Certificate
 from tests.support.clients import CLIENTS, MESSAGE, RECIPIENT, SENDER, context
 from tests.support.server import Server, free_port
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def _config(pki: Path, ports: dict[str, int], more: str = "") -> str:

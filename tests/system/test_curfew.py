@@ -13,7 +13,7 @@ from quillon.mail.outcome import Delivered
 from quillon.queue.curfew import Curfew, ScheduleError, parse
 from quillon.queue.destination import Key
 from tests.support.server import Server, free_port
-from tests.test_attempts import A, Peer, World, simulate
+from tests.unit.delivery.test_attempts import A, Peer, World, simulate
 
 # the manual's example
 SCHEDULE = """

@@ -185,7 +185,7 @@ def test_a_chain_of_arc_and_what_breaks_it() -> None:
 
 
 def _suite() -> list[Any]:
-    text = (Path(__file__).parent / "data/rfc7208-tests.yml").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "data/rfc7208-tests.yml").read_text(encoding="utf-8")
     return [
         pytest.param(_zone(scenario["zonedata"]), case, id=name)
         for scenario in yaml.safe_load_all(text)

@@ -20,7 +20,7 @@ from tests.support.clients import MESSAGE, context
 from tests.support.peers import require
 from tests.support.server import Server, free_port, until
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def example(page: str, name: str) -> str:

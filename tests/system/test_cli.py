@@ -140,7 +140,7 @@ def test_serve_with_a_policy_that_does_not_load_does_not_start(folder: Path) -> 
 
 @pytest.mark.parametrize("folder_name", ["enforced-partner"])
 def test_the_examples_load(folder_name: str, pki: Path, tmp_path: Path) -> None:
-    shutil.copytree(Path(__file__).parent.parent / "examples" / folder_name, tmp_path / "example")
+    shutil.copytree(Path(__file__).parents[2] / "examples" / folder_name, tmp_path / "example")
     shutil.copytree(pki, tmp_path / "example/pki")
     for key in (tmp_path / "example/pki").glob("*.key"):
         key.chmod(0o600)  # others may have opened those of the whole run for a user of their own
@@ -151,7 +151,7 @@ def test_the_examples_load(folder_name: str, pki: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("language", ["lua", "python"])
 def test_a_slip_in_the_table_of_partners_is_told_by_check(pki: Path, tmp_path: Path, language: str) -> None:
     folder = tmp_path / "example"
-    shutil.copytree(Path(__file__).parent.parent / "examples/enforced-partner", folder)
+    shutil.copytree(Path(__file__).parents[2] / "examples/enforced-partner", folder)
     (folder / "pki").symlink_to(pki)
     if language == "python":
         config = (folder / "ecelerity.conf").read_text()

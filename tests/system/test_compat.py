@@ -16,7 +16,7 @@ from quillon.policy.hook import Phase
 from tests.support.scripts import Stage
 from tests.support.server import Server, free_port, until
 from tests.support.sinks import SinkThread
-from tests.test_mailauth import _record
+from tests.unit.mailauth.test_mailauth import _record
 
 SCRIPTS = {
     "ehlo": """

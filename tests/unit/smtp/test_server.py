@@ -13,7 +13,7 @@ from quillon.smtp.server import ServerSession
 from quillon.smtp.wire import MAX_COMMAND_LINE
 from tests.support.dialog import Dialog
 
-DIALOGS = sorted(Path(__file__).parent.joinpath("dialogs").glob("*.smtp"))
+DIALOGS = sorted(Path(__file__).parents[2].joinpath("dialogs").glob("*.smtp"))
 
 
 @pytest.mark.parametrize("path", DIALOGS, ids=lambda path: path.stem)
