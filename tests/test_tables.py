@@ -11,6 +11,7 @@ from quillon.config.options import Option, convert, table
 from quillon.config.syntax import ListValue, Position, Word
 from quillon.config.values import _EXTENSIONS, TRUSTED_EXTENSIONS
 from quillon.lab.sink import reception_defaults
+from quillon.mail import reply as replies
 from quillon.mail.reply import Reply
 from quillon.smtp import events as smtp
 from quillon.smtp.server import ServerSession
@@ -53,6 +54,15 @@ STATES = {
     State.AWAITING_MAIL: [b"EHLO c"],
     State.AWAITING_RCPT: [b"EHLO c", b"MAIL FROM:<a@x.test>"],
 }
+
+
+def test_a_verb_that_is_not_known_here_is_not_recognized() -> None:
+    session = ServerSession(reception_defaults(), "mx.test", "192.0.2.1", can_starttls=False)
+    session.greet(Reply(220, "", "mx"))
+    session.data_to_send()
+    session.receive(b"AUTH PLAIN\r\n")
+    session.next_event()
+    assert session.data_to_send() == replies.UNRECOGNIZED.encode()
 
 
 @pytest.mark.parametrize("state", STATES)

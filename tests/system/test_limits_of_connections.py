@@ -142,6 +142,29 @@ def test_several_destinations_share_a_limit_and_take_turns(option: str, both: bo
     assert peers[A].highest == 2 if both else peers[A].highest > 2
 
 
+def test_a_lease_that_is_given_back_is_asked_for_again_by_who_still_waits() -> None:
+    """Two destinations share a limit of one connection of eight workers; the first is done when others want it."""
+
+    async def main(world: World) -> None:
+        world.send("y.test")
+        for _ in range(3):
+            world.send("z.test")
+        name = 'Scope_Max_Outbound_Connections of Domain "/./"'
+        for _ in range(6):
+            world.dispatcher.leased(name)
+            world.dispatcher.wanted(name)
+            await asyncio.sleep(600)
+        assert len(world.outcomes(Delivered)) == 4
+
+    simulate(
+        main,
+        {A: Peer()},
+        {"y.test": [A], "z.test": [A]},
+        'Domain "/./" { Scope_Max_Outbound_Connections = 1 }',
+        workers=8,
+    )
+
+
 def test_a_reload_moves_connections_that_stand_to_their_new_limits() -> None:
     rules = [Rules(DELIVERY, TLS, 2, suspended=False, caps=(Cap(name, most, 0),)) for name, most in NAMES.items()]
     queues: Queues[Line] = Queues(lambda _: rules[0], 100)

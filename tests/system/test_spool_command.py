@@ -1,6 +1,7 @@
 """`quillon spool`: a spool looked into beside a running server, and without one."""
 
 import email
+import errno
 import json
 import re
 import smtplib
@@ -169,4 +170,39 @@ def test_repair_copies_what_can_be_read_and_takes_back_what_was_set_aside(
     store, _ = _store(folder)
     assert 150 < len(_use(store)) <= 200
     assert main(["spool", "repair", "--spool", str(running.folder / "spool")]) == 1
-    assert "stop the server first" in capsys.readouterr().err
+    assert "in use by another process" in capsys.readouterr().err
+
+
+def test_an_import_that_cannot_be_written_takes_nothing(
+    running: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.eml").write_bytes(b"Subject: x\n\nhi\n")
+    monkeypatch.setattr("quillon.spool.segment.Segment.append", _full)
+    envelope = ("--sender", "a@x.test", "--recipient", "b@y.test")
+    assert main(["spool", "import", "-c", str(running.file), str(tmp_path), *envelope]) == 1
+    assert "nothing was taken" in capsys.readouterr().err
+    assert sorted(file.name for file in (running.folder / "spool").iterdir()) == ["worker-0"]
+
+
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_folder_that_cannot_be_taken_over_keeps_no_server_from_starting(running: Server) -> None:
+    running.stop()
+    other = running.folder / "spool/worker-1000"
+    (other / "bodies").mkdir(parents=True)
+    (other / "bodies/1").write_bytes(b"x")
+    running.start()
+    assert any("its mail was not taken over" in line for line in running.log("paniclog.ec"))
+    assert len(running.spooled()) == 3
+
+
+def test_repair_hides_no_database_that_has_gone(running: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    running.stop()
+    file = running.folder / "spool/worker-0/spool.db"
+    file.write_bytes(b"")
+    assert main(["spool", "repair", "--spool", str(running.folder / "spool")]) == 1
+    assert "is missing, or empty, and was there before" in capsys.readouterr().err
+    assert file.read_bytes() == b""

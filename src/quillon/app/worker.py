@@ -12,6 +12,7 @@ import gc
 import ipaddress
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -125,9 +126,14 @@ class Worker:
         self._store = Store(base / f"worker-{self._number}", node.spool_mode, self._report)
         for folder in sorted(base.glob("worker-*")):
             name = folder.name.removeprefix("worker-")
-            if name.isdigit() and int(name) >= self._count and int(name) % self._count == self._number:
+            if not re.fullmatch("[0-9]+", name) or int(name) < self._count or int(name) % self._count != self._number:
+                continue
+            try:
                 taken = self._store.adopt(folder)
                 self.log(Notice(self._clock.now(), f"took over {taken} messages from {folder}"))
+            except SpoolError as error:
+                # it waits for whoever mends it; a spool of our own that cannot be used is found by `open`
+                self._report(f"{error}; its mail was not taken over")
         self._store.open()
 
     async def _build(self, config: Config) -> None:

@@ -160,18 +160,20 @@ def _export(given: argparse.Namespace, spool: Spool) -> int:
     target = folder / "new" if given.maildir else folder
     for name in ("tmp", "new", "cur") if given.maildir else ("",):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    count = 0
+    count = missing = 0
     for found in spool.messages(_wanted(given)):
         try:
             body = spool.body(found)
-        except FileNotFoundError:
-            continue  # it has been delivered meanwhile
+        except FileNotFoundError as error:
+            missing += 1
+            print(f"quillon: message {found.message.id} is left out: {error}", file=sys.stderr)
+            continue
         name = str(found.message.id).replace("/", ".")
         file = target / (name if given.maildir else f"{name}.eml")
         file.write_bytes(front(found.message.batch.sender, found.message.recipient, body) + body)
         count += 1
     print(f"{count} messages written to {folder}")
-    return 0
+    return 1 if missing else 0
 
 
 def _import(given: argparse.Namespace) -> int:
@@ -190,14 +192,16 @@ def _import(given: argparse.Namespace) -> int:
 
 def _repair(_: argparse.Namespace, spool: Spool) -> int:
     done: list[str] = []
+    status = 0
     for folder in spool.folders():
         try:
             repair(folder, done.append)
         except SpoolError as error:
-            print(f"quillon: {error}: stop the server first", file=sys.stderr)
-            return 1
-    print("\n".join(done) if done else f"there is nothing to repair in {spool.base}")
-    return 0
+            print(f"quillon: {error}", file=sys.stderr)
+            status = 1
+    if done or not status:
+        print("\n".join(done) if done else f"there is nothing to repair in {spool.base}")
+    return status
 
 
 def _check(_: argparse.Namespace, spool: Spool) -> int:

@@ -61,7 +61,9 @@ class Lessee:
         limit.leases -= 1
         limit.wanted = False
         self._send({"event": "lease back", "name": limit.name})
-        if not limit.leases and not limit.asked and self._limits.get(limit.name) is limit:
+        if _needed(limit) and limit.wants:
+            self.ask(limit)  # whoever waits here waits in line with the others
+        elif not limit.leases and not limit.asked and self._limits.get(limit.name) is limit:
             self._limits.pop(limit.name, None)
             self._since.pop(limit.name, None)
 

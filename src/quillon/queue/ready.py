@@ -133,17 +133,21 @@ class Queues(Generic[C]):
             self.forget(queue)
 
     def _hold(self, queue: DestinationQueue[C]) -> None:
-        """Have a destination wait for a place under each limit that keeps it from one."""
+        """Have a destination wait for a place under each limit that keeps it from one. Leases are asked for in one
+        order and one at a time, lest two workers have one each of the two that both need."""
         site, *caps = queue.limits
+        asks = True
         if site.used >= queue.allowed:
             site.held[queue] = None
+            asks = False
             if site.wants and queue.site.window.allowed(UNLIMITED) > site.most:
                 self._at_limit(site)
         for cap in caps:
             if cap.full:
                 cap.held[queue] = None
-                if cap.wants:
+                if asks and cap.wants:
                     self._at_limit(cap)
+                asks = False
 
     def _leave(self, queue: DestinationQueue[C]) -> None:
         for limit in queue.limits:

@@ -7,9 +7,11 @@ the envelope has to be given. A message goes where the configuration wants it no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +21,12 @@ from quillon.config.model import Config
 from quillon.mail import header
 from quillon.mail.address import NULL_PATH, AddressError, Mailbox, parse_mailbox
 from quillon.mail.message import NULL_ID, Batch, IdSource, Message, Origin
+from quillon.spool.bodies import sync
 from quillon.spool.errors import SpoolError
 from quillon.spool.store import Store
 
 _FRONT = re.compile(rb"(?:Return-Path:[^\r\n]*\r\n)?X-Envelope-From: <([^\r\n]*)>\r\nX-Envelope-To: <([^\r\n]*)>\r\n")
-_LONE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
+_LINE_END = re.compile(rb"\r*\n|\r")
 
 
 class ImportFault(ValueError):
@@ -47,7 +50,9 @@ def front(sender: Mailbox, recipient: Mailbox, body: bytes) -> bytes:
 
 def letter(data: bytes, name: str, sender: str | None, recipient: str | None) -> Letter:
     """The message of a file. Sender and recipient, where given, go before what stands in it. Raises ImportFault."""
-    body = _LONE.sub(b"\r\n", data)
+    body = _LINE_END.sub(b"\r\n", data)
+    if body.startswith(b"From "):  # of an mbox
+        body = body.partition(b"\r\n")[2]
     found = _FRONT.match(body)
     if found is not None:
         body = body[found.end() :]
@@ -82,34 +87,59 @@ def files(paths: list[Path]) -> Iterator[Path]:
             yield path
             continue
         inner = [path / "cur", path / "new"] if (path / "cur").is_dir() else []
-        found = [file for folder in inner for file in sorted(folder.iterdir()) if file.is_file()]
-        found = found or sorted(path.glob("*.eml"))
+        found = [file for folder in inner for file in sorted(folder.iterdir()) if _is_message(file)]
+        found = found or [file for file in sorted(path.glob("*.eml")) if _is_message(file)]
         if not found:
             raise ImportFault(f"{path}: no file, no maildir, and no folder with .eml files")
         yield from found
+
+
+def _is_message(file: Path) -> bool:
+    """What lies in a folder that others write to may be a link to somebody's secret."""
+    return file.is_file() and not file.is_symlink()
 
 
 def bring(letters: list[Letter], config: Config) -> Path:
     """Store messages in a new folder below SpoolBase, which is given. All are taken or none. Raises SpoolError,
     OSError."""
     base = Path(config.node().spoolbase)
-    taken = [int(folder.name[7:]) for folder in base.glob("worker-*") if folder.name[7:].isdigit()]
-    # a number that no worker has: the one that it falls to takes it over
-    folder = base / f"worker-{max([*taken, 999]) + 1}"
-    store = Store(folder, config.node().spool_mode, _refuse)
-    store.open()
-    asyncio.run(_store_all(store, letters, config))
-    owner = base.stat()
-    for path in [folder, *folder.rglob("*")]:
-        os.chown(path, owner.st_uid, owner.st_gid)
-    return folder
+    # no server takes this one for a worker's, so it is whole, or not there
+    begun = Path(tempfile.mkdtemp(prefix="import-", dir=base))
+    try:
+        reports: list[str] = []
+        store = Store(begun, config.node().spool_mode, reports.append)
+        store.open()
+        errors = asyncio.run(_store_all(store, letters, config))
+        if errors or reports:
+            why = errors[0] if errors else reports[0]
+            raise SpoolError(f"spool {base} cannot be written: {why}; nothing was taken")
+        owner = base.stat()
+        for path in [*begun.rglob("*"), begun]:
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        begun.chmod(0o750)
+        return _as_worker(begun)
+    except BaseException:
+        shutil.rmtree(begun)
+        raise
 
 
-def _refuse(words: str) -> None:
-    raise SpoolError(words)
+def _as_worker(begun: Path) -> Path:
+    """Give a folder the name of a worker that nobody has: the one that its number falls to takes it over."""
+    base = begun.parent
+    names = (re.fullmatch("worker-([0-9]+)", folder.name) for folder in base.iterdir())
+    number = max([999, *(int(name[1]) for name in names if name)])
+    while True:
+        number += 1
+        folder = base / f"worker-{number}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()  # nobody else has it now, and what is empty may be replaced
+            os.rename(begun, folder)
+            sync(base)
+            return folder
 
 
-async def _store_all(store: Store, letters: list[Letter], config: Config) -> None:
+async def _store_all(store: Store, letters: list[Letter], config: Config) -> list[Exception]:
+    """Why it could not be done; nothing if it was."""
     store.start()
     ids = IdSource(os.getpid())
     now = time.time()
@@ -130,6 +160,4 @@ async def _store_all(store: Store, letters: list[Letter], config: Config) -> Non
         answers.append(answer)
     errors = [error for error in await asyncio.gather(*answers) if error is not None]
     await store.close()
-    if errors:
-        shutil.rmtree(store.folder)
-        raise SpoolError(f"spool {store.folder} cannot be written: {errors[0]}; nothing was taken")
+    return errors

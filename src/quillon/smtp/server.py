@@ -321,6 +321,8 @@ class ServerSession:
 
     def _out_of_order(self, row: Verb) -> Reply | None:
         """Why a verb cannot come now."""
+        if row.known and not getattr(self, row.known)():
+            return replies.UNRECOGNIZED
         if row.retires and self.retiring is not None:
             return self.retiring
         if row.hello_optional and self.state is State.AWAITING_HELLO and not self._hello_needed:
@@ -481,9 +483,10 @@ class ServerSession:
 
     # AUTH (RFC 4954) ------------------------------------------------------------------------------------------
 
+    def _knows_auth(self) -> bool:
+        return bool(self._auth.mechanisms) and self._capabilities.get("AUTH") is not False
+
     def _do_auth(self, argument: str, line: str) -> Event | None:
-        if not self._auth.mechanisms or self._capabilities.get("AUTH") is False:
-            return self._refuse(replies.UNRECOGNIZED)
         if self.authenticated:
             return self._refuse(replies.BAD_SEQUENCE)
         found = self._auth.command(argument, in_tls=self.in_tls)

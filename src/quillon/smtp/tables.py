@@ -29,7 +29,8 @@ _IN_SESSION = "manual, esmtp_listener.extensions"
 class Verb:
     """A verb of the client: one row of the state machine, which checks it from left to right.
 
-    `handler` is the method of `ServerSession` that takes it. `argument` is the reply to an argument it must not have.
+    `handler` is the method of `ServerSession` that takes it, `known` the one that tells whether it is a verb at all in
+    this session. `argument` is the reply to an argument it must not have.
     `refused` are states in which it cannot come, with the reply. `hello_optional` lets it come before EHLO where
     Require_EHLO is false. `retires` tells that a session of an older configuration ends here. `asks` is what is asked
     before it is answered, a phase of policy or a part of Quillon; without it the machine answers by itself. `leads_to`
@@ -40,6 +41,7 @@ class Verb:
     handler: str
     argument: Reply | None = None
     refused: Mapping[State, Reply] = field(default_factory=dict)
+    known: str = ""
     hello_optional: bool = False
     retires: bool = False
     asks: str = ""
@@ -95,6 +97,7 @@ VERBS: dict[str, Verb] = {
             "AUTH",
             "_do_auth",
             refused=dict.fromkeys((State.AWAITING_HELLO, State.AWAITING_RCPT), replies.BAD_SEQUENCE),
+            known="_knows_auth",
             asks="AUTH",
             rfc="RFC 4954",
         ),

@@ -57,6 +57,7 @@ class Bodies:
             target = self.folder / name
             if not target.exists():
                 os.link(other.folder / name, target)
+        sync(self.folder)
 
     def keep(self, names: Iterable[str]) -> None:
         """Remove all others. Raises OSError."""

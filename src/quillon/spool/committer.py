@@ -106,7 +106,12 @@ class Committer(Generic[Group]):
                 self._verify(group)
             except Exception as failed:
                 error = failed
-        self._note(error)
+        try:
+            self._note(error)
+        finally:
+            self._settled(group, error)
+
+    def _settled(self, group: Group, error: Exception | None) -> None:
         try:
             self._settle(group, error)
         finally:

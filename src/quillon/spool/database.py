@@ -35,6 +35,7 @@ CREATE TABLE IF NOT EXISTS set_aside(id INTEGER, kind TEXT, batch INTEGER, recor
 SCHEMA_VERSION = 2  # 1 had the same tables and no log beside them: whoever knows only that must not open this
 _PAGE = 16384  # octets; a usual message fits into one, which takes a third of the writes that 4096 takes
 _CHECKPOINT_PAGES = 1000
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN)  # say nothing of a file
 _ROWS = 32  # rows a statement
 _WAL_MAGIC = b"\x37\x7f\x06"  # sqlite.org/fileformat2.html 4.1
 
@@ -190,7 +191,9 @@ class Database:
                 with segment.reader() as file:
                     for place in places:
                         buried.setdefault(segment, []).extend(self._move(database, file, place))
-            except FileNotFoundError as error:
+            except OSError as error:
+                if error.errno in _PASSING:
+                    raise
                 for place in places:
                     self._stuck(place, error)
         batches = [(b.id.number, encode_batch(b), None if b.path else b.body, b.path) for b, _, _ in changes.inserts]
@@ -217,7 +220,7 @@ class Database:
             self._stuck(place, error)
             return []
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno in _PASSING:
                 raise
             self._stuck(place, error)
             return []

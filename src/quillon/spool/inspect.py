@@ -19,7 +19,7 @@ from quillon.mail.message import Message, MessageId
 from quillon.spool import bodies
 from quillon.spool.log_octets import Broken, DamageError
 from quillon.spool.record import RecordError, decode_batch, decode_message
-from quillon.spool.segment import Place, segments
+from quillon.spool.segment import Place, Segment, segments
 
 _ROWS = """
 SELECT m.id, m.batch, m.record, b.record, b.path, b.body IS NOT NULL
@@ -95,6 +95,8 @@ class Spool:
         more."""
         batch = found.message.batch
         if batch.path:
+            if not bodies.NAME.fullmatch(batch.path):
+                raise FileNotFoundError(f"{batch.path!r:.80} is no name of a body file")
             return (found.folder / "bodies" / batch.path).read_bytes()
         if isinstance(batch.place, Place):
             try:
@@ -137,8 +139,15 @@ def _rows_of(database: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
         yield (*row, None)
 
 
+def _segments(folder: Path) -> list[Segment]:
+    try:
+        return segments(folder)
+    except FileNotFoundError:
+        return []  # a spool of the first layout
+
+
 def _rows_of_log(folder: Path) -> Iterator[Row]:
-    for segment in segments(folder):
+    for segment in _segments(folder):
         try:
             for found in segment.live():
                 if isinstance(found, Broken):
@@ -174,7 +183,7 @@ def _faults_of_rows(folder: Path) -> Iterator[Fault]:
 
 
 def _faults_of_log(folder: Path) -> Iterator[Fault]:
-    for segment in segments(folder):
+    for segment in _segments(folder):
         try:
             for found in segment.live():
                 if isinstance(found, Broken):

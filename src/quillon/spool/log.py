@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -54,7 +53,7 @@ class _Chores:
 
     buried: dict[Segment, list[int]] = field(default_factory=dict)
     dead: dict[Segment, list[int]] = field(default_factory=dict)  # with what is not in its list
-    sync: list[Segment] = field(default_factory=list)
+    sync: dict[Segment, None] = field(default_factory=dict)
     sync_folder: bool = False
     bodies: list[str] = field(default_factory=list)
 
@@ -65,7 +64,7 @@ class _Chores:
         for one, messages in other.buried.items():
             self.buried.setdefault(one, []).extend(messages)
         self.dead |= other.dead
-        self.sync += other.sync
+        self.sync |= other.sync
         self.sync_folder = self.sync_folder or other.sync_folder
         self.bodies += other.bodies
 
@@ -124,8 +123,7 @@ class Log:
         for orphan in self.folder.glob("*.done"):
             if orphan not in known:
                 orphan.unlink()
-        numbers = [int(name[0]) for file in self.folder.iterdir() if (name := re.match(r"\d+", file.name))]
-        self._next = max(numbers, default=0) + 1
+        self._next = segment.next_number(self.folder)
         return found
 
     @property
@@ -228,13 +226,10 @@ class Log:
     def sync(self) -> None:
         """Have written to the disk what is done; bodies that were only waited for go then."""
         self._syncing = False
-        self._chores.sync += self._segments.values()
+        self._chores.sync |= dict.fromkeys(self._segments.values())
         self._chores.sync_folder = True
-        if self._again:
-            self.sync_soon()  # a list that could not be written may be about one of the bodies
-        else:
-            self._chores.bodies += self._doomed
-            self._doomed = []
+        self._chores.bodies += self._doomed
+        self._doomed = []
         self.committer.soon()
 
     def refuse_all(self, error: Exception) -> None:
@@ -255,6 +250,8 @@ class Log:
     def _take(self) -> _Group | None:
         group = _Group(self._entries, self._chores)
         self._entries, self._chores = [], _Chores()
+        if self._again:  # a list that could not be written may be about one of the bodies
+            self._chores.bodies, group.chores.bodies = group.chores.bodies, []
         return group or None
 
     def _verify(self, group: _Group) -> None:
@@ -315,7 +312,7 @@ class Log:
         if group.entries:
             if self._presence.lost:
                 raise SpoolLost(self._presence.lost)
-            self._append(group.entries)
+            self._append(group)
 
     def _do(self, chores: _Chores) -> Exception | None:
         """Do what can be done, and take it out. Gives what kept the rest from it."""
@@ -338,7 +335,7 @@ class Log:
         for one in list(chores.sync):
             try:
                 one.sync_done()
-                chores.sync.remove(one)
+                del chores.sync[one]
             except OSError as error:
                 trouble = error
         if chores.sync_folder:
@@ -347,13 +344,14 @@ class Log:
                 chores.sync_folder = False
             except OSError as error:
                 trouble = error
-        if not chores.sync and not chores.buried:
+        if not (chores.sync or chores.buried or chores.dead or chores.sync_folder):
             for name in chores.bodies:
                 self._bodies.drop(name)
             chores.bodies = []
         return trouble
 
-    def _append(self, entries: list[_Entry]) -> None:
+    def _append(self, group: _Group) -> None:
+        entries = group.entries
         one = self._open
         if one is None or one.size >= segment.SIZE:
             one = self._another()
@@ -371,7 +369,7 @@ class Log:
             one.append(pieces)
         except Exception:
             one.size = before
-            self._abandon(one, entries)
+            self._abandon(one, group)
             raise
         for entry, place in zip(entries, places, strict=True):
             entry.place = place
@@ -387,16 +385,20 @@ class Log:
         self._open = one
         return one
 
-    def _abandon(self, one: Segment, entries: list[_Entry]) -> None:
+    def _abandon(self, one: Segment, group: _Group) -> None:
         """After a write that failed nobody knows what is on the disk: what was refused must not come back, and nothing
         is appended there any more."""
         self._open = None
         try:
             one.close()
         except OSError:
-            with contextlib.suppress(OSError):
-                one.bury(message.id.number for entry in entries for message in entry.messages)
+            refused = [message.id.number for entry in group.entries for message in entry.messages]
+            try:
+                one.bury(refused)
                 one.sync_done()
+            except OSError:
+                group.chores.buried.setdefault(one, []).extend(refused)  # tried again until it is written
+                return
         if one.size == log_octets.START:
             with contextlib.suppress(OSError):
                 one.remove()

@@ -31,6 +31,7 @@ def repair(folder: Path, tell: Callable[[str], None]) -> None:
     whole = False
     try:
         file = folder / "spool.db"
+        lock.check_database(file)
         faults = _faults(file)
         if faults:
             tell(f"{file}: {faults[0]}")
@@ -74,16 +75,27 @@ def _rebuild(file: Path, tell: Callable[[str], None]) -> None:
     target.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     target.close()
     source.close()
-    for ending in ("", "-wal", "-shm"):
-        part = file.with_name(file.name + ending)
-        if part.exists():
-            part.rename(old.with_name(old.name + ending))
-    os.chmod(new, os.stat(old).st_mode & 0o777)
-    os.chown(new, os.stat(old).st_uid, os.stat(old).st_gid)
-    make_folder(file.with_name("log"))  # its layout says that there is one
-    new.rename(file)
+    state = os.stat(file)
+    os.chmod(new, state.st_mode & 0o777)
+    _give(new, state)
+    if not file.with_name("log").exists():
+        make_folder(file.with_name("log"))  # the layout says that there is one
+        _give(file.with_name("log"), state)
+    sync(new)
+    os.link(file, old)
+    wal = file.with_name(f"{file.name}-wal")
+    if wal.exists():  # it belongs to the old one, and must not be found beside the new one
+        os.link(wal, old.with_name(f"{old.name}-wal"))
+        wal.unlink()
+    file.with_name(f"{file.name}-shm").unlink(missing_ok=True)
+    os.replace(new, file)
     sync(file.parent)
     tell(f"{file}: {kept['message']} messages were copied into a new database; {old} is as it was")
+
+
+def _give(path: Path, like: os.stat_result) -> None:
+    """Have a file belong to who has the database."""
+    os.chown(path, like.st_uid, like.st_gid, follow_symlinks=False)
 
 
 def _is_text(table: str, column: int, value: object) -> bool:
@@ -141,6 +153,7 @@ def _unused(path: Path) -> Path:
 def _take_back(file: Path, bodies: Path, tell: Callable[[str], None]) -> None:
     """Have entries wait again that were set aside and can be read."""
     database = connect(file)
+    database.text_factory = lambda octets: octets.decode("utf-8", "replace")  # what is not stays unreadable
     database.execute("BEGIN IMMEDIATE")
     rows = database.execute("SELECT rowid, id, batch, record FROM set_aside WHERE kind = 'message'").fetchall()
     for row, number, batch, record in rows:

@@ -23,7 +23,8 @@ from quillon.spool.log_octets import Broken, DamageError, Record
 
 SIZE = 16 << 20  # octets after which another one is begun
 _IOV = 512  # pieces a write
-_NAME = re.compile(r"(\d{8,18})\.log")
+_NAME = re.compile(r"([0-9]{8,18})\.log")
+_KIN = re.compile(r"([0-9]{8,18})\.(?:log|done|broken-[0-9]+)")
 
 
 class State(enum.Enum):
@@ -78,8 +79,10 @@ class Segment:
         try:
             self._file = os.open(self.path, flags, mode)
             self._done_file = os.open(self.done_path, flags | os.O_APPEND, mode)
-            with contextlib.suppress(OSError):  # room that is taken now makes each sync cheaper, and cannot run out
-                os.posix_fallocate(self._file, 0, SIZE)
+            try:
+                os.posix_fallocate(self._file, 0, SIZE)  # room that is taken now makes each sync cheaper
+            except OSError:
+                os.ftruncate(self._file, 0)  # some of it may have been taken
             for file in (self._file, self._done_file):
                 if os.write(file, head) != len(head):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -252,8 +255,14 @@ class Segment:
 
 def segments(folder: Path) -> list[Segment]:
     """Those in a folder, the oldest first. Raises OSError."""
-    names = (_NAME.fullmatch(file.name) for file in folder.glob("*.log"))
+    names = (_NAME.fullmatch(name) for name in os.listdir(folder))  # not glob, which hides what cannot be read
     return [Segment(folder, number) for number in sorted(int(name[1]) for name in names if name)]
+
+
+def next_number(folder: Path) -> int:
+    """A number that no segment has, nor anything that is left of one. Raises OSError."""
+    names = (_KIN.fullmatch(name) for name in os.listdir(folder))
+    return max((int(name[1]) for name in names if name), default=0) + 1
 
 
 def _salvage(path: Path) -> bytes:

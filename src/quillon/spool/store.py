@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from quillon.mail.message import Batch, Message
-from quillon.spool.bodies import Bodies, make_folder
+from quillon.spool.bodies import Bodies, make_folder, sync
 from quillon.spool.committer import Done, call_all
 from quillon.spool.database import SCHEMA_VERSION, Database, connect, insert_record, known
 from quillon.spool.errors import SpoolError, SpoolLost, is_full
@@ -78,6 +78,7 @@ class Store:
             if aside:
                 self._report(f"spool: {len(aside)} entries that could not be read are set aside in {file}")
             self._found_bodies = self.bodies.names()
+            self._keeps_bodies = self._keeps_bodies or any(self._log.folder.glob("*.broken-*"))
             self._log_recovery = LogRecovery(found, connect(file), known, self.bodies.file, self._report)
             self._recovery = Recovery(connect(file), str(file), self.bodies.file, self._report)
             database.close()  # not before there is another one: with the last one its log would go
@@ -95,17 +96,14 @@ class Store:
         file = self._database.file
         self.bodies.create()
         self._lock.take()
-        self._lock.check_database(file)
-        if file.exists() and not self._log.folder.exists():
-            with connect(file, mode="ro") as database:
-                version = database.execute("PRAGMA user_version").fetchone()[0]
-            database.close()
-            if version == SCHEMA_VERSION:
-                raise SpoolError(
-                    f"spool {self._log.folder} is missing, and was there before: restore it, or make an empty folder of"
-                    " that name to begin anew without the mail that it held"
-                )
-        make_folder(self._log.folder)
+        try:
+            self._lock.check_database(file)
+            if file.exists():
+                _check_log(file)
+            make_folder(self._log.folder)
+        except BaseException:
+            self._lock.release(in_order=False)  # lest it be taken for looked at
+            raise
 
     def start(self) -> None:
         """Start the committers; called on the event loop that callbacks are to run on. Raises SpoolError."""
@@ -185,12 +183,12 @@ class Store:
                 self._register(piece)
                 yield piece.messages
             self._log.look_after_all()
-            if self._log_recovery.whole and not self._keeps_bodies:
-                await loop.run_in_executor(reader, self._sweep, self._log_recovery.names)
             old = self._recovery.pieces()
             while (rows := await loop.run_in_executor(reader, next, old, None)) is not None:
                 self._take_note(rows)
                 yield [message for message in rows.messages if message.batch.id.number not in self._fresh]
+            if self._log_recovery.whole and not self._keeps_bodies:
+                await loop.run_in_executor(reader, self._sweep, self._log_recovery.names)
 
     def _register(self, piece: LogPiece) -> None:
         """Go on with a part of the log where the life before has ended."""
@@ -222,13 +220,16 @@ class Store:
 
     def _sweep(self, named: set[str]) -> None:
         """Body files that were there at the start and that no record names were never acknowledged."""
-        database = connect(self._database.file)
-        for name in self._found_bodies:
-            number = int(name) if name.isascii() and name.isdigit() and int(name) < 1 << 63 else -1
-            row = database.execute("SELECT 1 FROM batch WHERE id = ? AND path = ?", (number, name)).fetchone()
-            if row is None and name not in named:
-                (self.bodies.folder / name).unlink(missing_ok=True)
-        database.close()
+        try:
+            database = connect(self._database.file)
+            for name in self._found_bodies:
+                number = int(name) if name.isascii() and name.isdigit() and int(name) < 1 << 63 else -1
+                row = database.execute("SELECT 1 FROM batch WHERE id = ? AND path = ?", (number, name)).fetchone()
+                if row is None and name not in named:
+                    (self.bodies.folder / name).unlink(missing_ok=True)
+            database.close()
+        except (OSError, sqlite3.Error) as error:
+            self._report(f"spool: {self.bodies.folder} cannot be swept: {error}")
         self._found_bodies = []
 
     def adopt(self, other: Path) -> int:
@@ -244,14 +245,19 @@ class Store:
             theirs = Bodies(other / "bodies", self._mode, self._report)
             if not (other / "spool.db").exists():
                 lock.release(in_order=False)
-                if any(theirs.folder.glob("*")) or segments(other / "log"):
+                if any(other.glob("spool.db.*")) or any(other.glob("bodies/*")) or any(other.glob("log/*")):
                     raise SpoolError(f"spool {other / 'spool.db'} is missing, and mail is there: restore it")
                 return 0
+            _check_log(other / "spool.db")
             self.bodies.link_from(theirs)
             connect(other / "spool.db").close()
             with connect(self._database.file, create=True) as database:
                 database.execute("ATTACH DATABASE ? AS other", (str(other / "spool.db"),))
-                count = _take_rows(database)
+                count, left_rows = _take_rows(database)
+                if left_rows:
+                    self._report(
+                        f"spool: {left_rows} messages of {other / 'spool.db'} have no batch, or that of another"
+                    )
                 taken, left = self._take_log(database, other / "log")
                 kept = {str(path) for (path,) in database.execute("SELECT path FROM other.batch")}
             database.close()
@@ -262,6 +268,8 @@ class Store:
                     segment.release()
                 else:
                     segment.remove()
+            if taken:
+                sync(other / "log")
             if left:
                 self._keeps_bodies = True  # what cannot be read may name one
             else:
@@ -278,7 +286,7 @@ class Store:
         taken: dict[Segment, list[int]] = {}
         left: set[Segment] = set()
         database.execute("BEGIN IMMEDIATE")
-        for segment in segments(folder):
+        for segment in segments(folder) if folder.exists() else ():
             messages = taken[segment] = []
             try:
                 for found in segment.live():
@@ -456,15 +464,35 @@ def _newest(number: int | None, found: list[Segment]) -> int:
     return min(max([((number or 0) >> 32) + 1, *written]), int(time.time()) + 366 * 86400)
 
 
-def _take_rows(database: sqlite3.Connection) -> int:
-    """Copy all rows of the database `other`, then delete there what is here: their number."""
-    count = int(database.execute("SELECT count(*) FROM other.message").fetchone()[0])
-    for table in ("batch", "message"):
-        new = f"WHERE id NOT IN (SELECT id FROM main.{table})"  # noqa: S608 - our names
-        database.execute(f"INSERT INTO {table} SELECT * FROM other.{table} {new}")  # noqa: S608 - our names
-    for table in ("batch", "message"):
+def _check_log(file: Path) -> None:
+    """A log that has gone is not begun anew without a word. Raises SpoolError, OSError, sqlite3.Error."""
+    folder = file.with_name("log")
+    if folder.exists():
+        return
+    database = connect(file, mode="ro")
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    database.close()
+    if version == SCHEMA_VERSION:
+        raise SpoolError(
+            f"spool {folder} is missing, and was there before: restore it, or make an empty folder of that name to"
+            " begin anew without the mail that it held"
+        )
+
+
+def _take_rows(database: sqlite3.Connection) -> tuple[int, int]:
+    """Copy all rows of the database `other`, then delete there what is here: how many messages came, and how many stay
+    because a batch of their number is another one, or none is there."""
+    database.execute("BEGIN IMMEDIATE")
+    database.execute("INSERT INTO batch SELECT * FROM other.batch WHERE id NOT IN (SELECT id FROM main.batch)")
+    came = database.execute(
+        "INSERT INTO message SELECT m.* FROM other.message m JOIN other.batch o ON o.id = m.batch"
+        " JOIN main.batch b ON b.id = o.id AND b.record = o.record WHERE m.id NOT IN (SELECT id FROM main.message)"
+    ).rowcount
+    database.execute("INSERT INTO set_aside SELECT * FROM other.set_aside")
+    database.execute("COMMIT")  # here first: a crash between the two has them twice, and not nowhere
+    database.execute("DELETE FROM other.set_aside")
+    for table in ("message", "batch"):
         here = f"WHERE (id, record) IN (SELECT id, record FROM main.{table})"  # noqa: S608 - our names
         database.execute(f"DELETE FROM other.{table} {here}")  # noqa: S608 - our names
-    database.execute("INSERT INTO set_aside SELECT * FROM other.set_aside")
-    database.execute("DELETE FROM other.set_aside")
-    return count
+    left = database.execute("SELECT count(*) FROM other.message").fetchone()[0]
+    return came, left

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -558,6 +559,149 @@ def test_who_comes_while_the_spool_is_closed_is_answered(tmp_path: Path) -> None
     assert len(answers) == asked
     taken = [answer for answer in answers if answer is None]
     assert len(_with(tmp_path, lambda store: None)) == len(taken)
+
+
+def test_the_body_that_a_copy_of_damage_names_is_kept_for_good(tmp_path: Path) -> None:
+    batch, messages = _batch(body=b"")
+
+    async def put(store: Store) -> None:
+        batch.path, descriptor = store.bodies.new(batch.id.number)
+        os.close(descriptor)
+        assert await _insert(store, batch, messages) is None
+
+    _with(tmp_path, put)
+    _damage(tmp_path)
+    for _ in range(3):
+        _with(tmp_path, lambda store: None)
+        assert (tmp_path / "bodies" / batch.path).exists()
+
+
+def test_what_else_lies_in_the_folder_hides_no_segment(tmp_path: Path) -> None:
+    _with(tmp_path, lambda store: None)
+    (tmp_path / "log/20261129132110123456-saved.tar").write_bytes(b"x")
+    (tmp_path / "log/20261129132110123456.log").write_bytes(b"x")
+    _with(tmp_path, _put(*_batch()))
+    assert len(_with(tmp_path, lambda store: None)) == 1
+
+
+@pytest.mark.parametrize("layout", [1, 2])
+def test_a_worker_whose_log_has_gone_is_taken_over_only_if_it_had_none(tmp_path: Path, layout: int) -> None:
+    other = tmp_path / "worker-1"
+    batch, messages = _batch(body=b"")
+
+    async def put(store: Store) -> None:
+        batch.path, descriptor = store.bodies.new(batch.id.number)
+        os.close(descriptor)
+        assert await _insert(store, batch, messages) is None
+        if layout == 1:
+            store.update(messages[0])
+
+    _with(other, put)
+    with sqlite3.connect(other / "spool.db") as opened:
+        opened.execute(f"PRAGMA user_version={layout}")
+    opened.close()
+    shutil.rmtree(other / "log")
+    store, _ = _store(tmp_path / "worker-0")
+    if layout == 1:
+        assert store.adopt(other) == 1
+        assert len(_use(store)) == 1
+        return
+    with pytest.raises(SpoolError, match="log is missing, and was there before"):
+        store.adopt(other)
+    store.release()
+    assert (other / "bodies" / batch.path).exists()
+
+
+def test_adoption_takes_no_message_for_that_of_another_batch(tmp_path: Path) -> None:
+    ours, theirs = _batch(), _batch(body=b"for somebody else")
+    theirs[0].id = ours[0].id
+    for worker, one in (("worker-0", ours), ("worker-1", theirs)):
+        _with(tmp_path / worker, _put(*one))
+        store, _ = _store(tmp_path / worker)
+        _use(store, lambda found, store=store: store.update(found[0]))  # type: ignore[misc]
+    with sqlite3.connect(tmp_path / "worker-1/spool.db") as opened:
+        opened.execute("UPDATE batch SET record = replace(record, 'x.test', 'z.test')")
+    opened.close()
+    store, reports = _store(tmp_path / "worker-0")
+    assert store.adopt(tmp_path / "worker-1") == 0
+    assert [message.id for message in _use(store)] == [ours[1][0].id]
+    assert any("have no batch, or that of another" in report for report in reports)
+    assert len(_with(tmp_path / "worker-1", lambda store: None)) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EBADMSG, errno.EACCES])
+def test_a_segment_that_cannot_be_opened_holds_up_no_other(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(_: list[Message]) -> None:
+        bad, good = _batch(), _batch()
+        assert await _insert(store, *bad) is None
+        with monkeypatch.context() as patched:
+            patched.setattr(segment, "SIZE", 0)  # the next one begins another
+            assert await _insert(store, *good) is None
+            real = segment.Segment.reader
+
+            def reader(self: segment.Segment) -> object:
+                if self.number == 1:
+                    _fail(number)
+                return real(self)
+
+            patched.setattr(segment.Segment, "reader", reader)
+            for one in (bad, good):
+                one[1][0].tries = 5
+                store.update(one[1][0])
+            while not store.idle:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    store, reports = _store(tmp_path)
+    _use(store, use)
+    assert sorted(message.tries for message in _with(tmp_path, lambda store: None)) == [0, 5]
+    assert any("cannot be read" in report for report in reports)
+
+
+def test_a_body_that_cannot_be_swept_keeps_nobody_from_being_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with(tmp_path, _put(*_batch()))
+    (tmp_path / "bodies/99").write_bytes(b"x")
+    real = Path.unlink
+
+    def unlink(self: Path, *, missing_ok: bool = False) -> None:
+        _fail(errno.EPERM) if self.name == "99" else real(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    store, reports = _store(tmp_path)
+    assert len(_use(store)) == 1
+    assert any("cannot be swept" in report for report in reports)
+
+
+def test_refused_mail_is_written_off_as_soon_as_the_disk_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was written whole, and neither the cut nor the list could be."""
+    refused = _batch()
+
+    async def use(_: list[Message]) -> None:
+        assert await _insert(store, *_batch()) is None
+        write = os.pwritev
+
+        def written_and_failed(*told: Any) -> None:
+            write(*told)
+            _fail(errno.EIO)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwritev", written_and_failed)
+            patched.setattr(os, "ftruncate", lambda *_: _fail(errno.EIO))
+            patched.setattr(segment.Segment, "bury", lambda *_: _fail(errno.EIO))
+            assert isinstance(await _insert(store, *refused), OSError)
+        while not store.idle:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    store, _ = _store(tmp_path)
+    _use(store, use)
+    found = _with(tmp_path, lambda store: None)
+    assert len(found) == 1
+    assert found[0].id != refused[1][0].id
 
 
 def test_a_long_log_is_moved_into_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
