@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import importlib.util
+import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from quillon.delivery.route import Host
 from quillon.lab import trial
 from quillon.lab.farm import Farm
 from quillon.lab.faults import DOMAIN, FAULTS, Fault
+from quillon.lab.pki import Authority
 from quillon.lab.trial import Result
 from quillon.net.clock import Deadlines, SystemClock
 from quillon.policy.hook import NO_POLICY
@@ -152,3 +155,71 @@ def test_the_page_about_broken_hosts_is_what_was_found(field: Field) -> None:
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert (ROOT / "docs/reference/farm.md").read_text() == generate.farm_page(field.results), "run docs/generate.py"
+
+
+# what each option of a delivery's TLS may be, beside its default; by name for what lies in the farm's folder
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "tls": ("no", "ifavailable", "required"),
+    "tls_ifavailable_fallback": (True, False),
+    "tls_verify": ("no", "optional", "ca", "host"),
+    "tls_ca": ("the farm's", None, "another"),
+    "tls_certificate": (None, "ours"),
+    "tls_ciphers": (None, "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256"),
+    "tlsv13_ciphersuites": (None, "TLS_AES_256_GCM_SHA384"),
+    "tls_ec_curve_names": (None, "secp384r1", "X25519"),
+    "tls_protocols": (frozenset({"1.2", "1.3"}), frozenset({"1.2"}), frozenset({"1.3"})),
+    "tls_session_resumption": (False, True),
+    "tls_dhparams_file": (None,),  # of the receiving role
+    "tls_enable_dhe_ciphers": (False, True),
+}
+FOLLOWS = {"tls_engine", "tls_key"}  # the parameter of the test, and the certificate's
+
+
+def test_every_option_of_tls_is_tried() -> None:
+    assert OPTIONS.keys() | FOLLOWS == {field.name for field in dataclasses.fields(OutboundTls)}
+
+
+@pytest.mark.parametrize("engine", ["openssl", "gnutls"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_probe_foresees_what_a_delivery_does_under_any_settings(tmp_path: Path, engine: str, seed: int) -> None:
+    chance = random.Random(seed)
+    chosen = {name: chance.choice(values) for name, values in OPTIONS.items()}
+    foreseen, found = asyncio.run(_both(tmp_path, engine, chosen))
+    for name, words in foreseen.items():
+        if name != "close-after-handshake":
+            assert words == found[name], (name, chosen)
+
+
+async def _both(folder: Path, engine: str, chosen: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """What a probe of each peer foresees, and what a delivery to it does."""
+    farm = Farm(folder)
+    await farm.start()
+    other = Authority(folder / "other")
+    other.write()
+    other.issue("client", ["client.test"])
+    authorities = {"the farm's": str(farm.ca), "another": str(folder / "other/ca.pem"), None: None}
+    ours = chosen["tls_certificate"] is not None
+    tls = outbound(
+        **{
+            **chosen,
+            "tls_ca": authorities[chosen["tls_ca"]],
+            "tls_certificate": str(folder / "other/client.pem") if ours else None,
+            "tls_key": str(folder / "other/client.key") if ours else None,
+            "tls_engine": engine,
+        }
+    )
+    clock = SystemClock()
+    deadlines = Deadlines(clock, 0.05)
+    deadlines.start()
+    services = ConnectionServices(clock, deadlines, Contexts(clock.now), TlsHooks(NO_POLICY, "/"), 1.0)
+    settings = delivery()
+    found = await asyncio.gather(*(trial.deliver(farm, fault, settings, tls, services) for fault in FAULTS))
+    hosts = [Host(fault.host, "127.0.0.1", farm.ports[fault.name]) for fault in FAULTS]
+    reports = await asyncio.gather(
+        *(probe(host, (host.name, DOMAIN), settings, tls, services, "trial.test") for host in hosts)
+    )
+    deadlines.stop()
+    farm.stop()
+    names = [fault.name for fault in FAULTS]
+    foreseen = [report.problem or str(report.foresee(tls)) for report in reports]
+    return dict(zip(names, foreseen, strict=True)), dict(zip(names, (str(r.seen) for r in found), strict=True))
