@@ -79,7 +79,8 @@ class Attempt:
         """A host has not come to the point of taking mail."""
         reached = obstacle not in (Obstacle.UNREACHABLE, Obstacle.OURS)
         self.trail = self.trail.after(step.host.peer, failed, session=reached and not step.in_clear)
-        if failed.outcome.cause == "bad_local_settings":
+        cause = failed.outcome.cause
+        if cause == tls_policy.OURS:
             self._todo.clear()
-        elif obstacle is Obstacle.NEGOTIATION and tls_policy.falls_back(self._tls):
+        elif obstacle is Obstacle.NEGOTIATION and tls_policy.falls_back(self._tls, cause):
             self._todo.appendleft(TryHost(step.host, in_clear=True))

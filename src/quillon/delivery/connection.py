@@ -234,7 +234,7 @@ class Connection:
         try:
             engine = self.services.contexts.client(self.tls, self.host_name, self.peer)
         except ContextError as error:
-            self._tls_failed(replies.TLS_FAILED, Stage.HANDSHAKING_TLS, "bad_local_settings", str(error))
+            self._tls_failed(replies.TLS_FAILED, Stage.HANDSHAKING_TLS, tls_policy.OURS, str(error))
             return
         self._engine = engine
         self._wait(self.services.handshake_timeout)

@@ -17,7 +17,7 @@ from quillon.delivery.connection import Connection, ConnectionServices, Obstruct
 from quillon.delivery.host_memory import HostMemory
 from quillon.delivery.hosts import HostFinder
 from quillon.delivery.route import Host
-from quillon.delivery.tls_policy import certificate_names
+from quillon.delivery.tls_policy import OURS, certificate_names
 from quillon.mail.event import Event, HostFailed, TlsFacts
 from quillon.queue.destination import DestinationQueue, Key, Rules
 from quillon.queue.trail import Failed, Trail
@@ -173,7 +173,7 @@ class Opener:
             pass  # it takes no further connection, which is no reason to leave it alone
         elif obstacle is Obstacle.UNREACHABLE or (obstacle is Obstacle.UNWILLING and failed.facts is None):
             self._memory.rest(host, seconds, now)
-        elif obstacle not in (Obstacle.OURS, Obstacle.LOGIN) and failed.outcome.cause != "bad_local_settings":
+        elif obstacle not in (Obstacle.OURS, Obstacle.LOGIN) and failed.outcome.cause != OURS:
             self._memory.rest(host, seconds, now, _whose(key, rules))
 
 

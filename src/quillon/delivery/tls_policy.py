@@ -42,9 +42,13 @@ def after_ehlo(tls: OutboundTls, offered: bool, *, in_clear: bool) -> Turn:
     return Turn.STARTTLS
 
 
-def falls_back(tls: OutboundTls) -> bool:
-    """Whether a failed negotiation is followed by a fresh connection in clear."""
-    return tls.tls == "ifavailable" and tls.tls_ifavailable_fallback
+OURS = "bad_local_settings"  # the cause that is no host's
+
+
+def falls_back(tls: OutboundTls, cause: str) -> bool:
+    """Whether a negotiation that failed for a cause is followed by a fresh connection in clear. A certificate of ours
+    that cannot be loaded never is."""
+    return tls.tls == "ifavailable" and tls.tls_ifavailable_fallback and cause != OURS
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ def foresee(tls: OutboundTls, observed: Observed, names: Iterable[str]) -> Fores
     if turn is Turn.CLEAR:
         return Foreseen("clear")
     if observed.verdict is None:
-        return Foreseen("clear" if falls_back(tls) else "held", cause=observed.cause)
+        return Foreseen("clear" if falls_back(tls, observed.cause) else "held", cause=observed.cause)
     judgement = judge(tls, observed.verdict, names)
     if judgement.reply is not None:
         return Foreseen("held", False, judgement.cause)

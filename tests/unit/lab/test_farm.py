@@ -180,7 +180,7 @@ def test_every_option_of_tls_is_tried() -> None:
 
 
 @pytest.mark.parametrize("engine", ["openssl", "gnutls"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1, 2, 109])
 def test_a_probe_foresees_what_a_delivery_does_under_any_settings(tmp_path: Path, engine: str, seed: int) -> None:
     chance = random.Random(seed)
     chosen = {name: chance.choice(values) for name, values in OPTIONS.items()}
