@@ -2,14 +2,25 @@
 
 import ast
 import re
+from dataclasses import MISSING, fields
 from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 
 import quillon
 from quillon.config.options import Option, convert, table
+from quillon.config.settings import (
+    DeliverySettings,
+    InboundTls,
+    NodeSettings,
+    OutboundTls,
+    ReceptionSettings,
+    SecuritySettings,
+)
 from quillon.config.syntax import ListValue, Position, Word
-from quillon.config.values import _EXTENSIONS, TRUSTED_EXTENSIONS
+from quillon.config.values import _EXTENSIONS, CONTAINERS, TRUSTED_EXTENSIONS, Throttle
 from quillon.lab.sink import reception_defaults
 from quillon.mail import reply as replies
 from quillon.mail.reply import Reply
@@ -118,3 +129,32 @@ def test_every_cause_that_code_gives_is_explained() -> None:
     found = {text for file in FILES for text in _causes(file)}
     assert len(found) > 10
     assert {text for text in found if text not in CAUSES and not text.startswith("alert_")} == set()
+
+
+# what a value of each type of option is, as `convert` makes it; types with values of several kinds are left out
+MADE = {
+    "boolean": bool, "integer": int, "seconds": int, "mode": int, "limit": int, "port": int, "bits": int,
+    "string": str, "enum": str, "path": str, "domain": str, "word": str,
+    "list": tuple, "paths": tuple, "cidr_list": tuple, "domain_list": tuple, "routes": tuple, "extensions": tuple,
+    "protocols": frozenset, "throttle": Throttle,
+}  # fmt: skip
+SETTINGS = [
+    DeliverySettings, InboundTls, NodeSettings, OutboundTls, ReceptionSettings, SecuritySettings,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.__name__)
+def test_fields_of_settings_have_the_types_of_their_options(settings: type) -> None:
+    options = table().options
+    hints = get_type_hints(settings)
+    for field in fields(settings):
+        option = options.get(field.name)
+        if option is None or field.default is not MISSING:
+            continue
+        kinds = set(get_args(hints[field.name])) if isinstance(hints[field.name], UnionType) else {hints[field.name]}
+        may_be_none = type(None) in kinds
+        bare = {get_origin(kind) or kind for kind in kinds - {type(None)}}
+        if option.type in MADE:
+            assert bare == {MADE[option.type]}, (field.name, option.type)
+        if option.default is None and option.type not in CONTAINERS:
+            assert may_be_none, f"{field.name} has no default"
