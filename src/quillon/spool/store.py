@@ -238,13 +238,12 @@ class Store:
         Rows and records are copied and committed here before they are removed there, so a crash in between loses
         nothing. What cannot be read stays there. Raises SpoolError.
         """
-        lock = Lock(other, self._report)
+        lock, done = Lock(other, self._report), False
         try:
             self._take_lock()
             lock.take()
             theirs = Bodies(other / "bodies", self._mode, self._report)
             if not (other / "spool.db").exists():
-                lock.release(in_order=False)
                 if any(other.glob("spool.db.*")) or any(other.glob("bodies/*")) or any(other.glob("log/*")):
                     raise SpoolError(f"spool {other / 'spool.db'} is missing, and mail is there: restore it")
                 return 0
@@ -274,10 +273,11 @@ class Store:
                 self._keeps_bodies = True  # what cannot be read may name one
             else:
                 theirs.keep(kept)
+            done = True
         except (OSError, sqlite3.Error) as error:
-            lock.release(in_order=False)
             raise SpoolError(f"spool {other} cannot be taken over: {error}") from None
-        lock.release()
+        finally:
+            lock.release(in_order=done)
         return count + sum(map(len, taken.values()))
 
     def _take_log(self, database: sqlite3.Connection, folder: Path) -> tuple[dict[Segment, list[int]], set[Segment]]:
