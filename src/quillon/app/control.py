@@ -21,6 +21,7 @@ from quillon.control.messages import ToControl
 from quillon.net.channel import Channel
 
 MOST = 4096  # messages that are kept for it
+CUT = 8000  # characters of a text that is too long to be sent, each of which may take six octets
 _SOON = 1.0  # seconds until it is started again
 
 
@@ -100,6 +101,8 @@ class Control:
         """Pass on to it what answers a question; nobody asks while it is not there."""
         if self._channel is None:
             return
+        if not Channel.fits(message):
+            message = _too_long(message)
         self._waiting.append(message)
         self._flush()
         if len(self._waiting) > MOST:
@@ -161,3 +164,12 @@ class Control:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._waiting else 0)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.modify(channel, events, self._receive)
+
+
+def _too_long(message: ToControl) -> ToControl:
+    """What is told instead of what does not fit; what is asked for stays answered."""
+    if message["do"] == "said":
+        return {**message, "text": f"{message['text'][:CUT]} ..."}
+    if message["do"] == "part":
+        return {**message, "rows": [{"error": "a part of the answer is too long"}]}
+    return message

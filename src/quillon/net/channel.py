@@ -6,7 +6,7 @@ import array
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LIMIT = 65536
@@ -24,6 +24,11 @@ class Channel:
     def pair(cls) -> tuple[Channel, Channel]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return cls(ours), cls(theirs)
+
+    @staticmethod
+    def fits(message: Mapping[str, Any]) -> bool:
+        """Whether a message is not too large to be sent."""
+        return len(json.dumps(message)) <= LIMIT
 
     def fileno(self) -> int:
         return self.sock.fileno()
