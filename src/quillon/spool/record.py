@@ -184,7 +184,7 @@ def _count(value: object) -> int:
 def _time(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise RecordError(f"{value!r:.80} is no time")
-    return float(value)
+    return float(value) if value else 0.0  # one object for all that have not been tried
 
 
 def _demand(value: list[Any]) -> TlsDemand:
