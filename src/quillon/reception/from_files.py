@@ -21,6 +21,7 @@ from quillon.config.model import Config
 from quillon.mail import header
 from quillon.mail.address import NULL_PATH, AddressError, Mailbox, parse_mailbox
 from quillon.mail.message import NULL_ID, Batch, IdSource, Message, Origin
+from quillon.reception.mail_data import MailData
 from quillon.spool.bodies import sync
 from quillon.spool.errors import SpoolError
 from quillon.spool.store import Store
@@ -102,12 +103,13 @@ def _is_message(file: Path) -> bool:
 def bring(letters: list[Letter], config: Config) -> Path:
     """Store messages in a new folder below SpoolBase, which is given. All are taken or none. Raises SpoolError,
     OSError."""
-    base = Path(config.node().spoolbase)
+    node = config.node()
+    base = Path(node.spoolbase)
     # no server takes this one for a worker's, so it is whole, or not there
     begun = Path(tempfile.mkdtemp(prefix="import-", dir=base))
     try:
         reports: list[str] = []
-        store = Store(begun, config.node().spool_mode, reports.append)
+        store = Store(begun, node.spool_mode, reports.append)
         store.open()
         errors = asyncio.run(_store_all(store, letters, config))
         if errors or reports:
@@ -145,16 +147,15 @@ async def _store_all(store: Store, letters: list[Letter], config: Config) -> lis
     now = time.time()
     origin = Origin("127.0.0.1", "import", NULL_ID)
     answers = []
+    threshold = config.node().large_message_threshold
     for one in letters:
-        batch = Batch(ids.next(now), one.sender, origin, now, len(one.body), one.body, eight_bit=not one.body.isascii())
+        number = ids.next(now)
+        mail_data = MailData(store, number.number, threshold, lambda _: b"", 0)
+        body, path, size = mail_data.copy(number.number, one.body, b"")
+        batch = Batch(number, one.sender, origin, now, size, body, path, eight_bit=not one.body.isascii())
         routing = config.outbound.routing("default", "default", one.recipient.domain)
         message = Message(ids.next(now), batch, one.recipient, routing_domain=routing.domain, via=routing.via)
         message.demand = config.outbound.demand("default", "default", routing.domain, routing.via)
-        if len(one.body) > config.node().large_message_threshold:
-            batch.path, file = store.bodies.new(batch.id.number)
-            with os.fdopen(file, "wb") as opened:
-                opened.write(one.body)
-            batch.body = None
         answer: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         store.insert(batch, [message], answer.set_result)
         answers.append(answer)

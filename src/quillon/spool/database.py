@@ -283,12 +283,14 @@ def connect(file: Path, *, create: bool = False, mode: str = "rw") -> sqlite3.Co
 def insert_record(
     database: sqlite3.Connection, record: Record, data: bytes, messages: Sequence[tuple[int, str]]
 ) -> None:
-    """Copy a record of the log, as far as the database does not have it. Raises DamageError where another batch has its
-    number."""
-    body = None if record.path else data[record.body : record.end]
-    if known(database, record) is False:
+    """Copy a record of the log, unless the database has it. Raises DamageError where another batch has its number."""
+    found = known(database, record)
+    if found:
+        return
+    if found is False:
         raise DamageError(f"another batch of the database has the number {record.number}")
-    database.execute("INSERT OR IGNORE INTO batch VALUES(?,?,?,?)", (record.number, record.batch, body, record.path))
+    body = None if record.path else data[record.body : record.end]
+    database.execute("INSERT INTO batch VALUES(?,?,?,?)", (record.number, record.batch, body, record.path))
     rows = [(number, record.number, text) for number, text in messages]
     database.executemany("INSERT OR IGNORE INTO message VALUES(?,?,?)", rows)
 

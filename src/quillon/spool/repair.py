@@ -57,7 +57,7 @@ def _rebuild(file: Path, tell: Callable[[str], None]) -> None:
     new, old = file.with_name("spool.db.new"), _unused(file.with_name("spool.db.damaged"))
     new.unlink(missing_ok=True)
     source = sqlite3.connect(file)
-    source.text_factory = bytes  # what is no UTF-8 is the matter of whoever reads the row
+    source.text_factory = _text
     target = connect(new, create=True)
     target.execute("CREATE TABLE identity(id TEXT)")
     target.execute("BEGIN")
@@ -66,11 +66,10 @@ def _rebuild(file: Path, tell: Callable[[str], None]) -> None:
         marks = ",".join("?" * columns)
         kept[table] = 0
         for row in _rows(source, table):
-            texts = [value.decode("utf-8", "replace") if _is_text(table, n, value) else value for n, value in row]
-            target.execute(f"INSERT OR IGNORE INTO {table} VALUES({marks})", texts)
+            target.execute(f"INSERT OR IGNORE INTO {table} VALUES({marks})", row)
             kept[table] += 1
     with contextlib.suppress(*_DAMAGED):  # the next start gives it the one of the lock
-        target.executemany("INSERT INTO identity VALUES(?)", [_decoded(row) for row in _all(source, "identity")])
+        target.executemany("INSERT INTO identity VALUES(?)", source.execute("SELECT id FROM identity").fetchall())
     target.execute("COMMIT")
     target.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     target.close()
@@ -98,15 +97,12 @@ def _give(path: Path, like: os.stat_result) -> None:
     os.chown(path, like.st_uid, like.st_gid, follow_symlinks=False)
 
 
-def _is_text(table: str, column: int, value: object) -> bool:
-    return isinstance(value, bytes) and (table, column) != ("batch", 2)
+def _text(octets: bytes) -> str:
+    """A text that is no UTF-8 is the matter of whoever reads its row."""
+    return octets.decode("utf-8", "replace")
 
 
-def _decoded(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in row)
-
-
-def _rows(database: sqlite3.Connection, table: str) -> Iterator[list[tuple[int, Any]]]:
+def _rows(database: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
     """All rows of a table that can be read, page by page from both ends where the middle cannot."""
     for order, edge in (("ASC", ">"), ("DESC", "<")):
         last: int | None = None
@@ -114,7 +110,7 @@ def _rows(database: sqlite3.Connection, table: str) -> Iterator[list[tuple[int, 
             cursor = database.execute(f"SELECT rowid, * FROM {table} ORDER BY rowid {order}")  # noqa: S608 - our names
             for number, *row in cursor:
                 last = number
-                yield list(enumerate(row))
+                yield tuple(row)
             return
         except _DAMAGED:
             yield from _beyond(database, table, last, order, edge)
@@ -122,7 +118,7 @@ def _rows(database: sqlite3.Connection, table: str) -> Iterator[list[tuple[int, 
 
 def _beyond(
     database: sqlite3.Connection, table: str, last: int | None, order: str, edge: str
-) -> Iterator[list[tuple[int, Any]]]:
+) -> Iterator[tuple[Any, ...]]:
     """Single rows behind the one that could be read last, where their ids can."""
     try:
         where = f"WHERE rowid {edge} {last}" if last is not None else ""
@@ -136,11 +132,7 @@ def _beyond(
         except _DAMAGED:
             continue
         if row is not None:
-            yield list(enumerate(row))
-
-
-def _all(database: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
-    return database.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608 - our names
+            yield tuple(row)
 
 
 def _unused(path: Path) -> Path:
@@ -153,7 +145,7 @@ def _unused(path: Path) -> Path:
 def _take_back(file: Path, bodies: Path, tell: Callable[[str], None]) -> None:
     """Have entries wait again that were set aside and can be read."""
     database = connect(file)
-    database.text_factory = lambda octets: octets.decode("utf-8", "replace")  # what is not stays unreadable
+    database.text_factory = _text
     database.execute("BEGIN IMMEDIATE")
     rows = database.execute("SELECT rowid, id, batch, record FROM set_aside WHERE kind = 'message'").fetchall()
     for row, number, batch, record in rows:

@@ -297,8 +297,7 @@ class Store:
                     place, record, data = found
                     rows = [row for row in record.messages if row[0] not in (place.gone or ())]
                     try:
-                        if not known(database, record):  # else it was moved, and then came the crash
-                            insert_record(database, record, data, rows)
+                        insert_record(database, record, data, rows)
                         messages += [number for number, _ in rows]
                     except DamageError as error:
                         self._report(f"spool: batch {record.number} of {segment.path}: {error}")
