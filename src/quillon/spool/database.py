@@ -18,13 +18,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from quillon.mail.message import Batch, Message
+from quillon.spool.aside import Aside, set_aside
 from quillon.spool.bodies import Bodies
 from quillon.spool.committer import Committer, Done, call_all
 from quillon.spool.errors import SpoolError, SpoolLost, is_full
 from quillon.spool.log_octets import DamageError, Record
 from quillon.spool.presence import Presence
 from quillon.spool.record import encode_batch, encode_message
-from quillon.spool.recovery import Aside
 from quillon.spool.segment import Place, Segment, State
 
 SCHEMA = """
@@ -302,18 +302,6 @@ def known(database: sqlite3.Connection, record: Record) -> bool | None:
         return None
     text = row[0].decode("utf-8", "replace") if isinstance(row[0], bytes) else row[0]
     return bool(text == record.batch)
-
-
-def set_aside(database: sqlite3.Connection, aside: Aside) -> None:
-    """Keep an entry that cannot be read, body and all, out of the way of those that can."""
-    kind, number, batch, why, _ = aside
-    database.execute(
-        "INSERT INTO set_aside SELECT ?1, ?2, ?3, record, ?4, datetime('now')"  # noqa: S608 - our names
-        f" FROM {kind} WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM set_aside WHERE id = ?1 AND kind = ?2)",
-        (number, kind, batch, why),
-    )
-    if kind == "message":
-        database.execute("DELETE FROM message WHERE id = ?", (number,))
 
 
 def _insert(database: sqlite3.Connection, table: str, columns: int, rows: Sequence[tuple[object, ...]]) -> None:

@@ -11,9 +11,11 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from quillon.mail.message import Batch, Message
+from quillon.spool.aside import Aside
+from quillon.spool.database import known
 from quillon.spool.log_octets import Broken, DamageError, Record
 from quillon.spool.record import RecordError, decode_batch, decode_message
 from quillon.spool.segment import Place, Segment
@@ -26,16 +28,6 @@ FROM message m LEFT JOIN batch b ON b.id = m.batch WHERE m.id > ? AND m.id <= ? 
 _ROW = _ROWS.replace("m.id > ? AND m.id <= ? ORDER BY m.id LIMIT ?", "m.id = ?")
 # batches without a message that are not kept for an entry set aside
 _ORPHANS = "SELECT id FROM batch WHERE id <= ? EXCEPT SELECT batch FROM message EXCEPT SELECT batch FROM set_aside"
-
-
-class Aside(NamedTuple):
-    """An entry that cannot be read: `message` or `batch`, its id, that of its batch, and why."""
-
-    kind: str
-    number: int
-    batch: int
-    why: str
-    of: Batch | None = None  # the batch, where that could be read
 
 
 @dataclass(slots=True)
@@ -63,20 +55,18 @@ class LogPiece:
 
 
 class LogRecovery:
-    """`database` is for this reader alone, `known` asks it whether it has the batch of a record. When all is read
-    `names` are the body files that records name, and `whole` says that nothing was broken: else there may be others."""
+    """`database` is for this reader alone. When all is read `names` are the body files that records name, and `whole`
+    says that nothing was broken: else there may be others."""
 
     def __init__(
         self,
         segments: list[Segment],
         database: sqlite3.Connection,
-        known: Callable[[sqlite3.Connection, Record], bool | None],
         body_file: Callable[[str], Path],
         report: Callable[[str], None],
     ) -> None:
         self._segments = segments
         self._database = database
-        self._known = known
         self._body_file = body_file
         self._report = report
         self.names: set[str] = set()
@@ -141,13 +131,13 @@ class LogRecovery:
     def _has_come(self, segment: Segment, record: Record) -> bool:
         """Whether the database has a batch of the log."""
         try:
-            known = self._known(self._database, record)
+            same = known(self._database, record)
         except sqlite3.Error as error:
             self._report(f"spool: whether batch {record.number} of {segment.path} was moved cannot be told: {error}")
             return False
-        if known is False:
+        if same is False:
             self._report(f"spool: batch {record.number} of {segment.path} and of the database are not the same")
-        return bool(known)
+        return bool(same)
 
     def _set_aside(self, segment: Segment, broken: Broken) -> bool:
         """Copy what is no record, for the segment goes with the last of its messages. Gives whether that could be

@@ -61,16 +61,14 @@ def _rebuild(file: Path, tell: Callable[[str], None]) -> None:
     target = connect(new, create=True)
     target.execute("CREATE TABLE identity(id TEXT)")
     target.execute("BEGIN")
-    kept = {}
     for table, columns in _TABLES.items():
         marks = ",".join("?" * columns)
-        kept[table] = 0
         for row in _rows(source, table):
             target.execute(f"INSERT OR IGNORE INTO {table} VALUES({marks})", row)
-            kept[table] += 1
     with contextlib.suppress(*_DAMAGED):  # the next start gives it the one of the lock
         target.executemany("INSERT INTO identity VALUES(?)", source.execute("SELECT id FROM identity").fetchall())
     target.execute("COMMIT")
+    count = target.execute("SELECT count(*) FROM message").fetchone()[0]
     target.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     target.close()
     source.close()
@@ -89,7 +87,7 @@ def _rebuild(file: Path, tell: Callable[[str], None]) -> None:
     file.with_name(f"{file.name}-shm").unlink(missing_ok=True)
     os.replace(new, file)
     sync(file.parent)
-    tell(f"{file}: {kept['message']} messages were copied into a new database; {old} is as it was")
+    tell(f"{file}: {count} messages were copied into a new database; {old} is as it was")
 
 
 def _give(path: Path, like: os.stat_result) -> None:

@@ -20,15 +20,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from quillon.mail.message import Batch, Message
+from quillon.spool.aside import Aside
 from quillon.spool.bodies import Bodies, make_folder, sync
 from quillon.spool.committer import Done, call_all
-from quillon.spool.database import SCHEMA_VERSION, Database, connect, insert_record, known
+from quillon.spool.database import SCHEMA_VERSION, Database, connect, insert_record
 from quillon.spool.errors import SpoolError, SpoolLost, is_full
 from quillon.spool.lock import Lock
 from quillon.spool.log import Log
 from quillon.spool.log_octets import Broken, DamageError
 from quillon.spool.record import encode_message
-from quillon.spool.recovery import Aside, LogPiece, LogRecovery, Piece, Recovery
+from quillon.spool.recovery import LogPiece, LogRecovery, Piece, Recovery
 from quillon.spool.segment import Place, Segment, State, segments
 
 _SLICE = 200  # batches that are moved in one commit
@@ -79,7 +80,7 @@ class Store:
                 self._report(f"spool: {len(aside)} entries that could not be read are set aside in {file}")
             self._found_bodies = self.bodies.names()
             self._keeps_bodies = self._keeps_bodies or any(self._log.folder.glob("*.broken-*"))
-            self._log_recovery = LogRecovery(found, connect(file), known, self.bodies.file, self._report)
+            self._log_recovery = LogRecovery(found, connect(file), self.bodies.file, self._report)
             self._recovery = Recovery(connect(file), str(file), self.bodies.file, self._report)
             database.close()  # not before there is another one: with the last one its log would go
             os.chmod(file, self._mode)

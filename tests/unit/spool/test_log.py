@@ -468,7 +468,7 @@ def test_a_broken_page_of_the_database_stops_no_young_mail(tmp_path: Path, monke
     def broken(*_: object) -> None:
         raise sqlite3.DatabaseError("malformed")
 
-    monkeypatch.setattr("quillon.spool.store.known", broken)
+    monkeypatch.setattr("quillon.spool.recovery.known", broken)
     store, reports = _store(tmp_path)
     assert len(_use(store)) == 1
     assert any("cannot be told: malformed" in report for report in reports)
