@@ -18,7 +18,7 @@ from quillon.delivery.probe import VALUES
 from quillon.lab import selftest
 from quillon.lab.faults import FAULTS
 from quillon.lab.trial import Result
-from quillon.lua.msys import LIBRARIES
+from quillon.lua import msys
 from quillon.lua.msys.api import Api
 from quillon.mail import reply as replies
 from quillon.mail.reply import Reply
@@ -160,8 +160,7 @@ ARGUMENTS = {
 def policy_page() -> str:
     """Callouts, the functions of Lua, and what Python has, from the code."""
     api = Api(Environment(lambda: 0.0, print))
-    for library in LIBRARIES:
-        library(api)
+    msys.give(api)
     out = [
         "# Callouts and functions",
         "",

@@ -91,13 +91,12 @@ def test_what_is_called_around_a_copy_and_its_delivery(
 
 def test_errors_of_functions_speak_lua(tmp_path: Path) -> None:
     """Whatever a script gives to a function, no word of Python shows through."""
-    from quillon.lua.msys import LIBRARIES
+    from quillon.lua import msys
     from quillon.lua.msys.api import Api, words_for_scripts
     from quillon.policy.environment import Environment
 
     api = Api(Environment(lambda: 0.0, print))
-    for library in LIBRARIES:
-        library(api)
+    msys.give(api)
     for error in (
         TypeError("f() missing 1 required positional argument: 'x'"),
         TypeError("unsupported operand type(s) for /: 'PosixPath' and 'NoneType'"),

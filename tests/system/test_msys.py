@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quillon.config.settings import ScriptSettings
-from quillon.lua.msys import mime
 from quillon.lua.runtime import load_scripts
 from quillon.mail.reply import Reply
+from quillon.policy import mime
 from quillon.policy.environment import Datasource
 from quillon.policy.hook import Phase, Policy, PolicyError
 from quillon.policy.message import Content, MessageView

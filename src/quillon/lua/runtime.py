@@ -23,8 +23,7 @@ import lupa.luajit21 as lupa
 
 from quillon.config.script_files import candidates
 from quillon.config.settings import ScriptSettings
-from quillon.lua import dialect
-from quillon.lua.msys import LIBRARIES
+from quillon.lua import dialect, msys
 from quillon.lua.msys.api import NO_MEMORY, Api, from_octets, size_of, to_octets, words_for_scripts
 from quillon.lua.msys.json import NULL
 from quillon.policy.environment import Environment
@@ -222,8 +221,7 @@ class _Runtime:
         # what lies between is for what scripts make by themselves, which does know a way
         self._room = self._memory + self._memory // 2
         self.api = Api(environment)
-        for library in LIBRARIES:
-            library(self.api)
+        msys.give(self.api)
         self._build(settings)
         self._seal(settings)
 

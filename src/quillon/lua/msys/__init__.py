@@ -1,4 +1,5 @@
-"""The manual's Lua API, one file per namespace; each registers its functions with an `Api`."""
+"""The manual's Lua API, one file per namespace; each has a library of functions, or makes those that share
+something of a runtime."""
 
 from __future__ import annotations
 
@@ -29,30 +30,39 @@ from quillon.lua.msys import (
     vctx,
     xml,
 )
-from quillon.lua.msys.api import Api
+from quillon.lua.msys.api import Api, Library
 
-LIBRARIES: Sequence[Callable[[Api], None]] = (
-    core.register,
-    vctx.register,
-    message.register,
-    mime.register,
-    config.register,
-    dns.register,
+LIBRARIES: Sequence[Library | Callable[[Api], None]] = (
+    core.library,
+    vctx.library,
+    message.library,
+    mime.library,
+    config.library,
+    dns.library,
     timer.register,
-    files.register,
-    pcre.register,
-    encodings.register,
-    json.register,
-    xml.register,
+    files.library,
+    pcre.library,
+    encodings.library,
+    json.library,
+    xml.library,
     counter.register,
     gauge_cache.register,
     audit.register,
     cidr.register,
     db.register,
-    http.register,
-    bounce.register,
-    rfc3464.register,
-    opendkim.register,
-    tls.register,
+    http.library,
+    bounce.library,
+    rfc3464.library,
+    opendkim.library,
+    tls.library,
     left_out.register,
 )
+
+
+def give(api: Api) -> None:
+    """Give a runtime all of them."""
+    for library in LIBRARIES:
+        if isinstance(library, Library):
+            api.use(library)
+        else:
+            library(api)

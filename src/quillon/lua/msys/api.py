@@ -1,8 +1,11 @@
 """How Python functions become the functions of a script: names, conversion of values, faults with words.
 
-    @api.function("msys.base64.encode", octets=True)     msys.base64.encode(text)
-    @api.function("msg:mailfrom")                        a method; its first argument is the handle behind the object
-    @api.function("msg.id")                              a field; `msg.priority=` sets one
+    @library.function("msys.base64.encode", octets=True)     msys.base64.encode(text)
+    @library.function("msg:mailfrom")                        a method; its first argument is the handle of the object
+    @library.function("msg.id")                              a field; `msg.priority=` sets one
+    @library.of_api("msys.log")                              given the Api of the runtime before its own arguments
+
+A file of functions has one `library`; those that share something of a runtime are made by a `register(api)` of it.
 
 Strings of a script come as text read from UTF-8, or as bytes with `octets`; tables as lists or dictionaries. What goes
 back is text, bytes, numbers, lists, dictionaries, `Object`, or a tuple of several results. An `async` function lets the
@@ -16,8 +19,9 @@ import inspect
 import re
 import secrets
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context, ContextVar
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from quillon.lua.msys.codec import Object, decode, encode, from_octets, number_text, plain_number, to_octets
@@ -25,7 +29,7 @@ from quillon.net import eager
 from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, words_of
 
-__all__ = ["Api", "Handle", "Object", "from_octets", "number_text", "to_octets"]
+__all__ = ["Api", "Handle", "Library", "Object", "from_octets", "number_text", "to_octets"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,6 +78,42 @@ class Handle(Protocol):
         """The callout."""
 
 
+class Library:
+    """The functions of one namespace, as they stand in its file; `Api.use` gives them to a runtime."""
+
+    def __init__(self, constants: Mapping[str, object] | None = None) -> None:
+        self.constants = constants or {}
+        self.functions: list[tuple[str, Callable[..., Any], str, bool, bool]] = []
+        self.plain: list[tuple[str, Callable[..., Any], str]] = []
+
+    def function(self, name: str, *, octets: bool = False, doc: str = "") -> Callable[[F], F]:
+        """Add a function under its name in Lua; its docstring, or `doc`, is what the reference says of it."""
+
+        def add(function: F) -> F:
+            self.functions.append((name, function, doc or inspect.getdoc(function) or "", octets, False))
+            return function
+
+        return add
+
+    def of_api(self, name: str, *, octets: bool = False, doc: str = "") -> Callable[[F], F]:
+        """Add a function that is given the Api of the runtime before its arguments."""
+
+        def add(function: F) -> F:
+            self.functions.append((name, function, doc or inspect.getdoc(function) or "", octets, True))
+            return function
+
+        return add
+
+    def raw(self, name: str) -> Callable[[F], F]:
+        """Add a function of plain values that does without conversion, for what is called for every message."""
+
+        def add(function: F) -> F:
+            self.plain.append((name, function, inspect.getdoc(function) or ""))
+            return function
+
+        return add
+
+
 class Api:
     """The functions of one runtime. `call` is the callout that is running, None in init and in timers.
 
@@ -98,6 +138,14 @@ class Api:
         self.run_kept: Callable[[int], Coroutine[Any, Any, Any]] = _nothing
         self._aside: set[asyncio.Task[None]] = set()
 
+    def use(self, library: Library) -> None:
+        """Give the scripts the functions of a library."""
+        self.constants.update(library.constants)
+        for name, function, doc in library.plain:
+            self.raw(name, function, doc)
+        for name, function, doc, octets, of_api in library.functions:
+            self._take(name, partial(function, self) if of_api else function, doc, octets)
+
     def aside(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Let something run that nobody waits for, with nothing of what led to it; it reports its errors itself."""
         errand, context = _Errand(), Context()
@@ -118,15 +166,18 @@ class Api:
         """Register a function under its name in Lua."""
 
         def register(function: F) -> F:
-            self.documented[name] = inspect.getdoc(function) or ""
-            if inspect.iscoroutinefunction(function):
-                self.waits[name] = self._waiting(function, octets)
-                self.functions[name] = function
-            else:
-                self.functions[name] = self._plain(function, octets)
+            self._take(name, function, inspect.getdoc(function) or "", octets)
             return function
 
         return register
+
+    def _take(self, name: str, function: Callable[..., Any], doc: str, octets: bool) -> None:
+        self.documented[name] = doc
+        if inspect.iscoroutinefunction(function):
+            self.waits[name] = self._waiting(function, octets)
+            self.functions[name] = function
+        else:
+            self.functions[name] = self._plain(function, octets)
 
     def raw(self, name: str, function: Callable[..., Any], doc: str) -> None:
         """Register a function of plain values that does without conversion, for what is called for every message."""

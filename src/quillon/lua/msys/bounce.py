@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from email import message_from_bytes
 
-from quillon.lua.msys.api import Api
+from quillon.lua.msys.api import Library
 from quillon.mail import header
 from quillon.policy.addresses import address_parts
 from quillon.policy.hook import Call
+
+library = Library()
 
 CLASSES: dict[int, tuple[str, str]] = {
     1: ("BC_UNDETERMINED", "Undetermined"),
@@ -85,15 +87,15 @@ def _blocks(part: object) -> list[dict[str, str]]:
     return [dict(block.items()) for block in payload] if isinstance(payload, list) else []
 
 
-def register(api: Api) -> None:
-    @api.function("msys.bounce.classify_smtp_response")
-    def classify_smtp_response(text: str, domain: str = "") -> tuple[int, str, str]:
-        """Code, symbol and description of an SMTP reply."""
-        code = classify(text)
-        return code, *CLASSES[code]
+@library.function("msys.bounce.classify_smtp_response")
+def classify_smtp_response(text: str, domain: str = "") -> tuple[int, str, str]:
+    """Code, symbol and description of an SMTP reply."""
+    code = classify(text)
+    return code, *CLASSES[code]
 
-    @api.function("msys.bounce.classify")
-    def classify_bounce(call: Call) -> tuple[int, str, str, str]:
-        """Code, symbol, description and original recipient of a bounce message."""
-        code, recipient = classify_message(call.view.content.whole)
-        return code, *CLASSES[code], recipient
+
+@library.function("msys.bounce.classify")
+def classify_bounce(call: Call) -> tuple[int, str, str, str]:
+    """Code, symbol, description and original recipient of a bounce message."""
+    code, recipient = classify_message(call.view.content.whole)
+    return code, *CLASSES[code], recipient

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from quillon.lua.msys.api import Api
+from quillon.lua.msys.api import Api, Library
 from quillon.mail import header
 from quillon.mail.address import AddressError, parse_domain
 from quillon.policy.addresses import address_parts
@@ -63,56 +63,60 @@ CONSTANTS: dict[str, object] = {
     "O_APPEND": os.O_APPEND,
     "O_TRUNC": os.O_TRUNC,
 }
+library = Library(CONSTANTS)
 
 
-def register(api: Api) -> None:
-    api.constants.update(CONSTANTS)
+@library.of_api("msys.log")
+def log(api: Api, level: int, text: str) -> None:
+    """A line with its level: msys.core.LOG_WARNING and worse ones go to the paniclog, others are not kept."""
+    number = int(level) if isinstance(level, (int, float)) else -1
+    if not 0 <= number < len(LEVELS):
+        raise ValueError(f"{level!r} is no level: give msys.core.LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO, LOG_DEBUG")
+    if number <= CONSTANTS["LOG_WARNING"]:  # type: ignore[operator]
+        api.environment.report(f"scriptlet: {LEVELS[number][-1].lower()}: {text}")
 
-    @api.function("msys.log")
-    def log(level: int, text: str) -> None:
-        """A line with its level: msys.core.LOG_WARNING and worse ones go to the paniclog, others are not kept."""
-        number = int(level) if isinstance(level, (int, float)) else -1
-        if not 0 <= number < len(LEVELS):
-            raise ValueError(
-                f"{level!r} is no level: give msys.core.LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO, LOG_DEBUG"
-            )
-        if number <= CONSTANTS["LOG_WARNING"]:  # type: ignore[operator]
-            api.environment.report(f"scriptlet: {LEVELS[number][-1].lower()}: {text}")
 
-    numbers = {name: n for n, name in enumerate(sorted(api.environment.bindings["binding"]))}
+def _numbers(api: Api) -> dict[str, int]:
+    return {name: number for number, name in enumerate(sorted(api.environment.bindings["binding"]))}
 
-    @api.function("msys.core.config_get_binding_id_from_name")
-    def binding_id(name: str) -> int:
-        """The number of a binding, -1 if there is none of the name."""
-        return numbers.get(name, -1)
 
-    @api.function("msys.core.config_get_binding_name_from_id")
-    def binding_name(number: int) -> str | None:
-        """The name of the binding with a number, or nil."""
-        return next((name for name, n in numbers.items() if n == number), None)
+@library.of_api("msys.core.config_get_binding_id_from_name")
+def binding_id(api: Api, name: str) -> int:
+    """The number of a binding, -1 if there is none of the name."""
+    return _numbers(api).get(name, -1)
 
-    @api.function("msys.core.get_now_ts")
-    def now() -> float:
-        """Seconds since the epoch."""
-        return api.environment.now()
 
-    @api.function("msys.core.dns_get_domain")
-    def dns_get_domain(name: str) -> str | None:
-        """A domain for mail_queue_delay_domain; nil if it is none."""
-        try:
-            return parse_domain(name)
-        except AddressError:
-            return None
+@library.of_api("msys.core.config_get_binding_name_from_id")
+def binding_name(api: Api, number: int) -> str | None:
+    """The name of the binding with a number, or nil."""
+    return next((name for name, n in _numbers(api).items() if n == number), None)
 
-    @api.function("msys.core.mail_queue_delay_domain")
-    def delay_domain(domain: str, note: str = "") -> None:
-        """Put the waiting messages of a domain off to their next retry, with a note as their last reply."""
-        if api.environment.delay_domain is None:
-            raise ValueError("there are no queues here")
-        api.environment.delay_domain(domain, note)
 
-    @api.function("msys.parseRFC2822Addresses")
-    def parse_addresses(text: str, part: str = "all") -> list[str]:
-        """A part (all, localpart, user, detail, domain) of each address of a header field's value as it stands; of one
-        that has been decoded msg:address_header is the one to ask."""
-        return address_parts([header.as_raw(text)], part)
+@library.of_api("msys.core.get_now_ts")
+def now(api: Api) -> float:
+    """Seconds since the epoch."""
+    return api.environment.now()
+
+
+@library.function("msys.core.dns_get_domain")
+def dns_get_domain(name: str) -> str | None:
+    """A domain for mail_queue_delay_domain; nil if it is none."""
+    try:
+        return parse_domain(name)
+    except AddressError:
+        return None
+
+
+@library.of_api("msys.core.mail_queue_delay_domain")
+def delay_domain(api: Api, domain: str, note: str = "") -> None:
+    """Put the waiting messages of a domain off to their next retry, with a note as their last reply."""
+    if api.environment.delay_domain is None:
+        raise ValueError("there are no queues here")
+    api.environment.delay_domain(domain, note)
+
+
+@library.function("msys.parseRFC2822Addresses")
+def parse_addresses(text: str, part: str = "all") -> list[str]:
+    """A part (all, localpart, user, detail, domain) of each address of a header field's value as it stands; of one
+    that has been decoded msg:address_header is the one to ask."""
+    return address_parts([header.as_raw(text)], part)

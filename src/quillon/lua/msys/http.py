@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from quillon.lua.msys.api import Api, Object
+from quillon.lua.msys.api import Library, Object
 from quillon.policy.hook import words_of
+
+library = Library()
 
 METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "PATCH")
 DEFAULT_TIMEOUT = 30.0  # seconds
@@ -43,59 +45,65 @@ async def request(client: Client, method: str, url: str, data: bytes | None) -> 
     client.body = bytes(body)
 
 
-def register(api: Api) -> None:
-    @api.function("http.new")
-    def new() -> Object:
-        """A client."""
-        return Object("http", Client())
+@library.function("http.new")
+def new() -> Object:
+    """A client."""
+    return Object("http", Client())
 
-    @api.function("http:set_header")
-    def set_header(client: Client, header: str | None = None) -> None:
-        """Add a field to requests; without arguments, drop them all."""
-        if header is None:
-            client.headers.clear()
-            return
-        name, colon, value = header.partition(":")
-        if not colon or "\r" in header or "\n" in header:
-            raise ValueError(f"{header!r} is no header field")
-        client.headers.append((name.strip(), value.strip()))
 
-    @api.function("http:set_timeout")
-    def set_timeout(client: Client, seconds: float | None = None) -> None:
-        """Seconds that a request may take."""
-        client.timeout = DEFAULT_TIMEOUT if seconds is None else min(max(float(seconds), 0.001), 300.0)
+@library.function("http:set_header")
+def set_header(client: Client, header: str | None = None) -> None:
+    """Add a field to requests; without arguments, drop them all."""
+    if header is None:
+        client.headers.clear()
+        return
+    name, colon, value = header.partition(":")
+    if not colon or "\r" in header or "\n" in header:
+        raise ValueError(f"{header!r} is no header field")
+    client.headers.append((name.strip(), value.strip()))
 
-    @api.function("http:do_request")
-    async def do_request(client: Client, method: str, url: str, data: str | None = None) -> bool | tuple[None, str]:
-        """Ask; true, or nil and words where there is no answer."""
-        if method.upper() not in METHODS:
-            raise ValueError(f"{method!r} is no method: {', '.join(METHODS)}")
-        try:
-            await request(client, method.upper(), url, data.encode() if data is not None else None)
-        except ValueError as error:
-            return None, str(error)
-        return True
 
-    @api.function("http:get_status")
-    def get_status(client: Client) -> tuple[int, str]:
-        """Code and phrase of the answer."""
-        return client.status, client.reason
+@library.function("http:set_timeout")
+def set_timeout(client: Client, seconds: float | None = None) -> None:
+    """Seconds that a request may take."""
+    client.timeout = DEFAULT_TIMEOUT if seconds is None else min(max(float(seconds), 0.001), 300.0)
 
-    @api.function("http:get_body")
-    def get_body(client: Client) -> bytes:
-        """The body of the answer."""
-        return client.body
 
-    @api.function("http:get_headers")
-    def get_headers(client: Client) -> list[str]:
-        """The header lines of the answer."""
-        return client.answer_headers
+@library.function("http:do_request")
+async def do_request(client: Client, method: str, url: str, data: str | None = None) -> bool | tuple[None, str]:
+    """Ask; true, or nil and words where there is no answer."""
+    if method.upper() not in METHODS:
+        raise ValueError(f"{method!r} is no method: {', '.join(METHODS)}")
+    try:
+        await request(client, method.upper(), url, data.encode() if data is not None else None)
+    except ValueError as error:
+        return None, str(error)
+    return True
 
-    @api.function("http:parse_headers")
-    def parse_headers(client: Client, lines: list[str]) -> dict[str, str]:
-        """Header lines as a table by name."""
-        found = {}
-        for line in lines:
-            name, _, value = str(line).partition(":")
-            found[name.strip()] = value.strip()
-        return found
+
+@library.function("http:get_status")
+def get_status(client: Client) -> tuple[int, str]:
+    """Code and phrase of the answer."""
+    return client.status, client.reason
+
+
+@library.function("http:get_body")
+def get_body(client: Client) -> bytes:
+    """The body of the answer."""
+    return client.body
+
+
+@library.function("http:get_headers")
+def get_headers(client: Client) -> list[str]:
+    """The header lines of the answer."""
+    return client.answer_headers
+
+
+@library.function("http:parse_headers")
+def parse_headers(client: Client, lines: list[str]) -> dict[str, str]:
+    """Header lines as a table by name."""
+    found = {}
+    for line in lines:
+        name, _, value = str(line).partition(":")
+        found[name.strip()] = value.strip()
+    return found

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from quillon.lua.msys.api import Api, Object
+from quillon.lua.msys.api import Library, Object
+
+library = Library()
 
 MAX_TEXT = 2**20  # octets; reading and handing over so many takes a second or less, which no limit stops
 
@@ -33,23 +35,24 @@ def _default(value: object) -> Any:
     raise ValueError(f"a {type(value).__name__} has no JSON")
 
 
-def register(api: Api) -> None:
-    @api.function("json.parse")
-    def parse(text: str) -> Any:
-        """The value, or nil, a number and words."""
-        if len(text) > MAX_TEXT:
-            return None, 2, "the text is too long"
-        try:
-            return _with_null(json.loads(text))
-        except (ValueError, RecursionError) as error:
-            return None, 1, f"malformed JSON: {error}"
+@library.function("json.parse")
+def parse(text: str) -> Any:
+    """The value, or nil, a number and words."""
+    if len(text) > MAX_TEXT:
+        return None, 2, "the text is too long"
+    try:
+        return _with_null(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        return None, 1, f"malformed JSON: {error}"
 
-    @api.function("json.text")
-    def text(value: Any) -> str:
-        """A value as JSON."""
-        return json.dumps(value, default=_default, ensure_ascii=False, separators=(",", ":"))
 
-    @api.function("json.strerror")
-    def strerror(number: int) -> str:
-        """What a number that json.decode gave stands for."""
-        return {0: "no error", 1: "malformed JSON", 2: "text too long"}.get(number, "unknown error")
+@library.function("json.text")
+def text(value: Any) -> str:
+    """A value as JSON."""
+    return json.dumps(value, default=_default, ensure_ascii=False, separators=(",", ":"))
+
+
+@library.function("json.strerror")
+def strerror(number: int) -> str:
+    """What a number that json.decode gave stands for."""
+    return {0: "no error", 1: "malformed JSON", 2: "text too long"}.get(number, "unknown error")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from quillon.lua.msys.api import Api, Object
+from quillon.lua.msys.api import Api, Library, Object
 from quillon.lua.msys.message import texts
 from quillon.mailauth import arc, dkim
 from quillon.mailauth.author import author_of
@@ -36,6 +38,9 @@ STATUS = {
     )
 }
 
+_OK = STATUS["DKIM_STAT_OK"]
+library = Library(STATUS)
+
 
 def status_of(results: list[Result]) -> int:
     """The DKIM_STAT of a message: that of a signature that holds, else of the first."""
@@ -54,58 +59,56 @@ def result_status(result: Result) -> int:
     return STATUS["DKIM_STAT_OK" if result.status == "pass" else "DKIM_STAT_BADSIG"]
 
 
-def register(api: Api) -> None:
-    api.constants.update(STATUS)
-    _register_verify(api)
-    _register_sign(api)
-    _register_arc(api)
+@library.of_api("msys.validate.opendkim.verify")
+async def verify(api: Api, call: Call) -> tuple[Object, int]:
+    """Verify the signatures of a message: a handle for the get_ functions, and a DKIM_STAT."""
+    content = call.view.content
+    found = await dkim.verify(content.head, content.body, api.environment.records, api.environment.now())
+    return Object("dkim", found), status_of(found)
 
 
-def _register_verify(api: Api) -> None:
-    @api.function("msys.validate.opendkim.verify")
-    async def verify(call: Call) -> tuple[Object, int]:
-        """Verify the signatures of a message: a handle for the get_ functions, and a DKIM_STAT."""
-        content = call.view.content
-        found = await dkim.verify(content.head, content.body, api.environment.records, api.environment.now())
-        return Object("dkim", found), status_of(found)
+@library.function("msys.validate.opendkim.get_num_sigs")
+def get_num_sigs(results: list[Result]) -> tuple[int, int]:
+    """How many signatures there are, and a DKIM_STAT."""
+    return len(results), _OK
 
-    ok = STATUS["DKIM_STAT_OK"]
 
-    @api.function("msys.validate.opendkim.get_num_sigs")
-    def get_num_sigs(results: list[Result]) -> tuple[int, int]:
-        """How many signatures there are, and a DKIM_STAT."""
-        return len(results), ok
+@library.function("msys.validate.opendkim.get_sig")
+def get_sig(results: list[Result], number: int = 0) -> tuple[Object | None, int]:
+    """One of them, counted from 0, and its DKIM_STAT."""
+    if not 0 <= int(number) < len(results):
+        return None, STATUS["DKIM_STAT_INVALID"]
+    found = results[int(number)]
+    return Object("sig", found), result_status(found)
 
-    @api.function("msys.validate.opendkim.get_sig")
-    def get_sig(results: list[Result], number: int = 0) -> tuple[Object | None, int]:
-        """One of them, counted from 0, and its DKIM_STAT."""
-        if not 0 <= int(number) < len(results):
-            return None, STATUS["DKIM_STAT_INVALID"]
-        found = results[int(number)]
-        return Object("sig", found), result_status(found)
 
-    def getter(name: str, read: Any, doc: str) -> None:
-        api.function(f"msys.validate.opendkim.get_sig_{name}")(lambda result: (read(result), ok))
-        api.documented[f"msys.validate.opendkim.get_sig_{name}"] = f"{doc} Behind it a DKIM_STAT."
+@library.function("msys.validate.opendkim.get_sig_canons")
+def canons(result: Result) -> tuple[str, int, str]:
+    """The canonicalization of the header, a DKIM_STAT, and that of the body."""
+    head, _, body = result.canonicalization.partition("/")
+    return head, _OK, body or "simple"
 
-    getter("domain", lambda r: r.domain, "The domain that signed.")
-    getter("selector", lambda r: r.selector, "The selector of its key.")
-    getter("identity", lambda r: r.identity, "The identity, i=.")
-    getter("signalg", lambda r: r.algorithm, "The algorithm.")
-    getter("keysize", lambda r: r.key_bits, "Bits of the key.")
-    getter("errorstr", lambda r: r.reason or r.status, "What is wrong with it.")
-    getter("flags", lambda r: 1 if r.status == "pass" else 0, "1 if it holds.")
 
-    @api.function("msys.validate.opendkim.get_sig_canons")
-    def canons(result: Result) -> tuple[str, int, str]:
-        """The canonicalization of the header, a DKIM_STAT, and that of the body."""
-        head, _, body = result.canonicalization.partition("/")
-        return head, ok, body or "simple"
+@library.function("msys.validate.opendkim.get_sig_hdrsigned")
+def hdrsigned(result: Result, name: str) -> tuple[bool, int]:
+    """Whether it covers a header field, and a DKIM_STAT."""
+    return name.lower() in (header.strip().lower() for header in result.headers.split(":")), _OK
 
-    @api.function("msys.validate.opendkim.get_sig_hdrsigned")
-    def hdrsigned(result: Result, name: str) -> tuple[bool, int]:
-        """Whether it covers a header field, and a DKIM_STAT."""
-        return name.lower() in (header.strip().lower() for header in result.headers.split(":")), ok
+
+def _fact(read: Callable[[Result], Any]) -> Callable[[Result], tuple[Any, int]]:
+    return lambda result: (read(result), _OK)
+
+
+for _name, _read, _doc in (
+    ("domain", attrgetter("domain"), "The domain that signed."),
+    ("selector", attrgetter("selector"), "The selector of its key."),
+    ("identity", attrgetter("identity"), "The identity, i=."),
+    ("signalg", attrgetter("algorithm"), "The algorithm."),
+    ("keysize", attrgetter("key_bits"), "Bits of the key."),
+    ("errorstr", lambda result: result.reason or result.status, "What is wrong with it."),
+    ("flags", lambda result: 1 if result.status == "pass" else 0, "1 if it holds."),
+):
+    library.function(f"msys.validate.opendkim.get_sig_{_name}", doc=f"{_doc} Behind it a DKIM_STAT.")(_fact(_read))
 
 
 def signer_of(api: Api, options: Any, default_domain: str) -> Signer:
@@ -142,43 +145,40 @@ def _say_once(api: Api, text: str) -> None:
         api.environment.report(f"scriptlet: {text}")
 
 
-def _register_sign(api: Api) -> None:
-    @api.function("msys.validate.opendkim.sign")
-    def sign(call: Call, vctx: Any = None, options: Any = None) -> bool:
-        """sign(msg, vctx, {signing_domain, selector, keyfile or keybuf[, header_canon, body_canon, identity]}): sign a
-        message, in core_final_validation."""
-        final = (Phase.FINAL_VALIDATION, Phase.POST_FINAL_VALIDATION)
-        if call.phase not in final and call.view.message_id:
-            raise ValueError("sign in core_final_validation: what is changed later breaks the signature")
-        content = call.view.content
-        signer = signer_of(api, options, next(iter(author_of(content.head).domains), ""))
-        call.view.put_in_front(dkim.sign(content.signed_head, content.body, signer, api.environment.now()))
-        return True
+@library.of_api("msys.validate.opendkim.sign")
+def sign(api: Api, call: Call, vctx: Any = None, options: Any = None) -> bool:
+    """sign(msg, vctx, {signing_domain, selector, keyfile or keybuf[, header_canon, body_canon, identity]}): sign a
+    message, in core_final_validation."""
+    final = (Phase.FINAL_VALIDATION, Phase.POST_FINAL_VALIDATION)
+    if call.phase not in final and call.view.message_id:
+        raise ValueError("sign in core_final_validation: what is changed later breaks the signature")
+    content = call.view.content
+    signer = signer_of(api, options, next(iter(author_of(content.head).domains), ""))
+    call.view.put_in_front(dkim.sign(content.signed_head, content.body, signer, api.environment.now()))
+    return True
 
 
-def _register_arc(api: Api) -> None:
-    @api.function("msys.validate.openarc.verify")
-    async def verify(call: Call) -> str:
-        """Validate the ARC chain of a message; arc_cv in its context is none, pass or fail."""
-        return (await chain_of(call, api.environment)).status
+@library.of_api("msys.validate.openarc.verify")
+async def verify_chain(api: Api, call: Call) -> str:
+    """Validate the ARC chain of a message; arc_cv in its context is none, pass or fail."""
+    return (await chain_of(call, api.environment)).status
 
-    async def seal(call: Call, options: Any = None, results: str | None = None) -> bool:
-        """seal(msg, {signing_domain, selector, keyfile or keybuf[, authservid]}[, results]): seal a message, in
-        core_final_validation; `results` is what ARC-Authentication-Results says behind the server's name."""
-        given = options if isinstance(options, dict) else {}
-        signer = signer_of(api, given, "")
-        chain = await chain_of(call, api.environment)
-        content = call.view.content
-        server = str(given.get("authservid") or api.environment.hostname)
-        try:
-            fields = arc.seal(
-                content.signed_head, content.body, signer, chain, server, results or "", api.environment.now()
-            )
-        except DkimError as error:
-            raise ValueError(str(error)) from None
-        call.view.put_in_front(fields)
-        return True
 
-    for name in ("sign", "seal"):
-        api.function(f"msys.validate.openarc.{name}")(seal)
-        api.documented[f"msys.validate.openarc.{name}"] = "Add one more link to the ARC chain of a message."
+@library.of_api("msys.validate.openarc.sign", doc="Add one more link to the ARC chain of a message.")
+@library.of_api("msys.validate.openarc.seal", doc="Add one more link to the ARC chain of a message.")
+async def seal(api: Api, call: Call, options: Any = None, results: str | None = None) -> bool:
+    """seal(msg, {signing_domain, selector, keyfile or keybuf[, authservid]}[, results]): seal a message, in
+    core_final_validation; `results` is what ARC-Authentication-Results says behind the server's name."""
+    given = options if isinstance(options, dict) else {}
+    signer = signer_of(api, given, "")
+    chain = await chain_of(call, api.environment)
+    content = call.view.content
+    server = str(given.get("authservid") or api.environment.hostname)
+    try:
+        fields = arc.seal(
+            content.signed_head, content.body, signer, chain, server, results or "", api.environment.now()
+        )
+    except DkimError as error:
+        raise ValueError(str(error)) from None
+    call.view.put_in_front(fields)
+    return True

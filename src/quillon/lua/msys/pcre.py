@@ -11,7 +11,9 @@ from typing import Any
 
 import regex
 
-from quillon.lua.msys.api import Api
+from quillon.lua.msys.api import Library
+
+library = Library()
 
 LONGEST_SEARCH = 0.25  # seconds
 
@@ -67,24 +69,25 @@ def replaced(subject: bytes, pattern: bytes, replacement: bytes) -> bytes:
         raise PatternError(f"{replacement.decode('latin-1')!r} is no replacement: {error}") from None
 
 
-def register(api: Api) -> None:
-    @api.function("msys.pcre.match", octets=True)
-    def match(subject: bytes, pattern: bytes) -> Any:
-        """The groups by number and name, or nil; nil, words and a number where the pattern is wrong."""
-        try:
-            return match_table(subject, pattern)
-        except PatternError as error:
-            return None, str(error), 1
+@library.function("msys.pcre.match", octets=True)
+def match(subject: bytes, pattern: bytes) -> Any:
+    """The groups by number and name, or nil; nil, words and a number where the pattern is wrong."""
+    try:
+        return match_table(subject, pattern)
+    except PatternError as error:
+        return None, str(error), 1
 
-    @api.function("msys.pcre.replace", octets=True)
-    def replace(subject: bytes, pattern: bytes, replacement: bytes) -> bytes:
-        """The subject with every match replaced; $1 stands for a group."""
-        return replaced(subject, pattern, replacement)
 
-    @api.function("msys.pcre.split", octets=True)
-    def split(subject: bytes, pattern: bytes) -> list[bytes]:
-        """What stands between the matches."""
-        try:
-            return [part or b"" for part in compiled(pattern).split(subject, timeout=LONGEST_SEARCH)]
-        except TimeoutError:
-            raise PatternError(f"{pattern.decode('latin-1')!r} took more than {LONGEST_SEARCH} s") from None
+@library.function("msys.pcre.replace", octets=True)
+def replace(subject: bytes, pattern: bytes, replacement: bytes) -> bytes:
+    """The subject with every match replaced; $1 stands for a group."""
+    return replaced(subject, pattern, replacement)
+
+
+@library.function("msys.pcre.split", octets=True)
+def split(subject: bytes, pattern: bytes) -> list[bytes]:
+    """What stands between the matches."""
+    try:
+        return [part or b"" for part in compiled(pattern).split(subject, timeout=LONGEST_SEARCH)]
+    except TimeoutError:
+        raise PatternError(f"{pattern.decode('latin-1')!r} took more than {LONGEST_SEARCH} s") from None

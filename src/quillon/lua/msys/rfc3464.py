@@ -6,13 +6,15 @@ import re
 from email import message_from_bytes
 from email.utils import formatdate, make_msgid
 
-from quillon.lua.msys.api import Api, Object
+from quillon.lua.msys.api import Api, Library, Object
 from quillon.lua.msys.message import new_message
-from quillon.lua.msys.mime import new_boundary
 from quillon.mail import header
 from quillon.mail.address import NULL_PATH
 from quillon.policy.addresses import mailbox_of
 from quillon.policy.hook import Call
+from quillon.policy.mime import new_boundary
+
+library = Library()
 
 ACTIONS = {0: "failed", 1: "delayed", 2: "delivered", 3: "relayed", 4: "expanded"}
 _STATUS = {0: "5.0.0", 1: "4.0.0", 2: "2.0.0", 3: "2.0.0", 4: "2.0.0"}
@@ -74,40 +76,43 @@ def _fields(text: str) -> dict[str, str]:
     return found
 
 
-def register(api: Api) -> None:
-    @api.function("msys.rfc3464.compute_delivery_status")
-    def compute(call: Call, action: int) -> dict[str, str]:
-        """The fields of a delivery status by their names."""
-        return _fields(delivery_status(call, action, api.environment.hostname))
+@library.of_api("msys.rfc3464.compute_delivery_status")
+def compute(api: Api, call: Call, action: int) -> dict[str, str]:
+    """The fields of a delivery status by their names."""
+    return _fields(delivery_status(call, action, api.environment.hostname))
 
-    @api.function("msys.rfc3464.extract_delivery_status")
-    def extract(call: Call) -> dict[str, str] | None:
-        """The fields of the delivery status in a message by their names; nil where it is no notification."""
-        for part in message_from_bytes(call.view.content.whole).walk():
-            if part.get_content_type() == "message/delivery-status":
-                groups = part.get_payload()
-                return _fields("\n".join(map(str, groups)) if isinstance(groups, list) else str(groups)) or None
-        return None
 
-    @api.function("msys.rfc3464.compute_delivery_status_string")
-    def compute_string(call: Call, action: int) -> str:
-        """The fields of a delivery status as text."""
-        return delivery_status(call, action, api.environment.hostname)
+@library.function("msys.rfc3464.extract_delivery_status")
+def extract(call: Call) -> dict[str, str] | None:
+    """The fields of the delivery status in a message by their names; nil where it is no notification."""
+    for part in message_from_bytes(call.view.content.whole).walk():
+        if part.get_content_type() == "message/delivery-status":
+            groups = part.get_payload()
+            return _fields("\n".join(map(str, groups)) if isinstance(groups, list) else str(groups)) or None
+    return None
 
-    @api.function("msys.rfc3464.create_mdn")
-    def create(call: Call, action: int) -> Object:
-        """A notification as a message."""
-        made = new_message(api)
-        made.view.content.whole = notification(call, action, api.environment.hostname)
-        made.view.recipient = call.view.sender
-        return Object("msg", made)
 
-    @api.function("msys.rfc3464.send_mdn")
-    async def send(call: Call, action: int) -> int:
-        """Send a notification to the sender: 1, or 0 where there is none, for bounces are not answered."""
-        if not call.view.sender:
-            return 0
-        await api.environment.inject(
-            NULL_PATH, [mailbox_of(call.view.sender)], notification(call, action, api.environment.hostname)
-        )
-        return 1
+@library.of_api("msys.rfc3464.compute_delivery_status_string")
+def compute_string(api: Api, call: Call, action: int) -> str:
+    """The fields of a delivery status as text."""
+    return delivery_status(call, action, api.environment.hostname)
+
+
+@library.of_api("msys.rfc3464.create_mdn")
+def create(api: Api, call: Call, action: int) -> Object:
+    """A notification as a message."""
+    made = new_message(api)
+    made.view.content.whole = notification(call, action, api.environment.hostname)
+    made.view.recipient = call.view.sender
+    return Object("msg", made)
+
+
+@library.of_api("msys.rfc3464.send_mdn")
+async def send(api: Api, call: Call, action: int) -> int:
+    """Send a notification to the sender: 1, or 0 where there is none, for bounces are not answered."""
+    if not call.view.sender:
+        return 0
+    await api.environment.inject(
+        NULL_PATH, [mailbox_of(call.view.sender)], notification(call, action, api.environment.hostname)
+    )
+    return 1

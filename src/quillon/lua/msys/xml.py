@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from quillon.lua.msys.api import Api, Object
+from quillon.lua.msys.api import Library, Object
+
+library = Library()
 
 MAX_TEXT = 2**20  # octets
 
@@ -38,84 +40,95 @@ def _text(element: Element) -> str:
     return ElementTree.tostring(element, "unicode")
 
 
-def register(api: Api) -> None:
-    @api.function("xml.parsexml")
-    def parsexml(text: str) -> Object:
-        """A document."""
-        return Object("xmldoc", parse(text))
+@library.function("xml.parsexml")
+def parsexml(text: str) -> Object:
+    """A document."""
+    return Object("xmldoc", parse(text))
 
-    @api.function("xmldoc:root")
-    def root(document: Document) -> Object:
-        """Its root node."""
-        return Object("xmlnode", Node(document, document.root))
 
-    @api.function("xmldoc:tostring")
-    def document_text(document: Document) -> str:
-        """As text."""
-        return _text(document.root)
+@library.function("xmldoc:root")
+def root(document: Document) -> Object:
+    """Its root node."""
+    return Object("xmlnode", Node(document, document.root))
 
-    @api.function("xmldoc:xpath")
-    def xpath(document: Document, path: str) -> list[Object]:
-        """The nodes that a path finds; the subset of XPath that has paths, attributes, positions."""
-        path = "." + path if path.startswith("/") else path
-        try:
-            holder = Element("holder")
-            holder.append(document.root)
-            return [Object("xmlnode", Node(document, found)) for found in holder.findall(path)]
-        except SyntaxError as error:
-            raise ValueError(f"{path!r}: {error}") from None
 
-    @api.function("xmlnode:name")
-    def name(node: Node) -> str:
-        """The name of its element."""
-        return node.element.tag
+@library.function("xmldoc:tostring")
+def document_text(document: Document) -> str:
+    """As text."""
+    return _text(document.root)
 
-    @api.function("xmlnode:contents")
-    def contents(node: Node, text: str | None = None) -> str:
-        """The text inside; or another one."""
-        if text is not None:
-            node.element.text = text
-        return "".join(node.element.itertext())
 
-    @api.function("xmlnode:attribute")
-    def attribute(node: Node, name: str, value: str | None = None) -> str | None:
-        """An attribute; or another value of it."""
-        if value is not None:
-            node.element.set(name, value)
-        return node.element.get(name)
+@library.function("xmldoc:xpath")
+def xpath(document: Document, path: str) -> list[Object]:
+    """The nodes that a path finds; the subset of XPath that has paths, attributes, positions."""
+    path = "." + path if path.startswith("/") else path
+    try:
+        holder = Element("holder")
+        holder.append(document.root)
+        return [Object("xmlnode", Node(document, found)) for found in holder.findall(path)]
+    except SyntaxError as error:
+        raise ValueError(f"{path!r}: {error}") from None
 
-    @api.function("xmlnode:no_attribute")
-    def no_attribute(node: Node, name: str) -> None:
-        """Take an attribute away."""
-        node.element.attrib.pop(name, None)
 
-    @api.function("xmlnode:children")
-    def children(node: Node) -> list[Object]:
-        """The nodes inside."""
-        return [Object("xmlnode", Node(node.document, child)) for child in node.element]
+@library.function("xmlnode:name")
+def name(node: Node) -> str:
+    """The name of its element."""
+    return node.element.tag
 
-    @api.function("xmlnode:addchild")
-    def addchild(node: Node, name: str, text: str | None = None) -> Object:
-        """A new node inside."""
-        child = ElementTree.SubElement(node.element, name)
-        child.text = text
-        return Object("xmlnode", Node(node.document, child))
 
-    @api.function("xmlnode:unlink")
-    def unlink(node: Node) -> bool:
-        """Take it out of its document."""
-        for parent in node.document.root.iter():
-            if node.element in list(parent):
-                parent.remove(node.element)
-                return True
-        return False
+@library.function("xmlnode:contents")
+def contents(node: Node, text: str | None = None) -> str:
+    """The text inside; or another one."""
+    if text is not None:
+        node.element.text = text
+    return "".join(node.element.itertext())
 
-    @api.function("xmlnode:doc")
-    def doc(node: Node) -> Object:
-        """Its document."""
-        return Object("xmldoc", node.document)
 
-    @api.function("xmlnode:tostring")
-    def node_text(node: Node) -> str:
-        """As text."""
-        return _text(node.element)
+@library.function("xmlnode:attribute")
+def attribute(node: Node, name: str, value: str | None = None) -> str | None:
+    """An attribute; or another value of it."""
+    if value is not None:
+        node.element.set(name, value)
+    return node.element.get(name)
+
+
+@library.function("xmlnode:no_attribute")
+def no_attribute(node: Node, name: str) -> None:
+    """Take an attribute away."""
+    node.element.attrib.pop(name, None)
+
+
+@library.function("xmlnode:children")
+def children(node: Node) -> list[Object]:
+    """The nodes inside."""
+    return [Object("xmlnode", Node(node.document, child)) for child in node.element]
+
+
+@library.function("xmlnode:addchild")
+def addchild(node: Node, name: str, text: str | None = None) -> Object:
+    """A new node inside."""
+    child = ElementTree.SubElement(node.element, name)
+    child.text = text
+    return Object("xmlnode", Node(node.document, child))
+
+
+@library.function("xmlnode:unlink")
+def unlink(node: Node) -> bool:
+    """Take it out of its document."""
+    for parent in node.document.root.iter():
+        if node.element in list(parent):
+            parent.remove(node.element)
+            return True
+    return False
+
+
+@library.function("xmlnode:doc")
+def doc(node: Node) -> Object:
+    """Its document."""
+    return Object("xmldoc", node.document)
+
+
+@library.function("xmlnode:tostring")
+def node_text(node: Node) -> str:
+    """As text."""
+    return _text(node.element)
