@@ -49,14 +49,14 @@ from quillon.lua.msys import audit, db
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
 from quillon.mail.event import Event, Notice, Panic
-from quillon.mail.message import NULL_ID, IdSource, Message, Origin
+from quillon.mail.message import IdSource, Message
 from quillon.modules import load as policies
 from quillon.modules.load import LoadError, Policies, Services
 from quillon.net.channel import Channel
 from quillon.net.clock import Deadlines, SystemClock
 from quillon.net.turns import Turns
 from quillon.policy.environment import Lookup
-from quillon.policy.hook import Policy, PolicyError, Session, words_of
+from quillon.policy.hook import Policy, PolicyError, words_of
 from quillon.policy.tls import TlsHooks
 from quillon.reception.accept import Envelope, Reception, ResidentBodies
 from quillon.reception.mail_data import MailData
@@ -202,8 +202,7 @@ class Worker:
     async def _inject(self, sender: Mailbox, recipients: Sequence[Mailbox], data: bytes) -> None:
         """A message of a policy's own. Raises PolicyError if it cannot be stored."""
         number = self._ids.next(self._clock.now())
-        session = Session("127.0.0.1:0", "127.0.0.1:0", str(NULL_ID), "internal", recipients=list(recipients))
-        envelope = Envelope(number, sender, Origin("127.0.0.1", "internal", NULL_ID), session, None)
+        envelope = Envelope.internal(number, sender, recipients)
         mail_data = MailData(self._store, number.number, self._reception.node.large_message_threshold, lambda _: b"", 0)
         mail_data.add(data)
         reply = await self._reception.accept(envelope, mail_data)

@@ -20,10 +20,10 @@ from quillon.delivery import dsn, override
 from quillon.delivery.dsn import Entry, Notice
 from quillon.mail import header
 from quillon.mail.address import NULL_PATH, Mailbox
-from quillon.mail.message import NULL_ID, Batch, IdSource, Message, Origin
+from quillon.mail.message import Batch, IdSource, Message
 from quillon.mail.outcome import PermanentFailure, TransientFailure
 from quillon.net.clock import Clock
-from quillon.policy.hook import NO_POLICY, Policy, Session
+from quillon.policy.hook import NO_POLICY, Policy
 from quillon.reception.accept import Envelope, Reception
 from quillon.reception.mail_data import MailData
 from quillon.spool.store import Store
@@ -158,8 +158,7 @@ class Bouncer:
             until=whom.until,
         )
         text = dsn.render(notice, found.entries, await self._original(found.batch, whom.original))
-        session = Session("", "", str(NULL_ID), "internal", recipients=[whom.recipient])
-        envelope = Envelope(number, NULL_PATH, Origin("127.0.0.1", "internal", NULL_ID), session, None)
+        envelope = Envelope.internal(number, NULL_PATH, [whom.recipient])
         mail_data = MailData(self._store, number.number, len(text), lambda _: b"", 0)
         mail_data.add(text)
 

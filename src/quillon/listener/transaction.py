@@ -16,7 +16,7 @@ from quillon.mail.address import NULL_PATH, Mailbox, parse_mailbox
 from quillon.mail.message import MessageId, Origin
 from quillon.mail.reply import Reply
 from quillon.policy.context import Context
-from quillon.policy.hook import Call, Hook, Phase, Session, Unanswered
+from quillon.policy.hook import Call, Hook, Phase, Recipients, Session, Unanswered
 from quillon.policy.message import MessageView
 from quillon.reception import content
 from quillon.reception.accept import Envelope
@@ -59,8 +59,7 @@ class Transaction:
     def begin(self, sender: Mailbox) -> None:
         """MAIL FROM has been accepted."""
         self._sender = sender
-        self._info.recipients.clear()
-        self._info.routes.clear()
+        self._info.recipients = Recipients()
         self._batch_id = self._services.ids.next(self._services.clock.now())
 
     def abandon(self) -> None:
@@ -74,8 +73,7 @@ class Transaction:
         self._mail_data = None
         self._date = ""
         self._deciding = self.committing = False
-        self._info.recipients.clear()
-        self._info.routes.clear()
+        self._info.recipients = Recipients()
         self._sender = NULL_PATH
 
     # recipients -----------------------------------------------------------------------------------------------
@@ -98,7 +96,7 @@ class Transaction:
             if refusal is None and view.sender != str(self._sender):
                 self._sender = parse_mailbox(view.sender, pedantic=False) if view.sender else NULL_PATH
             if refusal is None and view.routing_domain:
-                self._info.routes[event.mailbox] = view.routing_domain
+                self._info.recipients.routes[event.mailbox] = view.routing_domain
         if refusal is None:
             self._info.recipients.append(event.mailbox)
         return refusal
@@ -161,8 +159,16 @@ class Transaction:
         group = self._services.config.inbound.pathway_group(pathway)
         origin = Origin(remote[0], "esmtp", self._number, pathway, group)
         servers = self.settings.authserv_ids or (self.settings.received_hostname or self._services.hostname,)
+        info = self._info
         envelope = Envelope(
-            self._batch_id, self._sender, origin, self._info, self._security.facts, servers, self._missing
+            self._batch_id,
+            self._sender,
+            info.recipients,
+            origin,
+            info,
+            self._security.facts,
+            servers,
+            self._missing,
         )
         self._mail_data = None  # reception has it from here on
         self._deciding = True

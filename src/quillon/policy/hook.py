@@ -108,14 +108,28 @@ class PolicyError(Exception):
     script = ""
 
 
+class Recipients(list[Mailbox]):
+    """The recipients of one transaction. `edits` counts how often policy has changed them, `routes` are the routing
+    domains that were chosen for some."""
+
+    def __init__(self, given: Iterable[Mailbox] = ()) -> None:
+        super().__init__(given)
+        self.edits = 0
+        self.routes: dict[Mailbox, str] = {}
+
+    def replace(self, others: Iterable[Mailbox]) -> None:
+        """Other recipients, each of them once."""
+        self[:] = dict.fromkeys(others)
+        self.edits += 1
+
+
 @dataclass(slots=True)
 class Session:
     """What a callout may know of the session: `remote` and `local` are ip:port.
 
     `capabilities` are EHLO keywords that policy has added (True) or taken away (False), `delay` seconds by which it
-    slows the session down, `recipients` those of the transaction, `edits` how often policy has changed them, `routes`
-    the routing domains that were chosen for some of them. `stores` keep what modules remember of the session, which has
-    ended once it is `over`.
+    slows the session down, `recipients` those of the transaction that is under way. `stores` keep what modules remember
+    of the session, which has ended once it is `over`.
     """
 
     remote: str
@@ -124,16 +138,9 @@ class Session:
     protocol: str = "esmtp"
     capabilities: dict[str, bool] = field(default_factory=dict)
     delay: float = 0.0
-    recipients: list[Mailbox] = field(default_factory=list)
-    edits: int = 0
-    routes: dict[Mailbox, str] = field(default_factory=dict)
+    recipients: Recipients = field(default_factory=Recipients)
     stores: dict[int, Any] = field(default_factory=dict)
     over: bool = False
-
-    def set_recipients(self, recipients: Iterable[Mailbox]) -> None:
-        """Other recipients, each of them once."""
-        self.recipients[:] = dict.fromkeys(recipients)
-        self.edits += 1
 
     def capability_add(self, keyword: str) -> None:
         """Offer one more keyword at EHLO. Raises ValueError for what is none (RFC 5321 4.1.1.1)."""

@@ -106,7 +106,7 @@ class Session:
         """Other recipients, from validate_rcptto_list to validate_data_spool. Raises ValueError."""
         if self._call.phase not in (Phase.RCPTTO_LIST, Phase.RCPTTO_LIST_FINAL, Phase.DATA, Phase.DATA_SPOOL):
             raise ValueError(f"the recipients cannot be changed in {self._call.phase.value}")
-        self._call.session.set_recipients(mailboxes_of(list(addresses)))
+        self._call.session.recipients.replace(mailboxes_of(list(addresses)))
 
     def reject(self, code: int, text: str) -> None:
         """Answer with this code and text; from 400 on that ends the phase. Raises ValueError for no SMTP code."""

@@ -7,7 +7,7 @@ before the commit has returned, and a message that cannot be stored is answered 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from quillon.config.model import Config
@@ -16,13 +16,13 @@ from quillon.mail import header
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
 from quillon.mail.event import Discarded, Event, Panic, Received, TlsFacts
-from quillon.mail.message import Batch, IdSource, Message, MessageId, Origin
+from quillon.mail.message import NULL_ID, Batch, IdSource, Message, MessageId, Origin
 from quillon.mail.reply import Reply
 from quillon.net import eager
 from quillon.net.clock import Clock
 from quillon.net.turns import in_slices
 from quillon.policy.context import Context
-from quillon.policy.hook import Policy, Session
+from quillon.policy.hook import Policy, Recipients, Session
 from quillon.policy.message import Content
 from quillon.reception import content
 from quillon.reception.mail_data import MailData
@@ -33,7 +33,7 @@ from quillon.spool.store import Store
 
 
 class Envelope(NamedTuple):
-    """One transaction as the client gave it; its recipients are those of the session.
+    """One transaction as the client gave it, with the recipients that policy may change.
 
     The first of `authserv_ids` names us in Authentication-Results, and no field from outside may claim to be of any of
     them. `missing` gives the fields that a header section lacks and will be given.
@@ -41,11 +41,18 @@ class Envelope(NamedTuple):
 
     batch_id: MessageId
     sender: Mailbox
+    recipients: Recipients
     origin: Origin
     session: Session
-    tls: TlsFacts | None
+    tls: TlsFacts | None = None
     authserv_ids: tuple[str, ...] = ()
     missing: Callable[[bytes], bytes] = lambda head: b""
+
+    @classmethod
+    def internal(cls, batch_id: MessageId, sender: Mailbox, recipients: Iterable[Mailbox]) -> Envelope:
+        """That of a message that Quillon or a policy writes itself."""
+        session = Session("127.0.0.1:0", "127.0.0.1:0", str(NULL_ID), "internal")
+        return cls(batch_id, sender, Recipients(recipients), Origin("127.0.0.1", "internal", NULL_ID), session)
 
 
 class ResidentBodies:
@@ -191,6 +198,7 @@ class Reception:
             lambda: self.ids.next(self._clock.now()),
             self._panic,
         )
+        envelope.session.recipients = envelope.recipients
         decision = await validation.run(
             envelope.session, context, envelope.batch_id, envelope.sender, data, internal=settings is None
         )

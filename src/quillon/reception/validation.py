@@ -120,7 +120,7 @@ class Validation:
             return
         copies: list[tuple[Mailbox, Copy]] = []
         todo, known = deque(dict.fromkeys(recipients)), set(recipients)  # named twice it is delivered once
-        kept, edits = set(known), session.edits
+        kept, edits = set(known), recipients.edits
         asks = self._asks()
         async for recipient in in_slices(_emptied(todo)):
             if recipient not in kept:
@@ -130,8 +130,8 @@ class Validation:
                 decision.refusal = copy
                 return
             copies.append((recipient, copy))
-            if session.edits != edits:
-                kept, edits = set(recipients), session.edits
+            if recipients.edits != edits:
+                kept, edits = set(recipients), recipients.edits
                 if len(known) > MOST_RECIPIENTS:
                     self.report("policy: validate_data_spool_each_rcpt adds recipients without end")
                     decision.refusal = replies.POLICY_FAILED
@@ -156,7 +156,7 @@ class Validation:
         it."""
         copy = Copy(self.next_id(), decision.sender, recipient, decision.content, context.message)
         if not asks:
-            fault = self._bind(copy, "", "", session.routes.get(recipient, ""), internal=internal)
+            fault = self._bind(copy, "", "", session.recipients.routes.get(recipient, ""), internal=internal)
             return fault or copy
         mine = Context(context.connection, dict(context.message))
         mine.message["rcptto_localpart"] = recipient.local
@@ -164,7 +164,7 @@ class Validation:
         mine.message["rcptto_string"] = f"RCPT TO:<{recipient}>"
         view = _view(session, str(copy.number), str(batch_id), decision.sender, recipient, decision.content.copy())
         view.own_copy = True
-        view.routing_domain = session.routes.get(recipient, "")
+        view.routing_domain = session.recipients.routes.get(recipient, "")
         each = (Phase.PRE_EACH_RCPT, *(() if internal else (Phase.EACH_RCPT,)), Phase.POST_EACH_RCPT)
         for phase in (*each, Phase.SET_BINDING, Phase.FINAL_VALIDATION, Phase.POST_FINAL_VALIDATION):
             if phase is Phase.FINAL_VALIDATION:

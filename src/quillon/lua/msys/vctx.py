@@ -166,7 +166,7 @@ def disconnecting(handle: Handle) -> bool:
 def change(call: Call, recipients: Iterable[Mailbox]) -> None:
     if call.phase not in _LIST_PHASES:
         raise ValueError(f"the recipients cannot be changed in {call.phase.value}")
-    call.session.set_recipients(recipients)
+    call.session.recipients.replace(recipients)
 
 
 @library.function("vctx:add_recipient")
