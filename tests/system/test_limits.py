@@ -122,6 +122,17 @@ def test_a_client_that_hangs_up_before_the_answer_leaves_no_trouble(server: Call
     assert "unexpected" not in "".join(running.log("paniclog.ec"))
 
 
+def test_all_that_came_before_a_hang_up_is_answered(server: Callable[..., Server]) -> None:
+    """However much was pipelined: commands that wait for their turn are no less answered than the first ones."""
+    port = free_port()
+    server(_listen(port)).start()
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(b"EHLO a.test\r\n" + b"NOOP\r\n" * 5000 + b"RSET\r\n")
+        sock.shutdown(socket.SHUT_WR)
+        said = _all(sock)
+    assert said.count(b"\r\n250 2.0.0 ") + said.count(b"\r\n250 2.3.0 ") >= 5001, said[-200:]
+
+
 @pytest.mark.parametrize("policy", [False, True], ids=["no policy", "policy"])
 def test_a_message_for_very_many_is_answered(server: Callable[..., Server], policy: bool, tmp_path: Path) -> None:
     """What grows with the square of the recipients held the worker for minutes; a client waits half of one here."""

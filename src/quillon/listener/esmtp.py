@@ -13,6 +13,7 @@ import asyncio
 import dataclasses
 import ipaddress
 from collections.abc import Coroutine, Mapping
+from enum import IntEnum
 from functools import lru_cache
 from typing import Any
 
@@ -46,6 +47,15 @@ COMMANDS_A_TURN = 32  # that the machine answers by itself before other sessions
 MAX_UNREAD = 65536  # octets pipelined behind a paused command before reading stops
 
 
+class Link(IntEnum):
+    """How much of a connection still stands; it only goes down."""
+
+    OPEN = 0
+    HALF_CLOSED = 1  # the client will send no more: what it has sent is answered
+    CLOSING = 2  # a last reply leaves, and nothing is read
+    GONE = 3
+
+
 class EsmtpSession:
     """One client on one Listen."""
 
@@ -55,21 +65,16 @@ class EsmtpSession:
         self._services = services
         self._listen = listen
         self._context = Context()
-        self._session: ServerSession | None = None
+        self._link = Link.OPEN
+        self._session: ServerSession
         self._security: SessionTls
         self._transaction: Transaction
         self._login: Login
         self._task: asyncio.Task[None] | None = None
         self._record: SessionRecord | None = None
-        self._early = b""
         self._rcpt_commands = 0  # since MAIL FROM
         self._ends_at = 0.0
         self._data_ends_at = 0.0
-        self._counted = False
-        self._paused = False
-        self._hung_up = False
-        self._retired = False
-        self._over = False
 
     # the stream's side ----------------------------------------------------------------------------------------
 
@@ -86,6 +91,7 @@ class EsmtpSession:
         self._security = SessionTls(services, tls, self._info, self._id, self._context)
         self._transaction = Transaction(services, self._settings, self._info, self._id, self._context, self._security)
         self._login = Login(services, self._settings, self._info, self._id, self._context)
+        self._session = self._machine(services)
         services.sessions.add(self)
         services.deadlines.add(self)
         self._ends_at = now + self._settings.session_time if self._settings.session_time else 0.0
@@ -95,20 +101,35 @@ class EsmtpSession:
         if services.recorder is not None:
             record = services.recorder.begin(self._info.remote, self._info.local, self._listen)
             self._record = self._security.record = self._transaction.record = self._login.record = record
+            self._session.heard, self._session.said = record.heard, record.said
         self._context.connection.update(self._settings.context or {})
         self._context.connection["pathway"] = self._settings.pathway
         if self._settings.use_ssl:
             if self._security.prepare() is None:
                 self._begin_tls()
             else:
-                self._over = True
-                self.stream.abort()
+                self._abort()
         else:
-            self._start(self._begin_smtp(in_tls=False))
+            self._start(self._begin_smtp())
+
+    def _machine(self, services: SessionServices) -> ServerSession:
+        """The SMTP of this session, which waits for its banner. The settings that STARTTLS and AUTH depend on may be
+        others after the connect phase."""
+        settings = self._settings
+        session = ServerSession(
+            settings,
+            self._hostname,
+            self._remote[0],
+            can_starttls=self._can_starttls(),
+            mechanisms=authentication.mechanisms(settings),
+            capabilities=self._info.capabilities,
+        )
+        if settings.enable_authentication:
+            session.must_authenticate = not relay.needs_no_authentication(settings, self._ip)
+        return session
 
     def _count(self, step: int) -> None:
         counts = self._services.counts
-        self._counted = step > 0
         counts.total += step
         counts.by_listen[self._listen] = counts.by_listen.get(self._listen, 0) + step
 
@@ -124,13 +145,7 @@ class EsmtpSession:
         return self._remote[0]
 
     def received(self, data: bytes) -> None:
-        if self._over:
-            return
-        if self._session is None:
-            self._early += data  # it speaks before the banner, which waits for a policy
-            if len(self._early) > MAX_UNREAD and not self._paused:
-                self._paused = True
-                self.stream.pause_reading()
+        if self._link >= Link.CLOSING:
             return
         if self._task is None:
             self._touch()
@@ -140,20 +155,22 @@ class EsmtpSession:
     def secured(self) -> None:
         self._security.secured()
         self._touch()
-        if self._session is not None:
+        if self._session.greeted:
             self._context.forget_clear_text()
-        if self._start(self._after_handshake()) and self._session is not None and not self._over:
+        if self._start(self._after_handshake()) and self._session.greeted and self._link < Link.CLOSING:
             self._run()
 
     async def _after_handshake(self) -> None:
         refusal = await self._policy(Phase.TLS_POST_ACCEPT)
         session = self._session
-        if session is not None:
+        if session.greeted:
             session.tls_started()
+        else:
+            session.in_tls = True
         if refusal is not None:
             self._refuse_tls(refusal)
-        elif session is None:
-            await self._begin_smtp(in_tls=True)
+        elif not session.greeted:
+            await self._begin_smtp()
 
     def _refuse_tls(self, refusal: Reply) -> None:
         """Policy does not want this handshake (manual, inbound_smtp_tls_post_accept): say so and hang up.
@@ -163,27 +180,22 @@ class EsmtpSession:
         note = self._context.connection.get("_tls_note")
         if note:
             refusal = reply_of(421, note.removeprefix("421 "))
-        if self._session is None:
-            self._session = ServerSession(
-                self._settings, self._hostname, self._remote[0], can_starttls=False, in_tls=True
-            )
         text = "TLS Negotiation failed." if refusal.text == replies.NO_TEXT else refusal.text
         self.end(Reply(421, refusal.enhanced or "4.7.0", text))
 
     def unsecured(self, failure: Any) -> None:
         assert isinstance(failure, HandshakeFailure)
         self._security.unsecured(failure)
-        self._over = True
+        self._link = Link.CLOSING
         self.stream.close()
 
     def closed(self) -> None:
-        self._over = True
+        self._link = Link.GONE
         if self._task is not None:
             self._task.cancel()
         self._services.sessions.discard(self)
         self._services.deadlines.discard(self)
-        if self._counted:
-            self._count(-1)
+        self._count(-1)
         self._login.ended(self._session)
         self._security.release()
         self._transaction.abandon()
@@ -196,51 +208,56 @@ class EsmtpSession:
 
     def writable(self) -> None:
         """The client reads its replies again: go on with what it has sent meanwhile."""
-        if self._session is not None and not self._over:
+        if self._link < Link.CLOSING:
             self._run()
 
     def ended(self) -> bool:
-        """The client will send no more. A message that waits for its commit is still answered."""
-        self._hung_up = True
-        return self._transaction.committing or self._task is not None
+        """The client will send no more. What it has sent is still answered."""
+        self._link = max(self._link, Link.HALF_CLOSED)
+        return self._link is Link.HALF_CLOSED and (self._waiting or self.stream.blocked)
+
+    @property
+    def _waiting(self) -> bool:
+        """Whether this session goes on by itself: a policy or a commit answers, or its turn comes."""
+        return self._transaction.committing or self._task is not None or self._services.turns.waits(self)
 
     def expired(self) -> None:
-        if self._task is not None and not self._over:
+        if self._task is not None and self._link < Link.CLOSING:
             self._waited_too_long(self._task)
-        elif self._over or self.stream.blocked:
-            self._over = True
-            self.stream.abort()  # it reads nothing: a last reply would only be kept for it
-        elif self._session is None or self._security.handshaking:
-            if self._security.handshaking:
-                self._security.unsecured(HandshakeFailure("handshake_timeout"))
-            self._over = True
-            self.stream.abort()
+        elif self._link >= Link.CLOSING or self.stream.blocked:
+            self._abort()  # it reads nothing: a last reply would only be kept for it
+        elif self._security.handshaking:
+            self._security.unsecured(HandshakeFailure("handshake_timeout"))
+            self._abort()
         else:
             self.end(replies.IDLE_TIMEOUT)
 
     def end(self, reply: Reply) -> None:
         """Close from our side, with a last reply where the session can carry one."""
-        if self._over:
+        if self._link >= Link.CLOSING:
             return
-        if self._session is not None:
+        if not self._security.handshaking:
             self._session.close(reply)
             self._flush()
         self._leave()
 
     def _leave(self) -> None:
         """Close once the last reply has left, which may not take for ever."""
-        self._over = True
+        self._link = Link.CLOSING
         self.deadline = self._services.clock.now() + LINGER
         self.stream.close()
 
+    def _abort(self) -> None:
+        """Close at once."""
+        self._link = Link.CLOSING
+        self.stream.abort()
+
     def retire(self) -> None:
         """A new configuration is in force: the next MAIL FROM or RSET ends the session (manual, reconfig_message)."""
-        self._retired = True
-        if self._session is not None:
-            enhanced, _, rest = self._settings.reconfig_message.partition(" ")
-            known = enhanced.startswith("4.") and bool(rest)
-            text = rest if known else self._settings.reconfig_message
-            self._session.retiring = Reply(421, enhanced if known else "", text)
+        enhanced, _, rest = self._settings.reconfig_message.partition(" ")
+        known = enhanced.startswith("4.") and bool(rest)
+        text = rest if known else self._settings.reconfig_message
+        self._session.retiring = Reply(421, enhanced if known else "", text)
 
     @property
     def committing(self) -> bool:
@@ -258,7 +275,7 @@ class EsmtpSession:
             return
         now = self._services.clock.now()
         idle: float = self._settings.idle_time
-        reading = self._session is not None and self._session.state is State.READING_BODY
+        reading = self._session.state is State.READING_BODY
         if reading and not self._data_ends_at and self._settings.data_time:
             self._data_ends_at = now + self._settings.data_time
         if self._security.handshaking:
@@ -269,7 +286,7 @@ class EsmtpSession:
 
     def authenticated_as(self, mechanism: str, user: str) -> None:
         """End an exchange of AUTH without its dialog; for plays of recorded sessions, which hold no secrets."""
-        if self._session is not None and self._session.authenticating:
+        if self._session.authenticating:
             self._session.end_exchange(Attempt(user, None))
             self._run()
 
@@ -296,11 +313,11 @@ class EsmtpSession:
     def _went_on(self, task: asyncio.Task[None]) -> None:
         self._task = None
         error: BaseException | None = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is not None and not (task.cancelled() and self._over):
+        if error is not None and not (task.cancelled() and self._link >= Link.CLOSING):
             context = {"message": "session", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
             self.end(replies.INTERNAL_ERROR)
-        if not self._over:
+        if self._link < Link.CLOSING:
             self._touch()
             self._run()
 
@@ -316,9 +333,8 @@ class EsmtpSession:
         task.remove_done_callback(self._went_on)
         task.cancel()
         self._task = None
-        if session is None or session.waiting is None or self._security.handshaking:
-            self._over = True
-            self.stream.abort()
+        if session.waiting is None or self._security.handshaking:
+            self._abort()
             return
         if isinstance(session.waiting, smtp.Authenticate):
             self._login.given_up()
@@ -335,36 +351,19 @@ class EsmtpSession:
         self._touch()
         self._security.begin(self.stream)
 
-    async def _begin_smtp(self, *, in_tls: bool) -> None:
+    async def _begin_smtp(self) -> None:
         too_many = self._too_many()
         refusal = replies.CONCURRENCY_LIMIT if too_many else await self._policy(Phase.CONNECT)
-        if self._over:
+        if self._link >= Link.CLOSING:
             return
+        session, before = self._session, self._settings
         self._follow_pathway()
-        settings = self._settings
-        session = ServerSession(
-            settings,
-            self._hostname,
-            self._remote[0],
-            can_starttls=self._can_starttls(),
-            in_tls=in_tls,
-            mechanisms=authentication.mechanisms(settings),
-            trusted=_within(self._own_ip, settings.trusted_clients),
-            capabilities=self._info.capabilities,
-        )
-        self._session = session
-        if self._record is not None:
-            session.heard, session.said = self._record.heard, self._record.said
-        if settings.enable_authentication:
-            session.must_authenticate = not relay.needs_no_authentication(settings, self._ip)
+        if self._settings is not before:
+            self._client_is(session)
+        session.trusted = _within(self._own_ip, self._settings.trusted_clients)
         if too_many:
             session.state = State.CONCURRENCY
-        if self._retired:
-            self.retire()
         session.greet(refusal or self._banner(self._hostname))
-        if self._early:
-            session.receive(self._early)
-            self._early = b""
         if self._task is None:
             self._run()  # else the end of the task does it
 
@@ -402,11 +401,10 @@ class EsmtpSession:
 
     def _run(self) -> None:
         session, turns = self._session, self._services.turns
-        assert session is not None
         if turns.waits(self):
             return
         end, more = turns.slice_ends(), False
-        while not self._over and not self.stream.blocked and self._task is None and not more:
+        while self._link < Link.CLOSING and not self.stream.blocked and self._task is None and not more:
             event = session.next_event(COMMANDS_A_TURN)
             if event is smtp.NEED_DATA or event is smtp.PAUSED:
                 break
@@ -422,32 +420,30 @@ class EsmtpSession:
             self._log_refusals(session)
         self._flush()
         self._throttle_reading(session)
-        if more and not self._over and not session.closing:
+        if self._link >= Link.CLOSING:
+            return
+        if more and not session.closing:
             turns.ask(self)
-        waiting = self._transaction.committing or self._task is not None or turns.waits(self)
-        if not self._over and ((session.closing and self._task is None) or (self._hung_up and not waiting)):
+        done = self._link is Link.HALF_CLOSED and not self._waiting and not self.stream.blocked
+        if done or (session.closing and self._task is None):
             self._leave()
 
     def take_turn(self) -> None:
         """Go on with what the client has pipelined."""
-        if not self._over and self._session is not None:
+        if self._link < Link.CLOSING:
             if self._task is None:
                 self._touch()
             self._run()
 
     def _flush(self) -> None:
-        if self._session is not None:
-            out = self._session.data_to_send()
-            if out:
-                self.stream.write(out)
+        out = self._session.data_to_send()
+        if out:
+            self.stream.write(out)
 
     def _throttle_reading(self, session: ServerSession) -> None:
-        full = self.stream.blocked or session.buffered > MAX_UNREAD
-        if full and not self._paused:
-            self._paused = True
+        if self.stream.blocked or session.buffered > MAX_UNREAD:
             self.stream.pause_reading()
-        elif self._paused and not full:
-            self._paused = False
+        else:
             self.stream.resume_reading()
 
     async def _on(self, session: ServerSession, event: Any) -> None:
@@ -532,7 +528,7 @@ class EsmtpSession:
         """The answer of reception: at once for a refusal, after the commit for a 250."""
         self._data_ends_at = 0.0
         session = self._session
-        if session is None or self._over:
+        if self._link >= Link.CLOSING:
             return
         if reply.positive:
             self._services.note("receptions", self._remote[0])

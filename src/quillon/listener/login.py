@@ -121,9 +121,9 @@ class Login:
         if self._context.connection.get("auth_status") != "fail":
             self._context.connection["auth_status"] = "error"
 
-    def ended(self, session: ServerSession | None) -> None:
+    def ended(self, session: ServerSession) -> None:
         """The client has gone; one in the middle of an exchange is a line of the acctlog."""
-        if session is not None and session.authenticating:
+        if session.authenticating:
             self._log(session.authenticating, "", ok=False, timed_out=True)
 
     def _log(self, mechanism: str, user: str, *, ok: bool, timed_out: bool = False) -> None:

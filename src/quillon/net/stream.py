@@ -67,6 +67,7 @@ class Stream(asyncio.Protocol):
         self.owner = owner
         self.engine: Engine | None = None
         self.blocked = False
+        self._reading = True
         self._transport: asyncio.Transport | None = None
         self._closing = False
         self._failed = False
@@ -165,11 +166,13 @@ class Stream(asyncio.Protocol):
             self._transport.abort()
 
     def pause_reading(self) -> None:
-        if self._transport is not None and not self._closing:
+        if self._reading and self._transport is not None and not self._closing:
+            self._reading = False
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if self._transport is not None and not self._closing:
+        if not self._reading and self._transport is not None and not self._closing:
+            self._reading = True
             self._transport.resume_reading()
 
     def addresses(self) -> tuple[tuple[str, int], tuple[str, int]]:

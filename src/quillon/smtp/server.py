@@ -55,8 +55,8 @@ _HELLO_OF_TLS = re.compile(rb"\x16\x03|[\x80-\xff][\x00-\xff]\x01\x03", re.DOTAL
 class ServerSession:
     """One session. `hostname` is the name in replies, `client` the address of the client as text.
 
-    `mechanisms` are the SASL mechanisms that can be used at all, `trusted` whether the client may use the extensions
-    by which it speaks for others, `capabilities` the EHLO keywords that policy has added (True) or taken away (False).
+    `mechanisms` are the SASL mechanisms that can be used at all, `capabilities` the EHLO keywords that policy has added
+    (True) or taken away (False), `trusted` whether the client may use the extensions by which it speaks for others.
     `heard` and `said` are told each command, without what AUTH hides, and each reply.
     """
 
@@ -67,14 +67,12 @@ class ServerSession:
         client: str,
         *,
         can_starttls: bool,
-        in_tls: bool = False,
         mechanisms: Sequence[str] = (),
-        trusted: bool = False,
         capabilities: Mapping[str, bool] | None = None,
     ):
         self.state = State.CONNECTED
         self.closing = False
-        self.in_tls = in_tls
+        self.in_tls = False
         self.refusals: list[tuple[State, Reply]] = []
         self.messages = 0
         self.recipients = 0
@@ -82,18 +80,18 @@ class ServerSession:
         self.said: Callable[[Reply], None] | None = None
         self.retiring: Reply | None = None
         self._client = client
-        self._trusted = trusted
+        self.trusted = False
         self._capabilities: Mapping[str, bool] = capabilities if capabilities is not None else {}
         self.authenticated = False
         self.must_authenticate = settings.enable_authentication
         self._ready: Event | None = None
         self._hello = ""
-        self._hello_needed = settings.require_ehlo
+        self._hello_needed = True
         self._buffer = b""
         self._at = 0
         self._out: list[bytes] = []
         self._pending: Event | None = None
-        self._greeted = False
+        self.greeted = False
         self._handshaking = False
         self._accepted: int = 0
         self._mail_data: MailData | None = None
@@ -120,7 +118,8 @@ class ServerSession:
 
     def greet(self, reply: Reply) -> None:
         """Send the banner, or the refusal of the connection, which closes it."""
-        self._greeted = True
+        self.greeted = True
+        self._hello_needed = self.settings.require_ehlo
         self._send(reply)
         self.state = State.AWAITING_HELLO
         if not reply.positive:
@@ -152,7 +151,7 @@ class ServerSession:
 
     def next_event(self, budget: int = 0) -> Event | Wait:
         """What the client wants next. After `budget` commands that made no event MORE is given; 0 is no limit."""
-        if self._pending is not None or not self._greeted or self._handshaking:
+        if self._pending is not None or not self.greeted or self._handshaking:
             return PAUSED
         if self._ready is not None:
             self._pending, self._ready = self._ready, None
@@ -242,7 +241,8 @@ class ServerSession:
         """The client is somebody else now (XCLIENT, XREMOTEIP), whose settings hold: drop what was begun."""
         self._client = client
         self._adopt(settings, hostname, mechanisms, can_starttls)
-        self._reset()
+        if self.greeted:
+            self._reset()
 
     def auth(self, exchange: sasl.Exchange, initial: bytes | None) -> None:
         """Answer BeginAuth: go on with this exchange."""
@@ -353,7 +353,7 @@ class ServerSession:
         for keyword in KEYWORDS:
             if keyword.name in taken or (keyword.when in (When.LISTED, When.TRUSTED) and not self._lists(keyword.name)):
                 continue
-            if keyword.when is When.TRUSTED and not self._trusted:
+            if keyword.when is When.TRUSTED and not self.trusted:
                 continue
             if keyword.when is When.STARTTLS and not self._offers_starttls():
                 continue
@@ -477,7 +477,7 @@ class ServerSession:
 
     def _do_extension(self, argument: str, line: str) -> Event | None:
         verb = line.partition(" ")[0].upper()
-        if not (self._trusted and self._lists(verb)):
+        if not (self.trusted and self._lists(verb)):
             return self._refuse(replies.UNRECOGNIZED)
         return Extension(verb, argument)
 
