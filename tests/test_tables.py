@@ -159,3 +159,4 @@ def test_fields_of_settings_have_the_types_of_their_options(settings: type) -> N
             assert bare == {MADE[option.type]}, (field.name, option.type)
         if option.default is None and option.type not in CONTAINERS:
             assert may_be_none, f"{field.name} has no default"
+        assert may_be_none or not option.none, f"{field.name} may be none"

@@ -226,6 +226,16 @@ def test_no_certificate_is_never_made_good(tmp_path: Path) -> None:
     assert hooks.inbound_verdict(CALL, verdict).cause == "no_certificate"
 
 
+def test_a_hook_that_changes_nothing_leaves_a_message_with_the_others(tmp_path: Path) -> None:
+    """Equal settings share a queue and its connections."""
+    from quillon.policy.message import MessageView
+
+    hooks, _ = _hooks(tmp_path, "def get_outbound_tls_parameters(message, p):\n    p.use_tls = p.use_tls\n")
+    call = Call(Hook.OUTBOUND_PARAMETERS, CALL.session, Context(), "", MessageView("", "", "", "a@b", "c@d"))
+    for before in (outbound(), outbound(tls="required", tls_ca="/ca.pem", tls_certificate="/c.pem")):
+        assert hooks.outbound_parameters(call, before) == before
+
+
 def test_parameters_are_checked_and_paths_made_whole(tmp_path: Path) -> None:
     hooks, _ = _hooks(
         tmp_path,

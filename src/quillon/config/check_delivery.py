@@ -34,7 +34,7 @@ def _check_verify(config: Config, node: Node, faults: list[Fault]) -> None:
     """Verification that nothing verifies by, or that is not asked for since there is no TLS."""
     options = config.table.options
     verify, ca = node.settings.get("tls_verify"), node.settings.get("tls_ca")
-    wanted = [entry for entry in (verify, ca) if entry is not None and entry.value not in ("no", "")]
+    wanted = [entry for entry in (verify, ca) if entry is not None and entry.value not in ("no", None)]
     if not wanted or node.kind not in ("global", "binding", "binding_group", "domain"):
         return
     chain = ancestors(node)
@@ -91,7 +91,7 @@ def _check_behind_gateways(config: Config, faults: list[Fault]) -> None:
             option = config.table.options[key]
             if option.gateway or option.status != "honoured" or entry.value == default(option, config.folder):
                 continue
-            if entry.value in ("", "false"):
+            if entry.value in (None, "", "false"):
                 continue  # it cancels what would not be there
             what = "AUTH" if key == _AUTH else key
             text = (

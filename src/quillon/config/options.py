@@ -129,7 +129,7 @@ def convert(option: Option, value: Value, folder: str) -> Any:
         raise ValueError(f"{option.name} takes one value, not a list or dictionary")
     text = value.text
     if option.none and text.lower() == "none":
-        return ""
+        return None
     if option.type == "path":
         return path(text, folder)
     if option.type == "enum":

@@ -29,7 +29,7 @@ class TlsIdentity:
 
 @dataclass(frozen=True, slots=True)
 class InboundTls:
-    """TLS of one session that a client opened. Paths are absolute or empty; `tls_verify_mode` None is "unset".
+    """TLS of one session that a client opened. Paths are absolute, None is "unset".
 
     `tls_identities` are those of the Listen and of its listener, the narrower first.
     """
@@ -233,7 +233,7 @@ class SecuritySettings:
 
 @dataclass(frozen=True, slots=True)
 class LoggerSettings:
-    """One ec_logger stanza. A path of None or "" is a log that is not written."""
+    """One ec_logger stanza. A path of None is a log that is not written."""
 
     mainlog: str | None
     rejectlog: str | None

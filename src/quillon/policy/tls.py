@@ -68,9 +68,9 @@ class TlsHooks:
         return replace(
             tls,
             tls_verify_mode=verify or None,
-            tls_certificate=certificate,
-            tls_key=key,
-            tls_client_ca=ca,
+            tls_certificate=certificate or None,
+            tls_key=key or None,
+            tls_client_ca=ca or None,
             tls_ciphers=ciphers or None,
         )
 
@@ -84,9 +84,9 @@ class TlsHooks:
             tls,
             tls=use_tls,
             tls_verify=verify,
-            tls_certificate=certificate,
-            tls_key=key,
-            tls_ca=ca,
+            tls_certificate=certificate or None,
+            tls_key=key or None,
+            tls_ca=ca or None,
             tls_ciphers=ciphers or None,
         )
 

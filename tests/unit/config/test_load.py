@@ -119,7 +119,7 @@ def test_a_certificate_of_none_cancels_an_inherited_one(tmp_path: Path, pki: Pat
     text = f"TLS_Certificate = {pki}/good.pem TLS_Key = {pki}/good.key Domain x.test {{ TLS_Certificate = none }}"
     config = _load(tmp_path, text).config
     assert config is not None
-    assert config.outbound.delivery("default", "default", "x.test")[1].tls_certificate == ""
+    assert config.outbound.delivery("default", "default", "x.test")[1].tls_certificate is None
     assert str(config.outbound.delivery("default", "default", "y.test")[1].tls_certificate).endswith("good.pem")
 
 
