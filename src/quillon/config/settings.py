@@ -152,6 +152,7 @@ class DeliverySettings:
     max_hosts_per_attempt: int
     max_addresses_per_attempt: int
     connection_allocation_aggressiveness: str
+    mx_rollup: bool
     outbound_throttle_messages: Throttle | None
     outbound_throttle_connections: Throttle | None
     suspend_delivery: bool
@@ -209,6 +210,7 @@ class NodeSettings:
     large_message_threshold: int
     max_resident_messages: int
     server_max_outbound_connections: int
+    migrate_connections_between_sibling_domains: bool
     default_binding: str
     drain_timeout: int
     resolv_conf: str

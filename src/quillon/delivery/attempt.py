@@ -63,6 +63,13 @@ class Attempt:
             self._todo.clear()
         return self._todo.popleft() if self._todo else None
 
+    def best(self) -> list[Host]:
+        """Hosts that may be next, none of them worse than another."""
+        if not self._todo or self._used_up():
+            return []
+        rank = min(step.host.rank for step in self._todo)
+        return [step.host for step in self._todo if step.host.rank == rank]
+
     @property
     def goes_clear(self) -> bool:
         """Whether the host that has just failed is tried again in clear."""

@@ -121,7 +121,7 @@ class Connection:
         self.services = services
         self._names = names
         self._domain = domain
-        self._ehlo_name = ehlo_name
+        self.ehlo_name = ehlo_name
         self._owner = owner
         self._stream = Stream(self)
         self._session = ClientSession(ehlo_name, esmtp=settings.delivery_method == "ESMTP")
@@ -265,14 +265,21 @@ class Connection:
             call = Call(Hook.OUTBOUND_VERIFY, Session(self.remote_ip, "", ""), Context())
             verdict = hooks.outbound_verdict(call, verdict, Remote(self.host_name, self.remote_ip, self._domain))
         judgement = tls_policy.judge(self.tls, verdict, self._names)
-        self.facts = verdict.facts(
-            verified=judgement.verified,
-            cause=judgement.cause,
-            detail=judgement.detail,
-            level=judgement.level,
-            matched=judgement.matched,
-        )
+        self.facts = _facts(verdict, judgement)
         return judgement
+
+    def turn_to(self, names: tuple[str, ...], domain: str) -> bool:
+        """Take mail of another routing domain from here on; False where the certificate that the host has shown would
+        not do for it. What a policy has judged was for one domain alone."""
+        if self.verdict is not None:
+            if self.services.hooks.asks(Hook.OUTBOUND_VERIFY):
+                return False
+            judgement = tls_policy.judge(self.tls, self.verdict, names)
+            if judgement.reply is not None:
+                return False
+            self.facts = _facts(self.verdict, judgement)
+        self._names, self._domain = names, domain
+        return True
 
     def unsecured(self, failure: Any) -> None:
         assert isinstance(failure, HandshakeFailure)
@@ -538,6 +545,16 @@ def _takes_no_more(reply: Reply) -> bool:
     """Whether a host has enough recipients in this transaction: 452, and 552 of old ones (RFC 5321 4.5.3.1.10), but not
     of a mailbox that is full."""
     return reply.code in (452, 552) and not reply.enhanced[1:].startswith(".2.")
+
+
+def _facts(verdict: Verdict, judgement: Judgement) -> TlsFacts:
+    return verdict.facts(
+        verified=judgement.verified,
+        cause=judgement.cause,
+        detail=judgement.detail,
+        level=judgement.level,
+        matched=judgement.matched,
+    )
 
 
 def _reason(error: OSError) -> str:

@@ -14,12 +14,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from quillon.config.model import Config
-from quillon.config.scope import Node
 from quillon.config.settings import share
-from quillon.config.values import Throttle
 from quillon.delivery import override
 from quillon.delivery.admission import Admission, fault_of
 from quillon.delivery.bounce import Bouncer
@@ -29,6 +28,8 @@ from quillon.delivery.hosts import HostFinder
 from quillon.delivery.lessee import TURN, Lessee
 from quillon.delivery.opener import Nothing, Opener, Ready, Wait
 from quillon.delivery.settlement import Settlement
+from quillon.delivery.siblings import Siblings, serves
+from quillon.delivery.throttles import CONNECTIONS, MESSAGES, Throttles
 from quillon.mail import reply as replies
 from quillon.mail.event import Event, Notice, Panic
 from quillon.mail.message import Message
@@ -41,7 +42,6 @@ from quillon.queue.curfew import Curfew, transitions
 from quillon.queue.destination import DestinationQueue, key_of
 from quillon.queue.limit import UNLIMITED, Limit, split
 from quillon.queue.ready import Queues
-from quillon.queue.throttle import Bucket
 from quillon.queue.trail import Failed, Trail
 from quillon.reception.accept import ResidentBodies
 from quillon.spool.store import Store
@@ -49,6 +49,7 @@ from quillon.tls.context import Contexts
 
 ASKED_AT_ONCE = 100  # messages that are out of their queue while a policy is asked about them
 PATIENCE = 60.0  # seconds that a policy may take for one of them
+MOST_ASKED = 16  # destinations that are looked at for a connection that is free
 LONGEST_SLEEP = 3600.0  # seconds after which the timer looks again, whatever it was set to
 
 Queue = DestinationQueue[Connection]
@@ -88,7 +89,6 @@ class Dispatcher:
     memory: HostMemory = field(default_factory=HostMemory)
     _of: dict[Connection, Queue] = field(default_factory=dict)  # whose connection it is, as long as it stands
     _trails: dict[Connection, Trail] = field(default_factory=dict)  # the way to it, or that of its messages
-    _buckets: dict[tuple[int, str], Bucket] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _asking: set[asyncio.Task[override.Override | str | None]] = field(default_factory=set)
     _unasked: set[Queue] = field(default_factory=set)  # destinations about whose messages policy is still to be asked
@@ -101,10 +101,12 @@ class Dispatcher:
 
     def __post_init__(self) -> None:
         self.lessee = Lessee(self.say)
+        self.throttles = Throttles(self.config, self.share.workers)
         self.admission = Admission(self.config, self.services.hooks, self.share.split, self.log)
         self.queues: Queues[Connection] = Queues(
             self.admission.rules, self._total(), self.lessee.ask, self.lessee.released
         )
+        self.siblings = Siblings()
         self.opener = Opener(
             self.config,
             self.finder,
@@ -113,8 +115,10 @@ class Dispatcher:
             self._freed,
             self,
             self.share.split,
-            self._may_connect,
+            self.throttles,
             self.log,
+            self.siblings,
+            self.queues.share,
             self.connect,
         )
         self.settlement = Settlement(
@@ -174,9 +178,10 @@ class Dispatcher:
         self.config = config
         self.services = replace(self.services, contexts=contexts, hooks=hooks)
         self.admission.reconfigure(config, hooks)
-        self.opener.config, self.opener.services = config, self.services
+        self.opener.services = self.services
+        self.opener.reconfigure(config)
         self.settlement.config, self.settlement.policy = config, hooks.policy
-        self._buckets.clear()
+        self.throttles.reconfigure(config)
         self.curfew, self._engaged, self._curfew_judged_until = curfew or Curfew(), set(), 0.0
         self.memory.forget_rests()
         self.queues.epoch += 1
@@ -369,60 +374,14 @@ class Dispatcher:
             return
         connection = next((line for line in queue.idle if queue.fits(line.peer)), None)
         if connection is not None:
+            self.siblings.wake(connection)
             self.queues.wake(queue, connection)
             self.free(connection)
         elif queue.idle and (queue.full or self.queues.full):
             self._dismiss(queue, queue.idle[0])  # it leads where the messages have been
-        elif self._may(queue, "outbound_throttle_connections", now):
+        elif self.throttles.let(queue, CONNECTIONS, now):
             self.queues.opening(queue)
             self._spawn(self._open(queue))
-
-    def _may(self, queue: Queue, option: str, now: float, host: str = "") -> bool:
-        """Whether the throttles of a destination, and of the Host of a connection, let it act now; if not, it waits for
-        a turn that is its own then."""
-        passed: list[str] = []
-        for throttle, node in self._throttles(queue, option, host):
-            name, when = self._turn(queue, option, throttle, node, now)
-            if when > now:
-                queue.granted.update(dict.fromkeys(passed, now))  # they need not be asked again
-                queue.pause(when, name, messages=option == "outbound_throttle_messages")
-                return False
-            passed.append(name)
-        return True
-
-    def _turn(self, queue: Queue, option: str, throttle: Throttle, node: Node | None, now: float) -> tuple[str, float]:
-        """When the counter of a stanza lets a destination act, and what that is called. A turn that is still to come is
-        kept for it."""
-        name = f"{option} of {node.path if node is not None else 'the default'}"
-        key = (id(node), option)
-        bucket = self._buckets.get(key)
-        if bucket is None:
-            bucket = self._buckets[key] = Bucket(throttle.count / self.share.workers, throttle.seconds)
-        when = queue.granted.pop(name, 0.0) or bucket.reserve(now)
-        if when > now:
-            queue.granted[name] = when
-        return name, when
-
-    def _throttles(self, queue: Queue, option: str, host: str) -> list[tuple[Throttle, Node | None]]:
-        """The throttles that hold, each with the stanza that set it."""
-        found: list[tuple[Throttle, Node | None]] = []
-        key = queue.key
-        throttle: Throttle | None = getattr(queue.rules.settings, option)
-        if throttle is not None and throttle.count:
-            found.append(
-                (throttle, self.config.outbound.option(option, key.binding_group, key.binding, key.domain).node)
-            )
-        if host and self.config.outbound.throttles_hosts:
-            of_host = self.config.outbound.host_throttle(option, key.binding_group, key.binding, host)
-            found += [of_host] if of_host is not None else []
-        return found
-
-    def _may_connect(self, queue: Queue, host: str) -> float:
-        """When the throttle of a Host lets a connection to it be opened."""
-        now, key = self.services.clock.now(), queue.key
-        option = "outbound_throttle_connections"
-        found = self.config.outbound.host_throttle(option, key.binding_group, key.binding, host)
-        return self._turn(queue, option, *found, now)[1] if found is not None else now
 
     # policy asked ---------------------------------------------------------------------------------------------
 
@@ -485,12 +444,38 @@ class Dispatcher:
                 self.queues.not_connected(queue, self.services.clock.now())
                 self._kick()
         if isinstance(opened, Ready):
+            before = self._of.get(opened.connection)
+            if before is not None:  # it is of another domain, which does not need it
+                self._leave_to_others(opened.connection, before)
             self.queues.connected(queue)
             self._of[opened.connection] = queue
             if opened.trail.failed is not None:
                 self._trails[opened.connection] = opened.trail
             self._feed(opened.connection, queue, self.services.clock.now())
             self._kick()
+
+    def _leave_to_others(self, connection: Connection, queue: Queue) -> None:
+        """A connection is its destination's no longer."""
+        self.siblings.wake(connection)
+        self.queues.closed(queue, connection, self.services.clock.now())
+
+    def _hand_over(self, connection: Connection, queue: Queue, now: float) -> bool:
+        """Give a connection that its destination does not need to another one that waits for its place."""
+        if not self.config.node().migrate_connections_between_sibling_domains:
+            return False
+        for other in islice(queue.site.limit.held, MOST_ASKED):
+            if other is queue or other.site is not queue.site or not other.fits(connection.peer):
+                continue
+            if other.silent_until <= now and serves(connection, queue, other, self._ehlo_name(other)):
+                self._leave_to_others(connection, queue)
+                self.queues.opening(other)
+                self.queues.connected(other)
+                self._of[connection] = other
+                connection.since = now  # it has a turn of its own
+                asyncio.get_running_loop().call_soon(self.free, connection)
+                self.queues.touch(other, now)
+                return True
+        return False
 
     def _wait(self, queue: Queue, wait: Wait) -> None:
         queue.pause(wait.until, wait.why)
@@ -584,6 +569,7 @@ class Dispatcher:
 
     def _dismiss(self, queue: Queue, connection: Connection) -> None:
         """End an idle connection."""
+        self.siblings.wake(connection)
         self.queues.wake(queue, connection)
         connection.quit()
 
@@ -609,12 +595,15 @@ class Dispatcher:
         unfit = connection.services is not self.services or queue.epoch != self.queues.epoch
         unfit = unfit or connection.tls != rules.tls or connection.exhausted or not connection.usable
         unfit = unfit or any(limit.used > limit.most for limit in queue.limits)
-        unfit = unfit or self._gives_way(connection, queue, now)
         if self._stopping or unfit or rules.suspended or self.curfew.until(queue.key, now):
             connection.quit()
             return
+        if self._gives_way(connection, queue, now):
+            if not self._hand_over(connection, queue, now):
+                connection.quit()
+            return
         limit = self.memory.recipients(connection.remote_ip, rules.settings.max_recipients_per_batch, now)
-        while queue.waiting and self._may(queue, "outbound_throttle_messages", now, connection.host_name):
+        while queue.waiting and self.throttles.let(queue, MESSAGES, now, connection.host_name):
             taken, trail = queue.take(limit, connection.peer)
             messages = self._deliverable(connection, taken, now)
             if messages:
@@ -625,11 +614,18 @@ class Dispatcher:
             if not taken:
                 break
         self._trails.pop(connection, None)
-        if not rules.settings.idle_timeout or self.queues.crowded:
+        if self._others_wait(queue) and self._hand_over(connection, queue, now):
+            return
+        if not rules.settings.idle_timeout or self.queues.crowded or self._others_wait(queue):
             connection.quit()
             return
+        self.siblings.rest(connection, queue)
         self.queues.rest(queue, connection, now)
         connection.rest(rules.settings.idle_timeout)
+
+    def _others_wait(self, queue: Queue) -> bool:
+        """Whether another destination waits for a place that a connection of this one has."""
+        return any(len(limit.held) > (queue in limit.held) for limit in queue.limits if limit.full)
 
     def _deliverable(self, connection: Connection, messages: list[Message], now: float) -> list[Message]:
         """Those that are to be tried; the others are settled here."""
@@ -737,6 +733,7 @@ class Dispatcher:
         """A connection has ended."""
         queue = self._of.pop(connection, None)
         self._trails.pop(connection, None)
+        self.siblings.wake(connection)
         if queue is not None:
             self.queues.closed(queue, connection, self.services.clock.now())
             self._freed(connection.host_name, connection.peer)

@@ -11,7 +11,7 @@ order.
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quillon.config.routes import Target, is_ip
 from quillon.config.scope import glob_matches
@@ -66,7 +66,7 @@ class HostFinder:
         for target in wanted:
             found = await self._target(target, settings)
             if isinstance(found, list):
-                hosts += found
+                hosts += [replace(host, rank=host.rank + (target.preference << 16)) for host in found]
             else:
                 problem = problem or found
         if not hosts:
@@ -119,7 +119,7 @@ class HostFinder:
             found, why = await self._addresses(name, port)
             if (named and name == self._own.name) or any(self._own.is_at(host.ip, port) for host in found):
                 here.append((preference, name))
-            hosts += [(preference, host) for host in found]
+            hosts += [(preference, replace(host, rank=preference)) for host in found]
             detail = detail or why
         if here:
             nearest = min(preference for preference, _ in here)

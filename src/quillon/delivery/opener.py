@@ -17,6 +17,8 @@ from quillon.delivery.connection import Connection, ConnectionServices, Obstruct
 from quillon.delivery.host_memory import HostMemory
 from quillon.delivery.hosts import HostFinder
 from quillon.delivery.route import Host
+from quillon.delivery.siblings import Siblings
+from quillon.delivery.throttles import Throttles
 from quillon.delivery.tls_policy import OURS, certificate_names
 from quillon.mail.event import Event, HostFailed, TlsFacts
 from quillon.queue.destination import DestinationQueue, Key, Rules
@@ -51,9 +53,9 @@ Opening = Ready | Wait | Nothing
 
 
 class Opener:
-    """`share` splits a limit of the node, as `limit.split` does; `turn` says when a destination may
-    open a connection to a host of a name; `freed` is told the name of a host that a connection
-    did not come about with. `connect` makes a connection."""
+    """`share` splits a limit of the node, as `limit.split` does; `freed` is told the name of a host that a connection
+    did not come about with. `share_site` has a destination share its limit of connections with all that
+    lead to the same hosts, and tells whether there is room. `connect` makes a connection."""
 
     def __init__(
         self,
@@ -64,20 +66,29 @@ class Opener:
         freed: Callable[[str], None],
         owner: Owner,
         share: Callable[[int], tuple[int, int]],
-        turn: Callable[[DestinationQueue[Connection], str], float],
+        throttles: Throttles,
         log: Callable[[Event], None],
+        siblings: Siblings,
+        share_site: Callable[[DestinationQueue[Connection], tuple[str, ...]], bool],
         connect: Callable[..., Connection] = Connection,
     ) -> None:
+        self._siblings = siblings
+        self._share_site = share_site
         self._connect = connect
-        self.config = config
         self.services = services
+        self.reconfigure(config)
         self._finder = finder
         self._memory = memory
         self._freed = freed
         self._owner = owner
         self._share = share
-        self._turn = turn
+        self._throttles = throttles
         self._log = log
+
+    def reconfigure(self, config: Config) -> None:
+        """Another configuration rules from now on."""
+        self.config = config
+        self._migrates = config.node().migrate_connections_between_sibling_domains
 
     async def open(
         self, queue: DestinationQueue[Connection], trail: Trail | None, ehlo_name: str, login: Login | None
@@ -88,16 +99,23 @@ class Opener:
         found = await self._finder.find(key.domain, rules.settings)
         if not isinstance(found, list):
             return Nothing(Failed(found), site=True)
+        if rules.settings.mx_rollup:
+            names = tuple(sorted({f"{host.name}:{host.port}" for host in found}))
+            if not self._share_site(queue, names):
+                return Wait(services.clock.now(), "as many connections as are allowed to its hosts")
         attempt = self._attempt(key, rules, found, trail)
         if isinstance(attempt, Wait):
             return attempt
+        if self._migrates and (idle := self._siblings.find(queue, attempt.best(), ehlo_name)) is not None:
+            return Ready(idle, trail or Trail())
         facts: TlsFacts | None = None
         while (step := attempt.next_step()) is not None:
             if not self.has_room(step.host):
                 return Wait(services.clock.now() + 60.0, "as many connections as its Host allows", step.host.name)
+            now = services.clock.now()
             if (
                 self.config.outbound.throttles_hosts
-                and (when := self._turn(queue, step.host.name)) > services.clock.now()
+                and (when := self._throttles.host_turn(queue, step.host.name, now)) > now
             ):
                 return Wait(when, "outbound_throttle_connections of its Host")
             names = certificate_names(step.host.name, key.domain, key.via)

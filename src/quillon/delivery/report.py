@@ -52,7 +52,7 @@ def describe(queues: Queues[Connection], domain: str, now: float) -> list[dict[s
                 "idle": len(queue.idle),
                 "connecting": queue.connecting,
                 "allowed": min(queue.allowed, UNLIMITED),
-                "shared_limits": {cap.name: [cap.used, min(cap.most, UNLIMITED)] for cap in queue.limits[1:]},
+                "shared_limits": {cap.name: [cap.used, min(cap.most, UNLIMITED)] for cap in queue.shared_limits},
                 "demand": _demanded(key, first),
                 "last_reply": first.last_reply if first is not None else "",
             }

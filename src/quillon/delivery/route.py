@@ -7,7 +7,7 @@ MX (RFC 7505) accepts no mail. `Routes` replaces that, by its items in their ord
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quillon.config.routes import Target, is_ip, parse_route, split_gateway
 from quillon.mail.address import literal_address
@@ -15,11 +15,13 @@ from quillon.mail.address import literal_address
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One address to connect to; `name` is what its certificate is compared with."""
+    """One address to connect to; `name` is what its certificate is compared with. Hosts of one `rank` are equally good,
+    those of a higher one are for when they fail."""
 
     name: str
     ip: str
     port: int
+    rank: int = field(default=0, compare=False)
 
     @property
     def peer(self) -> str:

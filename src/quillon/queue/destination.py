@@ -72,11 +72,12 @@ class Rules:
 
 class Site:
     """What all queues of one binding and domain have in common, whatever TLS or AUTH their messages have: how many
-    connections there may be."""
+    connections there may be. With MX_Rollup it is one for all domains that the same hosts take mail for."""
 
-    __slots__ = ("limit", "queues", "standing", "window")
+    __slots__ = ("key", "limit", "queues", "standing", "window")
 
-    def __init__(self, name: str, window: Window) -> None:
+    def __init__(self, key: Hashable, name: str, window: Window) -> None:
+        self.key = key
         self.limit = Limit(name)
         self.window = window
         self.queues = 0
@@ -160,6 +161,17 @@ class DestinationQueue(Generic[C]):
         self.limits = (self.site.limit, *caps)
         for cap in caps:
             cap.used += self.standing + self.connecting
+
+    def move(self, site: Site) -> None:
+        """Count under another site, with the connections that there are."""
+        self.site.limit.used -= self.standing + self.connecting
+        self.site.standing -= self.standing
+        self.site.queues -= 1
+        site.limit.used += self.standing + self.connecting
+        site.standing += self.standing
+        site.queues += 1
+        self.site, self.limits = site, (site.limit, *self.limits[1:])
+        site.limit.rule(self.rules.connections, self.rules.spare)
 
     # messages -------------------------------------------------------------------------------------------------
 
@@ -305,6 +317,11 @@ class DestinationQueue(Generic[C]):
         """Connections that may stand or be opened, by all queues of the site."""
         return self.site.window.allowed(self.site.limit.most)
 
+    @property
+    def shared_limits(self) -> tuple[Limit, ...]:
+        """Limits that hold for other destinations as well."""
+        return self.limits[self.site.key == self.key[:3] :]
+
     def pause(self, until: float, why: str, *, messages: bool = False) -> None:
         """Open no connection before a time; with `messages` send nothing over those that stand either."""
         if messages:
@@ -336,8 +353,20 @@ class DestinationQueue(Generic[C]):
         return not (self.waiting or self._delayed or self.busy or self.connecting or self.idle)
 
 
-def site_of(key: Key, rules: Rules) -> Site:
-    """A site for queues of this binding and domain."""
+def site_of(key: Key, rules: Rules, hosts: tuple[str, ...] = ()) -> Site:
+    """A site for queues of this binding and domain, or of all domains that lead to these hosts."""
     at_once = rules.settings.connection_allocation_aggressiveness == "high"
-    name = f"{key.binding_group}/{key.binding}/{key.domain}"
-    return Site(name, Window(whole=rules.connections + rules.spare if at_once else 0))
+    place = f"mx {' '.join(hosts)}" if hosts else key.domain
+    name = f"{key.binding_group}/{key.binding}/{place}"
+    if hosts:
+        name += f" at {rules.settings.max_outbound_connections}"
+    return Site(site_key(key, rules, hosts), name, Window(whole=rules.connections + rules.spare if at_once else 0))
+
+
+def site_key(key: Key, rules: Rules, hosts: tuple[str, ...] = ()) -> Hashable:
+    """What tells sites apart; of those by hosts, domains with other limits have another."""
+    if not hosts:
+        return key[:3]
+    settings = rules.settings
+    limits = (settings.max_outbound_connections, settings.connection_allocation_aggressiveness)
+    return key.binding_group, key.binding, limits, hosts

@@ -13,11 +13,11 @@ get one turn each; those that only lack a connection of the whole server stand i
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic
 
 from quillon.mail.message import Message
-from quillon.queue.destination import C, DestinationQueue, Key, Rules, Site, State, key_of, site_of
+from quillon.queue.destination import C, DestinationQueue, Key, Rules, Site, State, key_of, site_key, site_of
 from quillon.queue.limit import UNLIMITED, Limit
 
 AT_ONCE = 1000  # messages that become due in one call
@@ -36,7 +36,7 @@ class Queues(Generic[C]):
     ) -> None:
         self._at_limit = at_limit
         self._released = released
-        self._sites: dict[tuple[str, str, str], Site] = {}
+        self._sites: dict[Hashable, Site] = {}
         self.epoch = 0  # counts configurations: a destination of an older one is renewed before it acts
         self.opened = 0  # connections that stand or are being opened
         self._rules = rules
@@ -55,9 +55,7 @@ class Queues(Generic[C]):
         found = self._queues.get(key)
         if found is None:
             rules = self._rules(key)
-            site = self._sites.get(key[:3])
-            if site is None:
-                site = self._sites[key[:3]] = site_of(key, rules)
+            site = self._site(key, rules)
             site.queues += 1
             found = self._queues[key] = DestinationQueue(key, rules, self.epoch, site, self._limits_of(rules))
         return found
@@ -67,6 +65,34 @@ class Queues(Generic[C]):
         rules = self._rules(queue.key)
         self._leave(queue)
         queue.renew(rules, self.epoch, self._limits_of(rules))
+        self._move(queue, self._site(queue.key, rules))
+
+    def share(self, queue: DestinationQueue[C], hosts: tuple[str, ...]) -> bool:
+        """Have a destination count its connections with all that lead to the same hosts, for MX_Rollup; whether there
+        is room for those it has then. A destination shares from its first connection on, until it is renewed."""
+        if queue.site.key != site_key(queue.key, queue.rules, hosts):
+            self._leave(queue)
+            self._move(queue, self._site(queue.key, queue.rules, hosts))
+        return queue.site.limit.used <= queue.allowed
+
+    def _site(self, key: Key, rules: Rules, hosts: tuple[str, ...] = ()) -> Site:
+        name = site_key(key, rules, hosts)
+        site = self._sites.get(name)
+        if site is None:
+            site = self._sites[name] = site_of(key, rules, hosts)
+        return site
+
+    def _move(self, queue: DestinationQueue[C], site: Site) -> None:
+        before = queue.site
+        if site is not before:
+            queue.move(site)
+            self._drop(before)
+
+    def _drop(self, site: Site) -> None:
+        """Forget a site with its last destination."""
+        if not site.queues:
+            del self._sites[site.key]
+            self._released(site.limit)  # whatever it has on lease
 
     def _limits_of(self, rules: Rules) -> tuple[Limit, ...]:
         """What several destinations share, as it stands."""
@@ -164,9 +190,7 @@ class Queues(Generic[C]):
         if self._queues.get(queue.key) is queue:
             del self._queues[queue.key]
             queue.site.queues -= 1
-            if not queue.site.queues:
-                del self._sites[queue.key[:3]]
-                self._released(queue.site.limit)  # whatever it has on lease
+            self._drop(queue.site)
         self._leave(queue)
         self._ready.pop(queue, None)
         self._crowded.pop(queue, None)

@@ -61,7 +61,7 @@ class FakeConnection:
     """A connection to a `Peer`, by the rules of the real one."""
 
     def __init__(self, world: World, *args: Any, owner: Any, **_: Any) -> None:
-        self.services, self.settings, self.tls = args[:3]
+        self.services, self.settings, self.tls, self.names, self.domain, self.ehlo_name = args
         self.world = world
         self.owner = owner
         self.facts = None
@@ -122,6 +122,10 @@ class FakeConnection:
             self.quit()
         else:
             self.owner.free(self)
+
+    def turn_to(self, names: tuple[str, ...], domain: str) -> bool:
+        self.names, self.domain = names, domain
+        return True
 
     def rest(self, seconds: float) -> None:
         self._resting = asyncio.get_running_loop().call_later(seconds, self.quit)
@@ -689,8 +693,12 @@ def test_each_recipient_ends_once(seed: int) -> None:
     ips = [A, B, "192.0.2.3"]
     routes = {domain: chance.sample(ips, 3) for domain in ("y.test", "z.test")}
     sent: list[Message] = []
+    same_hosts, config = chance.random() < 0.5, chance.choice(["", "MX_Rollup = true "])
+    config += chance.choice(["", "Max_Outbound_Connections = 1", "Max_Outbound_Connections = 3"])
 
     async def main(world: World) -> None:
+        if same_hosts:
+            world.find = lambda domain, _: _hosts(*(Host(f"mx{ip}", ip, 25) for ip in routes[domain]))  # type: ignore[method-assign]
         for _ in range(chance.randint(1, 12)):
             sent.extend(world.send(chance.choice(["y.test", "z.test"]), chance.randint(1, 6)))
             await asyncio.sleep(chance.choice([0, 1, 400]))
@@ -702,10 +710,119 @@ def test_each_recipient_ends_once(seed: int) -> None:
         assert not list(world.dispatcher.queues.messages())
         assert len(world.dispatcher.queues) == 0
         assert world.dispatcher.queues.opened == 0
+        assert not world.dispatcher.queues._sites
+        assert not world.dispatcher.siblings._idle
 
-    world = simulate(main, {ip: peer() for ip in ips}, routes)
+    world = simulate(main, {ip: peer() for ip in ips}, routes, config)
     assert world.store.removed == Counter({message.id.number: 1 for message in sent})
     delivered = Counter(event.message.id for event in world.outcomes(Delivered))
     failed = Counter(event.message.id for event in world.outcomes(PermanentFailure))
     assert delivered + failed == Counter(message.id for message in sent)
     assert Counter(message.id for message, _, _ in world.bouncer.told) == failed
+
+
+def test_mail_takes_the_idle_connection_of_another_domain_to_the_same_host() -> None:
+    async def main(world: World) -> None:
+        for domain in ("one.test", "two.test", "three.test"):
+            world.send(domain)
+            await asyncio.sleep(1)
+
+    for migrate, connects in (("true", 1), ("false", 3)):
+        peers = {A: Peer(), B: Peer()}
+        routes = {domain: [A, B] for domain in ("one.test", "two.test", "three.test")}
+        config = f"Migrate_Connections_Between_Sibling_Domains = {migrate}"
+        world = simulate(main, peers, routes, config)
+        assert len(world.outcomes(Delivered)) == 3
+        assert (peers[A].connects, peers[B].connects) == (connects, 0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "TLS = required",
+        "TLS = ifavailable",
+        "Max_Deliveries_Per_Connection = 1000",
+        "EHLO_Hostname = other.test",
+        'Outbound_SMTP_AUTH_Type = plain Outbound_SMTP_AUTH_User = u Outbound_SMTP_AUTH_Pass = "p"',
+    ],
+)
+def test_no_mail_takes_a_connection_that_was_opened_otherwise(other: str) -> None:
+    async def main(world: World) -> None:
+        for domain in ("one.test", "two.test"):
+            world.send(domain)
+            await asyncio.sleep(1)
+
+    peers = {A: Peer()}
+    world = simulate(main, peers, {"one.test": [A], "two.test": [A]}, f"Domain two.test {{ {other} }}")
+    assert len(world.outcomes(Delivered)) == 2
+    assert peers[A].connects == 2
+
+
+def test_an_idle_connection_to_a_worse_host_is_not_taken() -> None:
+    """It stands to what is the best host of one domain, and the second of another."""
+
+    async def main(world: World) -> None:
+        world.find = lambda domain, _: _hosts(  # type: ignore[method-assign]
+            *([Host("mx2", B, 25, 10)] if domain == "one.test" else [Host("mx1", A, 25, 10), Host("mx2", B, 25, 20)])
+        )
+        for domain in ("one.test", "two.test"):
+            world.send(domain)
+            await asyncio.sleep(1)
+
+    peers = {A: Peer(), B: Peer()}
+    simulate(main, peers, {})
+    assert (peers[A].connects, peers[B].connects) == (1, 1)
+
+
+DOMAINS = [f"d{n}.test" for n in range(60)]
+
+
+def _to_all(seconds: float) -> Callable[[World], Any]:
+    async def main(world: World) -> None:
+        world.find = lambda domain, _: _hosts(Host("mx.shared.test", A, 25))  # type: ignore[method-assign]
+        for domain in DOMAINS:
+            for _ in range(3):
+                world.send(domain)
+        await asyncio.sleep(seconds)
+
+    return main
+
+
+def test_domains_of_the_same_hosts_share_a_limit() -> None:
+    peers = {A: Peer()}
+    world = simulate(_to_all(60), peers, {}, "MX_Rollup = true Max_Outbound_Connections = 4")
+    assert len(world.outcomes(Delivered)) == 180
+    assert peers[A].highest == 4
+    assert peers[A].connects <= 12, "connections go from one domain to the next"
+    assert not list(world.dispatcher.queues), "nothing is left of them"
+    assert not world.dispatcher.queues._sites
+
+    peers = {A: Peer()}
+    simulate(_to_all(60), peers, {}, "Max_Outbound_Connections = 4")
+    assert peers[A].highest > 4, "without it each domain has a limit of its own"
+
+
+def test_domains_of_the_same_hosts_learn_together_what_a_host_takes() -> None:
+    peers = {A: Peer(most=3)}
+    world = simulate(_to_all(120), peers, {}, "MX_Rollup = true")
+    assert len(world.outcomes(Delivered)) == 180
+    assert {event.message.tries for event in world.outcomes(Delivered)} == {1}
+    assert peers[A].highest == 3
+
+
+def test_a_reload_takes_domains_apart_that_no_longer_share() -> None:
+    async def main(world: World) -> None:
+        world.find = lambda domain, _: _hosts(Host("mx.shared.test", A, 25))  # type: ignore[method-assign]
+        for domain in DOMAINS[:20]:
+            world.send(domain, recipients=2)
+        await asyncio.sleep(0.15)
+        assert peers[A].highest == 2
+        hooks = world.hooks
+        await world.dispatcher.reconfigure(_config("Max_Outbound_Connections = 2"), None, hooks)  # type: ignore[arg-type]
+        await asyncio.sleep(60)
+        assert not world.dispatcher.queues._sites
+
+    peers = {A: Peer()}
+    world = simulate(main, peers, {}, "MX_Rollup = true Max_Outbound_Connections = 2")
+    assert len(world.outcomes(Delivered)) == 40
+    assert peers[A].highest > 2
