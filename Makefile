@@ -6,7 +6,7 @@ ONCE ?=
 # tests at once, a file each; many of them wait for a peer
 JOBS ?= $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) + 1 )))
 
-.PHONY: demo test check check-static docs bench bench-scale fuzz attack fmt clean
+.PHONY: demo test check check-static docs bench bench-guard bench-scale fuzz attack fmt clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Quillon needs CPython 3.11 or later; set PYTHON=")'
@@ -51,6 +51,10 @@ bench: $(VENV)/.demo
 # What a queue of a million messages costs; some ten minutes.
 bench-scale: $(VENV)/.demo
 	$(BIN)/python bench/scale.py
+
+# Instructions per message against those recorded in bench/guard.json; two minutes.
+bench-guard: $(VENV)/.demo
+	$(BIN)/python bench/guard.py
 
 # A minute of hostile octets against the TLS engines; SECONDS=3600 for more.
 fuzz: $(VENV)/.dev

@@ -233,10 +233,12 @@ class Sink:
         self._process.wait()
 
 
-def load(port: int, options: tuple[str, ...], count: int) -> int:
+def load(port: int, options: tuple[str, ...], count: int, patience: float = 120) -> int:
     """Send so many messages; gives how many were accepted."""
     command = [str(CACHE / "bin/smtpload"), "-c", "20", "-n", str(count), "-w", "60", *options, f"127.0.0.1:{port}"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patience, check=False
+    )
     if not done.stdout:
         raise RuntimeError(done.stderr)
     return int(json.loads(done.stdout)["done"])
