@@ -223,7 +223,7 @@ def test_what_waits_can_while_scripts_load(stage: Stage) -> None:
 def test_recipients(stage: Stage) -> None:
     from quillon.mail.address import Mailbox
 
-    stage.session.recipients[:] = [Mailbox("a", "x.fi"), Mailbox("b", "x.fi")]
+    stage.session.recipients.replace([Mailbox("a", "x.fi"), Mailbox("b", "x.fi")])
     code = """
     local t = vctx:recipient_list() local s = "" for i = 0, #t do s = s .. t[i] .. " " end out(s)
     vctx:add_recipient("c@x.fi") vctx:add_recipient({"d@x.fi", "a@x.fi"}) vctx:remove_recipient("<b@x.fi>")

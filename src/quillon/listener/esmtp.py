@@ -274,7 +274,7 @@ class EsmtpSession:
         if self._transaction.committing:
             return
         now = self._services.clock.now()
-        idle: float = self._settings.idle_time
+        idle = float(self._settings.idle_time)
         reading = self._session.state is State.READING_BODY
         if reading and not self._data_ends_at and self._settings.data_time:
             self._data_ends_at = now + self._settings.data_time

@@ -194,8 +194,9 @@ class Transaction:
                 raise
 
     def _prefix(self, head: bytes) -> bytes:
-        received = content.trace_field(self.settings, self._trace(), self._received_text)
-        return received + self._missing(head)
+        trace = self._trace()
+        received = content.trace_field(self.settings, trace, self._received_text)
+        return received + content.missing_fields(head, self.settings, trace)
 
     def _missing(self, head: bytes) -> bytes:
         return content.missing_fields(head, self.settings, self._trace())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 
 from quillon.mail.event import (
     Attempted,
@@ -41,7 +42,7 @@ class Metrics:
 
     def count(self, event: Event) -> None:
         if isinstance(event, Received):
-            self.counts[_series("quillon_receptions_total", **_tls(event.tls))] += 1
+            self.counts[_receptions(*_tls(event.tls))] += 1
         elif isinstance(event, Attempted):
             self._attempt(event)
         elif isinstance(event, HostFailed):
@@ -63,18 +64,28 @@ class Metrics:
         outcome = event.outcome
         kind = "delivered" if isinstance(outcome, Delivered) else "permanent_failure"
         kind = "transient_failure" if isinstance(outcome, TransientFailure) else kind
-        self.counts[_series("quillon_attempts_total", outcome=kind, **_tls(event.tls))] += 1
+        self.counts[_attempts(kind, *_tls(event.tls))] += 1
         cause = "" if isinstance(outcome, Delivered) else outcome.cause
         cause = cause or (event.tls.cause if event.tls is not None else "")
         if cause:
             self.counts[_series("quillon_tls_failures_total", direction="outbound", cause=cause)] += 1
 
 
-def _tls(facts: TlsFacts | None) -> dict[str, str]:
+@lru_cache(maxsize=256)
+def _receptions(version: str, verified: str, level: str) -> str:
+    return _series("quillon_receptions_total", version=version, verified=verified, level=level)
+
+
+@lru_cache(maxsize=256)
+def _attempts(outcome: str, version: str, verified: str, level: str) -> str:
+    return _series("quillon_attempts_total", outcome=outcome, version=version, verified=verified, level=level)
+
+
+def _tls(facts: TlsFacts | None) -> tuple[str, str, str]:
+    """Version, whether verified, and what was proven."""
     if facts is None or not facts.protocol:
-        return {"version": "none", "verified": "none", "level": "none"}
-    verified = {True: "yes", False: "no", None: "none"}[facts.verified]
-    return {"version": facts.protocol, "verified": verified, "level": facts.level}
+        return "none", "none", "none"
+    return facts.protocol, {True: "yes", False: "no", None: "none"}[facts.verified], facts.level
 
 
 def _series(name: str, **labels: str) -> str:

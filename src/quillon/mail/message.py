@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from quillon.mail.address import Mailbox
 
@@ -23,8 +23,7 @@ class MessageId(NamedTuple):
 
     def __str__(self) -> str:
         """`CC/CC-PPPPP-SSSSSSSS`: counter and slot as hexadecimal digits in reverse order."""
-        counter = f"{self.counter:04X}"
-        return f"{counter[3]}{counter[2]}/{counter[1]}{counter[0]}-{self.pid:05d}-{_reversed_hex(self.slot)}"
+        return _shown(self.slot, self.pid, self.counter)
 
     @property
     def number(self) -> int:
@@ -34,6 +33,13 @@ class MessageId(NamedTuple):
     @classmethod
     def from_number(cls, number: int) -> MessageId:
         return cls(number >> 32, number >> 16 & 0xFFFF, number & 0xFFFF)
+
+
+@lru_cache(maxsize=1024)
+def _shown(slot: int, pid: int, number: int) -> str:
+    """Of a young id, which is shown several times."""
+    counter = f"{number:04X}"
+    return f"{counter[3]}{counter[2]}/{counter[1]}{counter[0]}-{pid:05d}-{_reversed_hex(slot)}"
 
 
 @lru_cache(maxsize=64)
@@ -118,7 +124,7 @@ class Batch:
     left: int = 1
     connection_context: Mapping[str, str] = field(default_factory=dict)
     message_context: Mapping[str, str] = field(default_factory=dict)
-    place: object = field(default=None, compare=False, repr=False)
+    place: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(slots=True)

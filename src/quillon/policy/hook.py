@@ -30,6 +30,8 @@ CALL_AGAIN = 0.1  # seconds until a callout that returned AGAIN is called once m
 class Phase(Enum):
     """The SMTP phases of the manual, in order; the value is the name of the callout."""
 
+    __hash__ = object.__hash__  # members are compared by identity, and Enum hashes their names each time
+
     CONNECT = "validate_connect"
     TLS_POST_ACCEPT = "inbound_smtp_tls_post_accept"
     EHLO = "validate_ehlo"
@@ -51,6 +53,8 @@ class Phase(Enum):
 
 class Hook(Enum):
     """Questions that a module may answer, by the names of the manual's C hooks."""
+
+    __hash__ = object.__hash__  # as of Phase
 
     INBOUND_PARAMETERS = "get_inbound_tls_parameters"
     INBOUND_VERIFY = "inbound_smtp_tls_verify_callback"
@@ -108,18 +112,34 @@ class PolicyError(Exception):
     script = ""
 
 
-class Recipients(list[Mailbox]):
+class Recipients:
     """The recipients of one transaction. `edits` counts how often policy has changed them, `routes` are the routing
     domains that were chosen for some."""
 
     def __init__(self, given: Iterable[Mailbox] = ()) -> None:
-        super().__init__(given)
+        self._mailboxes = list(given)
         self.edits = 0
         self.routes: dict[Mailbox, str] = {}
 
+    def __len__(self) -> int:
+        return len(self._mailboxes)
+
+    def __iter__(self) -> Iterator[Mailbox]:
+        return iter(self._mailboxes)
+
+    def __contains__(self, mailbox: object) -> bool:
+        return mailbox in self._mailboxes
+
+    def __getitem__(self, index: int) -> Mailbox:
+        return self._mailboxes[index]
+
+    def append(self, mailbox: Mailbox) -> None:
+        """One more."""
+        self._mailboxes.append(mailbox)
+
     def replace(self, others: Iterable[Mailbox]) -> None:
         """Other recipients, each of them once."""
-        self[:] = dict.fromkeys(others)
+        self._mailboxes = list(dict.fromkeys(others))
         self.edits += 1
 
 
@@ -307,7 +327,7 @@ class Policy:
                 return replies.POLICY_FAILED
             if self.trace is not None:
                 self._traced(call, name, verdict.name, before)
-            reply = context.reply
+            reply: Reply | None = context.reply
             if reply is not None and context.disconnect and reply.code < 400:
                 return Reply(421, "", reply.text)  # to hang up is a refusal: no 250 may stand for mail that is not kept
             if reply is not None and reply.code >= 400:

@@ -13,6 +13,8 @@ from quillon.mail.reply import Reply
 class State(Enum):
     """Reception states of the manual, as the rejectlog prints them."""
 
+    __hash__ = object.__hash__  # members are compared by identity, and Enum hashes their names each time
+
     CONNECTED = "just connected"
     AWAITING_HELLO = "awaiting ehlo/helo"
     AWAITING_MAIL = "awaiting mailfrom"

@@ -52,6 +52,8 @@ class MailData:
     def feed(self, data: bytes) -> bytes:
         """Mail data without dot-stuffing out of the octets given so far; whole lines, but for very long ones."""
         carry = self._carry
+        if not carry:
+            return self._feed_first(data)
         searched = max(len(carry) - 4, 0)
         carry += data
         if not self._mid_line and carry.startswith(b".\r\n"):
@@ -61,17 +63,27 @@ class MailData:
         if end >= 2:
             self.complete, self.rest, self._carry = True, bytes(carry[end + 3 :]), bytearray()
             return self._plain(bytes(carry[:end]))
-        # the last line end may belong to the end mark, but its dot comes first in the carry then
-        cut = carry.rfind(b"\r\n", max(searched - 1, 0)) + 2
-        if cut >= 2:
-            return self._taken(cut, mid_line=False)
-        if len(carry) <= _FLUSH:
+        cut, mid_line = _cut(carry, searched)
+        if not cut:
             return b""
-        return self._taken(len(carry) - carry.endswith(b"\r"), mid_line=True)
+        block = bytes(carry[:cut])
+        del carry[:cut]
+        return self._block(block, mid_line=mid_line)
 
-    def _taken(self, cut: int, *, mid_line: bool) -> bytes:
-        block = bytes(self._carry[:cut])
-        del self._carry[:cut]
+    def _feed_first(self, data: bytes) -> bytes:
+        """As `feed`, with nothing in front: most messages come in few pieces, which need not be copied together."""
+        if not self._mid_line and data.startswith(b".\r\n"):
+            self.complete, self.rest = True, data[3:]
+            return b""
+        end = data.find(b"\r\n.\r\n") + 2
+        if end >= 2:
+            self.complete, self.rest = True, data[end + 3 :]
+            return self._plain(data[:end])
+        cut, mid_line = _cut(data, 0)
+        self._carry += data[cut:]
+        return self._block(data[:cut], mid_line=mid_line) if cut else b""
+
+    def _block(self, block: bytes, *, mid_line: bool) -> bytes:
         out = self._plain(block)
         self._mid_line = mid_line
         return out
@@ -83,6 +95,11 @@ class MailData:
             block = block[1:]
         if b"\r\n." in block:
             block = block.replace(b"\r\n.", b"\r\n")
+        if not has_lone(block):
+            if self._in_headers:
+                self._split(block)
+            self._last = block[-1:] or self._last
+            return block
         head, body = self._split(block) if self._in_headers else (b"", block)
         if head and has_lone(head):
             self.lone_in_headers = True
@@ -103,6 +120,18 @@ class MailData:
             return block, b""
         self._in_headers = False
         return block[: found.end()], block[found.end() :]
+
+
+def _cut(data: bytes | bytearray, searched: int) -> tuple[int, bool]:
+    """How much of data without an end mark is certain, and whether that ends inside a line; `searched` octets hold no
+    line end that is certain."""
+    # the last line end may belong to the end mark, but its dot comes first in what is kept then
+    cut = data.rfind(b"\r\n", max(searched - 1, 0)) + 2
+    if cut >= 2:
+        return cut, False
+    if len(data) <= _FLUSH:
+        return 0, False
+    return len(data) - data.endswith(b"\r"), True
 
 
 def _mended(data: bytes) -> bytes:

@@ -44,7 +44,7 @@ class Committer(Generic[Group]):
         self._report = report
         self._todo: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._writer: threading.Thread | None = None
         self._scheduled = False
         self._stopped = False
         self._begun = 0.0  # when the last write began, in the loop's time
@@ -54,15 +54,15 @@ class Committer(Generic[Group]):
     def start(self) -> None:
         """Called on the event loop that `settle` is to run on."""
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name=f"commit {self._name}", daemon=True)
-        self._thread.start()
+        self._writer = threading.Thread(target=self._run, name=f"commit {self._name}", daemon=True)
+        self._writer.start()
 
     async def stop(self) -> None:
         """End the thread, after the group that it writes; what has come since is not taken."""
         self._stopped = True
         self._todo.put(None)
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+        if self._writer is not None:
+            await asyncio.to_thread(self._writer.join)
 
     def soon(self) -> None:
         """Write at the end of this round of the loop, or when the group before is done."""
@@ -87,7 +87,7 @@ class Committer(Generic[Group]):
         assert self._loop is not None
         try:
             while (group := self._todo.get()) is not None:
-                error = None
+                error: Exception | None = None
                 try:
                     self._write(group)
                 except Exception as failed:

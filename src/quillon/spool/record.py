@@ -15,6 +15,8 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
 from quillon.mail.address import Mailbox
 from quillon.mail.message import TLS_STRENGTH, VERIFY_STRENGTH, Batch, Message, MessageId, Origin, TlsDemand
 
@@ -23,7 +25,12 @@ MESSAGE_VERSION = 4  # what 1 to 3 lack stands in _LACKING
 _NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 # what a layout lacks that the next one has: priority, context and refusal; the domain chosen and the demand; notices
 _LACKING: dict[int, list[Any]] = {1: [0, {}, ""], 2: ["", None], 3: [0]}
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode  # json.dumps would make one a call
+_encoder = msgspec.json.Encoder()
+
+
+def _encode(record: list[Any]) -> str:
+    """Raises ValueError for a text that cannot be written."""
+    return _encoder.encode(record).decode()
 
 
 class RecordError(ValueError):
@@ -100,7 +107,7 @@ def decode_message(number: int, text: str, batch: Batch) -> Message:
     """The message of a row. Raises RecordError."""
     with _reading("message"):
         version, *rest = json.loads(text)
-        if version not in (*_LACKING, MESSAGE_VERSION):
+        if version != MESSAGE_VERSION and version not in _LACKING:
             raise RecordError(f"layout {version!r} is not one that this version reads")
         for older in range(version, MESSAGE_VERSION):
             rest += _LACKING[older]
