@@ -8,7 +8,7 @@ JOBS ?= $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) + 1 )))
 
 .PHONY: demo test check check-static docs bench bench-guard bench-scale fuzz attack fmt clean
 
-$(VENV)/.demo: pyproject.toml constraints.txt
+$(VENV)/.demo: pyproject.toml constraints.txt hatch_build.py $(wildcard src/quillon/*/*.c)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Quillon needs CPython 3.11 or later; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
@@ -30,16 +30,16 @@ test: $(VENV)/.dev
 
 # What reads the code without running it.
 check-static: $(VENV)/.dev
-	$(BIN)/ruff format --check src tests bench docs
-	$(BIN)/ruff check src tests bench docs
+	$(BIN)/ruff format --check src tests bench docs hatch_build.py
+	$(BIN)/ruff check src tests bench docs hatch_build.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 check: check-static test
 
 fmt: $(VENV)/.dev
-	$(BIN)/ruff format src tests bench docs
-	$(BIN)/ruff check --fix src tests bench docs
+	$(BIN)/ruff format src tests bench docs hatch_build.py
+	$(BIN)/ruff check --fix src tests bench docs hatch_build.py
 
 docs: $(VENV)/.docs
 	$(BIN)/python docs/generate.py

@@ -17,7 +17,7 @@ def require(program: str) -> str:
     """The path of a program."""
     path = shutil.which(program, path=_FOLDERS)
     if path is None:
-        _missing(f"{program} is not installed")
+        missing(f"{program} is not installed")
     assert path is not None
     return path
 
@@ -25,10 +25,11 @@ def require(program: str) -> str:
 def require_root() -> None:
     """Postfix and changes of user need root."""
     if os.geteuid() != 0:
-        _missing("this needs root")
+        missing("this needs root")
 
 
-def _missing(text: str) -> None:
+def missing(text: str) -> None:
+    """What a test needs is not there."""
     if os.environ.get("QUILLON_REQUIRE_PEERS") == "1":
         pytest.fail(f"{text}, and QUILLON_REQUIRE_PEERS=1 demands it")
     pytest.skip(text)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from quillon import __version__
@@ -59,10 +60,16 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"there is no {value}{meant}")
 
 
+def _parts() -> str:
+    """What is to be known of this installation."""
+    # looked for and not imported: to tell the version loads nothing
+    return "" if find_spec("quillon.smtp._octets") else ", without compiled parts"
+
+
 def _parser(asked: str) -> argparse.ArgumentParser:
     """A parser that knows all commands by name, and the options of the one that is asked for."""
     parser = _Parser(prog="quillon", description="A mail transfer agent that enforces TLS and can prove it.")
-    parser.add_argument("--version", action="version", version=f"quillon {__version__}")
+    parser.add_argument("--version", action="version", version=f"quillon {__version__}{_parts()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (module, words) in COMMANDS.items():
         if COMMANDS.get(asked, ("", ""))[0] != module:

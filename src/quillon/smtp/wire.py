@@ -8,6 +8,7 @@ message from being read as two by the next host.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 MAX_COMMAND_LINE = 4096  # octets; RFC 5321 4.5.3.1.4 asks for 512 and more with extensions
 MAX_REPLY_LINE = 4096  # octets; RFC 5321 4.5.3.1.5 asks for 512
@@ -23,10 +24,32 @@ _DOT = re.compile(rb"(?<=[\r\n])\.")
 _LONE_STUFFED = re.compile(rb"((?:\r(?!\n)|(?<!\r)\n))\.(?=[^\r\n])")
 
 
+LONE, NUL, DOT = 1, 2, 4
+_NO_LINE_END = bytes(octet for octet in range(256) if octet not in b"\r\n")
+
+
+def scan_purely(data: bytes) -> int:
+    """What is to be known of some octets, which neither start nor end inside a CRLF, as flags: LONE, a CR or an LF
+    stands alone; NUL, there is one; DOT, one stands behind a CR or an LF."""
+    line_ends = len(data.translate(None, _NO_LINE_END))
+    found = LONE if line_ends != 2 * data.count(b"\r\n") else 0
+    if b"\0" in data:
+        found |= NUL
+    if b"\n." in data or b"\r." in data:
+        found |= DOT
+    return found
+
+
+scan: Callable[[bytes], int]
+try:
+    from quillon.smtp._octets import scan
+except ImportError:  # it was installed without a compiler
+    scan = scan_purely
+
+
 def has_lone(data: bytes) -> bool:
     """Whether a CR or an LF stands alone in `data`, which neither starts nor ends inside a CRLF."""
-    pairs = data.count(b"\r\n")
-    return data.count(b"\n") != pairs or data.count(b"\r") != pairs
+    return bool(scan(data) & LONE)
 
 
 class MailData:
@@ -89,13 +112,14 @@ class MailData:
         return out
 
     def _plain(self, block: bytes) -> bytes:
-        if b"\0" in block:
+        found = scan(block)
+        if found & NUL:
             self.nul = True
         if not self._mid_line and block.startswith(b"."):
             block = block[1:]
-        if b"\r\n." in block:
+        if found & DOT:
             block = block.replace(b"\r\n.", b"\r\n")
-        if not has_lone(block):
+        if not found & LONE:  # whether a stuffed dot is taken away or not makes no difference to that
             if self._in_headers:
                 self._split(block)
             self._last = block[-1:] or self._last
@@ -151,12 +175,12 @@ class DotStuffer:
     def feed(self, data: bytes) -> bytes:
         if not data:
             return b""
-        # look at the seam together with the data, so that LF . split over two pieces is seen
-        joined = self._tail[-1:] + data
+        before = self._tail[-1:]
         self._tail = (self._tail + data[-2:])[-2:]
-        if b"\n." in joined or b"\r." in joined:
-            joined = _DOT.sub(b"..", joined)
-        return joined[1:]
+        if not scan(data) & DOT and not (data[:1] == b"." and before in b"\r\n"):
+            return data
+        # the seam is looked at together with the data, so that LF . split over two pieces is seen
+        return _DOT.sub(b"..", before + data)[1:]
 
     def end(self) -> bytes:
         return b".\r\n" if self._tail == b"\r\n" else b"\r\n.\r\n"

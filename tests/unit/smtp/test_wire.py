@@ -1,13 +1,45 @@
-"""Mail data: dots, the end mark, lone CR and LF, at every possible cut."""
+"""Mail data: dots, the end mark, lone CR and LF, at every possible cut; in both forms of what looks for them."""
 
 import re
 import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from quillon.smtp.wire import DotStuffer, MailData
+from quillon.smtp import wire as wire_module
+from quillon.smtp.wire import DOT, LONE, NUL, DotStuffer, MailData, scan_purely
+from tests.support.peers import missing
+
+try:
+    from quillon.smtp import _octets
+except ImportError:
+    _octets = None  # type: ignore[assignment]
+
+
+@pytest.fixture(autouse=True, scope="module", params=["pure", "compiled"])
+def form(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything here is true of both forms."""
+    if request.param == "compiled" and _octets is None:
+        missing("Quillon is installed without its compiled parts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire_module, "scan", scan_purely if request.param == "pure" else _octets.scan)
+        yield
+
+
+@given(st.lists(st.sampled_from([b"\r\n", b".", b"\r", b"\n", b"a", b"\0", b"\xff", b"x" * 239, b"\r\n" * 120])))
+@example([])
+@example([b"x" * 239, b"\r\n"])
+@example([b"x" * 239, b"\r"])
+@example([b"x" * 239, b"\n", b"."])
+@example([b"\r\n" * 120, b".", b"\r\n" * 121, b"\n"])
+def test_what_is_found_in_octets(pieces: list[bytes]) -> None:
+    data = b"".join(pieces)
+    lone = LONE if re.search(rb"\r(?!\n)|(?<!\r)\n", data) else 0
+    dots = DOT if re.search(rb"[\r\n]\.", data) else 0
+    assert wire_module.scan(data) == lone | dots | (NUL if b"\0" in data else 0)
+
 
 _pieces = st.lists(
     st.sampled_from([b"\r\n", b".", b"\r", b"\n", b"a", b"..", b"Subject: x", b"\r\n\r\n", b"\r\n.", b"\xff"]),

@@ -1,0 +1,57 @@
+"""Compiles the small parts of Quillon that are written in C, where there is a C compiler.
+
+Without one, or with QUILLON_PURE=1, Quillon is installed without them, and does the same in Python: what is compiled
+has a pure twin. `quillon --version` tells which it is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SOURCES = ("src/quillon/smtp/_octets.c",)
+FLAGS = ("-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall")
+
+
+class Compile(BuildHookInterface):  # type: ignore[type-arg]
+    """For an editable installation beside its source, else into the wheel."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if self.target_name != "wheel":
+            return
+        self._folder = tempfile.mkdtemp()
+        compiler = (sysconfig.get_config_var("CC") or "cc").split()
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        for source in SOURCES:
+            name = Path(source).with_suffix(suffix)
+            made = Path(self.root) / name if version == "editable" else Path(self._folder) / name.name
+            made.unlink(missing_ok=True)  # of a build before, whose source was another
+            if os.environ.get("QUILLON_PURE") == "1" or not shutil.which(compiler[0]):
+                self._without("QUILLON_PURE=1" if shutil.which(compiler[0]) else f"there is no {compiler[0]}")
+                continue
+            include = f"-I{sysconfig.get_paths()['include']}"
+            command = [*compiler, *FLAGS, include, "-o", str(made), str(Path(self.root) / source)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                made.unlink(missing_ok=True)
+                self._without(done.stderr.strip().splitlines()[0] if done.stderr.strip() else "the compiler failed")
+                continue
+            if version != "editable":
+                build_data["pure_python"], build_data["infer_tag"] = False, True
+                build_data["force_include"][str(made)] = str(name.relative_to("src"))
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        if self.target_name == "wheel":
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _without(self, why: str) -> None:
+        self.app.display_warning(f"Quillon is installed without its compiled parts: {why}")
