@@ -77,17 +77,19 @@ class Contexts:
 
     def load(self, settings: InboundTls) -> _Held[ServerContext]:
         """Build a server context now, so that what is wrong shows before a client comes. Raises ContextError."""
-        if settings not in self._inbound:
+        held = self._inbound.get(settings)
+        if held is None:
             stamps = _stamps(settings)
-            self._inbound[settings] = _Held(self._new_server(settings), stamps, self._clock())
-        return self._inbound[settings]
+            held = self._inbound[settings] = _Held(self._new_server(settings), stamps, self._clock())
+        return held
 
     def load_client(self, settings: OutboundTls) -> _Held[ClientContext]:
         """Build a client context now. Raises ContextError."""
-        if settings not in self._outbound:
+        held = self._outbound.get(settings)
+        if held is None:
             stamps = _stamps(settings)
-            self._outbound[settings] = _Held(self._new_client(settings), stamps, self._clock())
-        return self._outbound[settings]
+            held = self._outbound[settings] = _Held(self._new_client(settings), stamps, self._clock())
+        return held
 
     def _new_server(self, settings: InboundTls) -> ServerContext:
         return GnuTLSServer(settings) if settings.tls_engine == "gnutls" else OpenSSLServer(settings, self._clock)

@@ -28,7 +28,6 @@ from quillon.tls.verdict import Certificate, HandshakeFailure, Verdict, alert_ca
 ChainError = tuple[str, int, str]
 
 _ALERT = re.compile(r"\balert (.+)")
-_READ = 65536
 _MAX_ERRORS = 16
 _UNKNOWN: ChainError = ("certificate_rejected", 0, "the session's own handshake is not remembered any more")
 # words of the library to cause codes, first match wins
@@ -185,16 +184,15 @@ class OpenSSLEngine:
             self._connection.set_session(kept.session)
 
     def start(self) -> None:
-        self._handshake()
+        if not self._server:  # a server has nothing to say before its client
+            self._handshake()
 
     def receive(self, ciphertext: bytes) -> bytes:
         if self.failure is not None or self.closed:
             return b""
         out: list[bytes] = []
-        view = ciphertext
-        while view:
-            written = self._connection.bio_write(view)
-            view = view[written:]
+        if ciphertext:
+            openssl_extra.give(self._connection, ciphertext)
         if not self.established:
             self._handshake()
         if self.established:
@@ -205,9 +203,8 @@ class OpenSSLEngine:
 
     def _handshake(self) -> None:
         try:
-            self._connection.do_handshake()
-        except SSL.WantReadError:
-            return
+            if not openssl_extra.handshake(self._connection):
+                return
         except SSL.ZeroReturnError:
             self.failure = HandshakeFailure("handshake_eof", "close_notify during the handshake")
         except NoApplicationProtocol as error:
@@ -247,10 +244,8 @@ class OpenSSLEngine:
 
     def _read(self, out: list[bytes]) -> None:
         try:
-            while True:
-                out.append(self._connection.recv(_READ))
-        except SSL.WantReadError:
-            return
+            while octets := openssl_extra.read(self._connection):
+                out.append(octets)
         except SSL.ZeroReturnError:
             self.closed = True
         except SSL.Error as error:
@@ -306,13 +301,7 @@ class OpenSSLEngine:
             self.closed = True
 
     def data_to_send(self) -> bytes:
-        parts: list[bytes] = []
-        try:
-            while not parts or len(parts[-1]) == _READ:  # a shorter one was the last; asking on costs an exception
-                parts.append(self._connection.bio_read(_READ))
-        except SSL.WantReadError:
-            pass
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return openssl_extra.take(self._connection)
 
     def eof(self) -> None:
         if not self.established and self.failure is None:
