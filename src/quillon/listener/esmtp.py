@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import ipaddress
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any
@@ -45,6 +45,9 @@ LINGER = 30.0  # seconds that a last reply may take to leave
 EHLO_KEYS = ("ehlo_string", "ehlo_domain")  # connection context
 COMMANDS_A_TURN = 32  # that the machine answers by itself before other sessions get their turn
 MAX_UNREAD = 65536  # octets pipelined behind a paused command before reading stops
+
+
+Step = Coroutine[Any, Any, None] | None  # what is left of a step that has to wait
 
 
 class Link(IntEnum):
@@ -412,7 +415,7 @@ class EsmtpSession:
                 more = True
             elif isinstance(event, smtp.Data) and not event.last:
                 self._transaction.add(event.data)
-            elif not self._start(self._on(session, event)):
+            elif (step := self._on(session, event)) is not None and not self._start(step):
                 break
             else:
                 more = turns.over(end)
@@ -446,69 +449,95 @@ class EsmtpSession:
         else:
             self.stream.resume_reading()
 
-    async def _on(self, session: ServerSession, event: Any) -> None:
-        if self._info.delay:
-            await self._sleep(self._info.delay)
+    def _on(self, session: ServerSession, event: Any) -> Step:
+        return self._on_later(session, event) if self._info.delay else self._take(session, event)
+
+    async def _on_later(self, session: ServerSession, event: Any) -> None:
+        await self._sleep(self._info.delay)
+        step = self._take(session, event)
+        if step is not None:
+            await step
+
+    def _take(self, session: ServerSession, event: Any) -> Step:
+        """Take an event. Most are done with at once, for nobody listens; else what is left to wait for is given."""
         if isinstance(event, smtp.Data):
-            await self._on_data(event)
-        elif isinstance(event, smtp.RcptTo):
-            await self._on_rcpt(session, event)
-        elif isinstance(event, smtp.MailFrom):
-            await self._on_mail(session, event)
-        elif isinstance(event, smtp.BeginData):
-            session.respond(await self._transaction.list_complete())
-            self._close_if_told(session)
-        elif isinstance(event, smtp.Hello):
-            await self._on_hello(session, event)
-        elif isinstance(event, smtp.BeginAuth):
+            self.deadline = 0.0  # the client has done its part: no time limit of ours may cut off the answer
+            return self._transaction.complete(event, self._remote, self._answered)
+        if isinstance(event, smtp.RcptTo):
+            return self._on_rcpt(session, event)
+        if isinstance(event, smtp.MailFrom):
+            return self._on_mail(session, event)
+        if isinstance(event, smtp.BeginData):
+            return self._on_list(session)
+        if isinstance(event, smtp.Hello):
+            return self._on_hello(session, event)
+        if isinstance(event, smtp.Authenticate):
+            return self._on_authenticate(session, event)
+        if isinstance(event, smtp.Extension):
+            return self._on_extension(session, event)
+        if isinstance(event, smtp.BeginAuth):
             self._login.begin(session, event, self._remote[0])
-        elif isinstance(event, smtp.Authenticate):
-            await self._login.finish(session, event, self._remote[0])
-            self._close_if_told(session)
-        elif isinstance(event, smtp.Extension):
-            await self._on_extension(session, event)
         elif isinstance(event, smtp.StartTls):
             refusal = self._security.prepare()
             session.respond(refusal)
             self._flush()
             if refusal is None:
                 self._begin_tls()
+        return None
 
-    async def _on_hello(self, session: ServerSession, event: smtp.Hello) -> None:
+    def _ask(self, phase: Phase, text: str, decided: Callable[[Reply | None], None]) -> Step:
+        """Have policy asked, and tell what it decides: at once where nobody listens."""
+        if self._services.policy.has(phase):
+            return _told(self._policy(phase, text), decided)
+        self._context.disconnect = False
+        decided(None)
+        return None
+
+    async def _on_authenticate(self, session: ServerSession, event: smtp.Authenticate) -> None:
+        await self._login.finish(session, event, self._remote[0])
+        self._close_if_told(session)
+
+    def _on_hello(self, session: ServerSession, event: smtp.Hello) -> Step:
         context = self._context
         before = {key: value for key in EHLO_KEYS if (value := context.connection.get(key)) is not None}
         message = context.message
         context.connection["ehlo_string"] = shown.cut(event.line, shown.NAME)
         context.connection["ehlo_domain"] = event.domain
         context.new_message()
-        refusal = await self._policy(Phase.EHLO, event.line + "\r\n")
-        if refusal is not None:
-            # a refused EHLO leaves a transaction as it is, and so what policy has noted of it
-            context.message = message
-            for key in EHLO_KEYS:
-                context.connection.pop(key, None)
-            context.connection.update(before)
-        session.respond(refusal)
-        self._close_if_told(session)
 
-    async def _on_mail(self, session: ServerSession, event: smtp.MailFrom) -> None:
+        def decided(refusal: Reply | None) -> None:
+            if refusal is not None:
+                # a refused EHLO leaves a transaction as it is, and so what policy has noted of it
+                context.message = message
+                for key in EHLO_KEYS:
+                    context.connection.pop(key, None)
+                context.connection.update(before)
+            session.respond(refusal)
+            self._close_if_told(session)
+
+        return self._ask(Phase.EHLO, event.line + "\r\n", decided)
+
+    def _on_mail(self, session: ServerSession, event: smtp.MailFrom) -> Step:
         context = self._context
         if self._services.reception.room.shortage():
             session.respond(replies.NO_ROOM)  # before the client has sent anything large (RFC 1870 6.1)
-            return
+            return None
         context.new_message()
         context.message["mailfrom_string"] = shown.cut(event.line, shown.CONTEXT_VALUE)
         context.message["mailfrom_localpart"] = event.mailbox.local
         context.message["mailfrom_domain"] = event.mailbox.domain
         context.connection["connection_message_count"] = str(session.messages)
-        refusal = await self._policy(Phase.MAILFROM, event.line)
-        session.respond(refusal or self._own_words(Phase.MAILFROM))
-        if refusal is None:
-            self._transaction.begin(event.mailbox)
-            self._rcpt_commands = 0
-        self._close_if_told(session)
 
-    async def _on_rcpt(self, session: ServerSession, event: smtp.RcptTo) -> None:
+        def decided(refusal: Reply | None) -> None:
+            session.respond(refusal or self._own_words(Phase.MAILFROM))
+            if refusal is None:
+                self._transaction.begin(event.mailbox)
+                self._rcpt_commands = 0
+            self._close_if_told(session)
+
+        return self._ask(Phase.MAILFROM, event.line, decided)
+
+    def _on_rcpt(self, session: ServerSession, event: smtp.RcptTo) -> Step:
         context = self._context
         context.message["rcptto_string"] = shown.cut(event.line, shown.CONTEXT_VALUE)
         context.message["rcptto_localpart"] = event.mailbox.local
@@ -516,13 +545,25 @@ class EsmtpSession:
         self._rcpt_commands += 1
         context.connection["connection_rcpt_count"] = str(session.recipients)
         context.connection["message_rcpt_count"] = str(self._rcpt_commands)
-        refusal = await self._transaction.recipient(event, self._ip)
-        session.respond(refusal or self._own_words(Phase.RCPTTO))
-        self._close_if_told(session)
 
-    async def _on_data(self, event: smtp.Data) -> None:
-        self.deadline = 0.0  # the client has done its part: no time limit of ours may cut off the answer
-        await self._transaction.complete(event, self._remote, self._answered)
+        def decided(refusal: Reply | None) -> None:
+            session.respond(refusal or self._own_words(Phase.RCPTTO))
+            self._close_if_told(session)
+
+        if self._transaction.asks_about_recipients:
+            return _told(self._transaction.recipient_by_policy(event, self._ip), decided)
+        decided(self._transaction.recipient(event, self._ip))
+        return None
+
+    def _on_list(self, session: ServerSession) -> Step:
+        def decided(refusal: Reply | None) -> None:
+            session.respond(refusal)
+            self._close_if_told(session)
+
+        if self._transaction.asks_about_list:
+            return _told(self._transaction.list_complete_by_policy(), decided)
+        decided(self._transaction.list_complete())
+        return None
 
     def _answered(self, reply: Reply) -> None:
         """The answer of reception: at once for a refusal, after the commit for a 250."""
@@ -678,6 +719,10 @@ class EsmtpSession:
                     tls=self._security.facts,
                 )
             )
+
+
+async def _told(question: Coroutine[Any, Any, Reply | None], decided: Callable[[Reply | None], None]) -> None:
+    decided(await question)
 
 
 def _texts(context: Mapping[str, str]) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from quillon.config.model import Config
 from quillon.config.scope import IPAddress, glob_matches
 from quillon.config.settings import ReceptionSettings
@@ -30,20 +28,23 @@ def needs_no_authentication(settings: ReceptionSettings, client: IPAddress) -> b
     )
 
 
-async def refusal(
+def depends(settings: ReceptionSettings, client: bool, sender: Mailbox | None) -> bool:
+    """Whether it is the recipient's domain that decides; `client` is the answer of `client_may`."""
+    return not client and not _sender_may(settings, sender)
+
+
+def refusal(
     config: Config,
     settings: ReceptionSettings,
     client: bool,
     sender: Mailbox | None,
     recipient: Mailbox,
-    policy_says: Callable[[str], Awaitable[bool | None]],
+    said: bool | None = None,
 ) -> Reply | None:
-    """The refusal of a recipient, or None.
-
-    `client` is the answer of `client_may`; `policy_says` asks policy on a domain, None where the configuration decides.
-    """
-    if not client and not _sender_may(settings, sender):
-        may = await policy_says(recipient.domain)
+    """The refusal of a recipient, or None. `said` is what policy says of its domain, None where the configuration
+    decides."""
+    if depends(settings, client, sender):
+        may = said
         if may is None:
             may = glob_matches(settings.relay_domains + settings.bounce_domains, recipient.domain)
         if not may:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from quillon.config.scope import IPAddress
 from quillon.config.settings import ReceptionSettings
@@ -23,6 +24,8 @@ from quillon.reception.accept import Envelope
 from quillon.reception.content import Trace
 from quillon.reception.mail_data import MailData
 from quillon.smtp.events import Data, RcptTo
+
+_LIST = (Phase.RCPTTO_LIST, Phase.RCPTTO_LIST_FINAL)
 
 
 class Transaction:
@@ -78,16 +81,33 @@ class Transaction:
 
     # recipients -----------------------------------------------------------------------------------------------
 
-    async def recipient(self, event: RcptTo, client: IPAddress) -> Reply | None:
+    @property
+    def asks_about_recipients(self) -> bool:
+        """Whether policy has something to say to a recipient."""
+        policy = self._services.policy
+        return policy.has(Phase.RCPTTO) or bool(policy.hooks(Hook.RELAY_TO) or policy.hooks(Hook.DOMAIN_RELAY))
+
+    def recipient(self, event: RcptTo, client: IPAddress) -> Reply | None:
+        """Take a recipient, or say why not, where policy has nothing to say."""
+        may = relay.client_may(self.settings, client, self._context.connection)
+        refusal = self._relayed(event, may, None)
+        if refusal is None:
+            self._info.recipients.append(event.mailbox)
+        return refusal
+
+    def _relayed(self, event: RcptTo, may: bool, said: bool | None) -> Reply | None:
+        if event.postmaster:
+            return None
+        return relay.refusal(self._services.config, self.settings, may, self._sender, event.mailbox, said)
+
+    async def recipient_by_policy(self, event: RcptTo, client: IPAddress) -> Reply | None:
         """Take a recipient, or say why not."""
         context, policy = self._context, self._services.policy
         may = relay.client_may(self.settings, client, context.connection)
-        refusal = None
         try:
-            if not event.postmaster:
-                refusal = await relay.refusal(
-                    self._services.config, self.settings, may, self._sender, event.mailbox, self._relays_to
-                )
+            asks = not event.postmaster and relay.depends(self.settings, may, self._sender)
+            said = await self._relays_to(event.mailbox.domain) if asks else None
+            refusal = self._relayed(event, may, said)
         except Unanswered:
             refusal = replies.POLICY_FAILED
         if refusal is None and policy.has(Phase.RCPTTO):
@@ -117,15 +137,24 @@ class Transaction:
                     raise Unanswered
         return None
 
-    async def list_complete(self) -> Reply | None:
-        """DATA: the list of recipients is complete (manual, validate_rcptto_list)."""
+    @property
+    def asks_about_list(self) -> bool:
+        """Whether policy has something to say to the list of recipients."""
+        return any(map(self._services.policy.has, _LIST))
+
+    def list_complete(self) -> Reply | None:
+        """DATA: the list of recipients is complete."""
+        return None if self._info.recipients else replies.NO_VALID_RECIPIENTS
+
+    async def list_complete_by_policy(self) -> Reply | None:
+        """As `list_complete`, by what policy says (manual, validate_rcptto_list)."""
         policy, context = self._services.policy, self._context
-        for phase in (Phase.RCPTTO_LIST, Phase.RCPTTO_LIST_FINAL):
+        for phase in _LIST:
             if policy.has(phase):
                 refusal = await policy.run(Call(phase, self._info, context))
                 if refusal is not None:
                     return refusal
-        return None if self._info.recipients else replies.NO_VALID_RECIPIENTS
+        return self.list_complete()
 
     def _view(self, mailbox: Mailbox) -> MessageView:
         return MessageView("", str(self._batch_id), str(self._number), str(self._sender), str(mailbox))
@@ -143,8 +172,10 @@ class Transaction:
         if self.record is not None:
             self.record.data(data)
 
-    async def complete(self, event: Data, remote: tuple[str, int], answer: Callable[[Reply], None]) -> None:
-        """The last piece: hand the message to the reception, which answers."""
+    def complete(
+        self, event: Data, remote: tuple[str, int], answer: Callable[[Reply], None]
+    ) -> Coroutine[Any, Any, None] | None:
+        """The last piece: hand the message to the reception, which answers. Gives what has to wait for policy."""
         self.add(event.data)
         mail_data = self._mail_data
         assert mail_data is not None
@@ -154,7 +185,7 @@ class Transaction:
             mail_data.discard()
             self.forget()
             answer(event.fault)
-            return
+            return None
         pathway = self._context.connection.get("pathway", self.settings.pathway)
         group = self._services.config.inbound.pathway_group(pathway)
         origin = Origin(remote[0], "esmtp", self._number, pathway, group)
@@ -184,14 +215,16 @@ class Transaction:
         task = services.reception.take(
             envelope, mail_data, self.settings, self._context, answered, services.policy, decided
         )
-        if task is not None:
-            # it waits for policy, and may still be broken off
-            try:
-                await asyncio.shield(task)
-            except BaseException:
-                if not self.committing:
-                    task.cancel()
-                raise
+        return self._decided(task) if task is not None else None
+
+    async def _decided(self, task: asyncio.Task[None]) -> None:
+        """Until policy has decided; it may still be broken off."""
+        try:
+            await asyncio.shield(task)
+        except BaseException:
+            if not self.committing:
+                task.cancel()
+            raise
 
     def _prefix(self, head: bytes) -> bytes:
         trace = self._trace()

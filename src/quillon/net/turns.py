@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 SLICE = 0.001  # seconds that one session works before others get their turn
+FEW = 50  # items that are looked at together
 SHARE = 0.005  # seconds of one round of the loop that sessions in the queue, or one piece of long work, get
 
 
@@ -68,6 +70,13 @@ class Turns:
                 asyncio.get_running_loop().call_exception_handler(context)
         if self._waiting:
             self._soon()
+
+
+async def each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """What a function makes of each item, in slices if there are many."""
+    if len(items) <= FEW:
+        return [function(item) for item in items]
+    return [function(item) async for item in in_slices(items)]
 
 
 async def in_slices(items: Iterable[T]) -> AsyncIterator[T]:

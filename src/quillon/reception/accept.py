@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from quillon.config.model import Config
@@ -20,7 +21,7 @@ from quillon.mail.message import NULL_ID, Batch, IdSource, Message, MessageId, O
 from quillon.mail.reply import Reply
 from quillon.net import eager
 from quillon.net.clock import Clock
-from quillon.net.turns import in_slices
+from quillon.net.turns import FEW, each, in_slices
 from quillon.policy.context import Context
 from quillon.policy.hook import Policy, Recipients, Session
 from quillon.policy.message import Content
@@ -255,7 +256,7 @@ class Reception:
                 body, path, size = mail_data.copy(first.number.number, fit.rest, added + fit.in_front)
                 batch = self._batch(envelope, first.number, first.sender, context, size, not fit.whole.isascii())
                 batch.body, batch.path = body, path
-                out.append((batch, [self._message(batch, copy) async for copy in in_slices(copies)]))
+                out.append((batch, await each(partial(self._message, batch), copies)))
         except OSError as error:
             self._panic(f"spool: cannot write a body: {error.strerror}")
             self._drop(out)
@@ -273,7 +274,7 @@ class Reception:
         body, path = mail_data.finish()
         batch = self._batch(envelope, envelope.batch_id, decision.sender, context, mail_data.size, mail_data.eight_bit)
         batch.body, batch.path = body, path
-        out.append((batch, [self._message(batch, copy) async for copy in in_slices(shared)]))
+        out.append((batch, await each(partial(self._message, batch), shared)))
         return out
 
     def _batch(
@@ -367,6 +368,11 @@ class Reception:
         now = self._clock.now()
         for batch, messages in batches:
             self.resident_bodies.admit(batch)
+            if len(messages) <= FEW:
+                for message in messages:
+                    self._log(Received(now, message, envelope.tls))
+                self._enqueue(messages)
+                continue
             part: list[Message] = []
             async for message in in_slices(messages):
                 self._log(Received(now, message, envelope.tls))
