@@ -16,8 +16,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = ("src/quillon/smtp/_octets.c",)
-FLAGS = ("-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall")
+SOURCES = ("src/quillon/smtp/_octets.c", "src/quillon/spool/_writer.c")
+FLAGS = ("-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-pthread")
 
 
 class Compile(BuildHookInterface):  # type: ignore[type-arg]

@@ -63,7 +63,8 @@ class _Parser(argparse.ArgumentParser):
 def _parts() -> str:
     """What is to be known of this installation."""
     # looked for and not imported: to tell the version loads nothing
-    return "" if find_spec("quillon.smtp._octets") else ", without compiled parts"
+    found = all(map(find_spec, ("quillon.smtp._octets", "quillon.spool._writer")))
+    return "" if found else ", without compiled parts"
 
 
 def _parser(asked: str) -> argparse.ArgumentParser:

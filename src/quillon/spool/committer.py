@@ -4,6 +4,10 @@ price of an fsync is shared by as many as come in its time.
 Its user gathers a group on the event loop; `soon` tells that there is one. `take` gives it away, `write` writes it on
 the thread and raises where it cannot, `settle` is told on the loop what came of it. `verify` may turn success into
 failure.
+
+Two turns of the interpreter a group are what such a thread costs, each a wait for its lock. Where the compiled writer
+is there, `plan` may say that a group is nothing but octets to append: these are written and synced by a thread that
+needs no interpreter. If that fails, `write` is called with the group after all, to do what follows of a failure.
 """
 
 from __future__ import annotations
@@ -14,13 +18,27 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
+
+try:
+    from quillon.spool._writer import Writer as Writer  # noqa: PLC0414 - told from outside whether it is there
+except ImportError:  # it was installed without a compiler
+    Writer = None  # type: ignore[assignment,misc]
 
 INTERVAL = 0.004  # seconds between the beginnings of two writes at least: under load groups grow instead of writes
 RETRY = 0.5  # seconds until what failed is tried again
 
 Done = Callable[[Exception | None], None]
 Group = TypeVar("Group")
+
+
+class Plan(NamedTuple):
+    """Octets to be written at an offset of a file, and synced. `done` is told on the loop with 0 or the errno."""
+
+    file: int
+    offset: int
+    octets: list[bytes]
+    done: Callable[[int], None]
 
 
 class Committer(Generic[Group]):
@@ -35,8 +53,12 @@ class Committer(Generic[Group]):
         settle: Callable[[Group, Exception | None], None],
         report: Callable[[str], None],
         verify: Callable[[Group], None] = lambda _: None,
+        plan: Callable[[Group], Plan | None] | None = None,
     ) -> None:
         self._verify = verify
+        self._plan = plan
+        self._native: Writer | None = None
+        self._planned: tuple[Group, Plan] | None = None
         self._name = name
         self._take = take
         self._write = write
@@ -54,6 +76,9 @@ class Committer(Generic[Group]):
     def start(self) -> None:
         """Called on the event loop that `settle` is to run on."""
         self._loop = asyncio.get_running_loop()
+        if Writer is not None and self._plan is not None:
+            self._native = Writer()
+            self._loop.add_reader(self._native.fileno(), self._written)
         self._writer = threading.Thread(target=self._run, name=f"commit {self._name}", daemon=True)
         self._writer.start()
 
@@ -63,6 +88,12 @@ class Committer(Generic[Group]):
         self._todo.put(None)
         if self._writer is not None:
             await asyncio.to_thread(self._writer.join)
+        while self._planned is not None:  # noqa: ASYNC110 - once, at the end
+            await asyncio.sleep(0.002)
+        native, self._native = self._native, None
+        if native is not None and self._loop is not None:
+            self._loop.remove_reader(native.fileno())
+            native.close()
 
     def soon(self) -> None:
         """Write at the end of this round of the loop, or when the group before is done."""
@@ -81,7 +112,40 @@ class Committer(Generic[Group]):
             return
         self.busy = True
         self._begun = self._loop.time()
-        self._todo.put(group)
+        if self._native is None or not self._submitted(group, self._native):
+            self._todo.put(group)
+
+    def _submitted(self, group: Group, native: Writer) -> bool:
+        """Whether the compiled writer has the group."""
+        try:
+            plan = self._plan(group) if self._plan is not None else None
+            if plan is None:
+                return False
+            if not plan.octets:  # the plan was all there was to do
+                plan.done(0)
+                assert self._loop is not None
+                self._loop.call_soon(self._finished, group, None)
+                return True
+            native.submit(plan.file, plan.offset, plan.octets)
+        except Exception:
+            return (
+                False  # memory, a record that cannot be made: the thread finds it as well, and tells whom it concerns
+            )
+        self._planned = (group, plan)
+        return True
+
+    def _written(self) -> None:
+        """The compiled writer is done."""
+        assert self._native is not None
+        error = self._native.result()
+        if error is None or self._planned is None:
+            return
+        (group, plan), self._planned = self._planned, None
+        plan.done(error)
+        if error:
+            self._todo.put(group)
+        else:
+            self._finished(group, None)
 
     def _run(self) -> None:
         assert self._loop is not None

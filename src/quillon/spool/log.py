@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from pathlib import Path
 from quillon.mail.message import Batch, Message
 from quillon.spool import log_octets, segment
 from quillon.spool.bodies import Bodies, make_folder, sync
-from quillon.spool.committer import RETRY, Committer, Done, call_all
+from quillon.spool.committer import RETRY, Committer, Done, Plan, call_all
 from quillon.spool.errors import SpoolLost
 from quillon.spool.presence import Presence
 from quillon.spool.record import encode_batch, encode_message
@@ -76,6 +77,8 @@ class _Group:
     entries: list[_Entry]
     chores: _Chores
     trouble: Exception | None = None  # with a chore
+    places: list[Place] = field(default_factory=list)  # where its entries are written
+    failed: OSError | None = None  # the compiled writer could not write them
 
     def __bool__(self) -> bool:
         return bool(self.entries or self.chores)
@@ -101,7 +104,13 @@ class Log:
         self._report = report
         self._presence = Presence(*watched)
         self.committer: Committer[_Group] = Committer(
-            str(folder), take=self._take, write=self._write, settle=self._settle, verify=self._verify, report=report
+            str(folder),
+            take=self._take,
+            write=self._write,
+            settle=self._settle,
+            verify=self._verify,
+            report=report,
+            plan=self._plan,
         )
         self._entries: list[_Entry] = []
         self._chores = _Chores()
@@ -254,6 +263,30 @@ class Log:
             self._chores.bodies, group.chores.bodies = group.chores.bodies, []
         return group or None
 
+    def _plan(self, group: _Group) -> Plan | None:
+        """What nearly all groups are: entries for a segment that has room, and lists to be added to."""
+        chores, one = group.chores, self._open  # nobody else looks at it now: one group at a time
+        if one is None or one.size >= segment.SIZE or self._presence.lost:
+            return None
+        if chores.dead or chores.sync or chores.sync_folder or chores.bodies:
+            return None
+        if not all(entry.pieces for entry in group.entries):
+            return None  # they take long to be made
+        for other, messages in list(chores.buried.items()):
+            if not other.bury_now(messages):
+                return None
+            del chores.buried[other]
+        pieces = self._lay(one, group)
+
+        def done(error: int) -> None:
+            if error:
+                group.failed = OSError(error, os.strerror(error))
+            else:
+                one.size += sum(map(len, pieces))
+                self._written(group)
+
+        return Plan(one.file, one.size, pieces, done)
+
     def _verify(self, group: _Group) -> None:
         """Here and not on the thread: four looks at names that are in memory cost less than its turns."""
         if group.entries and (place := group.entries[-1].place) is not None:
@@ -310,6 +343,10 @@ class Log:
     def _write(self, group: _Group) -> None:
         group.trouble = self._do(group.chores)
         if group.entries:
+            if group.failed is not None:
+                assert self._open is not None
+                self._abandon(self._open, group)
+                raise group.failed
             if self._presence.lost:
                 raise SpoolLost(self._presence.lost)
             self._append(group)
@@ -351,19 +388,10 @@ class Log:
         return trouble
 
     def _append(self, group: _Group) -> None:
-        entries = group.entries
         one = self._open
         if one is None or one.size >= segment.SIZE:
             one = self._another()
-        at = one.size
-        pieces: list[bytes] = []
-        places = []
-        for entry in entries:
-            some = entry.pieces or _pieces(self._mark, entry.batch, entry.messages)
-            length = sum(map(len, some))
-            places.append(Place(one, entry.batch.id.number, at, length))
-            pieces += some
-            at += length
+        pieces = self._lay(one, group)
         before = one.size
         try:
             one.append(pieces)
@@ -371,7 +399,23 @@ class Log:
             one.size = before
             self._abandon(one, group)
             raise
-        for entry, place in zip(entries, places, strict=True):
+        self._written(group)
+
+    def _lay(self, one: Segment, group: _Group) -> list[bytes]:
+        """Find places for the entries of a group, behind what is there; gives their octets."""
+        at = one.size
+        pieces: list[bytes] = []
+        group.places = []
+        for entry in group.entries:
+            some = entry.pieces or _pieces(self._mark, entry.batch, entry.messages)
+            length = sum(map(len, some))
+            group.places.append(Place(one, entry.batch.id.number, at, length))
+            pieces += some
+            at += length
+        return pieces
+
+    def _written(self, group: _Group) -> None:
+        for entry, place in zip(group.entries, group.places, strict=True):
             entry.place = place
 
     def _another(self) -> Segment:

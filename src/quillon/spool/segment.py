@@ -113,6 +113,11 @@ class Segment:
             at += length
         self.size = at
 
+    @property
+    def file(self) -> int:
+        """The descriptor that is appended to, while it is open."""
+        return self._file
+
     def close(self) -> None:
         """No more is appended. Raises OSError where what failed to be written cannot be cut off for certain."""
         file, self._file = self._file, -1
@@ -140,6 +145,25 @@ class Segment:
                 file, self._done_file = self._done_file, -1
                 os.close(file)
                 raise
+
+    def bury_now(self, messages: Iterable[int]) -> bool:
+        """As `bury`, but False where that would wait for somebody else, or fails."""
+        if self._done_file < 0 or not self._writing.acquire(blocking=False):
+            return False
+        try:
+            entries = log_octets.encode_done(messages)
+            if self._removed or self._done_file < 0:
+                return self._removed
+            self._unsynced = True
+            with contextlib.suppress(OSError):
+                if os.write(self._done_file, entries) == len(entries):
+                    return True
+            # what was written of it is cut off when it is opened again
+            file, self._done_file = self._done_file, -1
+            os.close(file)
+            return False
+        finally:
+            self._writing.release()
 
     def sync_done(self) -> None:
         """Raises OSError."""

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import random
+import select
 import shutil
 import signal
 import sqlite3
@@ -17,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quillon.mail.message import IdSource, Message, MessageId
-from quillon.spool import log, log_octets, record, segment
+from quillon.spool import committer, log, log_octets, record, segment
 from quillon.spool.errors import SpoolError, is_full
 from quillon.spool.inspect import Spool, Wanted
 from quillon.spool.log_octets import Broken, Record
 from quillon.spool.store import Store
+from tests.support.peers import missing
 from tests.unit.spool.test_store import IDS, _batch, _insert, _put, _recovered, _store, _use, _with
 
 MARK = b"12345678"
@@ -252,6 +254,13 @@ def test_a_record_that_cannot_be_read_goes_where_such_rows_go(tmp_path: Path, mo
     }
 
 
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is written by Python, whose calls can be made to fail."""
+    monkeypatch.setattr(committer, "Writer", None)
+
+
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("where", ["pwritev", "sync", "short"])
 def test_a_disk_that_fails_is_no_250_and_what_was_refused_does_not_come_back(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
@@ -286,6 +295,92 @@ def test_a_disk_that_fails_is_no_250_and_what_was_refused_does_not_come_back(
     assert {message.id for message in _with(folder, lambda store: None)} == {before[1][0].id, later[1][0].id}
     assert any("write failed" in report for report in reports)
     assert any("is written again" in report for report in reports)
+
+
+def test_a_disk_that_fails_the_compiled_writer_is_no_250_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if committer.Writer is None:
+        missing("Quillon is installed without its compiled parts")
+    folder = tmp_path / "worker-0"
+    store, reports = _store(folder)
+    before, refused, later, last = _batch(), _batch(), _batch(), _batch()
+    full = os.open("/dev/full", os.O_WRONLY)
+
+    async def use(_: list[Message]) -> None:
+        assert await _insert(store, *before) is None
+        with monkeypatch.context() as patched:
+            patched.setattr(segment.Segment, "file", full)
+            error = await _insert(store, *refused)
+            assert isinstance(error, OSError)
+        _crashed(store)
+        assert await _insert(store, *later) is None
+        assert await _insert(store, *last) is None
+
+    _use(store, use)
+    os.close(full)
+    assert {message.id for message in _after(folder)} == {before[1][0].id}
+    kept = {before[1][0].id, later[1][0].id, last[1][0].id}
+    assert {message.id for message in _with(folder, lambda store: None)} == kept
+    assert any("write failed" in report for report in reports)
+    assert any("is written again" in report for report in reports)
+
+
+def test_a_list_that_is_being_written_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop does not wait for a thread that syncs a list, and a list that cannot be written is tried again."""
+    store, _ = _store(tmp_path)
+    first, second, third = _batch(), _batch(), _batch()
+
+    async def use(_: list[Message]) -> None:
+        assert await _insert(store, *first) is None
+        one = first[0].place.segment
+        one._writing.acquire()
+        store.remove(first[1][0])
+        waits = asyncio.ensure_future(_insert(store, *second))
+        await asyncio.sleep(0.1)
+        assert not waits.done(), "the thread waits for the list, and with it the group"
+        one._writing.release()
+        assert await waits is None
+        store.remove(second[1][0])
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", lambda *_: _fail(errno.EIO))
+            assert await _insert(store, *third) is None, "what is done has no say in what is accepted"
+        await asyncio.sleep(1)
+
+    _use(store, use)
+    assert {message.id for message in _with(tmp_path, lambda store: None)} == {third[1][0].id}
+
+
+def test_the_compiled_writer(tmp_path: Path) -> None:
+    if committer.Writer is None:
+        missing("Quillon is installed without its compiled parts")
+    writer = committer.Writer()
+    with (tmp_path / "file").open("wb") as file:
+
+        def write(offset: int, octets: list[bytes], to: int) -> int:
+            writer.submit(to, offset, octets)
+            with pytest.raises(RuntimeError):
+                writer.submit(to, offset, octets)
+            select.select([writer], [], [], 20)
+            result = writer.result()
+            assert result is not None
+            assert writer.result() is None
+            return result
+
+        many = [b"%d," % n for n in range(5000)]  # more than one call of the system takes
+        assert write(3, many, file.fileno()) == 0
+        assert write(0, [b"a", b"", b"bc"], file.fileno()) == 0
+        assert write(0, [], -1) == 0
+        assert (tmp_path / "file").read_bytes() == b"abc" + b"".join(many)
+        assert write(0, [b"x"], -1) == errno.EBADF
+        with pytest.raises(TypeError):
+            writer.submit(file.fileno(), 0, ["text"])  # type: ignore[list-item]
+        writer.submit(file.fileno(), 0, [b"z"])
+        writer.close()  # after its job
+        writer.close()
+        assert (tmp_path / "file").read_bytes()[:3] == b"zbc"
+        with pytest.raises(RuntimeError):
+            writer.submit(file.fileno(), 0, [b"x"])
 
 
 def _damage(folder: Path, flip: int = -3) -> Path:
@@ -438,6 +533,7 @@ def test_one_file_that_fails_refuses_nobody(tmp_path: Path, what: str, monkeypat
     assert len(_with(tmp_path, lambda store: None)) == 3 + (what == "bury")
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_pending_removals_are_written_once_while_mail_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -676,6 +772,7 @@ def test_a_body_that_cannot_be_swept_keeps_nobody_from_being_read(
     assert any("cannot be swept" in report for report in reports)
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_refused_mail_is_written_off_as_soon_as_the_disk_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
