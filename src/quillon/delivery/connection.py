@@ -270,7 +270,10 @@ class Connection:
 
     def turn_to(self, names: tuple[str, ...], domain: str) -> bool:
         """Take mail of another routing domain from here on; False where the certificate that the host has shown would
-        not do for it. What a policy has judged was for one domain alone."""
+        not do for it. What a policy has judged was for one domain alone, and so was clear text after a handshake that
+        failed."""
+        if self._in_clear:
+            return False
         if self.verdict is not None:
             if self.services.hooks.asks(Hook.OUTBOUND_VERIFY):
                 return False

@@ -21,6 +21,7 @@ from quillon.config.model import Config
 from quillon.config.settings import share
 from quillon.delivery import override
 from quillon.delivery.admission import Admission, fault_of
+from quillon.delivery.attempt import Obstacle
 from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import Connection, ConnectionServices, Sent
 from quillon.delivery.host_memory import HostMemory
@@ -28,7 +29,7 @@ from quillon.delivery.hosts import HostFinder
 from quillon.delivery.lessee import TURN, Lessee
 from quillon.delivery.opener import Nothing, Opener, Ready, Wait
 from quillon.delivery.settlement import Settlement
-from quillon.delivery.siblings import Siblings, serves
+from quillon.delivery.siblings import Siblings
 from quillon.delivery.throttles import CONNECTIONS, MESSAGES, Throttles
 from quillon.mail import reply as replies
 from quillon.mail.event import Event, Notice, Panic
@@ -49,7 +50,7 @@ from quillon.tls.context import Contexts
 
 ASKED_AT_ONCE = 100  # messages that are out of their queue while a policy is asked about them
 PATIENCE = 60.0  # seconds that a policy may take for one of them
-MOST_ASKED = 16  # destinations that are looked at for a connection that is free
+LOOKED_AT = 64  # idle connections that are looked at for one whose place somebody needs
 LONGEST_SLEEP = 3600.0  # seconds after which the timer looks again, whatever it was set to
 
 Queue = DestinationQueue[Connection]
@@ -104,7 +105,7 @@ class Dispatcher:
         self.throttles = Throttles(self.config, self.share.workers)
         self.admission = Admission(self.config, self.services.hooks, self.share.split, self.log)
         self.queues: Queues[Connection] = Queues(
-            self.admission.rules, self._total(), self.lessee.ask, self.lessee.released
+            self.admission.rules, self._total(), self.lessee.ask, self.lessee.released, self._make_room
         )
         self.siblings = Siblings()
         self.opener = Opener(
@@ -447,6 +448,7 @@ class Dispatcher:
             before = self._of.get(opened.connection)
             if before is not None:  # it is of another domain, which does not need it
                 self._leave_to_others(opened.connection, before)
+                opened.connection.since = self.services.clock.now()  # it has a turn of its own
             self.queues.connected(queue)
             self._of[opened.connection] = queue
             if opened.trail.failed is not None:
@@ -459,31 +461,23 @@ class Dispatcher:
         self.siblings.wake(connection)
         self.queues.closed(queue, connection, self.services.clock.now())
 
-    def _hand_over(self, connection: Connection, queue: Queue, now: float) -> bool:
-        """Give a connection that its destination does not need to another one that waits for its place."""
-        if not self.config.node().migrate_connections_between_sibling_domains:
-            return False
-        for other in islice(queue.site.limit.held, MOST_ASKED):
-            if other is queue or other.site is not queue.site or not other.fits(connection.peer):
-                continue
-            if other.silent_until <= now and serves(connection, queue, other, self._ehlo_name(other)):
-                self._leave_to_others(connection, queue)
-                self.queues.opening(other)
-                self.queues.connected(other)
-                self._of[connection] = other
-                connection.since = now  # it has a turn of its own
-                asyncio.get_running_loop().call_soon(self.free, connection)
-                self.queues.touch(other, now)
-                return True
-        return False
-
     def _wait(self, queue: Queue, wait: Wait) -> None:
         queue.pause(wait.until, wait.why)
         if wait.host:
             limit = self.memory.limit(wait.host)
-            limit.held[queue] = None
+            if queue not in limit.held:
+                limit.held[queue] = None
+                self._make_room(limit)
             if limit.wants:
                 self.lessee.ask(limit)
+
+    def _make_room(self, limit: Limit | None) -> None:
+        """A destination waits for a place under a limit, or under that of the whole server: an idle connection that has
+        one ends."""
+        for connection, queue in islice(self.siblings.idle(), LOOKED_AT):
+            if limit is None or limit in queue.limits or limit is self.memory.limit(connection.host_name):
+                self._dismiss(queue, connection)
+                return
 
     def _nothing(self, queue: Queue, nothing: Nothing, trail: Trail | None) -> None:
         """No connection came about. Where others stand or are on their way, only this one is refused; else all mail of
@@ -493,7 +487,8 @@ class Dispatcher:
                 self.settlement.settle(message, *nothing.failed)
             return
         others = queue.standing + queue.connecting - 1
-        if not nothing.failed.outcome.cause:  # what fails in TLS says nothing of connections under other settings
+        if nothing.obstacle in (Obstacle.UNREACHABLE, Obstacle.UNWILLING):
+            # what fails for another reason says nothing of connections of other settings, or of other domains
             others = max(others, queue.site.standing)
         if others and not isinstance(nothing.failed.outcome, PermanentFailure):
             queue.site.window.refused(others, self.services.clock.now())
@@ -599,8 +594,7 @@ class Dispatcher:
             connection.quit()
             return
         if self._gives_way(connection, queue, now):
-            if not self._hand_over(connection, queue, now):
-                connection.quit()
+            connection.quit()
             return
         limit = self.memory.recipients(connection.remote_ip, rules.settings.max_recipients_per_batch, now)
         while queue.waiting and self.throttles.let(queue, MESSAGES, now, connection.host_name):
@@ -614,8 +608,6 @@ class Dispatcher:
             if not taken:
                 break
         self._trails.pop(connection, None)
-        if self._others_wait(queue) and self._hand_over(connection, queue, now):
-            return
         if not rules.settings.idle_timeout or self.queues.crowded or self._others_wait(queue):
             connection.quit()
             return

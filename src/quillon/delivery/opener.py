@@ -43,10 +43,12 @@ class Wait(NamedTuple):
 
 
 class Nothing(NamedTuple):
-    """All hosts have failed, or there is none. `site` tells that this concerns whatever waits for the destination."""
+    """All hosts have failed, or there is none. `site` tells that this concerns whatever waits for the destination,
+    `obstacle` what kept the last host from taking mail, None where none was tried."""
 
     failed: Failed
     site: bool
+    obstacle: Obstacle | None = None
 
 
 Opening = Ready | Wait | Nothing
@@ -69,7 +71,7 @@ class Opener:
         throttles: Throttles,
         log: Callable[[Event], None],
         siblings: Siblings,
-        share_site: Callable[[DestinationQueue[Connection], tuple[str, ...]], bool],
+        share_site: Callable[[DestinationQueue[Connection], tuple[str, ...], float], bool],
         connect: Callable[..., Connection] = Connection,
     ) -> None:
         self._siblings = siblings
@@ -101,7 +103,7 @@ class Opener:
             return Nothing(Failed(found), site=True)
         if rules.settings.mx_rollup:
             names = tuple(sorted({f"{host.name}:{host.port}" for host in found}))
-            if not self._share_site(queue, names):
+            if not self._share_site(queue, names, services.clock.now()):
                 return Wait(services.clock.now(), "as many connections as are allowed to its hosts")
         attempt = self._attempt(key, rules, found, trail)
         if isinstance(attempt, Wait):
@@ -109,6 +111,7 @@ class Opener:
         if self._migrates and (idle := self._siblings.find(queue, attempt.best(), ehlo_name)) is not None:
             return Ready(idle, trail or Trail())
         facts: TlsFacts | None = None
+        obstacle: Obstacle | None = None
         while (step := attempt.next_step()) is not None:
             if not self.has_room(step.host):
                 return Wait(services.clock.now() + 60.0, "as many connections as its Host allows", step.host.name)
@@ -142,7 +145,7 @@ class Opener:
                     connection.facts = TlsFacts(cause=facts.cause, detail=facts.detail)
                 return Ready(connection, attempt.trail)
             self._freed(step.host.name)
-            facts = obstructed.failed.facts
+            facts, obstacle = obstructed.failed.facts, obstructed.obstacle
             attempt.failed(step, obstructed.obstacle, obstructed.failed)
             if not attempt.goes_clear:
                 self._let_rest(key, rules, step.host, obstructed)
@@ -150,7 +153,7 @@ class Opener:
             now = services.clock.now()
             self._log(HostFailed(now, key.domain, failed.host, failed.outcome, failed.facts, failed.local_ip))
         assert attempt.trail.failed is not None, "an attempt without hosts has a trail of its own"
-        return Nothing(attempt.trail.failed, site=trail is None)
+        return Nothing(attempt.trail.failed, trail is None, obstacle)
 
     def _attempt(self, key: Key, rules: Rules, found: list[Host], trail: Trail | None) -> Attempt | Wait:
         """Those hosts that may be tried now; or when the first may be."""

@@ -8,7 +8,7 @@ for is not sent over an old one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from quillon.config.outbound import lookup_name
 from quillon.delivery.connection import Connection
@@ -35,16 +35,20 @@ class Siblings:
         if others is not None and others.pop(connection, None) is not None and not others:
             del self._idle[connection.peer]
 
+    def idle(self) -> Iterator[tuple[Connection, Queue]]:
+        """Every one, with where it rests."""
+        return ((connection, queue) for others in self._idle.values() for connection, queue in others.items())
+
     def find(self, queue: Queue, hosts: Iterable[Host], ehlo_name: str) -> Connection | None:
         """A connection to one of the hosts that may take mail of a destination."""
         for host in hosts:
             for connection, other in self._idle.get(host.peer, {}).items():
-                if serves(connection, other, queue, ehlo_name):
+                if connection.host_name == host.name and _serves(connection, other, queue, ehlo_name):
                     return connection
         return None
 
 
-def serves(connection: Connection, its: Queue, queue: Queue, ehlo_name: str) -> bool:
+def _serves(connection: Connection, its: Queue, queue: Queue, ehlo_name: str) -> bool:
     """Whether a connection of one destination may take mail of another, which its facts tell of from here on."""
     rules, key = queue.rules, queue.key
     same = (

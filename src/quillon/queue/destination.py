@@ -359,7 +359,8 @@ def site_of(key: Key, rules: Rules, hosts: tuple[str, ...] = ()) -> Site:
     place = f"mx {' '.join(hosts)}" if hosts else key.domain
     name = f"{key.binding_group}/{key.binding}/{place}"
     if hosts:
-        name += f" at {rules.settings.max_outbound_connections}"
+        settings = rules.settings
+        name += f" at {settings.max_outbound_connections}, {settings.connection_allocation_aggressiveness}"
     return Site(site_key(key, rules, hosts), name, Window(whole=rules.connections + rules.spare if at_once else 0))
 
 

@@ -25,7 +25,8 @@ AT_ONCE = 1000  # messages that become due in one call
 
 class Queues(Generic[C]):
     """`rules` tells what the configuration says of a destination; `total` is the most connections of this worker.
-    `at_limit` is told of a limit that a lease would help, `released` of one that has a place free."""
+    `at_limit` is told of a limit that a lease would help, `released` of one that has a place free,
+    `no_room` that a destination begins to wait for a place under a limit, or None for that of the whole server."""
 
     def __init__(
         self,
@@ -33,7 +34,9 @@ class Queues(Generic[C]):
         total: int,
         at_limit: Callable[[Limit], None] = lambda _: None,
         released: Callable[[Limit], None] = lambda _: None,
+        no_room: Callable[[Limit | None], None] = lambda _: None,
     ) -> None:
+        self._no_room = no_room
         self._at_limit = at_limit
         self._released = released
         self._sites: dict[Hashable, Site] = {}
@@ -67,12 +70,19 @@ class Queues(Generic[C]):
         queue.renew(rules, self.epoch, self._limits_of(rules))
         self._move(queue, self._site(queue.key, rules))
 
-    def share(self, queue: DestinationQueue[C], hosts: tuple[str, ...]) -> bool:
+    def _line_up(self, limit: Limit, queue: DestinationQueue[C]) -> None:
+        if queue not in limit.held:
+            limit.held[queue] = None
+            self._no_room(limit)
+
+    def share(self, queue: DestinationQueue[C], hosts: tuple[str, ...], now: float) -> bool:
         """Have a destination count its connections with all that lead to the same hosts, for MX_Rollup; whether there
         is room for those it has then. A destination shares from its first connection on, until it is renewed."""
         if queue.site.key != site_key(queue.key, queue.rules, hosts):
             self._leave(queue)
+            before = queue.site
             self._move(queue, self._site(queue.key, queue.rules, hosts))
+            self._pass_on(before.limit, now)  # the places that it had
         return queue.site.limit.used <= queue.allowed
 
     def _site(self, key: Key, rules: Rules, hosts: tuple[str, ...] = ()) -> Site:
@@ -86,7 +96,10 @@ class Queues(Generic[C]):
         before = queue.site
         if site is not before:
             queue.move(site)
-            self._drop(before)
+            if before.queues:
+                self._released(before.limit)
+            else:
+                self._drop(before)
 
     def _drop(self, site: Site) -> None:
         """Forget a site with its last destination."""
@@ -138,8 +151,11 @@ class Queues(Generic[C]):
             self._crowded.pop(queue, None)
         else:
             self._ready.pop(queue, None)
-            if state is State.CROWDED:
+            if state is State.CROWDED and queue not in self._crowded:
                 self._crowded[queue] = None
+                self._no_room(None)
+            elif state is State.CROWDED:
+                pass
             else:
                 self._crowded.pop(queue, None)
         if state is State.AT_LIMIT and queue.full:
@@ -164,13 +180,13 @@ class Queues(Generic[C]):
         site, *caps = queue.limits
         asks = True
         if site.used >= queue.allowed:
-            site.held[queue] = None
+            self._line_up(site, queue)
             asks = False
             if site.wants and queue.site.window.allowed(UNLIMITED) > site.most:
                 self._at_limit(site)
         for cap in caps:
             if cap.full:
-                cap.held[queue] = None
+                self._line_up(cap, queue)
                 if asks and cap.wants:
                     self._at_limit(cap)
                 asks = False

@@ -723,6 +723,7 @@ def test_each_recipient_ends_once(seed: int) -> None:
 
 def test_mail_takes_the_idle_connection_of_another_domain_to_the_same_host() -> None:
     async def main(world: World) -> None:
+        world.find = lambda *_: _hosts(Host("mx1", A, 25), Host("mx2", B, 25, 1))  # type: ignore[method-assign]
         for domain in ("one.test", "two.test", "three.test"):
             world.send(domain)
             await asyncio.sleep(1)
@@ -748,6 +749,7 @@ def test_mail_takes_the_idle_connection_of_another_domain_to_the_same_host() -> 
 )
 def test_no_mail_takes_a_connection_that_was_opened_otherwise(other: str) -> None:
     async def main(world: World) -> None:
+        world.find = lambda *_: _hosts(Host("mx1", A, 25))  # type: ignore[method-assign]
         for domain in ("one.test", "two.test"):
             world.send(domain)
             await asyncio.sleep(1)
@@ -793,7 +795,6 @@ def test_domains_of_the_same_hosts_share_a_limit() -> None:
     world = simulate(_to_all(60), peers, {}, "MX_Rollup = true Max_Outbound_Connections = 4")
     assert len(world.outcomes(Delivered)) == 180
     assert peers[A].highest == 4
-    assert peers[A].connects <= 12, "connections go from one domain to the next"
     assert not list(world.dispatcher.queues), "nothing is left of them"
     assert not world.dispatcher.queues._sites
 
@@ -826,3 +827,89 @@ def test_a_reload_takes_domains_apart_that_no_longer_share() -> None:
     world = simulate(main, peers, {}, "MX_Rollup = true Max_Outbound_Connections = 2")
     assert len(world.outcomes(Delivered)) == 40
     assert peers[A].highest > 2
+
+
+def test_one_address_by_two_names_is_two_hosts_for_connections() -> None:
+    """Each name stands in a certificate of its own, and may have a Host stanza of its own."""
+
+    async def main(world: World) -> None:
+        for domain in ("one.test", "two.test"):
+            world.send(domain)
+            await asyncio.sleep(1)
+
+    peers = {A: Peer()}
+    world = simulate(main, peers, {"one.test": [A], "two.test": [A]})
+    assert peers[A].connects == 2
+    assert {event.host for event in world.outcomes(Delivered)} == {"mx1.one.test", "mx1.two.test"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "MX_Rollup = true Max_Outbound_Connections = 1",
+        "Host mx.shared { Max_Outbound_Connections = 1 }",
+        "Server_Max_Outbound_Connections = 1",
+        "Scope_Max_Outbound_Connections = 1",
+    ],
+)
+def test_an_idle_connection_does_not_keep_others_from_its_place(config: str) -> None:
+    """Whatever it is a place under; here under TLS that keeps the second from taking the connection."""
+
+    async def main(world: World) -> None:
+        world.find = lambda *_: _hosts(Host("mx.shared", A, 25))  # type: ignore[method-assign]
+        world.send("one.test")
+        await asyncio.sleep(1)
+        world.send("two.test")
+        await asyncio.sleep(1)
+        assert len(world.outcomes(Delivered)) == 2
+
+    peers = {A: Peer()}
+    simulate(main, peers, {}, f"Idle_Timeout = 60 {config} Domain two.test {{ TLS = required }}")
+    assert peers[A].highest == 1
+
+
+def test_places_that_are_given_up_by_sharing_go_to_who_waits_for_them() -> None:
+    """Two queues of one domain, of which one comes to share a limit with others; and a domain that gets another MX."""
+
+    async def main(world: World) -> None:
+        names = {"one.test": "mx.shared", "two.test": "mx.shared"}
+        world.find = lambda domain, _: _hosts(Host(names[domain], A, 25))  # type: ignore[method-assign]
+        for _ in range(3):
+            world.send("one.test")
+            world.send("two.test")
+        await asyncio.sleep(0.15)
+        names["one.test"] = "mx.other"
+        for _ in range(3):
+            world.send("one.test")
+        await asyncio.sleep(60)
+        assert len(world.outcomes(Delivered)) == 9
+
+    simulate(main, {A: Peer()}, {}, "MX_Rollup = true Max_Outbound_Connections = 1 Max_Deliveries_Per_Connection = 1")
+
+
+def test_one_domain_that_cannot_be_looked_up_costs_those_of_its_site_nothing() -> None:
+    async def main(world: World) -> None:
+        lost: list[str] = []
+
+        async def find(domain: str, _: Any) -> Found:
+            if domain in lost:
+                return TransientFailure(parse_reply("451 4.4.0 no answer"), Stage.NOT_CONNECTED)
+            return [Host("mx.shared", A, 25)]
+
+        world.find = find  # type: ignore[method-assign]
+        for _ in range(20):
+            world.send("one.test")
+        world.send("two.test")
+        await asyncio.sleep(5)
+        lost.append("two.test")
+        for _ in range(400):
+            world.send("one.test")
+        await asyncio.sleep(0.5)
+        before = peers[A].standing
+        world.send("two.test")
+        await asyncio.sleep(1)
+        assert peers[A].standing >= before > 5
+        assert [event.message.recipient.domain for event in world.outcomes(TransientFailure)] == ["two.test"]
+
+    peers = {A: Peer()}
+    simulate(main, peers, {}, "MX_Rollup = true Domain two.test { TLS = required }")
