@@ -85,11 +85,11 @@ class Committer(Generic[Group]):
     async def stop(self) -> None:
         """End the thread, after the group that it writes; what has come since is not taken."""
         self._stopped = True
+        while self._planned is not None:  # noqa: ASYNC110 - once, at the end
+            await asyncio.sleep(0.002)  # if it fails, the thread has to see to it
         self._todo.put(None)
         if self._writer is not None:
             await asyncio.to_thread(self._writer.join)
-        while self._planned is not None:  # noqa: ASYNC110 - once, at the end
-            await asyncio.sleep(0.002)
         native, self._native = self._native, None
         if native is not None and self._loop is not None:
             self._loop.remove_reader(native.fileno())
@@ -121,11 +121,6 @@ class Committer(Generic[Group]):
             plan = self._plan(group) if self._plan is not None else None
             if plan is None:
                 return False
-            if not plan.octets:  # the plan was all there was to do
-                plan.done(0)
-                assert self._loop is not None
-                self._loop.call_soon(self._finished, group, None)
-                return True
             native.submit(plan.file, plan.offset, plan.octets)
         except Exception:
             return (

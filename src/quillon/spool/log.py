@@ -264,18 +264,13 @@ class Log:
         return group or None
 
     def _plan(self, group: _Group) -> Plan | None:
-        """What nearly all groups are: entries for a segment that has room, and lists to be added to."""
-        chores, one = group.chores, self._open  # nobody else looks at it now: one group at a time
-        if one is None or one.size >= segment.SIZE or self._presence.lost:
-            return None
-        if chores.dead or chores.sync or chores.sync_folder or chores.bodies:
+        """What most groups are while mail comes in: entries for a segment that has room. Lists of what is done are not
+        for the loop to write, which a disk that hangs would stop."""
+        one = self._open  # nobody else looks at it now: one group at a time
+        if group.chores or one is None or one.size >= segment.SIZE or self._presence.lost:
             return None
         if not all(entry.pieces for entry in group.entries):
             return None  # they take long to be made
-        for other, messages in list(chores.buried.items()):
-            if not other.bury_now(messages):
-                return None
-            del chores.buried[other]
         pieces = self._lay(one, group)
 
         def done(error: int) -> None:

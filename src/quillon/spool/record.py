@@ -25,7 +25,18 @@ MESSAGE_VERSION = 4  # what 1 to 3 lack stands in _LACKING
 _NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 # what a layout lacks that the next one has: priority, context and refusal; the domain chosen and the demand; notices
 _LACKING: dict[int, list[Any]] = {1: [0, {}, ""], 2: ["", None], 3: [0]}
-_encoder = msgspec.json.Encoder()
+
+
+def _plain(value: object) -> str | int:
+    """Of what a policy has left in a context: a subclass of text is a text."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    raise TypeError(f"{type(value).__name__} cannot be written into a record")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
 
 
 def _encode(record: list[Any]) -> str:

@@ -146,25 +146,6 @@ class Segment:
                 os.close(file)
                 raise
 
-    def bury_now(self, messages: Iterable[int]) -> bool:
-        """As `bury`, but False where that would wait for somebody else, or fails."""
-        if self._done_file < 0 or not self._writing.acquire(blocking=False):
-            return False
-        try:
-            entries = log_octets.encode_done(messages)
-            if self._removed or self._done_file < 0:
-                return self._removed
-            self._unsynced = True
-            with contextlib.suppress(OSError):
-                if os.write(self._done_file, entries) == len(entries):
-                    return True
-            # what was written of it is cut off when it is opened again
-            file, self._done_file = self._done_file, -1
-            os.close(file)
-            return False
-        finally:
-            self._writing.release()
-
     def sync_done(self) -> None:
         """Raises OSError."""
         with self._writing:

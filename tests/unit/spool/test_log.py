@@ -326,29 +326,56 @@ def test_a_disk_that_fails_the_compiled_writer_is_no_250_either(
     assert any("is written again" in report for report in reports)
 
 
-def test_a_list_that_is_being_written_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop does not wait for a thread that syncs a list, and a list that cannot be written is tried again."""
-    store, _ = _store(tmp_path)
-    first, second, third = _batch(), _batch(), _batch()
+def test_a_group_that_fails_while_the_log_is_closed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled writer hands what it could not write to the thread, which has to be there still."""
+    if committer.Writer is None:
+        missing("Quillon is installed without its compiled parts")
+
+    class Slow:
+        """Fails after a while."""
+
+        def __init__(self) -> None:
+            self._reader, self._writer = os.pipe()
+            self._result: int | None = None
+
+        def submit(self, *_: object) -> None:
+            threading.Timer(0.5, self._end).start()
+
+        def _end(self) -> None:
+            self._result = errno.EIO
+            os.write(self._writer, b"x")
+
+        def result(self) -> int | None:
+            os.read(self._reader, 1)
+            return self._result
+
+        def fileno(self) -> int:
+            return self._reader
+
+        def close(self) -> None:
+            os.close(self._reader)
+            os.close(self._writer)
+
+    monkeypatch.setattr(committer, "Writer", Slow)
+    store, reports = _store(tmp_path)
+    told: list[Exception | None] = []
 
     async def use(_: list[Message]) -> None:
-        assert await _insert(store, *first) is None
-        one = first[0].place.segment
-        one._writing.acquire()
-        store.remove(first[1][0])
-        waits = asyncio.ensure_future(_insert(store, *second))
+        assert await _insert(store, *_batch()) is None
+        store.insert(*_batch(), told.append)
         await asyncio.sleep(0.1)
-        assert not waits.done(), "the thread waits for the list, and with it the group"
-        one._writing.release()
-        assert await waits is None
-        store.remove(second[1][0])
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "write", lambda *_: _fail(errno.EIO))
-            assert await _insert(store, *third) is None, "what is done has no say in what is accepted"
-        await asyncio.sleep(1)
+        await store.close(0.1)
+        assert len(told) == 1
+        assert isinstance(told[0], OSError)
 
-    _use(store, use)
-    assert {message.id for message in _with(tmp_path, lambda store: None)} == {third[1][0].id}
+    async def run() -> None:
+        store.start()
+        await use([])
+
+    store.open()
+    asyncio.run(run())
+    assert any("write failed" in report for report in reports)
+    assert len(_with(tmp_path, lambda store: None)) == 1
 
 
 def test_the_compiled_writer(tmp_path: Path) -> None:
@@ -370,7 +397,6 @@ def test_the_compiled_writer(tmp_path: Path) -> None:
         many = [b"%d," % n for n in range(5000)]  # more than one call of the system takes
         assert write(3, many, file.fileno()) == 0
         assert write(0, [b"a", b"", b"bc"], file.fileno()) == 0
-        assert write(0, [], -1) == 0
         assert (tmp_path / "file").read_bytes() == b"abc" + b"".join(many)
         assert write(0, [b"x"], -1) == errno.EBADF
         with pytest.raises(TypeError):

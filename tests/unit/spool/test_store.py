@@ -356,6 +356,22 @@ def test_any_exception_of_a_commit_is_an_answer(tmp_path: Path, tier: str, monke
     assert any("is written again" in report for report in reports)
 
 
+def test_a_context_may_hold_what_is_a_text_and_more(tmp_path: Path) -> None:
+    """Header fields that Python's email package gives are."""
+
+    class Header(str):
+        pass
+
+    async def use(store: Store) -> None:
+        batch, messages = _batch()
+        batch.message_context = {"subject": Header("hello")}
+        assert await _insert(store, batch, messages) is None
+
+    _with(tmp_path, use)
+    (message,) = _with(tmp_path, lambda store: None)
+    assert message.batch.message_context == {"subject": "hello"}
+
+
 def test_a_record_that_cannot_be_made_is_an_answer(tmp_path: Path) -> None:
     async def use(store: Store) -> None:
         batch, messages = _batch()
