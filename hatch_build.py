@@ -6,9 +6,11 @@ has a pure twin. `quillon --version` tells which it is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -17,7 +19,11 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = ("src/quillon/smtp/_octets.c", "src/quillon/spool/_writer.c")
-FLAGS = ("-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-pthread")
+FLAGS = ("-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror=implicit-function-declaration", "-pthread")
+_HEARD: dict[str, Any] = {"capture_output": True, "text": True}
+_LOAD = """import importlib.util, sys
+spec = importlib.util.spec_from_file_location(*sys.argv[1:])
+spec.loader.exec_module(importlib.util.module_from_spec(spec))"""
 
 
 class Compile(BuildHookInterface):  # type: ignore[type-arg]
@@ -34,16 +40,26 @@ class Compile(BuildHookInterface):  # type: ignore[type-arg]
         for source in SOURCES:
             name = Path(source).with_suffix(suffix)
             made = Path(self.root) / name if version == "editable" else Path(self._folder) / name.name
-            made.unlink(missing_ok=True)  # of a build before, whose source was another
+            try:
+                made.unlink(missing_ok=True)  # of a build before, whose source was another
+            except OSError as error:
+                self._without(str(error))
+                continue
             if os.environ.get("QUILLON_PURE") == "1" or not shutil.which(compiler[0]):
                 self._without("QUILLON_PURE=1" if shutil.which(compiler[0]) else f"there is no {compiler[0]}")
                 continue
             include = f"-I{sysconfig.get_paths()['include']}"
             command = [*compiler, *FLAGS, include, "-o", str(made), str(Path(self.root) / source)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, check=False, **_HEARD)
+            if done.returncode == 0:  # that it is linked does not say that it can be loaded
+                done = subprocess.run(
+                    [sys.executable, "-c", _LOAD, made.stem.partition(".")[0], str(made)], check=False, **_HEARD
+                )
             if done.returncode:
-                made.unlink(missing_ok=True)
-                self._without(done.stderr.strip().splitlines()[0] if done.stderr.strip() else "the compiler failed")
+                with contextlib.suppress(OSError):
+                    made.unlink(missing_ok=True)
+                said = done.stderr.strip().splitlines()
+                self._without(said[-1] if said else "the compiler failed")
                 continue
             if version != "editable":
                 build_data["pure_python"], build_data["infer_tag"] = False, True

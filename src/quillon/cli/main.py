@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from quillon import __version__
@@ -62,9 +61,12 @@ class _Parser(argparse.ArgumentParser):
 
 def _parts() -> str:
     """What is to be known of this installation."""
-    # looked for and not imported: to tell the version loads nothing
-    found = all(map(find_spec, ("quillon.smtp._octets", "quillon.spool._writer")))
-    return "" if found else ", without compiled parts"
+    try:
+        import_module("quillon.smtp._octets")
+        import_module("quillon.spool._writer")
+    except ImportError:
+        return ", without compiled parts"
+    return ""
 
 
 def _parser(asked: str) -> argparse.ArgumentParser:
