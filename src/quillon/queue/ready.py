@@ -151,11 +151,10 @@ class Queues(Generic[C]):
             self._crowded.pop(queue, None)
         else:
             self._ready.pop(queue, None)
-            if state is State.CROWDED and queue not in self._crowded:
-                self._crowded[queue] = None
-                self._no_room(None)
-            elif state is State.CROWDED:
-                pass
+            if state is State.CROWDED:
+                if queue not in self._crowded:
+                    self._crowded[queue] = None
+                    self._no_room(None)
             else:
                 self._crowded.pop(queue, None)
         if state is State.AT_LIMIT and queue.full:
