@@ -66,7 +66,8 @@ def key() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = set(next(line for line in lines if line.startswith("flags")).split())
     openssl = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode()
-    versions = f"{platform.python_implementation()} {platform.python_version()}, {openssl}"
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    versions = f"{python}, {' '.join(platform.libc_ver())}, {openssl}"
     return f"{versions}, {platform.machine()} {' '.join(sorted(flags & FLAGS))}".rstrip()
 
 
