@@ -127,9 +127,12 @@ class EsmtpSession:
             mechanisms=authentication.mechanisms(settings),
             capabilities=self._info.capabilities,
         )
-        if settings.enable_authentication:
-            session.must_authenticate = not relay.needs_no_authentication(settings, self._ip)
+        session.must_authenticate = self._must_authenticate()
         return session
+
+    def _must_authenticate(self) -> bool:
+        settings = self._settings
+        return settings.enable_authentication and not relay.needs_no_authentication(settings, self._ip)
 
     def _count(self, step: int) -> None:
         counts = self._services.counts
@@ -661,10 +664,7 @@ class EsmtpSession:
             mechanisms=authentication.mechanisms(self._settings),
             can_starttls=self._can_starttls(),
         )
-        if self._settings.enable_authentication:
-            session.must_authenticate = not relay.needs_no_authentication(self._settings, self._ip)
-        else:
-            session.must_authenticate = False
+        session.must_authenticate = self._must_authenticate()
 
     # policy and log -------------------------------------------------------------------------------------------
 
