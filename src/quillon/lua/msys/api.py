@@ -88,18 +88,15 @@ class Library:
 
     def function(self, name: str, *, octets: bool = False, doc: str = "") -> Callable[[F], F]:
         """Add a function under its name in Lua; its docstring, or `doc`, is what the reference says of it."""
-
-        def add(function: F) -> F:
-            self.functions.append((name, function, doc or inspect.getdoc(function) or "", octets, False))
-            return function
-
-        return add
+        return self._adding(name, octets, doc, of_api=False)
 
     def of_api(self, name: str, *, octets: bool = False, doc: str = "") -> Callable[[F], F]:
         """Add a function that is given the Api of the runtime before its arguments."""
+        return self._adding(name, octets, doc, of_api=True)
 
+    def _adding(self, name: str, octets: bool, doc: str, *, of_api: bool) -> Callable[[F], F]:
         def add(function: F) -> F:
-            self.functions.append((name, function, doc or inspect.getdoc(function) or "", octets, True))
+            self.functions.append((name, function, doc or inspect.getdoc(function) or "", octets, of_api))
             return function
 
         return add
