@@ -166,6 +166,8 @@ class DeliverySettings:
     body_timeout: int
     rset_timeout: int
     idle_timeout: int
+    connect_timeout_to_delay: int
+    mx_failures_to_delay: int
     host_failure_retry: int
     retry_interval: int
     max_retry_interval: int

@@ -51,6 +51,7 @@ from quillon.tls.context import Contexts
 ASKED_AT_ONCE = 100  # messages that are out of their queue while a policy is asked about them
 PATIENCE = 60.0  # seconds that a policy may take for one of them
 LOOKED_AT = 64  # idle connections that are looked at for one whose place somebody needs
+SHORTEST_REST = 1.0  # seconds between two attempts to reach a site, whatever the options say
 LONGEST_SLEEP = 3600.0  # seconds after which the timer looks again, whatever it was set to
 
 Queue = DestinationQueue[Connection]
@@ -428,7 +429,7 @@ class Dispatcher:
     async def _open(self, queue: Queue) -> None:
         """Get a connection for a destination, or fail what waits in it."""
         opened: Ready | Wait | Nothing | None = None
-        services, trail = self.services, queue.astray()
+        services, trail, began = self.services, queue.astray(), self.services.clock.now()
         login = queue.key.override.login if isinstance(queue.key.override, override.Override) else None
         try:
             opened = await self.opener.open(queue, trail, self._ehlo_name(queue), login)
@@ -439,7 +440,7 @@ class Dispatcher:
                 elif isinstance(opened, Wait):
                     self._wait(queue, opened)
                 elif isinstance(opened, Nothing):
-                    self._nothing(queue, opened, trail)
+                    self._nothing(queue, opened, trail, began)
                 else:
                     queue.pause(self.services.clock.now() + PATIENCE, "a defect")
                 self.queues.not_connected(queue, self.services.clock.now())
@@ -449,6 +450,7 @@ class Dispatcher:
             if before is not None:  # it is of another domain, which does not need it
                 self._leave_to_others(opened.connection, before)
                 opened.connection.since = self.services.clock.now()  # it has a turn of its own
+            self.memory.answered(queue.site.key)
             self.queues.connected(queue)
             self._of[opened.connection] = queue
             if opened.trail.failed is not None:
@@ -479,9 +481,10 @@ class Dispatcher:
                 self._dismiss(queue, connection)
                 return
 
-    def _nothing(self, queue: Queue, nothing: Nothing, trail: Trail | None) -> None:
+    def _nothing(self, queue: Queue, nothing: Nothing, trail: Trail | None, began: float) -> None:
         """No connection came about. Where others stand or are on their way, only this one is refused; else all mail of
-        the destination waits."""
+        the destination waits: for another attempt where no host could be reached for a short time only, or else
+        delayed."""
         if not nothing.site:
             for message in queue.take_astray(trail):
                 self.settlement.settle(message, *nothing.failed)
@@ -494,6 +497,13 @@ class Dispatcher:
             queue.site.window.refused(others, self.services.clock.now())
             return
         queue.site.window.failed()
+        now, settings = self.services.clock.now(), queue.rules.settings
+        if not nothing.unreachable:
+            self.memory.answered(queue.site.key)
+        elif not self.memory.silent(queue.site.key, began, now, settings):
+            why = f"no host can be reached: {nothing.failed.outcome.reply}"
+            queue.pause(now + max(settings.host_failure_retry, SHORTEST_REST), why)
+            return
         self._fail_site(queue, nothing)
 
     def _fail_site(self, queue: Queue, nothing: Nothing) -> None:

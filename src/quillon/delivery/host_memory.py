@@ -1,24 +1,63 @@
-"""What deliveries have found out about hosts, for a while: which rest after a failure, how many recipients they take at
-once, and how many connections stand to them. Pure: `now` comes in."""
+"""What deliveries have found out about hosts, for a while: which rest after a failure, which sites have not answered
+for how long, how many recipients hosts take at once, and how many connections stand to them. Pure: `now` comes in."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable
+from typing import Generic, NamedTuple, TypeVar
 
+from quillon.config.settings import DeliverySettings
 from quillon.delivery.route import Host
 from quillon.queue.limit import Limit
 
-MOST = 4096  # hosts that something is known of before what is over is dropped
+MOST = 4096  # facts that are kept before those that are over are dropped
 RECIPIENTS_SECONDS = 3600.0  # for which a host's limit of recipients is believed
+SILENCE_SECONDS = 86400.0  # after which an attempt at which no host answered has nothing to do with one before
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Fading(Generic[K, V]):
+    """Facts, each of which is believed until a time of its own. As many are kept as are believed, and a few more."""
+
+    def __init__(self) -> None:
+        self._facts: dict[K, tuple[V, float]] = {}
+        self._most = MOST
+
+    def put(self, key: K, value: V, until: float, now: float) -> None:
+        if len(self._facts) >= self._most:
+            self._facts = {key: fact for key, fact in self._facts.items() if fact[1] > now}
+            self._most = max(MOST, 2 * len(self._facts))
+        self._facts[key] = (value, until)
+
+    def get(self, key: K, now: float) -> V | None:
+        """What is known; None if nothing is, or no longer."""
+        fact = self._facts.get(key)
+        return fact[0] if fact is not None and fact[1] > now else None
+
+    def forget(self, key: K) -> None:
+        self._facts.pop(key, None)
+
+    def clear(self) -> None:
+        self._facts.clear()
+
+
+class Silence(NamedTuple):
+    """No host of a site has answered at so many attempts in a row, the first of which began then."""
+
+    attempts: int
+    since: float
 
 
 class HostMemory:
     """A host rests for everybody, or for one who asks, where it has failed only with his TLS."""
 
     def __init__(self) -> None:
-        self._resting: dict[tuple[str, int, Hashable], float] = {}
-        self._recipients: dict[str, tuple[int, float]] = {}
+        self._resting: Fading[tuple[str, int, Hashable], float] = Fading()
+        self._recipients: Fading[str, int] = Fading()
+        self._silent: Fading[Hashable, Silence] = Fading()
         self._limits: dict[str, Limit] = {}
         self._standing: Counter[str] = Counter()
 
@@ -28,27 +67,36 @@ class HostMemory:
 
     def rest(self, host: Host, seconds: int, now: float, whose: Hashable = None) -> None:
         """Have a host left alone, by everybody or by one."""
-        if len(self._resting) >= MOST:
-            self._resting = {key: until for key, until in self._resting.items() if until > now}
-        self._resting[(host.ip, host.port, whose)] = now + seconds
+        self._resting.put((host.ip, host.port, whose), now + seconds, now + seconds, now)
 
-    def rests_until(self, host: Host, whose: Hashable) -> float:
+    def rests_until(self, host: Host, whose: Hashable, now: float) -> float:
         """When a host may be tried again; 0 where nothing is known against it."""
-        key = (host.ip, host.port)
-        return max(self._resting.get((*key, None), 0.0), self._resting.get((*key, whose), 0.0))
+        found = (self._resting.get((host.ip, host.port, who), now) for who in (None, whose))
+        return max((until for until in found if until is not None), default=0.0)
+
+    def answered(self, site: Hashable) -> None:
+        """A host of a site has answered, whatever it said."""
+        self._silent.forget(site)
+
+    def silent(self, site: Hashable, began: float, now: float, settings: DeliverySettings) -> bool:
+        """An attempt that began at a time has ended without an answer of any host. True if that has lasted so long
+        that what waits is to be delayed (options mx_failures_to_delay and connect_timeout_to_delay)."""
+        known = self._silent.get(site, now) or Silence(0, began)
+        silence = Silence(known.attempts + 1, known.since)
+        self._silent.put(site, silence, now + SILENCE_SECONDS, now)
+        often = 0 < settings.mx_failures_to_delay <= silence.attempts
+        return often or now - silence.since >= settings.connect_timeout_to_delay
 
     def takes_only(self, ip: str, recipients: int, now: float) -> None:
         """A host has refused further recipients of a transaction after so many."""
-        if len(self._recipients) >= MOST:
-            self._recipients = {key: known for key, known in self._recipients.items() if known[1] > now}
-        self._recipients[ip] = (recipients, now + RECIPIENTS_SECONDS)
+        self._recipients.put(ip, recipients, now + RECIPIENTS_SECONDS, now)
 
     def recipients(self, ip: str, limit: int, now: float) -> int:
         """How many recipients a transaction with a host may have; `limit` is the configured number, 0 for none."""
-        known = self._recipients.get(ip)
-        if known is None or known[1] <= now:
+        known = self._recipients.get(ip, now)
+        if known is None:
             return limit
-        return min(known[0], limit) if limit else known[0]
+        return min(known, limit) if limit else known
 
     # connections ----------------------------------------------------------------------------------------------
 

@@ -44,11 +44,13 @@ class Wait(NamedTuple):
 
 class Nothing(NamedTuple):
     """All hosts have failed, or there is none. `site` tells that this concerns whatever waits for the destination,
-    `obstacle` what kept the last host from taking mail, None where none was tried."""
+    `obstacle` what kept the last host from taking mail, None where none was tried; `unreachable` that none has
+    answered."""
 
     failed: Failed
     site: bool
     obstacle: Obstacle | None = None
+    unreachable: bool = False
 
 
 Opening = Ready | Wait | Nothing
@@ -112,6 +114,7 @@ class Opener:
             return Ready(idle, trail or Trail())
         facts: TlsFacts | None = None
         obstacle: Obstacle | None = None
+        unreachable = True
         while (step := attempt.next_step()) is not None:
             if not self.has_room(step.host):
                 return Wait(services.clock.now() + 60.0, "as many connections as its Host allows", step.host.name)
@@ -146,6 +149,7 @@ class Opener:
                 return Ready(connection, attempt.trail)
             self._freed(step.host.name)
             facts, obstacle = obstructed.failed.facts, obstructed.obstacle
+            unreachable = unreachable and obstacle is Obstacle.UNREACHABLE
             attempt.failed(step, obstructed.obstacle, obstructed.failed)
             if not attempt.goes_clear:
                 self._let_rest(key, rules, step.host, obstructed)
@@ -153,7 +157,7 @@ class Opener:
             now = services.clock.now()
             self._log(HostFailed(now, key.domain, failed.host, failed.outcome, failed.facts, failed.local_ip))
         assert attempt.trail.failed is not None, "an attempt without hosts has a trail of its own"
-        return Nothing(attempt.trail.failed, trail is None, obstacle)
+        return Nothing(attempt.trail.failed, trail is None, obstacle, unreachable)
 
     def _attempt(self, key: Key, rules: Rules, found: list[Host], trail: Trail | None) -> Attempt | Wait:
         """Those hosts that may be tried now; or when the first may be."""
@@ -161,7 +165,7 @@ class Opener:
         tried = trail.tried if trail is not None else frozenset[str]()
         left = [host for host in found if host.peer not in tried]
         whose = _whose(key, rules)
-        awake = [host for host in left if self._memory.rests_until(host, whose) <= now]
+        awake = [host for host in left if not self._memory.rests_until(host, whose, now)]
         free = [host for host in awake if self.has_room(host)]
         settings = rules.settings
         if free or not left or (trail is not None and not awake):
@@ -174,7 +178,7 @@ class Opener:
             )
         if awake:
             return Wait(now + 60.0, "as many connections as its Host allows", awake[0].name)
-        until = min(self._memory.rests_until(host, whose) for host in left)
+        until = min(self._memory.rests_until(host, whose, now) for host in left)
         return Wait(until, "its hosts rest after a failure")
 
     def has_room(self, host: Host) -> bool:

@@ -271,6 +271,7 @@ def _config(text: str) -> Config:
 
 REFUSED = "451 4.4.1 [internal] No valid hosts"
 A, B = "192.0.2.1", "192.0.2.2"
+AT_ONCE = "Connect_Timeout_To_Delay = 0"
 
 
 @pytest.mark.parametrize(
@@ -427,10 +428,101 @@ def test_a_site_that_is_down_costs_one_attempt_for_all_and_comes_back() -> None:
         await asyncio.sleep(1500)
 
     peers = {A: Peer(connect=lambda: None if up[0] else obstructed(REFUSED))}
-    world = simulate(main, peers, {"y.test": [A]})
+    world = simulate(main, peers, {"y.test": [A]}, AT_ONCE)
     assert len(world.outcomes(TransientFailure)) == 1000
     assert len(world.outcomes(Delivered)) == 1000
     assert peers[A].connects < 60
+
+
+def down_for(seconds: float, configuration: str = "") -> World:
+    """Mail to a site of which nothing answers for so long, until that is over."""
+    peer = Peer()
+
+    async def main(world: World) -> None:
+        begun = world.clock.now()
+        peer.connect = lambda: None if world.clock.now() >= begun + seconds else obstructed(REFUSED)
+        for _ in range(100):
+            world.send("y.test")
+        await asyncio.sleep(1100)
+
+    return simulate(main, {A: peer}, {"y.test": [A]}, "Max_Outbound_Connections = 1 " + configuration)
+
+
+def test_a_partner_that_restarts_costs_its_mail_no_retry_interval() -> None:
+    world = down_for(200)
+    assert not world.outcomes(TransientFailure)
+    waits = [event.time - event.message.batch.received_at for event in world.outcomes(Delivered)]
+    assert len(waits) == 100
+    assert 240 <= min(waits) <= max(waits) < 255  # the third attempt; the host rests 120 s after each
+    assert sum(isinstance(event, HostFailed) for event in world.events) == 2
+
+
+@pytest.mark.parametrize(
+    ("configuration", "attempts", "seconds"),
+    [
+        ("", 9, 960),  # the first that ends after connect_timeout_to_delay = 900
+        ("Connect_Timeout_To_Delay = 300", 4, 360),
+        ("Connect_Timeout_To_Delay = 0", 1, 0),
+        ("MX_Failures_To_Delay = 3", 3, 240),
+        ('Domain "y.test" { MX_Failures_To_Delay = 3 }', 3, 240),
+        ("MX_Failures_To_Delay = 0", 9, 960),
+        ("MX_Failures_To_Delay = 2 Host_Failure_Retry = 0", 2, 1),
+    ],
+)
+def test_a_site_that_stays_down_delays_all_its_mail(configuration: str, attempts: int, seconds: int) -> None:
+    world = down_for(100_000, configuration)
+    first = world.outcomes(TransientFailure)[:100]
+    assert len({event.message.id for event in first}) == 100
+    waits = {event.time - event.message.batch.received_at for event in first}
+    assert all(seconds <= wait < seconds + 10 for wait in waits)
+    failed = [event for event in world.events if isinstance(event, HostFailed) and event.time <= first[0].time]
+    assert len(failed) == attempts
+
+
+def test_a_site_that_has_been_down_long_keeps_nobody_waiting_again() -> None:
+    peer = Peer(connect=lambda: obstructed(REFUSED))
+
+    async def main(world: World) -> None:
+        world.send("y.test")
+        await asyncio.sleep(1100)
+        world.send("y.test")
+        await asyncio.sleep(60)
+
+    world = simulate(main, {A: peer}, {"y.test": [A]}, "Retry_Interval = 7200")
+    assert len(world.outcomes(TransientFailure)) == 2
+
+
+def test_one_answer_in_between_begins_the_count_anew() -> None:
+    connects = [0]
+
+    def connect() -> Obstructed | None:
+        connects[0] += 1
+        return None if connects[0] == 3 else obstructed(REFUSED)
+
+    async def main(world: World) -> None:
+        world.send("y.test")
+        await asyncio.sleep(400)
+        world.send("y.test")
+        await asyncio.sleep(130)
+        assert not world.outcomes(TransientFailure)
+        await asyncio.sleep(500)
+
+    world = simulate(main, {A: Peer(connect=connect)}, {"y.test": [A]}, "MX_Failures_To_Delay = 3")
+    assert len(world.outcomes(Delivered)) == 1
+    assert len(world.outcomes(TransientFailure)) == 1
+    assert connects[0] == 6
+
+
+def test_what_a_host_has_said_delays_at_once() -> None:
+    async def main(world: World) -> None:
+        world.send("y.test")
+        await asyncio.sleep(10)
+
+    refusal = obstructed("421 4.3.2 closed for the night", Obstacle.UNWILLING)
+    peers = {A: Peer(connect=lambda: refusal), B: Peer(connect=lambda: obstructed(REFUSED))}
+    world = simulate(main, peers, {"y.test": [A, B]})
+    (failure,) = world.outcomes(TransientFailure)
+    assert str(failure.outcome.reply) == "421 4.3.2 closed for the night"
 
 
 def test_connections_stay_below_their_limits() -> None:
