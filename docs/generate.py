@@ -14,6 +14,7 @@ from pathlib import Path
 from quillon.config.options import INBOUND, OUTBOUND, Option, table
 from quillon.config.scope import resolve
 from quillon.config.settings import DeliverySettings, OutboundTls, build
+from quillon.control.commands import COMMANDS, CONTROL
 from quillon.delivery.probe import VALUES
 from quillon.lab import selftest
 from quillon.lab.faults import FAULTS
@@ -325,7 +326,29 @@ def try_farm() -> dict[tuple[str, str], dict[str, Result]]:
     }
 
 
-PAGES = {"options.md": options_page, "causes.md": causes_page, "policy.md": policy_page, "smtp.md": smtp_page}
+def console_page() -> str:
+    """Commands as `help` has them, with the role of each."""
+    out = [
+        "# Console commands",
+        "",
+        "Everything may be asked with `--json`. What is meant and how: [The queue](../console.md).",
+        "",
+        "| Command | Role | |",
+        "| --- | --- | --- |",
+    ]
+    for command in COMMANDS:
+        words = f"{command.name} {command.words}".strip().replace("|", "\\|")
+        out.append(f"| `{words}` | {command.role.name.lower()} | {command.help} |")
+    return "\n".join([*out, "", f"And {CONTROL.help} (admin)."]) + "\n"
+
+
+PAGES = {
+    "options.md": options_page,
+    "causes.md": causes_page,
+    "policy.md": policy_page,
+    "smtp.md": smtp_page,
+    "console.md": console_page,
+}
 
 
 def main() -> int:

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from quillon.cli.main import main
-from quillon.control.commands import COMMANDS, CONTROL, cache_text, domain_text, find, help_text, mailq
+from quillon.control.commands import COMMANDS, CONTROL, find, help_text
+from quillon.control.rendering import merge_contexts, merge_mailq, text_contexts, text_domain, text_mailq
 from quillon.lab.pki import Authority
 from quillon.net.channel import Channel
 from tests.support.clients import MESSAGE, context
@@ -146,8 +147,12 @@ def test_a_policy_that_takes_long_to_load_holds_up_nobody(running: Running) -> N
     for thread in asking:
         thread.join()
     assert ["configuration reloaded" in answer for answer in answers] == [True] * 3
+
+    def reloads() -> int:
+        return sum(event["text"] == "configuration reloaded" for event in running.server.events("notice"))
+
     # the two that came meanwhile were one reload more
-    until(lambda: len(running.server.events("notice")) == 4, "both workers have reloaded twice", 60)
+    until(lambda: reloads() == 4, "both workers have reloaded twice", 60)
     (folder / "slow.py").write_text("import os\nos._exit(1)\n")
     assert "has ended; does a policy crash while it loads?" in running.ask("config reload")
     (folder / "slow.py").write_text("import time\ntime.sleep(60)\n")
@@ -265,7 +270,7 @@ def test_a_channel_takes_no_more_than_it_can_carry() -> None:
 
 def test_many_contexts_come_in_several_parts() -> None:
     rows = [{"kind": "server", "settings": {"certificate": f"/{n}.pem"}, "age": n, "in_use": 1} for n in range(100)]
-    text = cache_text(rows + rows)
+    text = text_contexts(merge_contexts(rows + rows))
     assert text.count("server context") == 100
     assert "         in use by: 2 sessions\n" in text
 
@@ -335,7 +340,7 @@ def test_a_command_that_no_worker_knows_is_an_error(running: Running) -> None:
 def test_mailq_adds_the_workers_up_and_lists_the_largest() -> None:
     one = [["default/b1", "big.test", 5, 1], ["default/b1", "small.test", 1, 0], ["1", "", 6, 1]]
     two = [["default/b1", "big.test", 2, 0], ["1", "", 2, 0]]
-    lines = mailq(one + two).splitlines()
+    lines = text_mailq(merge_mailq(one + two)).splitlines()
     assert [line.split() for line in lines[2:]] == [["default/b1", "big.test", "7", "1"], ["Total", "8", "1"]]
 
 
@@ -361,7 +366,7 @@ def test_a_domain_tells_why_it_waits(server: Callable[..., Server], tmp_path: Pa
     assert "messages: 2 may leave, 0 wait" in said
     assert "demanded: TLS = required, TLS_Verify = no (" in said
     assert "quiet.test       2       0" in ask("mailq")
-    assert ask("domain other.test") == domain_text([])
+    assert ask("domain other.test") == text_domain([])
 
 
 def test_the_control_process_is_replaced_and_mail_goes_on(running: Running) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from quillon.app.child import forked
 from quillon.control import process
-from quillon.control.messages import ToControl
+from quillon.control.messages import Rights, ToControl
 from quillon.net.channel import Channel
 
 MOST = 4096  # messages that are kept for it
@@ -43,6 +43,7 @@ class Control:
         self._heard = heard
         self._panic = panic
         self._listening: dict[str, socket.socket] = {}
+        self._rights: Rights = {}
         self._channel: Channel | None = None
         self._waiting: deque[ToControl] = deque()
 
@@ -51,8 +52,9 @@ class Control:
         """The sockets that it listens on."""
         return set(self._listening)
 
-    def listen(self, new: Mapping[str, socket.socket], wanted: Set[str]) -> None:
-        """Newly bound sockets by name; those whose name is not wanted any more are removed."""
+    def listen(self, new: Mapping[str, socket.socket], wanted: Set[str], rights: Rights) -> None:
+        """Newly bound sockets by name, and what rules all; those whose name is not wanted any more are removed."""
+        self._rights = rights
         for name in self._listening.keys() - wanted:
             self._listening.pop(name).close()
             with contextlib.suppress(OSError):
@@ -60,7 +62,7 @@ class Control:
         self._listening.update(new)
         if self._channel is not None:
             descriptors = [sock.fileno() for sock in new.values()]
-            message = {"do": "listen", "new": list(new), "wanted": list(wanted)}
+            message = {"do": "listen", "new": list(new), "wanted": list(wanted), "rights": rights}
             if not self._channel.send(message, descriptors, wait=False):
                 self._replace("it does not take new sockets")
 
@@ -78,7 +80,7 @@ class Control:
 
         def work() -> int:
             self._alone(ours)
-            return process.main(theirs, self._listening, supervisor)
+            return process.main(theirs, self._listening, self._rights, supervisor)
 
         try:
             self.pid = forked("quillon:control", work)
@@ -116,7 +118,7 @@ class Control:
 
     def stop(self) -> None:
         """Stop listening, and end it."""
-        self.listen({}, set())
+        self.listen({}, set(), {})
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

@@ -31,7 +31,7 @@ from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.scope import resolve
 from quillon.config.settings import ListenSettings
-from quillon.control.commands import ERROR
+from quillon.control.rendering import ERROR
 from quillon.listener.sockets import BindError, bind, is_free
 from quillon.log.sink import Loggers
 from quillon.mail.event import Notice, Panic
@@ -182,16 +182,19 @@ class Supervisor:
                 sock.close()
                 os.unlink(name)
             raise
-        self._control.listen(new, set(wanted))
+        rights = {name: (given.groups, given.allowed) for name, given in config.stanzas.console_rights().items()}
+        self._control.listen(new, set(wanted), rights)
 
     def _control_said(self, message: dict[str, Any]) -> None:
         """A question of the console's to all workers that are ready, or an order to the supervisor."""
         number, command = message["id"], message["command"]
         if message["event"] == "order":
+            self._loggers.log(Notice(self._clock.now(), f"console: {message['who']}: {command}"))
             self._orders[command](lambda text: self._control.tell({"do": "said", "id": number, "text": text}))
             return
         ready = [child for child in self._children.values() if child.ready]
         request = {"do": "console", "id": number, "command": command, "words": message["words"]}
+        request["who"] = message["who"]
         for child in ready:
             child.channel.send(request, wait=False)  # one that does not read will not answer, which is then told
         self._control.tell({"do": "asked", "id": number, "pids": [child.pid for child in ready]})

@@ -27,12 +27,11 @@ from typing import Any
 
 import uvloop
 
-from quillon.app import compose
+from quillon.app import compose, suspended
+from quillon.app.answers import Answers
 from quillon.config.load import load
 from quillon.config.model import Config
-from quillon.config.settings import InboundTls, share
-from quillon.control.commands import MAILQ
-from quillon.delivery import report
+from quillon.config.settings import share
 from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import ConnectionServices
 from quillon.delivery.dispatcher import Dispatcher, Share
@@ -63,14 +62,13 @@ from quillon.reception.mail_data import MailData
 from quillon.spool.errors import SpoolError, is_full
 from quillon.spool.room import Room
 from quillon.spool.store import Store
-from quillon.tls.context import Reloaded, Row
+from quillon.tls.context import Reloaded
 
 FAULTY = 3  # exit status: starting anew will not help
 WAITING = 4  # exit status: it may help later, as for room on the disk
 REFRESH = 5.0  # seconds between looks at the files of TLS contexts
 MOST_CHANGED = 50  # demands that are lost or weaker that the answer to a reload names
-SHOWN = 1000  # characters of a setting in an answer
-SAID = 12000  # characters of what a script answers to a command of the console
+SAID = 12000  # characters of what went wrong, in an answer
 ANSWER = 16384  # octets of an answer to the console, after which a new datagram begins
 
 
@@ -80,17 +78,18 @@ class Worker:
     def __init__(
         self, config: Config, number: int, count: int, sockets: dict[str, socket.socket], channel: Channel
     ) -> None:
-        self._config = config
-        self._number = number
+        self.config = config
+        self.number = number
         self._count = count
         self._sockets = sockets
         self._channel = channel
-        self._clock = SystemClock()
+        self.clock = SystemClock()
         self._servers: dict[str, asyncio.AbstractServer] = {}
         self._draining = asyncio.Event()
         self._one_reload = asyncio.Lock()  # scripts may wait while they load
-        self._metrics = Metrics()
-        self._recorder: Recorder | None = None
+        self.metrics = Metrics()
+        self.recorder: Recorder | None = None
+        self.started = self.clock.now()
         self._orders: set[asyncio.Task[None]] = set()
         self._short = False
         self._exhausted = False
@@ -100,16 +99,16 @@ class Worker:
         loop = self._loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._unexpected)
         loop.add_signal_handler(signal.SIGTERM, self._draining.set)
-        self._loggers = Loggers(self._config.stanzas.loggers(), loop.call_soon, self._config.stanzas.custom_loggers())
+        self._loggers = Loggers(self.config.stanzas.loggers(), loop.call_soon, self.config.stanzas.custom_loggers())
         self._loggers.open()
         self._open_spool()
-        await self._build(self._config)
+        await self._build(self.config)
         loop.add_reader(self._channel.fileno(), self._told)
         self._deadlines.start()
-        self._store.start()
+        self.store.start()
         for name, sock in self._sockets.items():
             await self._listen(name, sock)
-        self._dispatcher.start(self._store.recovered())
+        self.dispatcher.start(self.store.recovered())
         self._start_heartbeat()
         self._look_at_room()
         self._refreshing = self._loop.call_later(REFRESH, self._refresh)
@@ -121,66 +120,68 @@ class Worker:
         await self._drain()
 
     def _open_spool(self) -> None:
-        node = self._config.node()
+        node = self.config.node()
         base = Path(node.spoolbase)
-        self._store = Store(base / f"worker-{self._number}", node.spool_mode, self._report)
+        self.store = Store(base / f"worker-{self.number}", node.spool_mode, self._report)
         for folder in sorted(base.glob("worker-*")):
             name = folder.name.removeprefix("worker-")
-            if not re.fullmatch("[0-9]+", name) or int(name) < self._count or int(name) % self._count != self._number:
+            if not re.fullmatch("[0-9]+", name) or int(name) < self._count or int(name) % self._count != self.number:
                 continue
             try:
-                taken = self._store.adopt(folder)
-                self.log(Notice(self._clock.now(), f"took over {taken} messages from {folder}"))
+                taken = self.store.adopt(folder)
+                self.log(Notice(self.clock.now(), f"took over {taken} messages from {folder}"))
             except SpoolError as error:
                 # it waits for whoever mends it; a spool of our own that cannot be used is found by `open`
                 self._report(f"{error}; its mail was not taken over")
-        self._store.open()
+        self.store.open()
 
     async def _build(self, config: Config) -> None:
         """Put the parts together. Raises LoadError."""
         node = config.node()
-        self._deadlines = Deadlines(self._clock)
-        self._contexts = compose.contexts(config, self._clock, self._report)
+        self._deadlines = Deadlines(self.clock)
+        self.contexts = compose.contexts(config, self.clock, self._report)
         self._hostname = compose.hostname(node)
-        self._resolver = compose.resolver(node, self._clock)
+        self.resolver = compose.resolver(node, self.clock)
         self._shared: dict[str, Any] = {}
-        self._policies = await policies.load(config, self._clock, self._report, self._policy_services())
-        self._hooks = TlsHooks(self._policies.policy, config.folder)
-        self._ids = IdSource(os.getpid(), self._store.newest)
+        self.policies = await policies.load(config, self.clock, self._report, self._policy_services())
+        self._hooks = TlsHooks(self.policies.policy, config.folder)
+        self._ids = IdSource(os.getpid(), self.store.newest)
         self._resident_bodies = ResidentBodies(share(node.max_resident_messages, self._count))
-        self._finder = HostFinder(self._resolver, node, self._clock, compose.own(config))
+        self._finder = HostFinder(self.resolver, node, self.clock, compose.own(config))
         self._counts = Counts()
         octets, inodes = node.spool_minimum_free_space, node.spool_minimum_free_inodes
-        self._room = Room(self._store.folder, octets, inodes, self._clock.now)
+        self.room = Room(self.store.folder, octets, inodes, self.clock.now)
         self._turns = Turns()
-        self._failed_logins = FailedLogins(self._clock.now, self._tell_failure)
-        self._sessions: set[OpenSession] = set()
+        self._failed_logins = FailedLogins(self.clock.now, self._tell_failure)
+        self.sessions: set[OpenSession] = set()
         self._reception = Reception(
             config=config,
-            policy=self._policies.policy,
-            store=self._store,
-            room=self._room,
+            policy=self.policies.policy,
+            store=self.store,
+            room=self.room,
             ids=self._ids,
-            clock=self._clock,
+            clock=self.clock,
             resident_bodies=self._resident_bodies,
             enqueue=self._submit,
             log=self.log,
         )
-        self._bouncer = Bouncer(config, self._reception, self._store, self._ids, self._clock, self._hostname)
-        self._dispatcher = Dispatcher(
+        self._bouncer = Bouncer(config, self._reception, self.store, self._ids, self.clock, self._hostname)
+        self.dispatcher = Dispatcher(
             config=config,
-            store=self._store,
+            store=self.store,
             resident_bodies=self._resident_bodies,
             finder=self._finder,
             bouncer=self._bouncer,
-            services=ConnectionServices(self._clock, self._deadlines, self._contexts, self._hooks),
+            services=ConnectionServices(self.clock, self._deadlines, self.contexts, self._hooks),
             hostname=self._hostname,
             share=Share(self._count),
             log=self.log,
             say=self._channel.send,
             curfew=compose.curfew(config),
+            suspensions=suspended.read(Path(node.spoolbase), self._report),
         )
-        self._services = self._session_services(config, self._policies)
+        self._answers = Answers(self)
+        self.services = self._session_services(config, self.policies)
 
     def _policy_services(self) -> Services:
         """What policies may use of this worker."""
@@ -188,22 +189,22 @@ class Worker:
             lookup=self._lookup,
             inject=self._inject,
             sessions=self._count_sessions,
-            delay_domain=lambda domain, note: _drop(self._dispatcher.delay_domain(domain, note)),
+            delay_domain=lambda domain, note: _drop(self.dispatcher.delay_domain(domain, note)),
             hostname=self._hostname,
             shared=self._shared,
         )
 
     async def _lookup(self, name: str, kind: str, server: str) -> Lookup:
-        found = await compose.look_up(self._resolver, name, kind, server)
-        if self._recorder is not None:
-            self._recorder.looked_up(name, kind, server, found)
+        found = await compose.look_up(self.resolver, name, kind, server)
+        if self.recorder is not None:
+            self.recorder.looked_up(name, kind, server, found)
         return found
 
     async def _inject(self, sender: Mailbox, recipients: Sequence[Mailbox], data: bytes) -> None:
         """A message of a policy's own. Raises PolicyError if it cannot be stored."""
-        number = self._ids.next(self._clock.now())
+        number = self._ids.next(self.clock.now())
         envelope = Envelope.internal(number, sender, recipients)
-        mail_data = MailData(self._store, number.number, self._reception.node.large_message_threshold, lambda _: b"", 0)
+        mail_data = MailData(self.store, number.number, self._reception.node.large_message_threshold, lambda _: b"", 0)
         mail_data.add(data)
         reply = await self._reception.accept(envelope, mail_data)
         if not reply.positive:
@@ -214,52 +215,52 @@ class Worker:
         if service != "SMTP":
             return 0
         network = ipaddress.ip_network(block, strict=False)
-        return sum(ipaddress.ip_address(session.client) in network for session in self._sessions)
+        return sum(ipaddress.ip_address(session.client) in network for session in self.sessions)
 
     def _session_services(self, config: Config, loaded: Policies) -> SessionServices:
         environment = loaded.environment
         return SessionServices(
             config=config,
-            contexts=self._contexts,
+            contexts=self.contexts,
             policy=loaded.policy,
-            authenticator=Authenticator(self._clock, self._report, environment.auth),
+            authenticator=Authenticator(self.clock, self._report, environment.auth),
             failed_logins=self._failed_logins,
             turns=self._turns,
-            recorder=self._recorder,
+            recorder=self.recorder,
             note=partial(audit.note, self._shared) if environment.monitors else _unheard,
             hooks=self._hooks,
             reception=self._reception,
             ids=self._ids,
-            clock=self._clock,
+            clock=self.clock,
             deadlines=self._deadlines,
             hostname=self._hostname,
             workers=self._count,
             log=self.log,
             counts=self._counts,
-            sessions=self._sessions,
+            sessions=self.sessions,
         )
 
     def _submit(self, messages: list[Message]) -> None:
-        self._dispatcher.submit(messages)
+        self.dispatcher.submit(messages)
 
     async def _listen(self, name: str, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        make = lambda: EsmtpSession(self._services, name).stream  # noqa: E731 - the factory of each connection
+        make = lambda: EsmtpSession(self.services, name).stream  # noqa: E731 - the factory of each connection
         if sock.family == socket.AF_UNIX:
             self._servers[name] = await loop.create_unix_server(make, sock=sock)
         else:
-            backlog = next((s.backlog for s in self._config.inbound.listens() if s.name == name), 500)
+            backlog = next((s.backlog for s in self.config.inbound.listens() if s.name == name), 500)
             self._servers[name] = await loop.create_server(make, sock=sock, backlog=backlog)
 
     # log ------------------------------------------------------------------------------------------------------
 
     def log(self, event: Event) -> None:
-        self._metrics.count(event)
+        self.metrics.count(event)
         self._loggers.log(event)
 
     def _report(self, text: str) -> None:
         """A panic line, from whichever thread."""
-        event = Panic(self._clock.now(), text)
+        event = Panic(self.clock.now(), text)
         if threading.current_thread() is threading.main_thread():
             self.log(event)
         elif not self._loop.is_closed():
@@ -274,8 +275,8 @@ class Worker:
 
     def _start_heartbeat(self) -> None:
         interval = self._loggers.heartbeat
-        if self._number == 0 and interval:
-            self._loggers.beat(self._clock.now())
+        if self.number == 0 and interval:
+            self._loggers.beat(self.clock.now())
             self._loop.call_later(interval, self._start_heartbeat)
 
     # what the supervisor says ---------------------------------------------------------------------------------
@@ -295,16 +296,16 @@ class Worker:
         elif message["do"] == "drain":
             self._draining.set()
         elif message["do"] == "console":
-            ordered = self._ordered(message["id"], message["command"], message["words"])
+            ordered = self._ordered(message["id"], message["command"], message["words"], message["who"])
             task = asyncio.get_running_loop().create_task(ordered)
             self._orders.add(task)
             task.add_done_callback(self._orders.discard)
         elif message["do"] == "reopen":
             self._reopen()
         elif message["do"] == "leased":
-            self._dispatcher.leased(message["name"])
+            self.dispatcher.leased(message["name"])
         elif message["do"] == "wanted":
-            self._dispatcher.wanted(message["name"])
+            self.dispatcher.wanted(message["name"])
         elif message["do"] == "guessed":
             self._failed_logins.heard(message["client"])
 
@@ -312,69 +313,17 @@ class Worker:
         """A failed authentication, for the other workers; not worth waiting for."""
         self._channel.send({"event": "guessed", "client": client}, wait=False)
 
-    async def _ordered(self, number: int, command: str, words: list[str]) -> None:
+    async def _ordered(self, number: int, command: str, words: list[str], who: str) -> None:
         """A command of the console; what goes wrong in it is its answer."""
         rows: list[Any]
         try:
-            rows = await self._answer(command, words)
+            rows = await self._answers.to(command, words, who)
         except (OSError, ValueError, PolicyError) as error:
             rows = [{"error": str(error)[:SAID]}]
         except Exception as error:
             # a script's command that fails is its own fault
             rows = [{"error": words_of(error)[:SAID]}]
         self._send_rows(number, rows)
-
-    async def _answer(self, command: str, words: list[str]) -> list[Any]:
-        """The rows of this worker's answer. Raises OSError, ValueError and what a script's command raises."""
-        if command == "metrics":
-            return [list(item) for item in self._metrics.counts.items()]
-        if command == "mailq":
-            return list(await report.largest(self._dispatcher.queues, _number(words, MAILQ)))
-        if command == "domain":
-            rows = report.describe(self._dispatcher.queues, " ".join(words).lower(), self._clock.now())
-            return [{**row, "worker": self._number} for row in rows]
-        if command == "spool show":
-            shortage = self._room.shortage() or self._store.failing
-            state = f"no new mail is taken: {shortage}" if shortage else "mail is taken"
-            free = f"{self._room.free >> 20} MiB free, {self._store.waiting} changes wait to be written"
-            return [f"worker {self._number}: {self._store.folder}: {free}; {state}"]
-        if command == "tls show cache":
-            return [_cache_row(row) for row in self._contexts.rows()]
-        if command in ("tls flush cache", "tls rekey"):
-            self._tell(self._contexts.renew())
-            return []
-        if command in ("record start", "record stop"):
-            return [{"said": self._record([command.split()[1], *words])[:SAID]}]
-        if command == "control":
-            return [{"said": (await self._controlled(words))[:SAID]}]
-        raise ValueError(f"{command}: this worker knows no such command")
-
-    async def _controlled(self, words: list[str]) -> str:
-        """Raises ValueError for a command that nobody has registered."""
-        control = self._policies.environment.control
-        for length in range(len(words), 0, -1):
-            function = control.get(" ".join(words[:length]))
-            if function is not None:
-                return await function([" ".join(words[:length]), *words[length:]])
-        raise ValueError(f"{' '.join(words)}: unknown command; help lists what there is")
-
-    def _record(self, words: list[str]) -> str:
-        """`start PATH [bodies]` or `stop`. Raises ValueError, OSError."""
-        if words[:1] == ["stop"] and len(words) == 1:
-            found, self._recorder = self._recorder, None
-            self._services.recorder = None
-            if found is not None:
-                found.close()
-            return f"worker {self._number}: {found.sessions if found else 0} sessions"
-        if words[:1] != ["start"] or len(words) not in (2, 3) or words[2:] not in ([], ["bodies"]):
-            raise ValueError("record start NAME [bodies], record stop")
-        if self._recorder is not None:
-            raise ValueError(f"sessions are being recorded to {self._recorder.path} already")
-        folder = self._config.node().record_folder
-        if not folder:
-            raise ValueError("nothing may be recorded: set Record_Folder to the folder that recordings go to")
-        self._recorder = self._services.recorder = Recorder(folder, words[1], self._clock.now, bodies=len(words) == 3)
-        return ""
 
     def _send_rows(self, number: int, rows: list[Any]) -> None:
         """An answer to the console, in parts that fit into a datagram."""
@@ -398,13 +347,13 @@ class Worker:
     def _refresh(self) -> None:
         """Certificates and keys that have changed on disk."""
         self._refreshing = self._loop.call_later(REFRESH, self._refresh)
-        self._tell(self._contexts.refresh())
+        self.tell_reloaded(self.contexts.refresh())
         self._look_at_room()
         self._look_at_descriptors()
 
     def _look_at_room(self) -> None:
         """Tell once that no mail is taken for want of room, and once that it is again."""
-        shortage = self._room.shortage()
+        shortage = self.room.shortage()
         if bool(shortage) != self._short:
             self._short = bool(shortage)
             refused = f"spool: no new mail is taken (452 4.3.1): {shortage}"
@@ -421,13 +370,13 @@ class Worker:
             self._exhausted = exhausted
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             gone = f"has no descriptor left of {limit}: raise LimitNOFILE; clients are hung up on"
-            self._report(f"system: worker {self._number} {gone if exhausted else 'has descriptors again'}")
+            self._report(f"system: worker {self.number} {gone if exhausted else 'has descriptors again'}")
 
-    def _tell(self, reloaded: list[Reloaded]) -> None:
+    def tell_reloaded(self, reloaded: list[Reloaded]) -> None:
         """What became of TLS contexts: a notice, or a panic line for one that could not be loaded."""
         for done, text in reloaded:
             if done:
-                self.log(Notice(self._clock.now(), f"tls: {text}"))
+                self.log(Notice(self.clock.now(), f"tls: {text}"))
             else:
                 self._report(f"tls: {text}")
 
@@ -438,7 +387,7 @@ class Worker:
             try:
                 if missing:
                     raise LoadError(f"{missing} sockets could not be handed over: no descriptors are left")
-                loaded = load(self._config.files[0])
+                loaded = load(self.config.files[0])
                 if loaded.config is None:
                     raise LoadError("; ".join(str(fault) for fault in loaded.errors))
                 if loaded.config.digest != digest:
@@ -449,21 +398,21 @@ class Worker:
                 for sock in new.values():
                     sock.close()
                 text = str(error) if isinstance(error, (LoadError, OSError)) else f"unexpected {error!r}"
-                self.log(Panic(self._clock.now(), f"config: reload refused, the running configuration stays: {text}"))
+                self.log(Panic(self.clock.now(), f"config: reload refused, the running configuration stays: {text}"))
                 self._channel.send({"event": "refused", "round": number, "text": text[:SAID]})
                 return
         self._channel.send({"event": "reloaded", "round": number, "changed": list(changed.items())[:MOST_CHANGED]})
 
     async def _adopt(self, config: Config, new: dict[str, socket.socket]) -> Counter[str]:
         node = config.node()
-        resolver = compose.resolver(node, self._clock)
-        loaded = await policies.load(config, self._clock, self._report, self._policy_services())
+        resolver = compose.resolver(node, self.clock)
+        loaded = await policies.load(config, self.clock, self._report, self._policy_services())
         faults = credentials.faults(config, loaded.environment.auth)
         if faults:
             loaded.policy.close()
             raise LoadError("; ".join(faults))
         curfew = compose.curfew(config)
-        contexts = compose.contexts(config, self._clock, self._report)
+        contexts = compose.contexts(config, self.clock, self._report)
         loggers = Loggers(
             config.stanzas.loggers(), asyncio.get_running_loop().call_soon, config.stanzas.custom_loggers()
         )
@@ -476,18 +425,18 @@ class Worker:
         # nothing below fails: from here on the new configuration is the running one
         old_loggers, self._loggers = self._loggers, loggers
         old_loggers.close()
-        old_policy, policy = self._policies.policy, loaded.policy
-        self._config, self._policies = config, loaded
-        self._resolver = resolver
-        self._contexts = contexts
+        old_policy, policy = self.policies.policy, loaded.policy
+        self.config, self.policies = config, loaded
+        self.resolver = resolver
+        self.contexts = contexts
         self._hooks = TlsHooks(policy, config.folder)
         self._hostname = compose.hostname(node)
         self._resident_bodies.limit = share(node.max_resident_messages, self._count)
         self._finder.reconfigure(resolver, node, compose.own(config))
         self._bouncer.config = config
         self._reception.reconfigure(config, policy)
-        self._services = self._session_services(config, loaded)
-        for session in self._sessions:
+        self.services = self._session_services(config, loaded)
+        for session in self.sessions:
             session.retire()
         wanted = {listen.name for listen in config.inbound.listens()}
         for name in self._servers.keys() - wanted:
@@ -495,8 +444,8 @@ class Worker:
         for name, sock in new.items():
             await self._listen(name, sock)
         self._close(old_policy)
-        changed = await self._dispatcher.reconfigure(config, self._contexts, self._hooks, curfew)
-        self.log(Notice(self._clock.now(), "configuration reloaded"))
+        changed = await self.dispatcher.reconfigure(config, self.contexts, self._hooks, curfew)
+        self.log(Notice(self.clock.now(), "configuration reloaded"))
         return changed
 
     def _close(self, policy: Policy) -> None:
@@ -513,28 +462,28 @@ class Worker:
         self._refreshing.cancel()
         for server in self._servers.values():
             server.close()
-        seconds = float(self._config.node().drain_timeout)
-        end = self._clock.now() + seconds
-        for session in list(self._sessions):
+        seconds = float(self.config.node().drain_timeout)
+        end = self.clock.now() + seconds
+        for session in list(self.sessions):
             if not session.busy:
                 session.end(replies.SHUTTING_DOWN)
-        stopping = asyncio.ensure_future(self._dispatcher.stop(seconds))
-        while self._sessions and self._clock.now() < end:
+        stopping = asyncio.ensure_future(self.dispatcher.stop(seconds))
+        while self.sessions and self.clock.now() < end:
             await asyncio.sleep(0.02)
-            for session in list(self._sessions):
+            for session in list(self.sessions):
                 if not session.busy:
                     session.end(replies.SHUTTING_DOWN)
-        for session in list(self._sessions):
+        for session in list(self.sessions):
             if not session.committing:
                 session.end(replies.SHUTTING_DOWN)
         await stopping
-        await self._store.close()
-        for session in list(self._sessions):
+        await self.store.close()
+        for session in list(self.sessions):
             session.end(replies.SHUTTING_DOWN)  # what was committed has been answered by now
         self._deadlines.stop()
-        self._close(self._policies.policy)
+        self._close(self.policies.policy)
         await db.close(self._shared)
-        self.log(Notice(self._clock.now(), "drained"))
+        self.log(Notice(self.clock.now(), "drained"))
         self._loggers.close()
 
 
@@ -544,28 +493,6 @@ def _drop(_count: int) -> None:
 
 def _unheard(event: str, ip: str) -> None:
     """Nobody counts."""
-
-
-def _number(words: list[str], default: int) -> int:
-    """Raises ValueError for what is none."""
-    if len(words) > 1 or (words and not words[0].isdecimal()):
-        raise ValueError(f"{' '.join(words)}: a number is wanted")
-    return int(words[0]) if words else default
-
-
-def _cache_row(row: Row) -> dict[str, Any]:
-    """A TLS context for the console, by the labels of the manual."""
-    tls = row.settings
-    shown = {
-        "engine": tls.tls_engine,
-        "certificate": tls.tls_certificate or "none",
-        "ca list": (tls.tls_client_ca if isinstance(tls, InboundTls) else tls.tls_ca) or "none",
-        "ciphers": tls.tls_ciphers or "default",
-        "protocols": ", ".join(sorted(tls.tls_protocols)),
-    }
-    shown["verify"] = (tls.tls_verify_mode or "unset") if isinstance(tls, InboundTls) else tls.tls_verify
-    short = {name: value[:SHOWN] for name, value in shown.items()}
-    return {"kind": row.kind, "settings": short, "age": row.age, "in_use": row.in_use}
 
 
 def main(config: Config, number: int, count: int, sockets: dict[str, socket.socket], channel: Channel) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from quillon.config.endpoint import parse_endpoint
 from quillon.config.scope import Entry, Node, ancestors, resolve
@@ -19,7 +19,16 @@ from quillon.config.settings import (
 )
 from quillon.config.tree import Tree
 
+GROUPS = "groups://"
 CUSTOM_STAGES = ("reception", "delivery", "transient_failure", "permanent_failure", "rejection")
+
+
+class ConsoleRights(NamedTuple):
+    """What rules a socket of the console: where the file is that says who is of which group, None for none, and the
+    regular expressions of what each role may say."""
+
+    groups: str | None
+    allowed: dict[str, list[str]]
 
 
 class Stanzas:
@@ -83,6 +92,25 @@ class Stanzas:
                 self.tree.table.options["file_mode"], [node, *([listener] if listener else [])], self.tree.folder
             ).value
             found.append(ListenSettings(node.label, *parse_endpoint(node.label), 16, mode))
+        return found
+
+    def console_rights(self) -> dict[str, ConsoleRights]:
+        """What rules the sockets of Control_Listener with Enable_Authorization, by the socket's name."""
+        listener = self.tree.root.get("control_listener")
+        options = self.tree.table.options
+        allowed = {
+            role.label: [pattern.pattern for pattern in role.settings["allow"].value]
+            for node in self.tree.root.of("authorization")
+            for role in node.of("role")
+            if "allow" in role.settings
+        }
+        found = {}
+        for node in listener.of("listen") if listener is not None else ():
+            chain = [node, *ancestors(node)]
+            if resolve(options["enable_authorization"], chain, self.tree.folder).value:
+                given = resolve(options["authorizationparameters"], chain, self.tree.folder).value or {}
+                uri = str(given.get("uri", ""))
+                found[node.label] = ConsoleRights(uri.removeprefix(GROUPS) if uri.startswith(GROUPS) else None, allowed)
         return found
 
     def scripts(self) -> ScriptSettings | None:

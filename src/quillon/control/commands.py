@@ -1,23 +1,20 @@
-"""The console's commands, one row each: what it is called, what it is for, who answers it, and how the answer reads.
+"""The console's commands, one row each: what it is called, what it is for, who may give it, who answers it, and how the
+answer reads.
 
-What all workers answer is put together here. Rows are JSON. What is no command of this table may be one that a script
-has registered (`control`).
+What is no command of this table may be one that a script has registered (`control`).
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
-from quillon.log.metrics import render
+from quillon.control import rendering as show
+from quillon.queue.selection import WORDS
 
-ERROR = "error: "  # how an answer begins that is none
-MAILQ = 20  # destinations that mailq lists unless it is told otherwise
-
-Render = Callable[[list[Any]], str]
+Merge = Callable[[list[Any]], Any]
+Render = Callable[[Any], str]
 
 
 class By(Enum):
@@ -28,138 +25,127 @@ class By(Enum):
     WORKERS = "all workers"
 
 
+class Role(IntEnum):
+    """Who may give a command; whoever has a role has those below it."""
+
+    VIEW = 1
+    OPERATE = 2
+    ADMIN = 3
+
+
 class Command(NamedTuple):
-    """`words` are the arguments as help shows them. `render` makes the text out of the rows of all workers."""
+    """`words` are the arguments as help shows them. `merge` puts the rows of all workers together, which is what
+    `--json` prints; `render` makes text of it."""
 
     name: str
     words: str
     help: str
-    render: Render | None = None
+    role: Role = Role.VIEW
+    render: Render = str
+    merge: Merge = list
     by: By = By.WORKERS
 
 
-def _metrics(rows: list[Any]) -> str:
-    counts: Counter[str] = Counter()
-    for series, count in rows:
-        counts[series] += count
-    return render(counts)
-
-
-def _lines(rows: list[Any]) -> str:
-    return "".join(f"{row}\n" for row in sorted(map(str, rows)))
-
-
-def said(rows: list[dict[str, Any]]) -> str:
-    """What workers said, each text once; errors of all of them where none has done anything."""
-    good = list(dict.fromkeys(row["said"] for row in rows if "said" in row))
-    if good:
-        return "".join(text.rstrip("\n") + "\n" for text in good if text)
-    return "".join(f"{ERROR}{text}\n" for text in dict.fromkeys(row["error"] for row in rows))
-
-
-def cache_text(rows: list[dict[str, Any]]) -> str:
-    """`tls show cache` as the manual prints it, contexts of all workers with equal settings as one."""
-    merged: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        key = repr((row["kind"], sorted(row["settings"].items())))
-        found = merged.setdefault(key, {**row, "in_use": 0})
-        found["in_use"] += row["in_use"]
-        found["age"] = max(found["age"], row["age"])
-    out = []
-    for number, row in enumerate(merged.values(), 1):
-        lines = [("age", f"{int(row['age'])} seconds old"), ("in use by", f"{row['in_use']} sessions")]
-        lines += list(row["settings"].items())
-        out.append(f"{number:4}) {row['kind']} context")
-        out += [f"{label:>18}: {value}" for label, value in lines]
-    return "\n".join(out or ["no context is cached"]) + "\n"
-
-
-def mailq(rows: list[Any]) -> str:
-    """The largest queues of all workers, as the manual's mailq has them, and the totals. Rows are the binding with its
-    group, the domain, active and delayed messages; one without a domain has a worker's totals, and how many it
-    lists."""
-    sizes: dict[tuple[str, str], list[int]] = {}
-    total, most = [0, 0], MAILQ
-    for binding, domain, active, delayed in rows:
-        if not domain:
-            total = [total[0] + active, total[1] + delayed]
-            most = int(binding)
-            continue
-        found = sizes.setdefault((binding, domain), [0, 0])
-        found[0] += active
-        found[1] += delayed
-    head = f"{'Group/Binding':<28}{'Domain':>30}{'AQ':>8}{'DQ':>8}"
-    listed = sorted(sizes.items(), key=lambda item: (-sum(item[1]), item[0]))[:most]
-    lines = [f"{binding:<28}{domain:>30}{sums[0]:>8}{sums[1]:>8}" for (binding, domain), sums in listed]
-    return "\n".join([head, "-" * len(head), *lines, f"{'Total':<58}{total[0]:>8}{total[1]:>8}"]) + "\n"
-
-
-def domain_text(rows: list[dict[str, Any]]) -> str:
-    """What each worker has for a domain, and why it waits."""
-    if not rows:
-        return "nothing is queued for this domain\n"
-    now = time.time()
-    out = []
-    for row in rows:
-        via = f" (mail for {row['via']})" if row["via"] else ""
-        out.append(f"{row['binding']} {row['domain']}{via}, worker {row['worker']}: {row['state']}{_paused(row, now)}")
-        next_at = f", the next in {max(row['next_at'] - now, 0):.0f} s" if row["next_at"] else ""
-        out.append(f"    messages: {row['active']} may leave, {row['delayed']} wait for their next attempt{next_at}")
-        out.append(
-            f"    connections: {row['busy']} busy, {row['idle']} idle, {row['connecting']} being opened;"
-            f" {row['allowed']} are allowed now"
-        )
-        for name, (used, most) in row["shared_limits"].items():
-            out.append(f"    {name}: {used} of {most} in use")
-        out += [f"    demanded: {row['demand']}"] if row["demand"] else []
-        out += [f"    last reply: {row['last_reply']}"] if row["last_reply"] else []
-    return "\n".join(out) + "\n"
-
-
-def _paused(row: dict[str, Any], now: float) -> str:
-    return f" for {row['paused_until'] - now:.0f} s: {row['why']}" if row["paused_until"] > now else ""
-
-
+_V, _O, _A = Role
+_SELECTION = WORDS
 COMMANDS = (
-    Command("help", "", "what can be asked", by=By.CONSOLE),
+    Command("help", "[COMMAND]", "what can be asked", by=By.CONSOLE),
     Command("version", "", "the version of Quillon", by=By.CONSOLE),
     Command("pid", "", "process id of the supervisor", by=By.CONSOLE),
-    Command("metrics", "", "counters, in the text format of Prometheus", _metrics),
-    Command("mailq", "[N]", "the N largest queues (20), with active and delayed messages", mailq),
-    Command("domain", "NAME", "what is queued for a domain, its connections, and why it waits", domain_text),
-    Command("reopen logs", "", "open the log files anew, as after a rotation", by=By.SUPERVISOR),
-    Command("config reload", "", "read the configuration again, as SIGHUP does", by=By.SUPERVISOR),
-    Command("tls show cache", "", "the TLS contexts of all workers", cache_text),
+    Command("whoami", "", "as whom this console is known, and what that one may do", by=By.CONSOLE),
+    # what waits
+    Command("summary", "", "sizes, rates and totals of all workers", _V, show.text_summary, show.merge_summary),
+    Command("summary reset", "", "count from now on", _O, lambda _: "statistics cleared.\n"),
+    Command("mailq", "[N]", "the N largest queues (20)", _V, show.text_mailq, show.merge_mailq),
+    Command("active", "[N]", "domains with over N messages that may leave", _V, show.text_larger, show.merge_larger),
+    Command("delayed", "[N]", "domains with over N that are delayed", _V, show.text_larger, show.merge_larger),
+    Command("binding summary", "[B]", "what each binding has", _V, show.text_bindings, show.merge_bindings),
+    Command("domain", "NAME", "queues, connections and limits of a domain, and why it waits", _V, show.text_domain),
     Command(
-        "tls flush cache",
-        "",
-        "load them anew from their files; sessions that stand go on",
+        "showqueue", "[binding B] NAME [limit,offset]", "messages for a domain", _V,
+        show.text_showqueue, show.merge_listed,
+    ),
+    Command("find", f"[--limit N] {_SELECTION}", "messages that wait", _V, show.text_find, show.merge_listed),
+    Command("message details", "[full|body] ID", "all about a message", _V, show.text_message, show.merge_message),
+    Command("message why", "ID", "why it waits, and which option says so", _V, show.text_message, show.merge_message),
+    # orders about what waits
+    Command("flush", f"{_SELECTION} [--yes]", "try messages now", _O, show.text_order, show.merge_order),
+    Command("flush domain", "NAME|all", "try all of a domain now", _O, show.text_flushed, show.merge_order),
+    Command(
+        "fail", f"{_SELECTION} [--note TEXT] [--quiet] [--yes]", "give up; senders are told, but with --quiet", _O,
+        show.text_order, show.merge_order,
+    ),
+    Command("fail domain", "NAME|all [TEXT] [--yes]", "give up a domain", _O, show.text_purged, show.merge_order),
+    Command(
+        "fail domain quiet", "NAME|all [TEXT] [--yes]", "the same, and no sender is told", _O,
+        show.text_purged, show.merge_order,
+    ),
+    Command("delay", f"TIME {_SELECTION} [--yes]", "put off what may leave", _O, show.text_order, show.merge_order),
+    Command("discard", f"{_SELECTION} [--yes]", "drop; no sender is told", _O, show.text_order, show.merge_order),
+    Command(
+        "rebind", "BINDING|all [DOMAIN] [--to BINDING] [--yes]", "send from another binding, by another gateway", _O,
+        show.text_rebound, show.merge_order,
+    ),
+    Command(
+        "reroute queue", "FROM|all TO [--yes]", "send to another domain's hosts", _O,
+        show.text_order, show.merge_order,
+    ),
+    Command("message retry", "ID", "try it now", _O, show.text_retried, show.merge_one),
+    Command("message fail", "ID", "give it up", _O, show.text_failed, show.merge_one),
+    Command("message fail quiet", "ID", "give it up; its sender is not told", _O, show.text_failed, show.merge_one),
+    Command("message discard", "ID", "drop it; its sender is not told", _O, show.text_failed, show.merge_one),
+    Command(
+        "suspend", "NAME|--binding B|--all [--for TIME] [--reason TEXT]", "let nothing leave", _O,
+        show.text_suspend, show.merge_suspensions,
+    ),
+    Command(
+        "resume", "NAME|--binding B|--all", "let it leave again", _O, show.text_resumed, show.merge_resumed
+    ),
+    Command("suspended", "", "what is suspended, by whom and why", _V, show.text_suspended, show.merge_suspensions),
+    # connections, names, TLS
+    Command("show inbound", "", "clients that are connected", _V, show.text_inbound, show.merge_listed),
+    Command("show outbound", "", "connections to hosts", _V, show.text_outbound, show.merge_listed),
+    Command("dns_cache lookup", "NAME TYPE", "what a worker knows", _V, show.text_cached, show.merge_cached),
+    Command("refresh domain", "NAME", "look it up anew", _O, show.text_said, show.merge_said),
+    Command("tls show cache", "", "the TLS contexts of all workers", _V, show.text_contexts, show.merge_contexts),
+    Command(
+        "tls flush cache", "", "load them anew; sessions that stand go on", _O,
         lambda _: "Cache flush request submitted.\n",
     ),
     Command(
-        "tls rekey",
-        "",
-        "new keys for session tickets; a session made before is not resumed",
+        "tls rekey", "", "new keys for session tickets; a session made before is not resumed", _A,
         lambda _: "Rekey request submitted.\n",
     ),
-    Command("record start", "NAME [bodies]", "write sessions to a file of Record_Folder, for replay", said),
-    Command("record stop", "", "write no more", said),
-    Command("spool show", "", "room on the spool's disk, and what waits to be written", _lines),
+    # the server
+    Command("metrics", "", "counters, in the text format of Prometheus", _V, show.text_metrics, show.merge_metrics),
+    Command("spool show", "", "room on the spool's disk, and what waits to be written", _V, show.text_spool),
+    Command("reopen logs", "", "open the log files anew, as after a rotation", _O, by=By.SUPERVISOR),
+    Command("config reload", "", "read the configuration again, as SIGHUP does", _A, by=By.SUPERVISOR),
+    Command(
+        "record start", "NAME [bodies]", "write sessions to a file of Record_Folder", _A,
+        show.text_said, show.merge_said,
+    ),
+    Command("record stop", "", "write no more", _A, show.text_said, show.merge_said),
+)  # fmt: skip
+CONTROL = Command(
+    "control", "", "what scripts have registered with msys.registerControl", _A, show.text_said, show.merge_said
 )
-CONTROL = Command("control", "", "what scripts have registered with msys.registerControl", said)
+_LONGEST = max(len(command.name.split()) for command in COMMANDS)
+_BY_NAME = {tuple(command.name.split()): command for command in COMMANDS}
 
 
 def find(words: list[str]) -> tuple[Command, list[str]]:
-    """The command that words name, and its arguments; `CONTROL` with all of them for what is none of this table."""
-    for command in COMMANDS:
-        name = command.name.split()
-        if [word.lower() for word in words[: len(name)]] == name and (command.words or len(words) == len(name)):
-            return command, words[len(name) :]
+    """The command that words name, the longest that fits, and its arguments; `CONTROL` with all of them for what is
+    none of this table."""
+    for length in range(min(_LONGEST, len(words)), 0, -1):
+        command = _BY_NAME.get(tuple(word.lower() for word in words[:length]))
+        if command is not None and (command.words or len(words) == length):
+            return command, words[length:]
     return CONTROL, words
 
 
-def help_text() -> str:
-    """What `help` prints."""
-    rows: Iterable[Command] = COMMANDS
-    lines = [f"{f'{row.name} {row.words}'.strip():<28}{row.help}" for row in rows]
-    return "\n".join([*lines, f"and {CONTROL.help}"]) + "\n"
+def help_text(name: str = "") -> str:
+    """What `help` prints, of all commands or of those that begin so."""
+    rows: Iterable[Command] = [command for command in COMMANDS if command.name.startswith(name)]
+    lines = [f"{f'{row.name} {row.words}'.strip():<40} {row.help}" for row in rows]
+    return "\n".join([*(lines or [f"{name}: no command begins so"]), *([] if name else [f"and {CONTROL.help}"])]) + "\n"

@@ -1,27 +1,36 @@
 """The console: commands on the sockets of Control_Listener, answered by this process, the supervisor or all workers.
 
-One command a connection: a line comes in, text goes out, the connection is closed. Who may connect is for the mode of
-the socket to say.
+One command a connection: a line comes in, text goes out, the connection is closed. `json` before a command has the
+answer come as an object of JSON: `result`, `error` for what is none, `incomplete` where a worker did not answer. Who
+may connect is for the mode of the socket to say, and what he may do for `authority`; the kernel tells who he is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import pwd
+import shlex
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from quillon import __version__
-from quillon.control.commands import ERROR, By, Command, find, help_text
-from quillon.control.messages import FromControl, ToControl
+from quillon.control.authority import NOT_ALLOWED, Authority, GroupsError
+from quillon.control.commands import By, Command, Role, find, help_text
+from quillon.control.messages import FromControl, Rights, ToControl
+from quillon.control.rendering import ERROR
 from quillon.mail.shown import printable
 
 MAX_LINE = 4096
 MAX_CLIENTS = 32  # that are answered at a time
 MAX_WAITING = 256
 PATIENCE = 5.0  # seconds for a client to say its line and to read the answer, and for the workers to give it
+ORDER_PATIENCE = 120.0  # seconds for workers to do something about all that waits
 FLUSH = 0.2  # seconds without a word after which a line that is too long counts as read
 LOCAL_PATIENCE = 300.0  # seconds for what the supervisor does itself, which always answers
 
@@ -37,6 +46,42 @@ class _Question:
     text: str = ""
 
 
+class ConsoleError(Exception):
+    """A command has no answer; the message says why."""
+
+
+class _Answer(NamedTuple):
+    """What all workers have said, put together, and a word on those that have not."""
+
+    merged: Any
+    late: str = ""
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who asks, and what rules him, None for nothing."""
+
+    user: str
+    authority: Authority | None
+
+    def may(self, command: Command, line: str) -> None:
+        """Raises ConsoleError for a command that he may not give."""
+        if self.authority is None:
+            return
+        try:
+            allowed = self.authority.allows(self.user, command, line)
+        except GroupsError as error:
+            raise ConsoleError(f"{NOT_ALLOWED}: {error}") from None
+        if not allowed:
+            raise ConsoleError(NOT_ALLOWED)
+
+    def known_as(self) -> str:
+        """What `whoami` answers."""
+        if self.authority is None:
+            return f"{self.user}, who may give every command here\n"
+        return f"{self.user}, with the roles {', '.join([self.user, *self.authority.groups_of(self.user)])}\n"
+
+
 class Console:
     """`send` takes what goes to the supervisor, whose process id is `supervisor`."""
 
@@ -44,17 +89,19 @@ class Console:
         self._send = send
         self._supervisor = supervisor
         self._servers: dict[str, asyncio.AbstractServer] = {}
+        self._authority: dict[str, Authority] = {}
         self._questions: dict[int, _Question] = {}
         self._places = asyncio.Semaphore(MAX_CLIENTS)
         self._waiting = 0  # clients, with those that are being answered
         self._number = 0
 
-    async def listen(self, new: dict[str, socket.socket], wanted: set[str]) -> None:
-        """Take over newly bound sockets by name; close those whose name is not wanted any more."""
+    async def listen(self, new: dict[str, socket.socket], wanted: set[str], rights: Rights) -> None:
+        """Take over newly bound sockets by name, and what rules all; close those whose name is not wanted any more."""
+        self._authority = {name: Authority(*given) for name, given in rights.items()}
         for name in self._servers.keys() - wanted:
             self._servers.pop(name).close()
         for name, sock in new.items():
-            self._servers[name] = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_LINE)
+            self._servers[name] = await asyncio.start_unix_server(partial(self._serve, name), sock=sock, limit=MAX_LINE)
 
     def told(self, message: ToControl) -> None:
         """What the supervisor passes on of answers."""
@@ -85,13 +132,13 @@ class Console:
 
     # clients --------------------------------------------------------------------------------------------------
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._waiting += 1
         try:
             if self._waiting <= MAX_WAITING:
                 await asyncio.wait_for(self._places.acquire(), PATIENCE)
                 try:
-                    await self._answer_one(reader, writer)
+                    await self._answer_one(name, reader, writer)
                 finally:
                     self._places.release()
         except (OSError, TimeoutError):
@@ -100,8 +147,8 @@ class Console:
             self._waiting -= 1
             writer.transport.abort()
 
-    async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        text = await self._heard(reader)
+    async def _answer_one(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        text = await self._heard(Client(_user(writer), self._authority.get(name)), reader)
         shown = "\n".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))
         writer.write(shown.encode())
         # a console reads what it has asked for; one that does not is cut off
@@ -109,7 +156,7 @@ class Console:
         writer.close()
         await asyncio.wait_for(writer.wait_closed(), PATIENCE)
 
-    async def _heard(self, reader: asyncio.StreamReader) -> str:
+    async def _heard(self, client: Client, reader: asyncio.StreamReader) -> str:
         """The answer to what a client says."""
         try:
             line = await asyncio.wait_for(reader.readline(), PATIENCE)
@@ -120,33 +167,59 @@ class Console:
                 while await asyncio.wait_for(reader.read(MAX_LINE), FLUSH):
                     pass
             return f"{ERROR}the command is too long\n"
-        command, words = find(line.decode("utf-8", "replace").split() or ["help"])
+        text = line.decode("utf-8", "replace").strip()
+        as_json = text.startswith("json ")
         try:
-            return await self._answer(command, words)
+            command, answer = await self._ask(client, text.removeprefix("json "))
+            problem = answer.merged.get("error") if isinstance(answer.merged, dict) else None
+            if as_json:
+                told = {"error": problem} if problem else {}
+                late = {"incomplete": answer.late.strip()} if answer.late else {}
+                return f"{json.dumps({**told, 'result': answer.merged, **late})}\n"
+            return f"{ERROR}{problem}\n" if problem else command.render(answer.merged) + answer.late
+        except ConsoleError as error:
+            words = str(error)
         except Exception as defect:
             # what goes wrong in a command is an answer too, and not the end of the console
-            return f"{ERROR}{command.name}: unexpected {defect!r}\n"
+            words = f"unexpected {defect!r}"
+        return f"{json.dumps({'error': words})}\n" if as_json else f"{ERROR}{words}\n"
 
-    async def _answer(self, command: Command, words: list[str]) -> str:
+    async def _ask(self, client: Client, text: str) -> tuple[Command, _Answer]:
+        """The answer to a command as it was written. Raises ConsoleError."""
+        try:
+            said = shlex.split(text) or ["help"]
+        except ValueError as error:
+            raise ConsoleError(f"{text}: {error}") from None
+        command, words = find(said)
+        client.may(command, " ".join(said))
         if command.by is By.CONSOLE:
-            texts = {"version": f"quillon {__version__}\n", "pid": f"{self._supervisor}\n"}
-            return texts.get(command.name) or help_text()
+            return command, _Answer(self._own(client, command, words))
         self._number += 1
         number = self._number
         question = self._questions[number] = _Question(asyncio.get_running_loop().create_future())
         try:
             if command.by is By.SUPERVISOR:
-                self._send({"event": "order", "id": number, "command": command.name})
+                self._send({"event": "order", "id": number, "command": command.name, "who": client.user})
                 await asyncio.wait_for(question.answered, LOCAL_PATIENCE)
-                return f"{question.text}\n"
-            self._send({"event": "ask", "id": number, "command": command.name, "words": words})
+                if question.text.startswith(ERROR):
+                    raise ConsoleError(question.text.removeprefix(ERROR))
+                return command, _Answer(f"{question.text}\n")
+            self._send({"event": "ask", "id": number, "command": command.name, "words": words, "who": client.user})
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(question.answered, PATIENCE)
-            return _text(command, question)
+                await asyncio.wait_for(question.answered, PATIENCE if command.role is Role.VIEW else ORDER_PATIENCE)
+            return command, _merged(command, question)
         except TimeoutError:
-            return f"{ERROR}the supervisor did not answer\n"
+            raise ConsoleError("the supervisor did not answer") from None
         finally:
             del self._questions[number]
+
+    def _own(self, client: Client, command: Command, words: list[str]) -> str:
+        """What the console answers by itself."""
+        if command.name == "version":
+            return f"quillon {__version__}\n"
+        if command.name == "pid":
+            return f"{self._supervisor}\n"
+        return client.known_as() if command.name == "whoami" else help_text(" ".join(words).lower())
 
 
 def _end(question: _Question) -> None:
@@ -154,13 +227,25 @@ def _end(question: _Question) -> None:
         question.answered.set_result(None)
 
 
-def _text(command: Command, question: _Question) -> str:
-    """The answer out of the rows of all workers."""
+def _merged(command: Command, question: _Question) -> _Answer:
+    """The answer out of the rows of all workers. Raises ConsoleError where there is none."""
     if question.nobody:
-        return f"{ERROR}no worker is running\n"
-    assert command.render is not None
+        raise ConsoleError("no worker is running")
     late = f"{len(question.waiting)} workers did not answer\n" if question.waiting else ""
     errors = [row["error"] for row in question.rows if isinstance(row, dict) and row.keys() == {"error"}]
     if errors and len(errors) == len(question.rows):
-        return "".join(f"{ERROR}{text}\n" for text in dict.fromkeys(errors)) + late
-    return command.render(question.rows) + late
+        raise ConsoleError("\n".join(dict.fromkeys(errors)))
+    rows = [row for row in question.rows if not (isinstance(row, dict) and row.keys() == {"error"})]
+    if not rows and late:
+        raise ConsoleError(late.rstrip())
+    return _Answer(command.merge(rows), "".join(f"{text}\n" for text in dict.fromkeys(errors)) + late)
+
+
+def _user(writer: asyncio.StreamWriter) -> str:
+    """Who is at the other end of a Unix socket, as the kernel knows him: a name, or the number of one that has none."""
+    sock = writer.get_extra_info("socket")
+    uid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[1]
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
+Rights = dict[str, tuple[str | None, dict[str, list[str]]]]
+"""What rules the console's sockets, by their names; those without an entry let everybody do everything."""
+
 
 class Ask(TypedDict):
     """Control: a command for all workers. `id` comes back in what is answered."""
@@ -18,6 +21,7 @@ class Ask(TypedDict):
     id: int
     command: str
     words: list[str]
+    who: str
 
 
 class Order(TypedDict):
@@ -26,6 +30,7 @@ class Order(TypedDict):
     event: Literal["order"]
     id: int
     command: str
+    who: str
 
 
 class Asked(TypedDict):
@@ -62,11 +67,13 @@ class Said(TypedDict):
 
 
 class Listen(TypedDict):
-    """To control: sockets to listen on, whose descriptors are beside it, and all names that are wanted."""
+    """To control: sockets to listen on, whose descriptors are beside it, all names that are wanted, and what rules
+    them: a file of groups and the patterns of each role."""
 
     do: Literal["listen"]
     new: list[str]
     wanted: list[str]
+    rights: Rights
 
 
 FromControl = Ask | Order

@@ -42,7 +42,8 @@ class _Place(NamedTuple):
 
 
 class Admission:
-    """`connections` splits a limit of the node, as `limit.split` does; `log` takes events."""
+    """`connections` splits a limit of the node, as `limit.split` does; `suspended` tells whether an operator has
+    suspended a domain; `log` takes events."""
 
     def __init__(
         self,
@@ -50,7 +51,9 @@ class Admission:
         hooks: TlsHooks,
         connections: Callable[[int], tuple[int, int]],
         log: Callable[[Event], None],
+        suspended: Callable[[str], bool] = lambda _: False,
     ):
+        self._is_suspended = suspended
         self._connections = connections
         self._log = log
         self._changed: Counter[str] = Counter()  # messages of which something else is demanded, by words
@@ -94,7 +97,7 @@ class Admission:
         """Set what decides the queue of a message: `via`, `override` and `demand`, by what runs now."""
         message.override = None
         if self._is_asked(message):
-            message.via = override.via_of(message, self.config)
+            message.via = self._via(message)
             key = Key(message.binding_group, message.binding, message.destination, message.via)
             message.override = override.of(message, *self.settings(key), self.hooks)
             place = self._judge(message)
@@ -102,7 +105,7 @@ class Admission:
             name = (message.binding_group, message.binding, message.destination, message.wanted_domain, message.demand)
             known = self._places.get(name)
             if known is None:
-                message.via = override.via_of(message, self.config)
+                message.via = self._via(message)
                 if len(self._places) >= _MOST:
                     self._places.clear()
                 known = self._places[name] = self._judge(message)
@@ -114,6 +117,16 @@ class Admission:
             if place.eased:
                 self._changed[f"go with less: {place.eased}"] += 1
             message.demand = place.demand
+
+    def _via(self, message: Message) -> str:
+        """As `override.via_of`; what an operator has suspended of a gateway's mail has a queue of its own as well."""
+        found = override.via_of(message, self.config)
+        wanted = message.wanted_domain
+        return wanted if wanted != message.destination and self._is_suspended(wanted) else found
+
+    def suspensions_changed(self) -> None:
+        """Other domains are suspended: where messages go is found anew."""
+        self._places.clear()
 
     def _is_asked(self, message: Message) -> bool:
         """Whether something is to be found out about this message alone: by a module, or of what it authenticates

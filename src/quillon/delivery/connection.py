@@ -136,6 +136,11 @@ class Connection:
         self._sent = 0
         self._answered = 0  # replies that have come when the deadline was set
 
+    @property
+    def carried(self) -> list[Message]:
+        """The messages that are being delivered."""
+        return self._batch
+
     # opening --------------------------------------------------------------------------------------------------
 
     async def open(self, step: TryHost) -> Obstructed | None:

@@ -12,7 +12,7 @@ import gc
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -24,6 +24,7 @@ from quillon.delivery.admission import Admission, fault_of
 from quillon.delivery.attempt import Obstacle
 from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import Connection, ConnectionServices, Sent
+from quillon.delivery.halts import Halts
 from quillon.delivery.host_memory import HostMemory
 from quillon.delivery.hosts import HostFinder
 from quillon.delivery.lessee import TURN, Lessee
@@ -32,17 +33,18 @@ from quillon.delivery.settlement import Settlement
 from quillon.delivery.siblings import Siblings
 from quillon.delivery.throttles import CONNECTIONS, MESSAGES, Throttles
 from quillon.mail import reply as replies
-from quillon.mail.event import Event, Notice, Panic
+from quillon.mail.event import Event, Panic
 from quillon.mail.message import Message
 from quillon.mail.outcome import Delivered, Outcome, PermanentFailure, Stage, TransientFailure
 from quillon.mail.reply import parse_reply
 from quillon.net.turns import SHARE, in_slices
 from quillon.policy.tls import TlsHooks
 from quillon.queue import retry
-from quillon.queue.curfew import Curfew, transitions
+from quillon.queue.curfew import Curfew
 from quillon.queue.destination import DestinationQueue, key_of
 from quillon.queue.limit import UNLIMITED, Limit, split
 from quillon.queue.ready import Queues
+from quillon.queue.suspension import Suspensions
 from quillon.queue.trail import Failed, Trail
 from quillon.reception.accept import ResidentBodies
 from quillon.spool.store import Store
@@ -87,24 +89,24 @@ class Dispatcher:
     log: Callable[[Event], None]
     say: Callable[[dict[str, Any]], object] = lambda _: None  # to the node
     connect: Callable[..., Connection] = Connection
-    curfew: Curfew = field(default_factory=Curfew)
+    curfew: InitVar[Curfew] = Curfew()  # noqa: RUF009 - it is not changed
+    suspensions: InitVar[Suspensions | None] = None
     memory: HostMemory = field(default_factory=HostMemory)
     _of: dict[Connection, Queue] = field(default_factory=dict)  # whose connection it is, as long as it stands
     _trails: dict[Connection, Trail] = field(default_factory=dict)  # the way to it, or that of its messages
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _asking: set[asyncio.Task[override.Override | str | None]] = field(default_factory=set)
     _unasked: set[Queue] = field(default_factory=set)  # destinations about whose messages policy is still to be asked
-    _engaged: set[int] = field(default_factory=set)  # rules of the curfew that hold
-    _curfew_judged_until: float = 0.0
     _sorting: int = 0  # who puts many messages into their queues, and will tell what has changed
     _pumping: bool = False
     _stopping: bool = False
     _timer: asyncio.TimerHandle | None = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, curfew: Curfew, suspensions: Suspensions | None) -> None:
+        self.halts = Halts(curfew, suspensions or Suspensions(), self.log)
         self.lessee = Lessee(self.say)
         self.throttles = Throttles(self.config, self.share.workers)
-        self.admission = Admission(self.config, self.services.hooks, self.share.split, self.log)
+        self.admission = Admission(self.config, self.services.hooks, self.share.split, self.log, self._is_suspended)
         self.queues: Queues[Connection] = Queues(
             self.admission.rules, self._total(), self.lessee.ask, self.lessee.released, self._make_room
         )
@@ -134,6 +136,9 @@ class Dispatcher:
             log=self.log,
         )
 
+    def _is_suspended(self, domain: str) -> bool:
+        return self.halts.suspensions.names(domain)
+
     def _total(self) -> int:
         node = self.config.node()
         limits = (node.server_max_outbound_connections, self.config.outbound.connections_in_all)
@@ -144,7 +149,7 @@ class Dispatcher:
     def start(self, recovered: AsyncIterator[list[Message]]) -> None:
         """Begin, with the messages of an earlier life, which go into their queues beside everything else."""
         self._spawn(self._recover(recovered))
-        self._kick()
+        self.kick()
 
     async def _recover(self, recovered: AsyncIterator[list[Message]]) -> None:
         self._sorting += 1
@@ -152,7 +157,7 @@ class Dispatcher:
             async for piece in recovered:
                 async for message in in_slices(piece):
                     self._recovered(message)
-                self._kick()
+                self.kick()
         except Exception as error:
             # the database cannot be read any further: what is in memory goes on, and the rest is not forgotten
             words = f"spool: reading stopped: {error}; mail that was not read waits for the next start"
@@ -184,7 +189,7 @@ class Dispatcher:
         self.opener.reconfigure(config)
         self.settlement.config, self.settlement.policy = config, hooks.policy
         self.throttles.reconfigure(config)
-        self.curfew, self._engaged, self._curfew_judged_until = curfew or Curfew(), set(), 0.0
+        self.halts.reconfigure(curfew or Curfew())
         self.memory.forget_rests()
         self.queues.epoch += 1
         now = self.services.clock.now()
@@ -203,13 +208,12 @@ class Dispatcher:
     def _outdated(self) -> Iterator[Message | None]:
         """The messages of destinations that a configuration before has ruled; None between two of them."""
         for queue in self.queues:
-            for connection in list(queue.idle):
-                self._dismiss(queue, connection)
+            self.dismiss_idle(queue)
             if queue.epoch != self.queues.epoch:
                 yield from self._renew(queue)
                 self.queues.touch(queue, self.services.clock.now())
             yield None
-        self._kick()
+        self.kick()
 
     def _renew(self, queue: Queue) -> list[Message]:
         """Give a destination the settings of the configuration that runs now. Its messages are taken out, for
@@ -229,7 +233,7 @@ class Dispatcher:
     async def _sort_all(self, messages: list[Message]) -> None:
         async for message in in_slices(messages):
             self._sort(message)
-        self._kick()
+        self.kick()
 
     async def stop(self, seconds: float) -> None:
         """Begin nothing new, and give what runs so long to end. What is not done stays in the spool."""
@@ -239,8 +243,7 @@ class Dispatcher:
         for asked in self._asking:
             asked.cancel()
         for queue in self.queues:
-            for connection in list(queue.idle):
-                self._dismiss(queue, connection)
+            self.dismiss_idle(queue)
         end = self.services.clock.now() + seconds
         while (self._of or self._tasks) and self.services.clock.now() < end:  # noqa: ASYNC110 - two sets to empty
             await asyncio.sleep(0.02)
@@ -254,7 +257,7 @@ class Dispatcher:
         """New messages, which the spool has."""
         for message in messages:
             self._admit(message)  # a reload may have come while it was committed
-        self._kick()
+        self.kick()
 
     def _admit(self, message: Message) -> None:
         """Put a message into its queue, or settle at once what needs no attempt: a policy has refused it, or the
@@ -278,7 +281,7 @@ class Dispatcher:
         """A message waits for its next attempt, under the rules that hold now."""
         self.admission.place(message)
         self.queues.submit(message, self.services.clock.now())
-        self._kick()
+        self.kick()
 
     def _return(self, messages: list[Message], trail: Trail | None = None, *, same_rules: bool = False) -> None:
         """Put messages that were taken, and not tried or not at every host, back into the queues that are theirs now.
@@ -290,7 +293,7 @@ class Dispatcher:
             queue = self.queues[key]
             queue.put_back([message for message in messages if key_of(message) == key], trail)
             self.queues.touch(queue, now)
-        self._kick()
+        self.kick()
 
     def delay_domain(self, domain: str, note: str) -> int:
         """Put the waiting messages of a domain off until their next retry (manual, mail_queue_delay_domain)."""
@@ -304,12 +307,17 @@ class Dispatcher:
                 self.store.update(message)
                 count += 1
             self.queues.touch(queue, now)
-        self._kick()
+        self.kick()
         return count
+
+    def connections(self) -> list[tuple[Connection, Queue]]:
+        """Those that stand, with the destination that each is for."""
+        return list(self._of.items())
 
     # turns ----------------------------------------------------------------------------------------------------
 
-    def _kick(self) -> None:
+    def kick(self) -> None:
+        """Something has changed: give destinations their turns, soon."""
         if not self._pumping and not self._stopping:
             self._pumping = True
             asyncio.get_running_loop().call_soon(self._pump)
@@ -329,28 +337,15 @@ class Dispatcher:
                 self._unexpected(error)
             self.queues.touch(queue, now)
             if time.perf_counter() >= end:
-                self._kick()
+                self.kick()
                 return
         if not self._sorting:
             self.admission.tell(now)  # of messages that were on their way during a reload
-        self._tell_curfew(now)
+        self.halts.tell(now)
         self._sleep(now)
 
-    def _tell_curfew(self, now: float) -> None:
-        """A notice for each rule of the curfew that begins or ends to hold, which they do at full minutes."""
-        if not self.curfew.rules or now < self._curfew_judged_until:
-            return
-        self._curfew_judged_until = now - now % 60 + 60
-        for number, engaged in transitions(self.curfew, self._engaged, now):
-            self._engaged ^= {number}
-            state = "engaged" if engaged else "lifted"
-            self.log(Notice(now, f"curfew: rule #{number} {state} ({self.curfew.rules[number].text})"))
-
     def _sleep(self, now: float) -> None:
-        due = self.queues.due()
-        if self.curfew.rules:
-            minute = now - now % 60 + 60
-            due = min(due, minute) if due is not None else minute
+        due = min((when for when in (self.queues.due(), self.halts.due(now)) if when is not None), default=None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -370,9 +365,9 @@ class Dispatcher:
         if fault is not None:
             self._fail_site(queue, Nothing(Failed(fault), site=True))
             return
-        until = self.curfew.until(queue.key, now)
-        if until:
-            queue.pause(until, "curfew", messages=True)
+        halt = self.halts.of(queue.key, now)
+        if halt is not None:
+            queue.pause(halt.until, halt.why, messages=True)
             return
         connection = next((line for line in queue.idle if queue.fits(line.peer)), None)
         if connection is not None:
@@ -422,7 +417,7 @@ class Dispatcher:
         elif error is not None:
             self._unexpected(error)
         self.queues.submit(message, self.services.clock.now())
-        self._kick()
+        self.kick()
 
     # connections ----------------------------------------------------------------------------------------------
 
@@ -444,7 +439,7 @@ class Dispatcher:
                 else:
                     queue.pause(self.services.clock.now() + PATIENCE, "a defect")
                 self.queues.not_connected(queue, self.services.clock.now())
-                self._kick()
+                self.kick()
         if isinstance(opened, Ready):
             before = self._of.get(opened.connection)
             if before is not None:  # it is of another domain, which does not need it
@@ -456,7 +451,7 @@ class Dispatcher:
             if opened.trail.failed is not None:
                 self._trails[opened.connection] = opened.trail
             self._feed(opened.connection, queue, self.services.clock.now())
-            self._kick()
+            self.kick()
 
     def _leave_to_others(self, connection: Connection, queue: Queue) -> None:
         """A connection is its destination's no longer."""
@@ -532,7 +527,7 @@ class Dispatcher:
             count -= queue.waiting > 0
             if count <= 0:
                 break
-        self._kick()
+        self.kick()
 
     def leased(self, name: str) -> None:
         """The node lets one more connection stand."""
@@ -572,6 +567,11 @@ class Dispatcher:
             return (first.batch.sender.domain if first is not None else "") or self.hostname
         return self.hostname if name == "__hostname__" else name
 
+    def dismiss_idle(self, queue: Queue) -> None:
+        """End all idle connections of a destination."""
+        for connection in list(queue.idle):
+            self._dismiss(queue, connection)
+
     def _dismiss(self, queue: Queue, connection: Connection) -> None:
         """End an idle connection."""
         self.siblings.wake(connection)
@@ -590,7 +590,7 @@ class Dispatcher:
         except Exception as error:
             self._unexpected(error)
             connection.quit()
-        self._kick()
+        self.kick()
 
     def _feed(self, connection: Connection, queue: Queue, now: float) -> None:
         """Give a connection its next messages, or let it rest or end."""
@@ -600,7 +600,7 @@ class Dispatcher:
         unfit = connection.services is not self.services or queue.epoch != self.queues.epoch
         unfit = unfit or connection.tls != rules.tls or connection.exhausted or not connection.usable
         unfit = unfit or any(limit.used > limit.most for limit in queue.limits)
-        if self._stopping or unfit or rules.suspended or self.curfew.until(queue.key, now):
+        if self._stopping or unfit or rules.suspended or self.halts.of(queue.key, now):
             connection.quit()
             return
         if self._gives_way(connection, queue, now):
@@ -739,7 +739,7 @@ class Dispatcher:
         if queue is not None:
             self.queues.closed(queue, connection, self.services.clock.now())
             self._freed(connection.host_name, connection.peer)
-            self._kick()
+            self.kick()
 
     # tasks ----------------------------------------------------------------------------------------------------
 

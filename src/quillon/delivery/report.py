@@ -1,17 +1,24 @@
-"""What waits for delivery, for the console: the largest destinations, and all about one."""
+"""What waits for delivery and what runs, as rows for the console."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
-from quillon.delivery import override
+from quillon.config.model import Config
+from quillon.delivery import override, reasons
 from quillon.delivery.connection import Connection
+from quillon.delivery.halts import Halts
+from quillon.delivery.reasons import Reason
 from quillon.mail.message import Message
 from quillon.net.turns import in_slices
-from quillon.queue.destination import Key
+from quillon.queue.destination import DestinationQueue, Key
 from quillon.queue.limit import UNLIMITED
 from quillon.queue.ready import Queues
+
+Row = dict[str, Any]
+MOST_DOMAINS = 1000  # that are listed
 
 
 async def largest(queues: Queues[Connection], count: int) -> list[tuple[str, str, int, int]]:
@@ -22,14 +29,38 @@ async def largest(queues: Queues[Connection], count: int) -> list[tuple[str, str
     async for queue in in_slices(queues):
         if not queue.waiting and not queue.delayed:
             continue  # nothing is left but an idle connection
-        name = (f"{queue.key.binding_group}/{queue.key.binding}", queue.key.domain)
+        name = (binding_of(queue.key), queue.key.domain)
         sizes[name] += queue.waiting + queue.delayed
         delayed[name] += queue.delayed
     rows = [(*name, size - delayed[name], delayed[name]) for name, size in sizes.most_common(count)]
     return [*rows, (str(count), "", sizes.total() - delayed.total(), delayed.total())]
 
 
-def describe(queues: Queues[Connection], domain: str, now: float) -> list[dict[str, Any]]:
+async def larger(queues: Queues[Connection], which: str, over: int) -> list[Row]:
+    """Domains with so many messages that are active or delayed, the largest first, and the totals."""
+    found: dict[str, Counter[str]] = {}
+    async for queue in in_slices(queues):
+        row = found.setdefault(queue.key.domain, Counter(active=0, delayed=0, connections=0))
+        row.update(active=queue.waiting, delayed=queue.delayed, connections=queue.standing + queue.connecting)
+    listed = sorted(found.items(), key=lambda item: -item[1][which])[:MOST_DOMAINS]
+    total = {name: sum(size[name] for size in found.values()) for name in ("active", "delayed")}
+    rows: list[Row] = [{"domain": name, **size} for name, size in listed if size[which]]
+    return [*rows, {**total, "over": over, "which": which}]
+
+
+async def bindings(queues: Queues[Connection]) -> list[Row]:
+    """What each binding has: destinations, messages, connections."""
+    found: dict[str, Counter[str]] = {}
+    async for queue in in_slices(queues):
+        row = found.setdefault(binding_of(queue.key), Counter())
+        row["domains"] += 1
+        row["active"] += queue.waiting
+        row["delayed"] += queue.delayed
+        row["connections"] += queue.standing + queue.connecting
+    return [{"binding": name, **row} for name, row in found.items()]
+
+
+def describe(queues: Queues[Connection], domain: str, config: Config, halts: Halts, now: float) -> list[Row]:
     """Each queue of a routing domain, or of mail that goes to another one in its place, and why it waits."""
     found = []
     for queue in queues:
@@ -39,7 +70,7 @@ def describe(queues: Queues[Connection], domain: str, now: float) -> list[dict[s
         key = queue.key
         found.append(
             {
-                "binding": f"{key.binding_group}/{key.binding}",
+                "binding": binding_of(key),
                 "domain": key.domain,
                 "via": key.via,
                 "state": queue.state(now).value,
@@ -55,9 +86,61 @@ def describe(queues: Queues[Connection], domain: str, now: float) -> list[dict[s
                 "shared_limits": {cap.name: [cap.used, min(cap.most, UNLIMITED)] for cap in queue.shared_limits},
                 "demand": _demanded(key, first),
                 "last_reply": first.last_reply if first is not None else "",
+                "reasons": as_rows(reasons.of_queue(queue, config, halts.of(key, now), now)),
             }
         )
     return found
+
+
+def as_rows(found: Iterable[Reason]) -> list[Row]:
+    """Reasons as JSON has them."""
+    return [reason._asdict() for reason in found]
+
+
+def binding_of(key: Key) -> str:
+    """A binding with its group, as the manual writes it."""
+    return f"{key.binding_group}/{key.binding}"
+
+
+def message(one: Message, queue: DestinationQueue[Connection] | None, now: float) -> Row:
+    """A message; `queue` is None while it is being delivered."""
+    batch = one.batch
+    return {
+        "id": str(one.id),
+        "batch": str(batch.id),
+        "state": "in delivery" if queue is None else "delayed" if one.next_at > now else "active",
+        "created": batch.received_at,
+        "next_at": one.next_at,
+        "tries": one.tries,
+        "received_via": f"{batch.origin.protocol} {batch.origin.source_ip}".strip(),
+        "sender": str(batch.sender),
+        "recipient": str(one.recipient),
+        "domain": one.destination,
+        "binding_group": one.binding_group,
+        "binding": one.binding,
+        "last_reply": one.last_reply,
+        "size": batch.size,
+        "demand": str(one.demand) if one.demand is not None else "",
+    }
+
+
+def connections(found: Iterable[tuple[Connection, DestinationQueue[Connection]]]) -> list[Row]:
+    """Connections that stand, with what they are about."""
+    return [
+        {
+            "binding": binding_of(queue.key),
+            "domain": queue.key.domain,
+            "host": connection.host_name,
+            "peer": f"{connection.remote_ip} port {connection.host.port}" if connection.host is not None else "",
+            "local": connection.local_ip,
+            "tls": connection.facts.protocol if connection.facts is not None else "",
+            "state": "idle" if connection in queue.idle else "delivering",
+            "messages": len(connection.carried),
+            "delivered": connection.delivered,
+            "since": connection.since,
+        }
+        for connection, queue in found
+    ]
 
 
 def _demanded(key: Key, message: Message | None) -> str:

@@ -50,9 +50,17 @@ class Settlement:
         self._log = log
 
     def settle(
-        self, message: Message, outcome: Outcome, facts: TlsFacts | None = None, host: str = "", local_ip: str = ""
+        self,
+        message: Message,
+        outcome: Outcome,
+        facts: TlsFacts | None = None,
+        host: str = "",
+        local_ip: str = "",
+        *,
+        quiet: bool = False,
     ) -> None:
-        """An attempt has ended so; `facts`, `host` and `local_ip` are of the connection that it ended on."""
+        """An attempt has ended so; `facts`, `host` and `local_ip` are of the connection that it ended on. With `quiet`
+        the sender of what has failed is not told."""
         now, policy = self._clock.now(), self.policy
         demand = message.demand or override.demand_of(message, self.config)
         settled = retry.settle(
@@ -68,7 +76,7 @@ class Settlement:
         if isinstance(settled, retry.Delay):
             override.requeued(message, now, policy)
         self._log(Attempted(now, message, outcome, demand, facts, host, local_ip or self._source(message)))
-        if isinstance(settled, retry.Remove):
+        if isinstance(settled, retry.Remove) or (quiet and isinstance(settled, retry.Fail)):
             self._removed(message)
         elif isinstance(settled, retry.Fail):
             self._notify(message, settled.outcome, settled.last)

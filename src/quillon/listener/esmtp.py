@@ -145,6 +145,17 @@ class EsmtpSession:
         here = counts.by_listen.get(self._listen, 0)
         return bool((listener and here > listener) or (service and counts.total > service))
 
+    def shown(self) -> dict[str, Any]:
+        """What it is about, for the console."""
+        tls = self._security.facts
+        return {
+            "client": _endpoint(self._remote),
+            "listen": self._listen,
+            "state": self._session.state.name.lower().replace("_", " ") if self._link is Link.OPEN else "closing",
+            "tls": tls.protocol if tls is not None else "",
+            "since": float(self._id.slot),
+        }
+
     @property
     def client(self) -> str:
         """The client's address."""

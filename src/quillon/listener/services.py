@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from typing import Protocol
+from typing import Any, Protocol
 
 from quillon.config.model import Config
 from quillon.config.settings import InboundTls, share
@@ -40,6 +40,9 @@ class OpenSession(Protocol):
     @property
     def committing(self) -> bool:
         """Whether a message waits for its commit."""
+
+    def shown(self) -> dict[str, Any]:
+        """What it is about, for the console."""
 
     def end(self, reply: Reply) -> None:
         """Close with a last reply."""

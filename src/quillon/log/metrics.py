@@ -60,6 +60,19 @@ class Metrics:
             if event.tls.cause:
                 self.counts[_series("quillon_tls_failures_total", direction="inbound", cause=event.tls.cause)] += 1
 
+    def totals(self) -> dict[str, int]:
+        """What was received, rejected, and came of attempts, in all."""
+        found = dict.fromkeys(("received", "rejected", "delivered", "transient_failure", "permanent_failure"), 0)
+        for series, count in self.counts.items():
+            if series.startswith("quillon_receptions_total"):
+                found["received"] += count
+            elif series.startswith("quillon_rejections_total"):
+                found["rejected"] += count
+            elif series.startswith("quillon_attempts_total"):
+                outcome = series.partition('outcome="')[2].partition('"')[0]
+                found[outcome] += count
+        return found
+
     def _attempt(self, event: Attempted) -> None:
         outcome = event.outcome
         kind = "delivered" if isinstance(outcome, Delivered) else "permanent_failure"

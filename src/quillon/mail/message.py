@@ -6,12 +6,15 @@ a `Message` of its own with its own id, tried and logged by itself; the mail dat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from quillon.mail.address import Mailbox
+
+_ID = re.compile(r"([0-9A-F]{2})/([0-9A-F]{2})-([0-9]{5})-([0-9A-F]{8})", re.IGNORECASE)
 
 
 class MessageId(NamedTuple):
@@ -29,6 +32,15 @@ class MessageId(NamedTuple):
     def number(self) -> int:
         """The id as one 63-bit integer, which sorts by time: the key of the spool."""
         return (self.slot & 0x7FFFFFFF) << 32 | self.pid << 16 | self.counter
+
+    @classmethod
+    def parse(cls, text: str) -> MessageId:
+        """An id as it is shown. Raises ValueError."""
+        match = _ID.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(f"{text!r:.60} is no message id: one looks like 53/6B-18426-1AAEACF3")
+        low, high, pid, slot = match.groups()
+        return cls(int(slot[::-1], 16), int(pid), int((low + high)[::-1], 16))
 
     @classmethod
     def from_number(cls, number: int) -> MessageId:

@@ -210,6 +210,9 @@ PROHIBITED_HOST = _r("551 5.4.6 [internal] Private/Loopback Address")
 HOST_LIMIT = _r("451 4.4.5 [internal] as many connections to the hosts as are allowed")
 
 # Delivery: expiry and administration
+MANUALLY_PURGED = _r("554 5.7.0 [internal] Message manually purged")
+MANUALLY_FAILED = _r("554 5.7.0 [internal] manually failed")
+MANUALLY_DISCARDED = _r("554 5.7.0 [internal] Message manually discarded")
 MAX_RETRIES = _r("554 5.4.7 [internal] exceeded max retries without delivery")
 MAX_TIME = _r("554 5.4.7 [internal] exceeded max time without delivery")
 EXPIRED_UNATTEMPTED = _r("554 5.4.5 [internal] Delivery not attempted (message expired)")

@@ -97,6 +97,22 @@ class Resolver:
         self._cache[key] = (now + ttl, answer)
         return answer
 
+    def forget(self, name: str) -> int:
+        """Ask anew for a name when it is wanted next; gives how many answers were known."""
+        found = [key for key in self._cache if key[0] == name]
+        for key in found:
+            del self._cache[key]
+        return len(found)
+
+    def cached(self, name: str, kind: str) -> tuple[float, Answer] | None:
+        """What is known of a name, and until when; None if that is nothing."""
+        known = self._cache.get((name, kind, ""))
+        return known if known is not None and known[0] > self._clock.now() else None
+
+    def __len__(self) -> int:
+        """Answers that are kept, with those whose time is over."""
+        return len(self._cache)
+
     def _resolver_of(self, server: str) -> dns.asyncresolver.Resolver:
         if not server:
             return self._resolver

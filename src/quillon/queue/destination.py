@@ -12,7 +12,7 @@ same whatever else is queued.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Set
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -264,6 +264,24 @@ class DestinationQueue(Generic[C]):
         self._delayed.clear()
         return found
 
+    def withdraw(self, ids: Set[int]) -> list[Message]:
+        """Take out those of these messages, by the numbers of their ids, that wait here."""
+        found: list[Message] = []
+        for line in (self._again, self._first, self._groups):
+            groups = list(line)
+            line.clear()
+            for group in groups:
+                found += [message for message in group.messages if message.id.number in ids]
+                group.messages = [message for message in group.messages if message.id.number not in ids]
+                if group.messages:
+                    line.append(group)
+        self.waiting -= len(found)
+        late = [entry for entry in self._delayed if entry[1] in ids]
+        if late:
+            self._delayed = [entry for entry in self._delayed if entry[1] not in ids]
+            heapq.heapify(self._delayed)
+        return found + [message for _, _, message in late]
+
     def messages(self) -> Iterator[Message]:
         """Every message that waits here."""
         for line in (self._again, self._first, self._groups):
@@ -332,6 +350,11 @@ class DestinationQueue(Generic[C]):
     def resume(self) -> None:
         """It may act again, but for a throttle."""
         self.paused_until = max(self.granted.values(), default=0.0)
+
+    def unsilence(self) -> None:
+        """What kept it from sending, or from opening connections, is over."""
+        self.silent_until = 0.0
+        self.resume()
 
     def renew(self, rules: Rules, epoch: int, caps: tuple[Limit, ...] = ()) -> None:
         """Other settings hold: whatever it has waited for by the old ones counts no more."""

@@ -25,6 +25,7 @@ async def _asked(console: Console, path: Path, line: str) -> str:
 def _play(tmp_path: Path, lines: list[str], answers: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is answered to lines, all at once, by a supervisor that does with each question what `answers` does."""
     monkeypatch.setattr(console_module, "PATIENCE", 0.3)
+    monkeypatch.setattr(console_module, "ORDER_PATIENCE", 0.3)
     path = tmp_path / "console"
 
     async def run() -> list[str]:
@@ -32,9 +33,9 @@ def _play(tmp_path: Path, lines: list[str], answers: Any, monkeypatch: pytest.Mo
         listening.bind(str(path))
         listening.listen()
         console = Console(lambda message: answers(console, message), 4711)
-        await console.listen({"c": listening}, {"c"})
+        await console.listen({"c": listening}, {"c"}, {})
         found = await asyncio.gather(*(_asked(console, path, line) for line in lines))
-        await console.listen({}, set())
+        await console.listen({}, set(), {})
         return list(found)
 
     return asyncio.run(run())
@@ -46,12 +47,12 @@ def test_answers_of_workers_are_added_up_and_late_ones_are_told(
     def answers(console: Console, message: dict[str, Any]) -> None:
         number = message["id"]
         console.told({"do": "asked", "id": number, "pids": [1, 2, 3]})
-        console.told({"do": "part", "id": number, "pid": 1, "rows": ["a"], "last": False})
-        console.told({"do": "part", "id": number, "pid": 1, "rows": ["b"], "last": True})
+        console.told({"do": "part", "id": number, "pid": 1, "rows": [{"said": "a"}], "last": False})
+        console.told({"do": "part", "id": number, "pid": 1, "rows": [{"said": "b"}], "last": True})
         console.told({"do": "gone", "pid": 2})
-        console.told({"do": "part", "id": number + 1000, "pid": 3, "rows": ["of nobody"], "last": True})
+        console.told({"do": "part", "id": number + 1000, "pid": 3, "rows": [{"said": "of nobody"}], "last": True})
 
-    (said,) = _play(tmp_path, ["spool show"], answers, monkeypatch)
+    (said,) = _play(tmp_path, ["refresh domain x.test"], answers, monkeypatch)
     assert said == "a\nb\n1 workers did not answer\n"
 
 
@@ -63,9 +64,11 @@ def test_questions_do_not_get_each_others_answers(tmp_path: Path, monkeypatch: p
         console.told({"do": "asked", "id": message["id"], "pids": [1]})
         if len(waiting) == 3:
             for number in reversed(waiting):
-                console.told({"do": "part", "id": number, "pid": 1, "rows": [f"answer {number}"], "last": True})
+                console.told(
+                    {"do": "part", "id": number, "pid": 1, "rows": [{"said": f"answer {number}"}], "last": True}
+                )
 
-    said = _play(tmp_path, ["spool show"] * 3, answers, monkeypatch)
+    said = _play(tmp_path, ["refresh domain x.test"] * 3, answers, monkeypatch)
     assert sorted(said) == ["answer 1\n", "answer 2\n", "answer 3\n"]
 
 
@@ -81,7 +84,7 @@ def test_what_goes_wrong_is_an_answer(tmp_path: Path, monkeypatch: pytest.Monkey
         console.told({"do": "part", "id": message["id"], "pid": 1, "rows": [None], "last": True})
 
     (said,) = _play(tmp_path, ["domain x.test"], nonsense, monkeypatch)
-    assert said.startswith("error: domain: unexpected TypeError")
+    assert said.startswith("error: unexpected TypeError")
 
 
 def test_what_a_process_does_not_read_is_kept_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,281 @@
+"""What a worker answers to the console: a function for each command that the workers answer (`control/commands.py`).
+
+Every answer is rows of JSON; the control process puts those of all workers together. An order that changes something is
+counted first, and done with `--yes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from quillon.app.orders import Orders, Rows
+from quillon.config.settings import InboundTls
+from quillon.control.rendering import MAILQ
+from quillon.delivery import reasons, report
+from quillon.delivery.steering import Steering
+from quillon.listener.recorder import Recorder
+from quillon.mail.message import Message, MessageId
+from quillon.queue import selection
+from quillon.queue.selection import Selection
+from quillon.tls.context import Row
+
+if TYPE_CHECKING:
+    from quillon.app.worker import Worker
+
+SHOWN = 1000  # characters of a setting in an answer
+SAID = 12000  # characters of what a script answers
+LISTED = 100  # messages and connections that are listed unless more are asked for
+MOST_LISTED = 10_000
+BODY = 65536  # octets of a message that are shown
+
+Function = Callable[[list[str]], Awaitable[Rows]]
+
+
+class Answers:
+    """The answers of one worker. `who` is the user who asks, for the log."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._steering = Steering(worker.dispatcher)
+        self._orders = Orders(worker, self._steering)
+        self._before: dict[str, int] = {}  # counters at the last `summary reset`
+        self._since = worker.clock.now()
+        self._functions: dict[str, Function] = {
+            "metrics": self._metrics,
+            "summary": self._summary,
+            "summary reset": self._reset,
+            "mailq": self._mailq,
+            "active": partial(self._larger, "active"),
+            "delayed": partial(self._larger, "delayed"),
+            "binding summary": self._bindings,
+            "domain": self._domain,
+            "showqueue": self._showqueue,
+            "find": self._find,
+            "message details": self._details,
+            "message why": self._why,
+            "suspended": self._suspended,
+            "show inbound": self._inbound,
+            "show outbound": self._outbound,
+            "dns_cache lookup": self._cached,
+            "refresh domain": self._refresh,
+            "spool show": self._spool,
+            "tls show cache": self._contexts,
+            "tls flush cache": self._renew,
+            "tls rekey": self._renew,
+            "record start": partial(self._record, "start"),
+            "record stop": partial(self._record, "stop"),
+            "control": self._control,
+        }
+
+    async def to(self, command: str, words: list[str], who: str) -> Rows:
+        """The rows of this worker's answer. Raises OSError, ValueError and what a script's command raises."""
+        if self._orders.knows(command):
+            return await self._orders.carry_out(command, words, who)
+        function = self._functions.get(command)
+        if function is None:
+            raise ValueError(f"{command}: this worker knows no such command")
+        return await function(words)
+
+    def _now(self) -> float:
+        return self._worker.clock.now()
+
+    # what there is --------------------------------------------------------------------------------------------
+
+    async def _metrics(self, _words: list[str]) -> Rows:
+        return [list(item) for item in self._worker.metrics.counts.items()]
+
+    async def _summary(self, _words: list[str]) -> Rows:
+        queues = self._worker.dispatcher.queues
+        totals = (await report.largest(queues, 0))[-1]
+        row = {name: count - self._before.get(name, 0) for name, count in self._worker.metrics.totals().items()}
+        row |= {"active": totals[2], "delayed": totals[3], "active_domains": len(queues)}
+        row |= {"outbound": queues.opened, "inbound": len(self._worker.sessions)}
+        return [{**row, "seconds": self._now() - self._since, "uptime": self._now() - self._worker.started}]
+
+    async def _reset(self, _words: list[str]) -> Rows:
+        self._before, self._since = self._worker.metrics.totals(), self._now()
+        return []
+
+    async def _mailq(self, words: list[str]) -> Rows:
+        return list(await report.largest(self._worker.dispatcher.queues, _number(words, MAILQ)))
+
+    async def _larger(self, which: str, words: list[str]) -> Rows:
+        return list(await report.larger(self._worker.dispatcher.queues, which, _number(words, 0)))
+
+    async def _bindings(self, words: list[str]) -> Rows:
+        rows = await report.bindings(self._worker.dispatcher.queues)
+        return [row for row in rows if not words or words[0] in (row["binding"], row["binding"].split("/")[1])]
+
+    async def _domain(self, words: list[str]) -> Rows:
+        worker, name = self._worker, " ".join(words).lower()
+        dispatcher = worker.dispatcher
+        rows = report.describe(dispatcher.queues, name, worker.config, dispatcher.halts, self._now())
+        return [{**row, "worker": worker.number} for row in rows]
+
+    async def _showqueue(self, words: list[str]) -> Rows:
+        """`[binding B] DOMAIN [limit,offset]`, as the manual has it."""
+        binding = "default"
+        if words[:1] == ["binding"]:
+            if len(words) < 2:
+                raise ValueError("showqueue binding wants the name of a binding, or all")
+            binding, words = words[1], words[2:]
+        limit, offset = LISTED, 0
+        if len(words) == 2:
+            first, _, second = words[1].partition(",")
+            limit, offset = _number([first], LISTED), _number([second] if second else [], 0)
+        elif len(words) != 1:
+            raise ValueError("showqueue [binding B] DOMAIN [limit,offset]")
+        wanted = Selection(domain=words[0].lower(), binding="" if binding == "all" else binding)
+        return await self._listed(wanted, limit, offset)
+
+    async def _find(self, words: list[str]) -> Rows:
+        asked = selection.read(words, values=("limit",))
+        selection.nothing_else(asked.rest)
+        limit = str(asked.options.get("limit", LISTED))
+        return await self._listed(asked.selection, _number([limit], LISTED))
+
+    async def _listed(self, wanted: Selection, limit: int, offset: int = 0) -> Rows:
+        """The oldest messages that are meant, and how many there are."""
+        found = [one async for one in self._steering.find(wanted)]
+        found.sort(key=lambda one: one.message.batch.received_at)
+        rows: Rows = [
+            report.message(one.message, one.queue, self._now()) for one in found[: min(limit + offset, MOST_LISTED)]
+        ]
+        return [*rows, {"total": len(found), "window": [limit, offset]}]
+
+    async def _details(self, words: list[str]) -> Rows:
+        how = words[0].lower() if len(words) == 2 else ""
+        if len(words) not in (1, 2) or how not in ("", "full", "body"):
+            raise ValueError("message details [full|body] ID")
+        number = MessageId.parse(words[-1])
+        message, row = await self._described(number)
+        if message is None:
+            return []
+        rows: Rows = [] if how == "body" else [{"message": row}]
+        if how:
+            body = await self._worker.store.body_or_nothing(message.batch, BODY)
+            text = body.decode("utf-8", "replace")
+            pieces = [text[at : at + SHOWN] for at in range(0, len(text), SHOWN)]
+            rows += [{"body": piece} for piece in pieces]
+            rows += [{"cut": message.batch.size}] if message.batch.size > BODY else []
+        return rows
+
+    async def _described(self, number: MessageId) -> tuple[Message | None, dict[str, Any]]:
+        """A message of this worker, which waits or is being delivered, and its row."""
+        async for found in self._steering.find(Selection(id=number)):
+            return found.message, report.message(found.message, found.queue, self._now())
+        for connection, _ in self._worker.dispatcher.connections():
+            for message in connection.carried:
+                if message.id == number:
+                    return message, {**report.message(message, None, self._now()), "host": connection.host_name}
+        return None, {}
+
+    async def _why(self, words: list[str]) -> Rows:
+        number = MessageId.parse(selection.only(words, "message why ID"))
+        dispatcher, now = self._worker.dispatcher, self._now()
+        async for queue, message in self._steering.find(Selection(id=number)):
+            halt = dispatcher.halts.of(queue.key, now)
+            found = reasons.of_message(message, queue, self._worker.config, halt, now)
+            return [{"message": report.message(message, queue, now), "reasons": report.as_rows(found)}]
+        _, row = await self._described(number)
+        words_of = f"it is being delivered to {row.get('host')}"
+        return [{"message": row, "reasons": report.as_rows([reasons.Reason(words_of)])}] if row else []
+
+    async def _suspended(self, _words: list[str]) -> Rows:
+        found = self._worker.dispatcher.halts.suspensions.current(self._now())
+        return [{**one.row(), "count": 0} for one in found]
+
+    async def _inbound(self, _words: list[str]) -> Rows:
+        rows = sorted((session.shown() for session in self._worker.sessions), key=lambda row: float(row["since"]))
+        return [*rows[:LISTED], {"total": len(rows), "window": [LISTED, 0]}]
+
+    async def _outbound(self, _words: list[str]) -> Rows:
+        rows = sorted(report.connections(self._worker.dispatcher.connections()), key=lambda row: float(row["since"]))
+        return [*rows[:LISTED], {"total": len(rows), "window": [LISTED, 0]}]
+
+    async def _spool(self, _words: list[str]) -> Rows:
+        store, room = self._worker.store, self._worker.room
+        shortage = room.shortage() or store.failing
+        row = {"worker": self._worker.number, "folder": str(store.folder), "free": room.free, "waiting": store.waiting}
+        return [{**row, "refused": shortage or ""}]
+
+    async def _contexts(self, _words: list[str]) -> Rows:
+        return [_cache_row(row) for row in self._worker.contexts.rows()]
+
+    async def _renew(self, _words: list[str]) -> Rows:
+        self._worker.tell_reloaded(self._worker.contexts.renew())
+        return []
+
+    async def _cached(self, words: list[str]) -> Rows:
+        if len(words) != 2:
+            raise ValueError("dns_cache lookup NAME TYPE")
+        found = self._worker.resolver.cached(words[0].lower(), words[1].upper())
+        if found is None:
+            return []
+        until, answer = found
+        row = {"status": answer.status, "ttl": until - self._now(), "records": [list(one) for one in answer.records]}
+        return [{**row, "secure": answer.secure, "detail": answer.detail}]
+
+    async def _refresh(self, words: list[str]) -> Rows:
+        """Look a domain and its hosts up anew."""
+        name, resolver = selection.only(words, "refresh domain NAME").lower(), self._worker.resolver
+        known = resolver.cached(name, "MX")
+        names = [name, *(record for _, record in known[1].records)] if known is not None else [name]
+        forgotten = sum(map(resolver.forget, names))
+        self._worker.dispatcher.memory.forget_rests()
+        return [{"said": f"{name} is looked up anew when it is wanted; {forgotten} answers forgotten"}]
+
+    # scripts and recordings -----------------------------------------------------------------------------------
+
+    async def _control(self, words: list[str]) -> Rows:
+        """Raises ValueError for a command that nobody has registered."""
+        control = self._worker.policies.environment.control
+        for length in range(len(words), 0, -1):
+            function = control.get(" ".join(words[:length]))
+            if function is not None:
+                return [{"said": (await function([" ".join(words[:length]), *words[length:]]))[:SAID]}]
+        raise ValueError(f"{' '.join(words)}: unknown command; help lists what there is")
+
+    async def _record(self, what: str, words: list[str]) -> Rows:
+        """`start PATH [bodies]` or `stop`. Raises ValueError, OSError."""
+        worker = self._worker
+        if what == "stop" and not words:
+            found, worker.recorder = worker.recorder, None
+            worker.services.recorder = None
+            if found is not None:
+                found.close()
+            return [{"said": f"worker {worker.number}: {found.sessions if found else 0} sessions"}]
+        if what != "start" or len(words) not in (1, 2) or words[1:] not in ([], ["bodies"]):
+            raise ValueError("record start NAME [bodies], record stop")
+        if worker.recorder is not None:
+            raise ValueError(f"sessions are being recorded to {worker.recorder.path} already")
+        folder = worker.config.node().record_folder
+        if not folder:
+            raise ValueError("nothing may be recorded: set Record_Folder to the folder that recordings go to")
+        worker.recorder = Recorder(folder, words[0], worker.clock.now, bodies=len(words) == 2)
+        worker.services.recorder = worker.recorder
+        return [{"said": ""}]
+
+
+def _number(words: list[str], default: int) -> int:
+    """Raises ValueError for what is none."""
+    if len(words) > 1 or (words and not words[0].isdecimal()):
+        raise ValueError(f"{' '.join(words)}: a number is wanted")
+    return int(words[0]) if words else default
+
+
+def _cache_row(row: Row) -> dict[str, Any]:
+    """A TLS context for the console, by the labels of the manual."""
+    tls = row.settings
+    shown = {
+        "engine": tls.tls_engine,
+        "certificate": tls.tls_certificate or "none",
+        "ca list": (tls.tls_client_ca if isinstance(tls, InboundTls) else tls.tls_ca) or "none",
+        "ciphers": tls.tls_ciphers or "default",
+        "protocols": ", ".join(sorted(tls.tls_protocols)),
+    }
+    shown["verify"] = (tls.tls_verify_mode or "unset") if isinstance(tls, InboundTls) else tls.tls_verify
+    short = {name: value[:SHOWN] for name, value in shown.items()}
+    return {"kind": row.kind, "settings": short, "age": row.age, "in_use": row.in_use}

@@ -1,0 +1,65 @@
+"""Who may give which command of the console. Pure, but for the file of groups.
+
+Without Enable_Authorization whoever may connect to a socket may give every command: its mode says who that is. With it,
+a user may give what the Authorization stanza allows to a role that bears his name, or that the file of groups gives
+him. The roles `view`, `operate` and `admin` need no stanza: they stand for the commands of that kind (manual,
+Control_Listener Authorization).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quillon.control.commands import Command, Role
+
+NOT_ALLOWED = "Not Authorized for this command"
+
+
+class GroupsError(ValueError):
+    """A file of groups cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """What rules one socket: the file of groups, None for none, and the patterns of each role of the configuration."""
+
+    groups: str | None
+    allowed: Mapping[str, Sequence[str]]
+
+    def allows(self, user: str, command: Command, line: str) -> bool:
+        """Whether a user may give a command; `line` is the whole of it, which patterns are compared with. Raises
+        GroupsError."""
+        return any(self._grants(role, command, line) for role in [user, *self.groups_of(user)])
+
+    def groups_of(self, user: str) -> list[str]:
+        """The groups that the file counts a user to. Raises GroupsError."""
+        if self.groups is None:
+            return []
+        try:
+            found = parse_groups(Path(self.groups).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise GroupsError(f"{self.groups}: {error}") from None
+        return [group for group, members in found.items() if user in members]
+
+    def _grants(self, role: str, command: Command, line: str) -> bool:
+        patterns = self.allowed.get(role)
+        if patterns is not None:
+            return any(re.search(pattern, line) for pattern in patterns)
+        standing = Role.__members__.get(role.upper())
+        return standing is not None and command.role <= standing
+
+
+def parse_groups(text: str) -> dict[str, list[str]]:
+    """`group:user1,user2` or `group:password:user1,user2` a line. Raises GroupsError."""
+    found: dict[str, list[str]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        parts = [part.strip() for part in line.split(":")]
+        if len(parts) not in (2, 3) or not parts[0]:
+            raise GroupsError(f"line {number}: {line.strip()!r:.60} is not group:user1,user2")
+        found.setdefault(parts[0], []).extend(name.strip() for name in parts[-1].split(",") if name.strip())
+    return found

@@ -1,0 +1,138 @@
+"""Which messages an operator means: a domain, a binding, patterns of sender and recipient, words of the last reply, an
+age. Pure.
+
+What is named has to hold all together. Nothing named would be everything, which has to be said: `--all`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fnmatch import translate
+from typing import NamedTuple
+
+from quillon.mail.message import Message, MessageId
+from quillon.queue.destination import Key
+
+WORDS = "[--id ID] [--domain D] [--binding B] [--sender P] [--recipient P] [--cause TEXT] [--older TIME] [--all]"
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Selection(NamedTuple):
+    """`id` is that of one message, `domain` a routing domain or that of the recipient, `sender` and `recipient` are
+    patterns with `*` and `?`, `cause` is found in the last reply, `older` are seconds since the reception."""
+
+    id: MessageId | None = None
+    domain: str = ""
+    binding: str = ""
+    sender: re.Pattern[str] | None = None
+    recipient: re.Pattern[str] | None = None
+    cause: str = ""
+    older: float = 0.0
+
+    def concerns(self, key: Key) -> bool:
+        """Whether messages of a destination may be meant."""
+        return self.binding in ("", key.binding, key.binding_group)
+
+    def matches(self, message: Message, now: float) -> bool:
+        """Whether a message is meant, of a destination that `concerns`."""
+        domain = self.domain
+        return (
+            (self.id is None or self.id == message.id)
+            and (not domain or domain in (message.destination.lower(), message.recipient.domain.lower()))
+            and (not self.cause or self.cause in message.last_reply.lower())
+            and (not self.older or now - message.batch.received_at >= self.older)
+            and (self.sender is None or self.sender.match(str(message.batch.sender)) is not None)
+            and (self.recipient is None or self.recipient.match(str(message.recipient)) is not None)
+        )
+
+    def __str__(self) -> str:
+        """The whole of it in words, for whoever is asked to confirm."""
+        parts = [f"message {self.id}"] if self.id is not None else []
+        parts += [f"domain {self.domain}"] if self.domain else []
+        parts += [f"binding {self.binding}"] if self.binding else []
+        parts += ["senders of a pattern"] if self.sender is not None else []
+        parts += ["recipients of a pattern"] if self.recipient is not None else []
+        parts += [f"last reply with {self.cause!r}"] if self.cause else []
+        parts += [f"older than {self.older:.0f} s"] if self.older else []
+        return ", ".join(parts) or "everything"
+
+
+class Asked(NamedTuple):
+    """The words of a command, read: what is meant, other options by name (`True` for one without a value), and the
+    words that are none."""
+
+    selection: Selection
+    options: dict[str, str | bool]
+    rest: list[str]
+
+
+def read(words: Sequence[str], values: Sequence[str] = (), flags: Sequence[str] = ()) -> Asked:
+    """Read a selection, with options of the command's own: `values` are followed by one, `flags` are not. Raises
+    ValueError for what cannot be read, and where nothing is selected."""
+    known = {"id", "domain", "binding", "sender", "recipient", "cause", "older"}
+    found: dict[str, str | bool] = {}
+    rest: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        name = word.removeprefix("--").lower()
+        if not word.startswith("--"):
+            rest.append(word)
+        elif name in found:
+            raise ValueError(f"{word} stands twice")
+        elif name in flags or name == "all":
+            found[name] = True
+        elif name not in known and name not in values:
+            raise ValueError(f"{word} is no option of this command")
+        elif not left or left[0].startswith("--"):
+            raise ValueError(f"{word} wants a value")
+        else:
+            found[name] = left.pop(0)
+    selection = _selection({name: str(found.pop(name)) for name in known & found.keys()})
+    everything = bool(found.pop("all", False))
+    if everything and selection != Selection():
+        raise ValueError("--all means everything: leave out the other options, or --all")
+    if not everything and selection == Selection():
+        raise ValueError(f"say which messages: {WORDS}")
+    return Asked(selection, found, rest)
+
+
+def only(words: Sequence[str], usage: str) -> str:
+    """The only word that is left. Raises ValueError for more or less."""
+    if len(words) != 1:
+        raise ValueError(f"write it so: {usage}")
+    return words[0]
+
+
+def nothing_else(words: Sequence[str]) -> None:
+    """Raises ValueError for words that are left."""
+    if words:
+        raise ValueError(f"{' '.join(words)}: not understood; which messages is said with {WORDS}")
+
+
+def _selection(given: dict[str, str]) -> Selection:
+    return Selection(
+        id=MessageId.parse(given["id"]) if "id" in given else None,
+        domain=given.get("domain", "").lower().rstrip("."),
+        binding=given.get("binding", ""),
+        sender=_pattern(given.get("sender")),
+        recipient=_pattern(given.get("recipient")),
+        cause=given.get("cause", "").lower(),
+        older=seconds(given["older"]) if "older" in given else 0.0,
+    )
+
+
+def _pattern(text: str | None) -> re.Pattern[str] | None:
+    """`<>` is the null sender."""
+    if text is None:
+        return None
+    return re.compile(translate("" if text == "<>" else text), re.IGNORECASE)
+
+
+def seconds(text: str) -> float:
+    """`90`, `30s`, `15m`, `2h` or `3d` in seconds. Raises ValueError."""
+    match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text.lower())
+    if match is None or not int(match[1]):
+        raise ValueError(f"{text!r} is no time: write 90, 15m, 2h or 3d")
+    return float(int(match[1]) * _UNITS[match[2]])
