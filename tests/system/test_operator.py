@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import shlex
 import smtplib
 import subprocess
 import sys
@@ -226,38 +227,41 @@ def test_a_queue_is_sent_to_the_hosts_of_another_domain(operated: Operated) -> N
     }
 
 
-@pytest.mark.parametrize(
-    ("words", "problem"),
-    [
-        (("flush",), "say which messages: [--id ID] [--domain D]"),
-        (("fail", "--all", "--domain", "x.test"), "--all means everything"),
-        (("fail", "--domain"), "--domain wants a value"),
-        (("fail", "--domain", "x.test", "--domain", "y.test"), "--domain stands twice"),
-        (("discard", "--sendr", "x"), "--sendr is no option of this command"),
-        (("discard", "x.test"), "say which messages"),
-        (("flush", "--older", "yesterday"), "'yesterday' is no time"),
-        (("message", "why", "12345"), "'12345' is no message id: one looks like 53/6B-18426-1AAEACF3"),
-        (("message", "details", "53/6B-18426-1AAEACF3"), "no message of this id waits here or is being delivered"),
-        (("message", "retry"), "write it so: message retry ID"),
-        (("reroute", "queue", "a.test"), "say which messages"),
-        (("reroute", "queue", "a.test", "b..test"), "'b..test' is no domain and no address"),
-        (("showqueue",), "showqueue [binding B] DOMAIN [limit,offset]"),
-        (("suspend", "x.test", "--sender", "y"), "what is suspended is a domain, a binding, or --all"),
-        (("suspend",), "say which messages"),
-        (("find", "--all", "--limit", "many"), "many: a number is wanted"),
-        (("find", "--all", "it's"), "not understood"),
-        (("bogus",), "bogus: unknown command"),
-    ],
-)
-def test_what_is_not_understood_changes_nothing(operated: Operated, words: tuple[str, ...], problem: str) -> None:
-    assert problem in operated.say(*words, status=1)
-    answer = json.loads(
-        subprocess.run(
-            [sys.executable, "-m", "quillon", "console", "--socket", f"{operated.folder}/console", "--json", *words],
-            capture_output=True, text=True, check=False,
-        ).stdout
+NOT_UNDERSTOOD: list[tuple[tuple[str, ...], str]] = [
+    (("flush",), "say which messages: [--id ID] [--domain D]"),
+    (("fail", "--all", "--domain", "x.test"), "--all means everything"),
+    (("fail", "--domain"), "--domain wants a value"),
+    (("fail", "--domain", "x.test", "--domain", "y.test"), "--domain stands twice"),
+    (("discard", "--sendr", "x"), "--sendr is no option of this command"),
+    (("discard", "x.test"), "say which messages"),
+    (("flush", "--older", "yesterday"), "'yesterday' is no time"),
+    (("message", "why", "12345"), "'12345' is no message id: one looks like 53/6B-18426-1AAEACF3"),
+    (("message", "details", "53/6B-18426-1AAEACF3"), "no message of this id waits here or is being delivered"),
+    (("message", "retry"), "write it so: message retry ID"),
+    (("reroute", "queue", "a.test"), "say which messages"),
+    (("reroute", "queue", "a.test", "b..test"), "'b..test' is no domain and no address"),
+    (("showqueue",), "showqueue [binding B] DOMAIN [limit,offset]"),
+    (("suspend", "x.test", "--sender", "y"), "what is suspended is a domain, a binding, or --all"),
+    (("suspend",), "say which messages"),
+    (("find", "--all", "--limit", "many"), "many: a number is wanted"),
+    (("find", "--all", "it's"), "not understood"),
+    (("bogus",), "bogus: unknown command"),
+]
+
+
+def test_what_is_not_understood_changes_nothing(operated: Operated) -> None:
+    console = ["--socket", f"{operated.folder}/console"]
+    for words, problem in NOT_UNDERSTOOD:
+        assert problem in operated.say(*words, status=1)
+    lines = "".join(f"{shlex.join(words)}\n" for words, _ in NOT_UNDERSTOOD)
+    done = subprocess.run(
+        [sys.executable, "-m", "quillon", "console", *console, "--json"],
+        input=lines, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert problem in answer["error"]
+    assert done.returncode == 1
+    answers = [json.loads(line)["error"] for line in done.stdout.splitlines()]
+    assert len(answers) == len(NOT_UNDERSTOOD)
+    assert all(problem in answer for answer, (_, problem) in zip(answers, NOT_UNDERSTOOD, strict=True))
 
 
 def test_connections_are_shown(operated: Operated) -> None:

@@ -6,6 +6,7 @@ counted first, and done with `--yes`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,16 +17,19 @@ from quillon.control.rendering import MAILQ
 from quillon.delivery import reasons, report
 from quillon.delivery.steering import Steering
 from quillon.listener.recorder import Recorder
+from quillon.log.metrics import gauge
 from quillon.mail.message import Message, MessageId
 from quillon.queue import selection
 from quillon.queue.selection import Selection
 from quillon.tls.context import Row
+from quillon.tls.expiry import ends
 
 if TYPE_CHECKING:
     from quillon.app.worker import Worker
 
 SHOWN = 1000  # characters of a setting in an answer
 SAID = 12000  # characters of what a script answers
+OLDEST_SECONDS = 60.0  # between two searches for the oldest message
 LISTED = 100  # messages and connections that are listed unless more are asked for
 MOST_LISTED = 10_000
 BODY = 65536  # octets of a message that are shown
@@ -42,6 +46,7 @@ class Answers:
         self._orders = Orders(worker, self._steering)
         self._before: dict[str, int] = {}  # counters at the last `summary reset`
         self._since = worker.clock.now()
+        self._oldest, self._oldest_until = 0.0, 0.0  # when the oldest message came, as it is told until a time
         self._functions: dict[str, Function] = {
             "metrics": self._metrics,
             "summary": self._summary,
@@ -84,7 +89,34 @@ class Answers:
     # what there is --------------------------------------------------------------------------------------------
 
     async def _metrics(self, _words: list[str]) -> Rows:
-        return [list(item) for item in self._worker.metrics.counts.items()]
+        return [list(item) for item in self._worker.metrics.counts.items()] + await self._gauges()
+
+    async def _gauges(self) -> Rows:
+        """What goes up and down, as series and values."""
+        worker, queues, now = self._worker, self._worker.dispatcher.queues, self._now()
+        totals = (await report.largest(queues, 0))[-1]
+        if now >= self._oldest_until:
+            received = [one.message.batch.received_at async for one in self._steering.find(Selection())]
+            self._oldest, self._oldest_until = min(received, default=0.0), now + OLDEST_SECONDS
+        refuses = bool(worker.room.shortage() or worker.store.failing)
+        rows = {
+            gauge("quillon_queue_messages", state="active"): totals[2],
+            gauge("quillon_queue_messages", state="delayed"): totals[3],
+            gauge("quillon_queue_destinations"): len(queues),
+            gauge("quillon_queue_oldest_seconds"): now - self._oldest if self._oldest and totals[2] + totals[3] else 0,
+            gauge("quillon_queue_suspensions"): len(worker.dispatcher.halts.suspensions.current(now)),
+            gauge("quillon_connections", direction="inbound"): len(worker.sessions),
+            gauge("quillon_connections", direction="outbound"): queues.opened,
+            gauge("quillon_spool_free_bytes"): worker.room.free,
+            gauge("quillon_spool_pending_changes"): worker.store.waiting,
+            gauge("quillon_spool_refusing"): int(refuses),
+            gauge("quillon_workers"): 1,
+            gauge("quillon_uptime_seconds"): now - worker.started,
+        }
+        files = {row.settings.tls_certificate for row in worker.contexts.rows() if row.settings.tls_certificate}
+        for path, end in (await asyncio.to_thread(ends, files)).items():
+            rows[gauge("quillon_certificate_expiry_timestamp_seconds", file=path)] = end
+        return [list(item) for item in rows.items()]
 
     async def _summary(self, _words: list[str]) -> Rows:
         queues = self._worker.dispatcher.queues
@@ -111,7 +143,14 @@ class Answers:
     async def _domain(self, words: list[str]) -> Rows:
         worker, name = self._worker, " ".join(words).lower()
         dispatcher = worker.dispatcher
-        rows = report.describe(dispatcher.queues, name, worker.config, dispatcher.halts, self._now())
+        gateway = worker.config.outbound.routing("default", "default", name).domain
+        names = dict.fromkeys((name, gateway))
+        rows = [
+            row
+            for one in names
+            for row in report.describe(dispatcher.queues, one, worker.config, dispatcher.halts, self._now())
+            if one == name or row["via"] != name  # those are told of already
+        ]
         return [{**row, "worker": worker.number} for row in rows]
 
     async def _showqueue(self, words: list[str]) -> Rows:

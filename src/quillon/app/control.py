@@ -13,11 +13,12 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Set
+from pathlib import Path
 from typing import Any
 
 from quillon.app.child import forked
 from quillon.control import process
-from quillon.control.messages import Rights, ToControl
+from quillon.control.messages import HttpSettings, Rights, ToControl
 from quillon.net.channel import Channel
 
 MOST = 4096  # messages that are kept for it
@@ -44,6 +45,8 @@ class Control:
         self._panic = panic
         self._listening: dict[str, socket.socket] = {}
         self._rights: Rights = {}
+        self._http: dict[str, HttpSettings] = {}
+        self._base = Path()
         self._channel: Channel | None = None
         self._waiting: deque[ToControl] = deque()
 
@@ -52,17 +55,26 @@ class Control:
         """The sockets that it listens on."""
         return set(self._listening)
 
-    def listen(self, new: Mapping[str, socket.socket], wanted: Set[str], rights: Rights) -> None:
+    def listen(
+        self,
+        new: Mapping[str, socket.socket],
+        wanted: Set[str],
+        rights: Rights,
+        http: dict[str, HttpSettings],
+        base: Path,
+    ) -> None:
         """Newly bound sockets by name, and what rules all; those whose name is not wanted any more are removed."""
-        self._rights = rights
+        self._rights, self._http, self._base = rights, http, base
         for name in self._listening.keys() - wanted:
             self._listening.pop(name).close()
-            with contextlib.suppress(OSError):
-                os.unlink(name)
+            if name.startswith("/"):
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
         self._listening.update(new)
         if self._channel is not None:
             descriptors = [sock.fileno() for sock in new.values()]
             message = {"do": "listen", "new": list(new), "wanted": list(wanted), "rights": rights}
+            message["http"] = http
             if not self._channel.send(message, descriptors, wait=False):
                 self._replace("it does not take new sockets")
 
@@ -80,7 +92,8 @@ class Control:
 
         def work() -> int:
             self._alone(ours)
-            return process.main(theirs, self._listening, self._rights, supervisor)
+            listening = process.Listening(self._listening, self._rights, self._http, self._base)
+            return process.main(theirs, listening, supervisor)
 
         try:
             self.pid = forked("quillon:control", work)
@@ -118,7 +131,7 @@ class Control:
 
     def stop(self) -> None:
         """Stop listening, and end it."""
-        self.listen({}, set(), {})
+        self.listen({}, set(), {}, {}, self._base)
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

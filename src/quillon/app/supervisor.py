@@ -31,6 +31,7 @@ from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.scope import resolve
 from quillon.config.settings import ListenSettings
+from quillon.control.messages import HttpSettings
 from quillon.control.rendering import ERROR
 from quillon.listener.sockets import BindError, bind, is_free
 from quillon.log.sink import Loggers
@@ -165,11 +166,14 @@ class Supervisor:
         return made
 
     def _bind_console(self, config: Config) -> None:
-        """Bind the control sockets that are not bound yet. Raises BindError."""
+        """Bind the sockets of console and HTTP that are not bound yet. Raises BindError."""
+        http = {one.listen.name: one for one in config.inbound.http_listens()}
         wanted = {listen.name: listen for listen in config.stanzas.control_sockets()}
+        wanted |= {name: one.listen for name, one in http.items()}
         for listen in wanted.values():
             try:
-                make_folder(Path(listen.path).parent, identity(config.security()), 0o755)
+                if listen.path:
+                    make_folder(Path(listen.path).parent, identity(config.security()), 0o755)
             except OSError as error:
                 raise BindError(f'Listen "{listen.name}": cannot make its folder: {error.strerror}') from None
         new: dict[str, socket.socket] = {}
@@ -180,13 +184,28 @@ class Supervisor:
         except BindError:
             for name, sock in new.items():
                 sock.close()
-                os.unlink(name)
+                if wanted[name].path:
+                    os.unlink(name)
             raise
         rights = {name: (given.groups, given.allowed) for name, given in config.stanzas.console_rights().items()}
-        self._control.listen(new, set(wanted), rights)
+        settings: dict[str, HttpSettings] = {
+            name: {
+                "certificate": one.certificate,
+                "key": one.key,
+                "client_ca": one.client_ca,
+                "by_certificate": one.by_certificate,
+                "users": one.users,
+                "rights": rights.get(name),
+            }
+            for name, one in http.items()
+        }
+        self._control.listen(new, set(wanted), rights, settings, Path(config.node().spoolbase))
 
     def _control_said(self, message: dict[str, Any]) -> None:
         """A question of the console's to all workers that are ready, or an order to the supervisor."""
+        if message["event"] == "trouble":
+            self._panic(message["text"])
+            return
         number, command = message["id"], message["command"]
         if message["event"] == "order":
             self._loggers.log(Notice(self._clock.now(), f"console: {message['who']}: {command}"))

@@ -36,7 +36,7 @@ from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import ConnectionServices
 from quillon.delivery.dispatcher import Dispatcher, Share
 from quillon.delivery.hosts import HostFinder
-from quillon.listener import credentials
+from quillon.listener import credentials, intake
 from quillon.listener.authentication import Authenticator
 from quillon.listener.esmtp import EsmtpSession
 from quillon.listener.failed_logins import FailedLogins
@@ -91,6 +91,7 @@ class Worker:
         self.recorder: Recorder | None = None
         self.started = self.clock.now()
         self._orders: set[asyncio.Task[None]] = set()
+        self._intake = intake.Intake(lambda: self.services)
         self._short = False
         self._exhausted = False
 
@@ -108,6 +109,7 @@ class Worker:
         self.store.start()
         for name, sock in self._sockets.items():
             await self._listen(name, sock)
+        await self._take_in(self.config)
         self.dispatcher.start(self.store.recovered())
         self._start_heartbeat()
         self._look_at_room()
@@ -251,6 +253,14 @@ class Worker:
         else:
             backlog = next((s.backlog for s in self.config.inbound.listens() if s.name == name), 500)
             self._servers[name] = await loop.create_server(make, sock=sock, backlog=backlog)
+
+    async def _take_in(self, config: Config) -> None:
+        """Take messages that come by HTTP, if there is a listener for them."""
+        if config.inbound.http_nodes():
+            try:
+                await self._intake.listen(self.store.folder / intake.NAME)
+            except OSError as error:
+                self._report(f"HTTP_Listener: worker {self.number} takes no messages: {error}")
 
     # log ------------------------------------------------------------------------------------------------------
 
@@ -443,6 +453,7 @@ class Worker:
             self._servers.pop(name).close()
         for name, sock in new.items():
             await self._listen(name, sock)
+        await self._take_in(config)
         self._close(old_policy)
         changed = await self.dispatcher.reconfigure(config, self.contexts, self._hooks, curfew)
         self.log(Notice(self.clock.now(), "configuration reloaded"))
@@ -460,6 +471,7 @@ class Worker:
     async def _drain(self) -> None:
         """Take no more, let what is under way end, close the spool."""
         self._refreshing.cancel()
+        self._intake.close()
         for server in self._servers.values():
             server.close()
         seconds = float(self.config.node().drain_timeout)

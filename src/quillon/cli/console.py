@@ -1,18 +1,21 @@
-"""`quillon console [-c FILE | --socket PATH] [--json] [COMMAND...]`: ask a running Quillon, or talk at a prompt."""
+"""`quillon console [-c FILE | --socket PATH | --url URL] [COMMAND...]`: ask a running Quillon, or talk at a prompt."""
 
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
 import pydoc
 import shlex
 import shutil
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from quillon.cli.configuration import DEFAULT
 from quillon.config.load import load
@@ -20,7 +23,7 @@ from quillon.control.commands import COMMANDS
 from quillon.control.console import LOCAL_PATIENCE
 from quillon.control.rendering import CONFIRM, ERROR
 
-JSON_ERROR = '{"error": '  # how JSON begins that is no answer
+JSON_ERROR = ('{"error":', '{"type":')  # how JSON begins that is no answer
 LEAVE = ("quit", "exit", "\\quit")
 
 
@@ -28,6 +31,12 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("console")
     parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="names the socket")
     parser.add_argument("--socket", metavar="PATH", help="the socket itself")
+    parser.add_argument(
+        "--url", metavar="URL", help="that of an HTTP_Listener instead, such as https://mx1.bank.fi:8443"
+    )
+    parser.add_argument("--user", metavar="NAME", help="for --url; the password is asked for, or in QUILLON_PASSWORD")
+    parser.add_argument("--cert", metavar="FILE", help="for --url: PEM of a client certificate with its key")
+    parser.add_argument("--ca", metavar="FILE", help="for --url: PEM of who vouches for the server")
     parser.add_argument("--json", action="store_true", help="answers as JSON")
     parser.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="such as: mailq; without one there is a prompt"
@@ -41,15 +50,16 @@ def run(given: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"quillon console: {error}", file=sys.stderr)
         return 2
-    path, as_json = given.socket or _socket_of(given.config), given.json
-    if path is None:
+    server = _server(given)
+    if server is None:
         return 1
+    as_json = given.json
     if words:
-        return _say(path, shlex.join(words), as_json=as_json, out=sys.stdout.write)
+        return _say(server, shlex.join(words), as_json=as_json, out=sys.stdout.write)
     if sys.stdin.isatty():
-        return _talk(path, as_json=as_json)
+        return _talk(server, as_json=as_json)
     lines = [line for line in map(str.strip, sys.stdin) if line and not line.startswith("#")]
-    return max(_say(path, line, as_json=as_json, out=sys.stdout.write) for line in lines or ["help"])
+    return max(_say(server, line, as_json=as_json, out=sys.stdout.write) for line in lines or ["help"])
 
 
 def _own_options(given: argparse.Namespace) -> list[str]:
@@ -59,10 +69,10 @@ def _own_options(given: argparse.Namespace) -> list[str]:
         word = left.pop(0)
         if word == "--json":
             given.json = True
-        elif word in ("-c", "--config", "--socket"):
+        elif word in ("-c", "--config", "--socket", "--url"):
             if not left:
                 raise ValueError(f"{word} wants a value")
-            setattr(given, "socket" if word == "--socket" else "config", left.pop(0))
+            setattr(given, "config" if word == "-c" else word.removeprefix("--"), left.pop(0))
         else:
             words.append(word)
     return words
@@ -81,8 +91,26 @@ def _socket_of(config: str) -> str | None:
     return None
 
 
-def _ask(path: str, line: str) -> str:
-    """The answer to one command. Raises OSError."""
+class Server(NamedTuple):
+    """Whom to ask: `ask` gives the answer to a line. Raises OSError."""
+
+    name: str
+    ask: Callable[[str], str]
+
+
+def _server(given: argparse.Namespace) -> Server | None:
+    """The server that the options name; None if there is none, which is told."""
+    if given.url:
+        password = os.environ.get("QUILLON_PASSWORD") if given.user else None
+        if given.user and password is None:
+            password = getpass.getpass(f"Password of {given.user}: ")
+        login = (given.user, password or "") if given.user else None
+        return Server(given.url, partial(_ask_http, given.url, login, given.cert, given.ca))
+    path = given.socket or _socket_of(given.config)
+    return Server(path, partial(_ask_socket, path)) if path is not None else None
+
+
+def _ask_socket(path: str, line: str) -> str:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(LOCAL_PATIENCE)
         sock.connect(path)
@@ -93,12 +121,37 @@ def _ask(path: str, line: str) -> str:
     return said.decode("utf-8", "replace")
 
 
-def _say(path: str, line: str, *, as_json: bool, out: Callable[[str], object]) -> int:
+def _ask_http(url: str, login: tuple[str, str] | None, cert: str | None, ca: str | None, line: str) -> str:
+    import httpx  # noqa: PLC0415 - it takes a while, which a Unix socket need not wait for
+
+    as_json = line.startswith("json ")
+    verify = ssl.create_default_context(cafile=ca)
+    if cert:
+        verify.load_cert_chain(cert)
+    try:
+        auth = httpx.BasicAuth(*login) if login else None
+        with httpx.Client(verify=verify, timeout=LOCAL_PATIENCE, auth=auth) as client:
+            answer = client.post(
+                f"{url.rstrip('/')}/api/v1/commands",
+                json={"command": line.removeprefix("json ")},
+                headers={"Accept": "application/json" if as_json else "text/plain"},
+            )
+    except httpx.HTTPError as error:
+        raise OSError(str(error)) from None
+    if answer.status_code == 200 or as_json:
+        return answer.text
+    try:
+        return f"{ERROR}{answer.json()['title']}\n"
+    except (ValueError, KeyError, TypeError):
+        return ERROR + answer.text
+
+
+def _say(server: Server, line: str, *, as_json: bool, out: Callable[[str], object]) -> int:
     """Ask, and print what is answered; the exit status."""
     try:
-        text = _ask(path, f"json {line}" if as_json else line)
+        text = server.ask(f"json {line}" if as_json else line)
     except OSError as error:
-        print(f"quillon console: {path}: {error.strerror or error}", file=sys.stderr)
+        print(f"quillon console: {server.name}: {error.strerror or error}", file=sys.stderr)
         return 1
     if text.startswith(ERROR):
         print(f"quillon console: {text.removeprefix(ERROR)}", end="", file=sys.stderr)
@@ -110,7 +163,7 @@ def _say(path: str, line: str, *, as_json: bool, out: Callable[[str], object]) -
 # the prompt ---------------------------------------------------------------------------------------------------------
 
 
-def _talk(path: str, *, as_json: bool) -> int:
+def _talk(server: Server, *, as_json: bool) -> int:
     """Commands at a prompt, until there are no more."""
     from prompt_toolkit import PromptSession  # noqa: PLC0415 - it takes a while, which single commands need not wait
     from prompt_toolkit.history import FileHistory, InMemoryHistory  # noqa: PLC0415
@@ -122,7 +175,7 @@ def _talk(path: str, *, as_json: bool) -> int:
     )
     while True:
         try:
-            line = session.prompt(f"{time.strftime('%H:%M:%S')} {path}> ").strip()
+            line = session.prompt(f"{time.strftime('%H:%M:%S')} {server.name}> ").strip()
         except KeyboardInterrupt:
             continue
         except EOFError:
@@ -130,16 +183,16 @@ def _talk(path: str, *, as_json: bool) -> int:
         if line in LEAVE:
             return 0
         if line:
-            _answer(path, line, as_json=as_json, confirm=confirm)
+            _answer(server, line, as_json=as_json, confirm=confirm)
 
 
-def _answer(path: str, line: str, *, as_json: bool, confirm: Callable[[str], bool]) -> None:
+def _answer(server: Server, line: str, *, as_json: bool, confirm: Callable[[str], bool]) -> None:
     """One command of the prompt; an order that was counted only is done once it is confirmed."""
     if not as_json:
         try:
-            text = _ask(path, line)
+            text = server.ask(line)
         except OSError as error:
-            print(f"{path}: {error.strerror or error}")
+            print(f"{server.name}: {error.strerror or error}")
             return
         if not text.rstrip().endswith(CONFIRM):
             _show(text)
@@ -147,7 +200,7 @@ def _answer(path: str, line: str, *, as_json: bool, confirm: Callable[[str], boo
         if not confirm(text.removeprefix(ERROR).partition(";")[0] + "."):
             return
         line += " --yes"
-    _say(path, line, as_json=as_json, out=_show)
+    _say(server, line, as_json=as_json, out=_show)
 
 
 def _show(text: str) -> None:

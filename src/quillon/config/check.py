@@ -54,6 +54,7 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
     _check_modules(config, faults)
     _check_loggers(config, faults)
     _check_control(config, faults)
+    _check_http(config, faults)
     return faults
 
 
@@ -185,6 +186,33 @@ def _check_control(config: Config, faults: list[Fault]) -> None:
             faults.append(Fault(node.position, text))
 
 
+def _check_http(config: Config, faults: list[Fault]) -> None:
+    """Whoever reaches a console over the network has to prove who he is, and says so over TLS."""
+    others = {listen.name for listen in config.inbound.listens()}
+    for node, http in zip(config.inbound.http_nodes(), config.inbound.http_listens(), strict=True):
+        listen = http.listen
+        name = f'HTTP Listen "{node.label}"'
+        if node.label in others:
+            faults.append(Fault(node.position, f"{name} is an ESMTP listener's address too"))
+        if listen.path or ipaddress.ip_address(listen.host).is_loopback:
+            pass
+        elif http.certificate is None:
+            text = (
+                f"{name} can be reached from other machines: it needs TLS_Certificate, or an address such as 127.0.0.1"
+            )
+            faults.append(Fault(node.position, text))
+        elif not http.asks:
+            text = (
+                f"{name} can be reached from other machines: say who may use it with AuthPlainParameters ="
+                ' [ uri = "file://..." ], or TLS_Client_CA and TLS_Verified_Peer_Is_Authorized'
+            )
+            faults.append(Fault(node.position, text))
+        scheme = (http.users or "file://").partition("://")[0].lower()
+        if scheme not in HTTP_USERS:
+            text = f"{name}: {http.users!r} cannot be used over HTTP; it needs {', '.join(HTTP_USERS)}"
+            faults.append(Fault(node.position, text))
+
+
 def _check_authentication(config: Config, node: Node, chain: list[Node], faults: list[Fault]) -> None:
     """A mechanism that is offered needs parameters with a uri."""
     options = config.table.options
@@ -214,6 +242,7 @@ def _check_authentication(config: Config, node: Node, chain: list[Node], faults:
         faults.append(Fault(listed.entry.position, text, warning=True))
 
 
+HTTP_USERS = ("file", "digest", "scram")
 _NEEDS_FILE = {
     "CRAM-MD5": ("file",),
     "DIGEST-MD5": ("digest", "file"),

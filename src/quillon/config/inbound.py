@@ -9,6 +9,7 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import zip_longest
+from typing import Any
 
 from quillon.config.cache import Cache
 from quillon.config.endpoint import parse_endpoint
@@ -16,12 +17,13 @@ from quillon.config.scope import (
     IPAddress,
     Node,
     Resolution,
+    ancestors,
     inbound_chain,
     matching_peers,
     pathway_nodes,
     resolve,
 )
-from quillon.config.settings import InboundTls, ListenSettings, ReceptionSettings, TlsIdentity
+from quillon.config.settings import HttpListen, InboundTls, ListenSettings, ReceptionSettings, TlsIdentity
 from quillon.config.tree import Tree, for_every_tls
 
 
@@ -30,6 +32,7 @@ class Inbound:
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
+        self._http: dict[int, ReceptionSettings] = {}
         self._inbound: dict[tuple[int, ...], tuple[ReceptionSettings, InboundTls]] = {}
         self._clients: Cache[tuple[int, IPAddress], tuple[ReceptionSettings, InboundTls]] = Cache()
 
@@ -45,6 +48,48 @@ class Inbound:
             backlog = resolve(self.tree.table.options["listen_backlog"], chain, self.tree.folder).value
             mode = resolve(self.tree.table.options["file_mode"], chain, self.tree.folder).value
             found.append(ListenSettings(node.label, *parse_endpoint(node.label), backlog, mode))
+        return found
+
+    def http_nodes(self) -> list[Node]:
+        """Every Listen of an HTTP_Listener that is enabled."""
+        listener = self.tree.root.get("http_listener")
+        return [node for node in listener.of("listen") if self.tree.listens(node)] if listener is not None else []
+
+    def http_listens(self) -> list[HttpListen]:
+        """What listens for HTTP, and by what a client proves who it is."""
+        found = []
+        for node in self.http_nodes():
+            chain = [node, *ancestors(node)]
+
+            def value(name: str, chain: list[Node] = chain) -> Any:
+                return resolve(self.tree.table.options[name], chain, self.tree.folder).value
+
+            listen = ListenSettings(
+                node.label, *parse_endpoint(node.label), value("listen_backlog"), value("file_mode")
+            )
+            certificate = value("tls_certificate")
+            users = {key.lower(): text for key, text in (value("authplainparameters") or {}).items()}
+            found.append(
+                HttpListen(
+                    listen,
+                    value("tls_certificate"),
+                    value("tls_key"),
+                    value("tls_client_ca") if certificate else None,
+                    value("tls_verified_peer_is_authorized"),
+                    users.get("uri"),
+                )
+            )
+        return found
+
+    def http(self, name: str) -> ReceptionSettings:
+        """What holds for messages that come by HTTP. Raises KeyError for a Listen that the configuration does not
+        have."""
+        node = next((node for node in self.http_nodes() if node.label == name), None)
+        if node is None:
+            raise KeyError(name)
+        found = self._http.get(id(node))
+        if found is None:
+            found = self._http[id(node)] = self.tree.build(ReceptionSettings, [node, *ancestors(node)])
         return found
 
     def listen_node(self, name: str) -> Node | None:

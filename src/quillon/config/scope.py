@@ -35,6 +35,7 @@ CHILDREN: dict[str, tuple[str, ...]] = {
         "pathway",
         "security",
         "control_listener",
+        "http_listener",
     ),
     "binding_group": ("binding", "domain", "host"),
     "binding": ("domain", "host"),
@@ -42,6 +43,7 @@ CHILDREN: dict[str, tuple[str, ...]] = {
     "listen": ("peer", "tls_identity"),
     "pathway_group": ("pathway",),
     "control_listener": ("listen",),
+    "http_listener": ("listen",),
 }
 NAMED = frozenset(
     {"binding_group", "binding", "domain", "host", "listen", "peer", "pathway_group", "pathway", "tls_identity"}

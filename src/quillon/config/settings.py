@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from quillon.config.values import Throttle
 from quillon.mail.address import Mailbox
@@ -326,6 +326,23 @@ class ListenSettings:
     path: str
     backlog: int
     file_mode: int
+
+
+class HttpListen(NamedTuple):
+    """A Listen of HTTP_Listener: PEM files of its TLS, whether a client's certificate says who it is, and the uri of
+    the file of users, whose passwords do so as well."""
+
+    listen: ListenSettings
+    certificate: str | None
+    key: str | None
+    client_ca: str | None
+    by_certificate: bool
+    users: str | None
+
+    @property
+    def asks(self) -> bool:
+        """Whether a client has to prove who it is."""
+        return self.users is not None or (self.client_ca is not None and self.by_certificate)
 
 
 def share(limit: int, workers: int) -> int:

@@ -95,8 +95,8 @@ class Stanzas:
         return found
 
     def console_rights(self) -> dict[str, ConsoleRights]:
-        """What rules the sockets of Control_Listener with Enable_Authorization, by the socket's name."""
-        listener = self.tree.root.get("control_listener")
+        """What rules the Listens of consoles and HTTP with Enable_Authorization, by their names."""
+        listeners = [self.tree.root.get(kind) for kind in ("control_listener", "http_listener")]
         options = self.tree.table.options
         allowed = {
             role.label: [pattern.pattern for pattern in role.settings["allow"].value]
@@ -105,7 +105,7 @@ class Stanzas:
             if "allow" in role.settings
         }
         found = {}
-        for node in listener.of("listen") if listener is not None else ():
+        for node in [node for listener in listeners if listener is not None for node in listener.of("listen")]:
             chain = [node, *ancestors(node)]
             if resolve(options["enable_authorization"], chain, self.tree.folder).value:
                 given = resolve(options["authorizationparameters"], chain, self.tree.folder).value or {}

@@ -24,14 +24,18 @@ class GroupsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """What rules one socket: the file of groups, None for none, and the patterns of each role of the configuration."""
+    """What rules one socket: the file of groups, None for none, and the patterns of each role of the configuration.
+    `everybody` is a role that each client has."""
 
     groups: str | None
     allowed: Mapping[str, Sequence[str]]
+    everybody: Role | None = None
 
     def allows(self, user: str, command: Command, line: str) -> bool:
         """Whether a user may give a command; `line` is the whole of it, which patterns are compared with. Raises
         GroupsError."""
+        if self.everybody is not None and command.role <= self.everybody:
+            return True
         return any(self._grants(role, command, line) for role in [user, *self.groups_of(user)])
 
     def groups_of(self, user: str) -> list[str]:

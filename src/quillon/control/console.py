@@ -50,7 +50,7 @@ class ConsoleError(Exception):
     """A command has no answer; the message says why."""
 
 
-class _Answer(NamedTuple):
+class Answer(NamedTuple):
     """What all workers have said, put together, and a word on those that have not."""
 
     merged: Any
@@ -170,7 +170,7 @@ class Console:
         text = line.decode("utf-8", "replace").strip()
         as_json = text.startswith("json ")
         try:
-            command, answer = await self._ask(client, text.removeprefix("json "))
+            command, answer = await self.ask(client, text.removeprefix("json "))
             problem = answer.merged.get("error") if isinstance(answer.merged, dict) else None
             if as_json:
                 told = {"error": problem} if problem else {}
@@ -184,7 +184,7 @@ class Console:
             words = f"unexpected {defect!r}"
         return f"{json.dumps({'error': words})}\n" if as_json else f"{ERROR}{words}\n"
 
-    async def _ask(self, client: Client, text: str) -> tuple[Command, _Answer]:
+    async def ask(self, client: Client, text: str) -> tuple[Command, Answer]:
         """The answer to a command as it was written. Raises ConsoleError."""
         try:
             said = shlex.split(text) or ["help"]
@@ -193,7 +193,7 @@ class Console:
         command, words = find(said)
         client.may(command, " ".join(said))
         if command.by is By.CONSOLE:
-            return command, _Answer(self._own(client, command, words))
+            return command, Answer(self._own(client, command, words))
         self._number += 1
         number = self._number
         question = self._questions[number] = _Question(asyncio.get_running_loop().create_future())
@@ -203,7 +203,7 @@ class Console:
                 await asyncio.wait_for(question.answered, LOCAL_PATIENCE)
                 if question.text.startswith(ERROR):
                     raise ConsoleError(question.text.removeprefix(ERROR))
-                return command, _Answer(f"{question.text}\n")
+                return command, Answer(f"{question.text}\n")
             self._send({"event": "ask", "id": number, "command": command.name, "words": words, "who": client.user})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(question.answered, PATIENCE if command.role is Role.VIEW else ORDER_PATIENCE)
@@ -227,7 +227,7 @@ def _end(question: _Question) -> None:
         question.answered.set_result(None)
 
 
-def _merged(command: Command, question: _Question) -> _Answer:
+def _merged(command: Command, question: _Question) -> Answer:
     """The answer out of the rows of all workers. Raises ConsoleError where there is none."""
     if question.nobody:
         raise ConsoleError("no worker is running")
@@ -238,7 +238,7 @@ def _merged(command: Command, question: _Question) -> _Answer:
     rows = [row for row in question.rows if not (isinstance(row, dict) and row.keys() == {"error"})]
     if not rows and late:
         raise ConsoleError(late.rstrip())
-    return _Answer(command.merge(rows), "".join(f"{text}\n" for text in dict.fromkeys(errors)) + late)
+    return Answer(command.merge(rows), "".join(f"{text}\n" for text in dict.fromkeys(errors)) + late)
 
 
 def _user(writer: asyncio.StreamWriter) -> str:

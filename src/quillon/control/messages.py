@@ -66,14 +66,27 @@ class Said(TypedDict):
     text: str
 
 
+class HttpSettings(TypedDict):
+    """What rules a Listen of HTTP_Listener, as `HttpListen` has it; `rights` are None where who has proven who he is
+    may do everything."""
+
+    certificate: str | None
+    key: str | None
+    client_ca: str | None
+    by_certificate: bool
+    users: str | None
+    rights: tuple[str | None, dict[str, list[str]]] | None
+
+
 class Listen(TypedDict):
     """To control: sockets to listen on, whose descriptors are beside it, all names that are wanted, and what rules
-    them: a file of groups and the patterns of each role."""
+    them: for consoles a file of groups and the patterns of each role, for HTTP its settings."""
 
     do: Literal["listen"]
     new: list[str]
     wanted: list[str]
     rights: Rights
+    http: dict[str, HttpSettings]
 
 
 FromControl = Ask | Order

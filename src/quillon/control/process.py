@@ -9,25 +9,60 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import cast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from quillon.control.console import Console
-from quillon.control.messages import Rights, ToControl
+from quillon.control.messages import HttpSettings, Rights, ToControl
 from quillon.net.channel import Channel
+from quillon.net.clock import SystemClock
+
+if TYPE_CHECKING:
+    from quillon.control.http import HttpServers
 
 
-def main(channel: Channel, listening: dict[str, socket.socket], rights: Rights, supervisor: int) -> int:
+@dataclass(frozen=True)
+class Listening:
+    """What the process listens on when it begins: sockets by name, what rules consoles and HTTP, and the folder of the
+    spool."""
+
+    sockets: dict[str, socket.socket]
+    rights: Rights
+    http: dict[str, HttpSettings]
+    base: Path
+
+
+def main(channel: Channel, listening: Listening, supervisor: int) -> int:
     """Serve until the supervisor is gone; gives the exit status."""
     # the loop is not wound up: the process ends next, and with it whoever is connected
-    asyncio.new_event_loop().run_until_complete(_run(channel, listening, rights, supervisor))
+    asyncio.new_event_loop().run_until_complete(_run(channel, listening, supervisor))
     return 0
 
 
-async def _run(channel: Channel, listening: dict[str, socket.socket], rights: Rights, supervisor: int) -> None:
+async def _run(channel: Channel, listening: Listening, supervisor: int) -> None:
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     console = Console(lambda message: channel.send(dict(message)), supervisor)
+    http: list[HttpServers] = []  # made when the first is wanted
+    one_at_a_time = asyncio.Lock()
     tasks: set[asyncio.Task[None]] = set()
+
+    async def listen(
+        new: dict[str, socket.socket], wanted: set[str], rights: Rights, settings: dict[str, HttpSettings]
+    ) -> None:
+        async with one_at_a_time:
+            consoles = {name: sock for name, sock in new.items() if name not in settings}
+            await console.listen(consoles, wanted - settings.keys(), rights)
+            if settings and not http:
+                from quillon.control.http import HttpServers  # noqa: PLC0415 - what nobody has, nobody waits for
+
+                http.append(HttpServers(console, SystemClock(), listening.base))
+            try:
+                for servers in http:
+                    await servers.listen({name: sock for name, sock in new.items() if name in settings}, settings)
+            except OSError as error:  # ssl.SSLError is one
+                channel.send({"event": "trouble", "text": f"HTTP_Listener: {error}"})
 
     def told() -> None:
         got = channel.receive()
@@ -41,12 +76,12 @@ async def _run(channel: Channel, listening: dict[str, socket.socket], rights: Ri
             if len(names) > len(descriptors):
                 os._exit(1)  # no descriptor was left for them: a new process is given all of them
             new = {name: socket.socket(fileno=file) for name, file in zip(names, descriptors, strict=False)}
-            task = loop.create_task(console.listen(new, set(message["wanted"]), message["rights"]))
+            task = loop.create_task(listen(new, set(message["wanted"]), message["rights"], message["http"]))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         else:
             console.told(message)
 
     loop.add_reader(channel.fileno(), told)
-    await console.listen(listening, set(listening), rights)
+    await listen(listening.sockets, set(listening.sockets), listening.rights, listening.http)
     await over.wait()

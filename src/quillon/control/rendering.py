@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from quillon.log.metrics import render
+from quillon.log import metrics
 
 ERROR = "error: "  # how a text begins that is no answer
 CONFIRM = "with --yes it is done"  # how an order ends that was counted only
@@ -23,15 +23,12 @@ Row = dict[str, Any]
 # counters and sizes -------------------------------------------------------------------------------------------------
 
 
-def merge_metrics(rows: Rows) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for series, count in rows:
-        counts[series] += count
-    return dict(counts)
+def merge_metrics(rows: Rows) -> dict[str, float]:
+    return metrics.merge((series, value) for series, value in rows)
 
 
-def text_metrics(counts: dict[str, int]) -> str:
-    return render(counts)
+def text_metrics(values: dict[str, float]) -> str:
+    return metrics.render(values)
 
 
 def merge_summary(rows: Rows) -> Row:
@@ -150,7 +147,7 @@ def text_domain(rows: list[Row]) -> str:
     for row in rows:
         via = f" (mail for {row['via']})" if row["via"] else ""
         out.append(f"{row['binding']} {row['domain']}{via}, worker {row['worker']}: {row['state']}{_paused(row, now)}")
-        next_at = f", the next in {_span(row['next_at'] - now)}" if row["next_at"] else ""
+        next_at = f", the next in {span(row['next_at'] - now)}" if row["next_at"] else ""
         out.append(f"    messages: {row['active']} may leave, {row['delayed']} wait for their next attempt{next_at}")
         out.append(
             f"    connections: {row['busy']} busy, {row['idle']} idle, {row['connecting']} being opened;"
@@ -165,20 +162,20 @@ def text_domain(rows: list[Row]) -> str:
 
 
 def _paused(row: Row, now: float) -> str:
-    return f" for {_span(row['paused_until'] - now)}: {row['why']}" if row["paused_until"] > now else ""
+    return f" for {span(row['paused_until'] - now)}: {row['why']}" if row["paused_until"] > now else ""
 
 
 def _reasons(found: list[Row], now: float) -> list[str]:
     lines = []
     for reason in found:
-        until = f", for {_span(reason['until'] - now)}" if reason["until"] > now else ""
+        until = f", for {span(reason['until'] - now)}" if reason["until"] > now else ""
         place = f" in {reason['place']}" if reason["place"] else " by default"
         ruled = f" ({reason['option']}{place})" if reason["option"] else ""
         lines.append(f"{reason['words']}{until}{ruled}")
     return lines
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """A time to go, as people say it."""
     if seconds > 10 * 365 * 86400:
         return "as long as nobody ends it"
@@ -211,8 +208,8 @@ def text_find(found: Row) -> str:
     now = time.time()
     out = []
     for row in found["items"]:
-        due = f"next in {_span(row['next_at'] - now)}" if row["next_at"] > now else row["state"]
-        age = _span(now - row["created"])
+        due = f"next in {span(row['next_at'] - now)}" if row["next_at"] > now else row["state"]
+        age = span(now - row["created"])
         out.append(f"{row['id']}  {age} old, {row['tries']} tries, {due}  <{row['sender']}> -> <{row['recipient']}>")
         out += [f"    {row['last_reply']}"] if row["last_reply"] else []
     return "".join(f"{line}\n" for line in [*out, *_rest(found)]) or "no message that waits is meant by this\n"
@@ -248,8 +245,8 @@ def _message(row: Row) -> str:
     """The manual's fields of `message details`, and what Quillon knows beyond."""
     group, binding = row["binding_group"], row["binding"]
     fields = (
-        ("Created", _date(row["created"])),
-        ("Next Attempt", _date(row["next_at"]) if row["next_at"] else "as soon as possible"),
+        ("Created", date(row["created"])),
+        ("Next Attempt", date(row["next_at"]) if row["next_at"] else "as soon as possible"),
         ("Retries", row["tries"]),
         ("Received Via", row["received_via"]),
         ("Sender", row["sender"]),
@@ -264,7 +261,7 @@ def _message(row: Row) -> str:
     return f"Message: {row['id']}\n" + "".join(f"{label:>22}: {value}\n" for label, value in fields if value != "")
 
 
-def _date(when: float) -> str:
+def date(when: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
 
 
@@ -333,9 +330,9 @@ def text_suspended(found: list[Row]) -> str:
     now = time.time()
     out = []
     for row in found:
-        until = f"for {_span(row['until'] - now)}" if row["until"] is not None else "until it is resumed"
+        until = f"for {span(row['until'] - now)}" if row["until"] is not None else "until it is resumed"
         reason = f": {row['reason']}" if row["reason"] else ""
-        out.append(f"{_place(row)} is suspended {until}, by {row['by']} since {_date(row['since'])}{reason}")
+        out.append(f"{_place(row)} is suspended {until}, by {row['by']} since {date(row['since'])}{reason}")
     return "".join(f"{line}\n" for line in out) or "nothing is suspended\n"
 
 
@@ -367,7 +364,7 @@ def _place(row: Row) -> str:
 def text_inbound(found: Row) -> str:
     now = time.time()
     out = [
-        f"{row['client']} on {row['listen']} {row['state']}{_over(row['tls'])} (for {_span(now - row['since'])})"
+        f"{row['client']} on {row['listen']} {row['state']}{_over(row['tls'])} (for {span(now - row['since'])})"
         for row in found["items"]
     ]
     return "".join(f"{line}\n" for line in [*out, *_rest(found)]) or "no client is connected\n"
@@ -380,7 +377,7 @@ def text_outbound(found: Row) -> str:
         what = f"delivering {row['messages']}" if row["messages"] else row["state"]
         out.append(
             f"{row['binding']} {row['domain']} {row['host']} {row['peer']} from {row['local']}{_over(row['tls'])}"
-            f" {what}, {row['delivered']} transactions done (for {_span(now - row['since'])})"
+            f" {what}, {row['delivered']} transactions done (for {span(now - row['since'])})"
         )
     return "".join(f"{line}\n" for line in [*out, *_rest(found)]) or "no connection stands\n"
 

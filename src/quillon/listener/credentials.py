@@ -9,12 +9,15 @@ Lines that begin with # are comments. A file is read again when it has changed.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import hmac
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from quillon.config.model import Config
+from quillon.smtp import sasl
 from quillon.smtp.sasl import MIN_ITERATIONS, Secret, SourceError, parse_scram_record
 
 LOOK_AGAIN = 1.0  # seconds
@@ -96,6 +99,14 @@ class UserFile:
                 self._shape = (first.iterations, len(first.salt)) if first else (MIN_ITERATIONS, 16)
             self._look_at = now + LOOK_AGAIN
         return self._users.get(user)
+
+    async def fits(self, user: str, password: str) -> bool:
+        """Whether a password is the user's. Raises SourceError."""
+        secret = self(user)
+        if self._scheme == "file":
+            known = secret.password if secret is not None else None
+            return hmac.compare_digest((known or "").encode(), password.encode()) and known is not None
+        return await asyncio.to_thread(sasl.password_fits, user, password, secret)
 
     def likeness(self) -> tuple[bytes, int, int]:
         """A key that only this file's content gives; rounds and salt's octets of its records. Raises SourceError."""

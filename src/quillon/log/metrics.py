@@ -6,7 +6,7 @@ A worker counts; the supervisor adds up. Label values come from closed sets: out
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
 from quillon.mail.event import (
@@ -32,6 +32,22 @@ HELP = {
     "quillon_handshakes_total": "Inbound handshakes, by result and TLS version.",
     "quillon_tls_failures_total": "TLS failures by direction and cause code.",
 }
+
+
+GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
+    "quillon_queue_messages": ("Messages that wait, by state.", sum),
+    "quillon_queue_destinations": ("Destinations with messages or connections.", sum),
+    "quillon_queue_oldest_seconds": ("Age of the oldest message that waits, looked at once a minute.", max),
+    "quillon_queue_suspensions": ("Suspensions that hold, by an operator's order.", max),
+    "quillon_connections": ("Connections that stand or are being opened, by direction.", sum),
+    "quillon_spool_free_bytes": ("Room on the spool's disk.", min),
+    "quillon_spool_pending_changes": ("Changes of the spool that wait to be written.", sum),
+    "quillon_spool_refusing": ("Workers that take no new mail for want of room or by a disk's fault.", sum),
+    "quillon_certificate_expiry_timestamp_seconds": ("When a certificate of ours ends, by file.", min),
+    "quillon_workers": ("Workers that answer.", sum),
+    "quillon_uptime_seconds": ("Age of the oldest worker.", max),
+}
+"""Values that go up and down: what each is, and how those of several workers are put together."""
 
 
 class Metrics:
@@ -101,15 +117,36 @@ def _tls(facts: TlsFacts | None) -> tuple[str, str, str]:
     return facts.protocol, {True: "yes", False: "no", None: "none"}[facts.verified], facts.level
 
 
+def gauge(name: str, **labels: str) -> str:
+    """The series of a gauge, as it is printed. Label values may be anything."""
+    escaped = {
+        key: value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for key, value in labels.items()
+    }
+    return _series(name, **escaped) if labels else name
+
+
 def _series(name: str, **labels: str) -> str:
     inner = ",".join(f'{key}="{value}"' for key, value in labels.items())
     return f"{name}{{{inner}}}"
 
 
-def render(counts: Mapping[str, int]) -> str:
-    """The exposition text of added-up counts."""
+def merge(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Series of several workers, counters added up and each gauge by its own rule."""
+    found: dict[str, list[float]] = {}
+    for series, value in rows:
+        found.setdefault(series, []).append(value)
+    how = {name: rule for name, (_, rule) in GAUGES.items()}
+    return {series: how.get(series.partition("{")[0], sum)(values) for series, values in found.items()}
+
+
+def render(values: Mapping[str, float]) -> str:
+    """The exposition text of merged series, as Prometheus reads it."""
     lines: list[str] = []
-    for name, words in HELP.items():
-        lines += [f"# HELP {name} {words}", f"# TYPE {name} counter"]
-        lines += [f"{series} {counts[series]}" for series in sorted(counts) if series.startswith(name + "{")]
+    kinds = [(name, words, "counter") for name, words in HELP.items()]
+    kinds += [(name, words, "gauge") for name, (words, _) in GAUGES.items()]
+    by_name: dict[str, list[str]] = {}
+    for series in sorted(values):
+        by_name.setdefault(series.partition("{")[0], []).append(f"{series} {values[series]:.15g}")
+    for name, words, kind in kinds:
+        lines += [f"# HELP {name} {words}", f"# TYPE {name} {kind}", *by_name.get(name, [])]
     return "\n".join(lines) + "\n"

@@ -19,8 +19,9 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Selection(NamedTuple):
-    """`id` is that of one message, `domain` a routing domain or that of the recipient, `sender` and `recipient` are
-    patterns with `*` and `?`, `cause` is found in the last reply, `older` are seconds since the reception."""
+    """`id` is that of one message, or of a reception with all its recipients; `domain` a routing domain or that of the
+    recipient; `sender` and `recipient` are patterns with `*` and `?`; `cause` is found in the last reply, `older` are
+    seconds since the reception."""
 
     id: MessageId | None = None
     domain: str = ""
@@ -38,7 +39,7 @@ class Selection(NamedTuple):
         """Whether a message is meant, of a destination that `concerns`."""
         domain = self.domain
         return (
-            (self.id is None or self.id == message.id)
+            (self.id is None or self.id in (message.id, message.batch.id))
             and (not domain or domain in (message.destination.lower(), message.recipient.domain.lower()))
             and (not self.cause or self.cause in message.last_reply.lower())
             and (not self.older or now - message.batch.received_at >= self.older)

@@ -63,5 +63,5 @@ def test_domains_are_added_up_and_have_to_be_over_a_number() -> None:
 
 
 def test_times_to_go_read_as_people_say_them() -> None:
-    spans = [rendering._span(seconds) for seconds in (-1, 90, 8000, 200000, 253402300799 - time.time())]
+    spans = [rendering.span(seconds) for seconds in (-1, 90, 8000, 200000, 253402300799 - time.time())]
     assert spans == ["0 s", "90 s", "2.2 h", "2.3 days", "as long as nobody ends it"]

@@ -1,0 +1,331 @@
+"""What HTTP_Listener serves: metrics, health, the console as pages and as JSON, and mail in. An ASGI application.
+
+Whatever is shown or done goes through `Console.ask`, as on a Unix socket: with the same commands, rights and log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import secrets
+import shlex
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.resources import files
+from typing import Any
+from urllib.parse import parse_qsl, quote
+
+import jinja2
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
+from starlette.routing import Route
+
+from quillon import __version__
+from quillon.control import rendering, submission
+from quillon.control.commands import Command, Role
+from quillon.control.console import Client, Console, ConsoleError
+from quillon.control.guard import HEADERS, Guard, Refused
+from quillon.control.openapi import DESCRIPTION
+from quillon.control.submission import BadMessage, Workers
+from quillon.mail.shown import printable
+
+LARGEST = 64 << 20  # octets of a request
+BEAT = 2.0  # seconds between two events of the stream
+STREAMS = 50  # that are served at a time
+SUBMIT = Command("submit", "", "mail in by HTTP", Role.OPERATE)
+STATIC = {
+    "style.css": "text/css",
+    "app.js": "text/javascript",
+    "uplot.min.js": "text/javascript",
+    "uplot.min.css": "text/css",
+}
+
+Endpoint = Callable[[Request, Client], Awaitable[Response]]
+
+
+class Site:
+    """The application of one Listen, by its name."""
+
+    def __init__(self, name: str, console: Console, guard: Guard, workers: Workers) -> None:
+        self._name = name
+        self._console = console
+        self._guard = guard
+        self._workers = workers
+        self._key = secrets.token_bytes(32)
+        self._streams = 0
+        loader = jinja2.PackageLoader("quillon.control", "web")
+        self._pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+        self._pages.filters |= {"when": rendering.date, "span": rendering.span, "shown": printable}
+        routes = [
+            Route("/healthz", self._health),
+            Route("/readyz", self._ready),
+            Route("/static/{file}", self._static),
+            self._route("/metrics", self._metrics),
+            self._route("/", self._now),
+            self._route("/events", self._events),
+            self._route("/queues", self._queues),
+            self._route("/domain/{domain:path}", self._domain),
+            self._route("/message/{id:path}", self._message),
+            self._route("/certificates", self._certificates),
+            self._route("/order", self._order, "POST"),
+            self._route("/api/v1/openapi.json", self._description),
+            self._route("/api/v1/commands", self._commands, "POST"),
+            self._route("/api/v1/queues", self._api_queues),
+            self._route("/api/v1/messages", self._api_find),
+            self._route("/api/v1/messages", self._submit, "POST"),
+            self._route("/api/v1/messages/{id:path}", self._api_message),
+        ]
+        self.application = Starlette(routes=routes, exception_handlers={HTTPException: _problem, Exception: _problem})
+
+    def _route(self, path: str, endpoint: Endpoint, method: str = "GET") -> Route:
+        """A route for those who may ask, with the headers that every answer has."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                client = await self._guard.client(request)
+                response = await endpoint(request, client)
+            except Refused as refused:
+                response = problem(refused.status, str(refused))
+                if refused.status == 401:
+                    response.headers["WWW-Authenticate"] = 'Basic realm="quillon", charset="UTF-8"'
+            except BadMessage as bad:
+                response = problem(400, str(bad))
+            except ConsoleError as error:
+                denied = str(error).startswith("Not Authorized")
+                response = problem(403 if denied else 400, str(error))
+            for name, value in HEADERS.items():
+                response.headers.setdefault(name, value)
+            return response
+
+        return Route(path, answer, methods=[method])
+
+    async def _ask(self, client: Client, *words: str) -> Any:
+        """The merged answer to a command. Raises ConsoleError."""
+        _, answer = await self._console.ask(client, shlex.join(words))
+        if isinstance(answer.merged, dict) and "error" in answer.merged:
+            raise ConsoleError(str(answer.merged["error"]))
+        return answer.merged
+
+    # for machines ---------------------------------------------------------------------------------------------
+
+    async def _health(self, _request: Request) -> Response:
+        """Whether the processes are there."""
+        return await self._state(lambda values: values.get("quillon_workers", 0) > 0, "no worker answers")
+
+    async def _ready(self, _request: Request) -> Response:
+        """Whether all workers take mail."""
+        return await self._state(
+            lambda values: values.get("quillon_workers", 0) > 0 and not values.get("quillon_spool_refusing"),
+            "no new mail is taken",
+        )
+
+    async def _state(self, good: Callable[[dict[str, float]], bool], words: str) -> Response:
+        try:
+            values = await self._ask(Client("health", None), "metrics")
+        except ConsoleError as error:
+            return PlainTextResponse(f"{error}\n", 503)
+        return PlainTextResponse("ok\n") if good(values) else PlainTextResponse(f"{words}\n", 503)
+
+    async def _metrics(self, _request: Request, client: Client) -> Response:
+        command, answer = await self._console.ask(client, "metrics")
+        return PlainTextResponse(command.render(answer.merged), media_type="text/plain; version=0.0.4")
+
+    async def _commands(self, request: Request, client: Client) -> Response:
+        """Any command of the console: `{"command": "mailq 5"}`, answered as `--json` does, or as text."""
+        given = await _json(request)
+        if not isinstance(given, dict) or not isinstance(given.get("command"), str):
+            raise BadMessage('{"command": "..."} is expected')
+        command, answer = await self._console.ask(client, given["command"])
+        error = answer.merged.get("error") if isinstance(answer.merged, dict) else None
+        if "text/plain" in request.headers.get("accept", ""):
+            text = f"{error}\n" if error else command.render(answer.merged) + answer.late
+            return PlainTextResponse(text, 400 if error else 200)
+        told = {"error": error} if error else {}
+        late = {"incomplete": answer.late.strip()} if answer.late else {}
+        return JSONResponse({**told, "result": answer.merged, **late}, 400 if error else 200)
+
+    async def _api_queues(self, request: Request, client: Client) -> Response:
+        return JSONResponse(await self._ask(client, "mailq", request.query_params.get("limit", "20")))
+
+    async def _api_find(self, request: Request, client: Client) -> Response:
+        return JSONResponse(await self._ask(client, "find", *_selection(request)))
+
+    async def _api_message(self, request: Request, client: Client) -> Response:
+        """All that waits of a reception or of one message, with the reasons."""
+        number = request.path_params["id"]
+        found = await self._ask(client, "find", "--id", number)
+        if not found["total"]:
+            return problem(404, "nothing of this id waits: it is done, being delivered, or never was")
+        why = await self._ask(client, "message", "why", found["items"][0]["id"])
+        return JSONResponse({**found, "reasons": why.get("reasons", [])})
+
+    async def _description(self, _request: Request, _client: Client) -> Response:
+        return JSONResponse({**DESCRIPTION, "info": {**DESCRIPTION["info"], "version": __version__}})
+
+    # mail in --------------------------------------------------------------------------------------------------
+
+    async def _submit(self, request: Request, client: Client) -> Response:
+        client.may(SUBMIT, SUBMIT.name)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "message/rfc822":
+            query = request.query_params
+            posted = [submission.raw(query.get("sender", ""), query.getlist("recipient"), await _body(request))]
+        elif kind == "application/json":
+            given = await _json(request)
+            batch = given if isinstance(given, list) else [given]
+            posted = [one for item in batch for one in submission.from_json(item)]
+        else:
+            return problem(415, "message/rfc822 or application/json is expected")
+        ip, port = request.client or ("127.0.0.1", 0)
+        address = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+        key = request.headers.get("idempotency-key", "")
+        try:
+            replies = await self._workers.submit(posted, self._name, address, client.user, key)
+        except OSError as error:
+            return problem(503, str(error))
+        worst = max((reply["code"] for reply in replies), default=250)
+        status = 202 if worst < 400 else 503 if worst < 500 else 422
+        return JSONResponse({"results": replies}, status)
+
+    # pages ----------------------------------------------------------------------------------------------------
+
+    def _page(self, name: str, client: Client, **values: Any) -> Response:
+        text = self._pages.get_template(name).render(
+            user=client.user, token=self._token(client), version=__version__, time=time.time(), **values
+        )
+        return HTMLResponse(text)
+
+    def _token(self, client: Client) -> str:
+        """What a form of ours has, and one of another page can't."""
+        return hmac.new(self._key, client.user.encode(), hashlib.sha256).hexdigest()
+
+    async def _now(self, _request: Request, client: Client) -> Response:
+        summary, largest = await self._ask(client, "summary"), await self._ask(client, "mailq", "10")
+        spool, held = await self._ask(client, "spool", "show"), await self._ask(client, "suspended")
+        return self._page("now.html", client, summary=summary, queues=largest["queues"], spool=spool, held=held)
+
+    async def _queues(self, request: Request, client: Client) -> Response:
+        if name := request.query_params.get("domain", "").strip():
+            return RedirectResponse(f"/domain/{quote(name)}", 303)
+        which = "delayed" if request.query_params.get("by") == "delayed" else "active"
+        found = await self._ask(client, which)
+        return self._page("queues.html", client, found=found, which=which)
+
+    async def _domain(self, request: Request, client: Client) -> Response:
+        name = request.path_params["domain"]
+        rows = await self._ask(client, "domain", name)
+        found = await self._ask(client, "find", "--domain", name, "--limit", "50")
+        return self._page("domain.html", client, domain=name, rows=rows, found=found)
+
+    async def _message(self, request: Request, client: Client) -> Response:
+        found = await self._ask(client, "message", "why", request.path_params["id"])
+        return self._page("message.html", client, message=found["message"], reasons=found.get("reasons", []))
+
+    async def _certificates(self, _request: Request, client: Client) -> Response:
+        values = await self._ask(client, "metrics")
+        prefix = 'quillon_certificate_expiry_timestamp_seconds{file="'
+        ends = {name.removeprefix(prefix)[:-2]: end for name, end in values.items() if name.startswith(prefix)}
+        failures = {name: count for name, count in values.items() if name.startswith("quillon_tls_failures_total")}
+        return self._page("certificates.html", client, ends=sorted(ends.items()), failures=sorted(failures.items()))
+
+    async def _order(self, request: Request, client: Client) -> Response:
+        """A command that a form sends, counted first and done once it is confirmed."""
+        given = dict(parse_qsl((await _body(request)).decode("utf-8", "replace"), max_num_fields=20))
+        if not hmac.compare_digest(str(given.get("token", "")), self._token(client)):
+            raise Refused(403, "this form is too old, or not of this page: load it again")
+        line = str(given.get("command", ""))
+        if given.get("yes"):
+            line += " --yes"
+        command, answer = await self._console.ask(client, line)
+        error = answer.merged.get("error") if isinstance(answer.merged, dict) else None
+        if error and error.endswith(rendering.CONFIRM):
+            return self._page(
+                "confirm.html", client, command=line, count=answer.merged["count"], what=answer.merged["what"]
+            )
+        if error:
+            raise ConsoleError(str(error))
+        back = str(given.get("back", "/"))
+        text = command.render(answer.merged) + answer.late
+        return self._page("done.html", client, command=line, text=text, back=back if back.startswith("/") else "/")
+
+    async def _events(self, _request: Request, client: Client) -> Response:
+        """Sizes and rates, as server-sent events."""
+        if self._streams >= STREAMS:
+            return problem(503, "too many streams")
+
+        async def stream() -> AsyncIterator[str]:
+            self._streams += 1
+            try:
+                while True:
+                    try:
+                        yield f"data: {json.dumps(await self._ask(client, 'summary'))}\n\n"
+                    except ConsoleError as error:
+                        yield f"event: trouble\ndata: {json.dumps(str(error))}\n\n"
+                    await asyncio.sleep(BEAT)
+            finally:
+                self._streams -= 1
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    async def _static(self, request: Request) -> Response:
+        name = request.path_params["file"]
+        if name not in STATIC:
+            raise HTTPException(404)
+        data = await asyncio.to_thread((files("quillon.control") / "web" / name).read_bytes)
+        return Response(
+            data,
+            media_type=STATIC[name],
+            headers={
+                "Cache-Control": "max-age=3600",
+                **{name: value for name, value in HEADERS.items() if name != "Cache-Control"},
+            },
+        )
+
+
+def problem(status: int, words: str) -> Response:
+    """An answer after RFC 9457."""
+    told = {"type": "about:blank", "title": words, "status": status}
+    return JSONResponse(told, status, media_type="application/problem+json")
+
+
+async def _problem(_request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return problem(error.status_code, error.detail)
+    return problem(500, f"unexpected {error!r}")
+
+
+def _selection(request: Request) -> list[str]:
+    """Query parameters as options of the console: `domain=x.test&older=2h`, or `all`."""
+    words = []
+    for name, value in request.query_params.multi_items():
+        words += [f"--{name}"] if name == "all" else [f"--{name}", value]
+    return words
+
+
+async def _body(request: Request) -> bytes:
+    """The octets of a request. Raises Refused for too many."""
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > LARGEST:
+            raise Refused(413, f"more than {LARGEST >> 20} MiB")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def _json(request: Request) -> Any:
+    try:
+        return json.loads(await _body(request))
+    except ValueError as error:
+        raise BadMessage(f"no JSON: {error}") from None
