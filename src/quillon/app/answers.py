@@ -95,15 +95,12 @@ class Answers:
         """What goes up and down, as series and values."""
         worker, queues, now = self._worker, self._worker.dispatcher.queues, self._now()
         totals = (await report.largest(queues, 0))[-1]
-        if now >= self._oldest_until:
-            received = [one.message.batch.received_at async for one in self._steering.find(Selection())]
-            self._oldest, self._oldest_until = min(received, default=0.0), now + OLDEST_SECONDS
         refuses = bool(worker.room.shortage() or worker.store.failing)
         rows = {
             gauge("quillon_queue_messages", state="active"): totals[2],
             gauge("quillon_queue_messages", state="delayed"): totals[3],
             gauge("quillon_queue_destinations"): len(queues),
-            gauge("quillon_queue_oldest_seconds"): now - self._oldest if self._oldest and totals[2] + totals[3] else 0,
+            gauge("quillon_queue_oldest_seconds"): await self.oldest(),
             gauge("quillon_queue_suspensions"): len(worker.dispatcher.halts.suspensions.current(now)),
             gauge("quillon_connections", direction="inbound"): len(worker.sessions),
             gauge("quillon_connections", direction="outbound"): queues.opened,
@@ -113,10 +110,22 @@ class Answers:
             gauge("quillon_workers"): 1,
             gauge("quillon_uptime_seconds"): now - worker.started,
         }
-        files = {row.settings.tls_certificate for row in worker.contexts.rows() if row.settings.tls_certificate}
-        for path, end in (await asyncio.to_thread(ends, files)).items():
+        for path, end in (await self.certificates()).items():
             rows[gauge("quillon_certificate_expiry_timestamp_seconds", file=path)] = end
         return [list(item) for item in rows.items()]
+
+    async def oldest(self) -> float:
+        """The age of the oldest message that waits, looked for once a minute; 0 for none."""
+        now = self._now()
+        if now >= self._oldest_until:
+            received = [one.message.batch.received_at async for one in self._steering.find(Selection())]
+            self._oldest, self._oldest_until = min(received, default=now), now + OLDEST_SECONDS
+        return now - self._oldest if len(self._worker.dispatcher.queues) else 0.0
+
+    async def certificates(self) -> dict[str, float]:
+        """When the certificates that are in use end, by file."""
+        files = {row.settings.tls_certificate for row in self._worker.contexts.rows()}
+        return await asyncio.to_thread(ends, filter(None, files))
 
     async def _summary(self, _words: list[str]) -> Rows:
         queues = self._worker.dispatcher.queues

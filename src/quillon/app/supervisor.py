@@ -14,13 +14,14 @@ import signal
 import socket
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quillon.app import compose, worker
+from quillon.app.alerts import Alerts
 from quillon.app.child import forked
 from quillon.app.config_trial import ConfigTrial
 from quillon.app.control import Control
@@ -31,15 +32,19 @@ from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.scope import resolve
 from quillon.config.settings import ListenSettings
+from quillon.control.commands import Role, find
 from quillon.control.messages import HttpSettings
 from quillon.control.rendering import ERROR
 from quillon.listener.sockets import BindError, bind, is_free
 from quillon.log.sink import Loggers
+from quillon.mail.alert import Alert
 from quillon.mail.event import Notice, Panic
 from quillon.net.channel import Channel
 from quillon.net.clock import SystemClock
 
 RESTART_DELAY = 1.0  # seconds before a worker that died soon after its start is replaced; twice as long each time
+ALERT_SECONDS = 3600.0
+MOST_NEWS = 100  # alerts that wait for a worker to send them
 MOST_DELAY = 30.0  # seconds
 RELOAD_PATIENCE = 60.0  # seconds for workers to say what came of a reload
 GRACE = 15.0  # seconds beyond drain_timeout before a worker is killed; more than the spool takes to close
@@ -97,6 +102,9 @@ class Supervisor:
         self._asked: list[Told] = []  # who has asked for a reload since it began
         self._round = _Round()
         self._leases = Leases()
+        alerts = config.stanzas.alerts()
+        self._news: deque[Alert] = deque(maxlen=MOST_NEWS)
+        self._alerts = Alerts(alerts.every if alerts is not None else ALERT_SECONDS)
         self._deaths: dict[int, int] = {}  # of a worker in a row, soon after its start
         self._status = 0
         self._signals: list[int] = []
@@ -104,7 +112,11 @@ class Supervisor:
         self._control = Control(
             self._selector, lambda ours: self._let_go(ours, control=True), self._control_said, self._panic
         )
-        self._orders = {"reopen logs": self._order_reopen, "config reload": self._order_reload}
+        self._orders = {
+            "reopen logs": self._order_reopen,
+            "config reload": self._order_reload,
+            "alerts": self._order_alerts,
+        }
 
     # start ----------------------------------------------------------------------------------------------------
 
@@ -208,7 +220,8 @@ class Supervisor:
             return
         number, command = message["id"], message["command"]
         if message["event"] == "order":
-            self._loggers.log(Notice(self._clock.now(), f"console: {message['who']}: {command}"))
+            if find(command.split())[0].role > Role.VIEW:
+                self._loggers.log(Notice(self._clock.now(), f"console: {message['who']}: {command}"))
             self._orders[command](lambda text: self._control.tell({"do": "said", "id": number, "text": text}))
             return
         ready = [child for child in self._children.values() if child.ready]
@@ -389,6 +402,8 @@ class Supervisor:
     def _take(self, child: _Child, message: dict[str, Any]) -> None:
         if message["event"] == "ready":
             child.ready = True
+            self._alert(0, Alert(f"worker {child.number}", False, f"worker {child.number} serves again"))
+            self._announce()
             if (
                 not self._announced
                 and len(self._children) == self._count
@@ -411,11 +426,35 @@ class Supervisor:
             self._lend(self._leases.give_back(child.pid, message["name"]))
         elif message["event"] in ("refused", "reloaded"):
             self._answered(child, message)
+        elif message["event"] == "alert":
+            self._alert(child.pid, Alert(*message["alert"]))
         elif message["event"] == "failed":
             self._panic(f"worker {child.number}: {message['text']}")
             if not self._announced and not message["waits"]:
                 self._status = 1
                 self._stop()
+
+    def _alert(self, worker: int, alert: Alert) -> None:
+        """A condition holds, or is over: what is news goes to the paniclog, and to whom the alerts stanza names by way
+        of a worker."""
+        news = self._alerts.heard(worker, alert, time.monotonic())
+        if news is None:
+            return
+        self._panic(f"alert: {news.text}" if news.on else f"alert is over: {news.text}")
+        self._news.append(news)
+        self._announce()
+
+    def _announce(self) -> None:
+        """Have a worker send what is news; without one it waits."""
+        ready = next((child for child in self._children.values() if child.ready), None)
+        while ready is not None and self._news:
+            if not ready.channel.send({"do": "announce", "alert": list(self._news[0])}, wait=False):
+                return
+            self._news.popleft()
+
+    def _order_alerts(self, answer: Callable[[str], None]) -> None:
+        lines = [f"{alert.text}\n    {alert.action}" for alert in self._alerts.current()]
+        answer("\n".join(lines) or "nothing is wrong that alerts are about")
 
     def _lend(self, words: list[Word]) -> None:
         """Tell workers of leases. One that cannot be told does not have it."""
@@ -462,6 +501,7 @@ class Supervisor:
             child.channel.close()
             self._control.tell({"do": "gone", "pid": pid})
             self._lend(self._leases.gone(pid))
+            self._alerts.gone(pid)
             if self._stopping:
                 continue
             code = os.waitstatus_to_exitcode(raw)
@@ -473,7 +513,10 @@ class Supervisor:
                 self._stop()
                 continue
             # once mail is served, the trouble of one worker is not that of the others
-            self._panic(f"worker {child.number} (pid {pid}) ended with {_status_words(code)}; it is started again")
+            ended = f"worker {child.number} (pid {pid}) ended with {_status_words(code)}; it is started again"
+            self._panic(ended)
+            if self._config.stanzas.alerts() is not None:
+                self._alert(0, Alert(f"worker {child.number}", True, ended, "See the paniclog and the journal."))
             if time.monotonic() - child.started < RESTART_DELAY * 5:
                 self._again(child.number)
             else:
@@ -555,6 +598,8 @@ class Supervisor:
                     sock.close()
             return [str(error)]
         self._config = config
+        alerts = config.stanzas.alerts()
+        self._alerts.every = alerts.every if alerts is not None else ALERT_SECONDS
         self._keep(made)
         wanted = {listen.name for listen in config.inbound.listens()}
         for sockets in self._sockets:

@@ -20,7 +20,7 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ import uvloop
 
 from quillon.app import compose, suspended
 from quillon.app.answers import Answers
+from quillon.app.watchman import Watchman
 from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.settings import share
@@ -44,16 +45,18 @@ from quillon.listener.recorder import Recorder
 from quillon.listener.services import Counts, OpenSession, SessionServices
 from quillon.log.metrics import Metrics
 from quillon.log.sink import Loggers
+from quillon.log.watch import TlsWatch
 from quillon.lua.msys import audit, db
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
+from quillon.mail.alert import Alert
 from quillon.mail.event import Event, Notice, Panic
 from quillon.mail.message import IdSource, Message
 from quillon.modules import load as policies
 from quillon.modules.load import LoadError, Policies, Services
 from quillon.net.channel import Channel
 from quillon.net.clock import Deadlines, SystemClock
-from quillon.net.turns import Turns
+from quillon.net.turns import Turns, in_slices
 from quillon.policy.environment import Lookup
 from quillon.policy.hook import Policy, PolicyError, words_of
 from quillon.policy.tls import TlsHooks
@@ -66,6 +69,7 @@ from quillon.tls.context import Reloaded
 
 FAULTY = 3  # exit status: starting anew will not help
 WAITING = 4  # exit status: it may help later, as for room on the disk
+WATCH = 30.0  # seconds between looks at queue, disk and certificates for alerts
 REFRESH = 5.0  # seconds between looks at the files of TLS contexts
 MOST_CHANGED = 50  # demands that are lost or weaker that the answer to a reload names
 SAID = 12000  # characters of what went wrong, in an answer
@@ -90,6 +94,10 @@ class Worker:
         self.metrics = Metrics()
         self.recorder: Recorder | None = None
         self.started = self.clock.now()
+        self._watchman: Watchman | None = None
+        self._tls_watch = TlsWatch()
+        self._told_of: set[str] = set()  # conditions that hold
+        self._watches_at = 0.0
         self._orders: set[asyncio.Task[None]] = set()
         self._intake = intake.Intake(lambda: self.services)
         self._short = False
@@ -183,6 +191,7 @@ class Worker:
             suspensions=suspended.read(Path(node.spoolbase), self._report),
         )
         self._answers = Answers(self)
+        self._watchman = self._watchman_of(config)
         self.services = self._session_services(config, self.policies)
 
     def _policy_services(self) -> Services:
@@ -254,6 +263,17 @@ class Worker:
             backlog = next((s.backlog for s in self.config.inbound.listens() if s.name == name), 500)
             self._servers[name] = await loop.create_server(make, sock=sock, backlog=backlog)
 
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._orders.add(task)
+        task.add_done_callback(self._orders.discard)
+
+    def _watchman_of(self, config: Config) -> Watchman | None:
+        """Who watches, if the configuration wants alerts."""
+        given = config.stanzas.alerts()
+        return Watchman(given, self._hostname, self._inject, self._report) if given is not None else None
+
     async def _take_in(self, config: Config) -> None:
         """Take messages that come by HTTP, if there is a listener for them."""
         if config.inbound.http_nodes():
@@ -267,6 +287,9 @@ class Worker:
     def log(self, event: Event) -> None:
         self.metrics.count(event)
         self._loggers.log(event)
+        if self._watchman is not None:
+            for alert in self._tls_watch.see(event):
+                self._alert(alert)
 
     def _report(self, text: str) -> None:
         """A panic line, from whichever thread."""
@@ -307,9 +330,9 @@ class Worker:
             self._draining.set()
         elif message["do"] == "console":
             ordered = self._ordered(message["id"], message["command"], message["words"], message["who"])
-            task = asyncio.get_running_loop().create_task(ordered)
-            self._orders.add(task)
-            task.add_done_callback(self._orders.discard)
+            self._start(ordered)
+        elif message["do"] == "announce" and self._watchman is not None:
+            self._start(self._watchman.tell(Alert(*message["alert"]), self.clock.now()))
         elif message["do"] == "reopen":
             self._reopen()
         elif message["do"] == "leased":
@@ -360,6 +383,33 @@ class Worker:
         self.tell_reloaded(self.contexts.refresh())
         self._look_at_room()
         self._look_at_descriptors()
+        if self._watchman is not None and self.clock.now() >= self._watches_at:
+            self._watches_at = self.clock.now() + WATCH
+            self._start(self._watch())
+
+    async def _watch(self) -> None:
+        """Look at what alerts are about, and tell of it."""
+        watchman = self._watchman
+        if watchman is None:
+            return
+        queues = self.dispatcher.queues
+        found = watchman.look(
+            waiting=sum([queue.waiting + queue.delayed async for queue in in_slices(queues)]),
+            oldest=await self._answers.oldest(),
+            free=self.room.free,
+            refuses=self.room.shortage() or self.store.failing,
+            ends=await self._answers.certificates(),
+            workers=self._count,
+            now=self.clock.now(),
+        )
+        for alert in found:
+            if alert.on or alert.key in self._told_of:
+                self._alert(alert)
+            (self._told_of.add if alert.on else self._told_of.discard)(alert.key)
+
+    def _alert(self, alert: Alert) -> None:
+        """To the supervisor, which says whether it is news."""
+        self._channel.send({"event": "alert", "alert": list(alert)}, wait=False)
 
     def _look_at_room(self) -> None:
         """Tell once that no mail is taken for want of room, and once that it is again."""
@@ -441,6 +491,7 @@ class Worker:
         self.contexts = contexts
         self._hooks = TlsHooks(policy, config.folder)
         self._hostname = compose.hostname(node)
+        self._watchman = self._watchman_of(config)
         self._resident_bodies.limit = share(node.max_resident_messages, self._count)
         self._finder.reconfigure(resolver, node, compose.own(config))
         self._bouncer.config = config

@@ -55,6 +55,7 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
     _check_loggers(config, faults)
     _check_control(config, faults)
     _check_http(config, faults)
+    _check_alerts(config, faults)
     return faults
 
 
@@ -184,6 +185,17 @@ def _check_control(config: Config, faults: list[Fault]) -> None:
         if not node.label.startswith("/"):
             text = 'the console of this version listens on Unix sockets only: write a whole path, such as "/tmp/2025"'
             faults.append(Fault(node.position, text))
+
+
+def _check_alerts(config: Config, faults: list[Fault]) -> None:
+    for node in config.root.of("alerts"):
+        try:
+            given = config.stanzas.alerts()
+        except ValueError as error:
+            faults.append(Fault(node.position, f"alerts: {error}"))
+            continue
+        if given is not None and given.webhook and not given.webhook.startswith(("http://", "https://")):
+            faults.append(Fault(node.position, f"alerts: webhook: {given.webhook!r} is no http:// or https:// address"))
 
 
 def _check_http(config: Config, faults: list[Fault]) -> None:

@@ -328,6 +328,20 @@ class ListenSettings:
     file_mode: int
 
 
+@dataclass(frozen=True, slots=True)
+class AlertSettings:
+    """The alerts stanza. Times in seconds, space in octets; 0 is what is not watched."""
+
+    mail_to: tuple[Mailbox, ...]
+    mail_from: Mailbox | None
+    webhook: str | None
+    every: int
+    queue_size: int
+    queue_age: int
+    free_space: int
+    certificate_days: int
+
+
 class HttpListen(NamedTuple):
     """A Listen of HTTP_Listener: PEM files of its TLS, whether a client's certificate says who it is, and the uri of
     the file of users, whose passwords do so as well."""

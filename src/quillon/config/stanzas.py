@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from quillon.config.endpoint import parse_endpoint
 from quillon.config.scope import Entry, Node, ancestors, resolve
 from quillon.config.settings import (
+    AlertSettings,
     CustomLog,
     CustomLoggerSettings,
     DatasourceSettings,
@@ -18,6 +19,7 @@ from quillon.config.settings import (
     build,
 )
 from quillon.config.tree import Tree
+from quillon.mail.address import parse_mailbox
 
 GROUPS = "groups://"
 CUSTOM_STAGES = ("reception", "delivery", "transient_failure", "permanent_failure", "rejection")
@@ -161,6 +163,16 @@ class Stanzas:
             entry = node.settings.get("schedule_file")
             if entry is not None and entry.value and self.enabled(node):
                 return str(resolve(options["timezone"], [node], self.tree.folder).value), entry
+        return None
+
+    def alerts(self) -> AlertSettings | None:
+        """The alerts stanza, if there is one. Raises ValueError for an address that is none."""
+        for node in self.module_nodes("alerts"):
+            values = self.module_values(node)
+            addresses = tuple(parse_mailbox(text) for text in values["mail_to"] or ())
+            if any(not address.domain for address in addresses):
+                raise ValueError("mail_to: a domain is needed in each address")
+            return build(AlertSettings, lambda name, v={**values, "mail_to": addresses}: v[name])  # type: ignore[misc]
         return None
 
     def monitors(self) -> list[tuple[int, int]]:

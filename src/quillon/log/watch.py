@@ -1,0 +1,72 @@
+"""Watches what is logged for what an operator has to be told: partners whose TLS fails, or is gone where it was. Pure.
+
+A partner is watched whose TLS is demanded, or has worked before: what never had TLS is no news.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from quillon.mail.alert import Alert
+from quillon.mail.event import Attempted, Event, TlsFacts
+from quillon.mail.outcome import Delivered
+from quillon.tls.causes import ALERT, CAUSES
+
+MOST = 10_000  # partners that are remembered
+
+
+class TlsWatch:
+    """By the recipients' domains, the least recently seen of which are forgotten."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, str] = OrderedDict()  # the version that worked, by domain
+        self._wrong: dict[str, set[str]] = {}  # causes that were told of, by domain
+
+    def see(self, event: Event) -> Iterator[Alert]:
+        """What an event changes."""
+        if not isinstance(event, Attempted):
+            return
+        domain, outcome = event.message.recipient.domain, event.outcome
+        facts = event.tls
+        cause = "" if isinstance(outcome, Delivered) else outcome.cause
+        cause = cause or (facts.cause if facts is not None else "")
+        before = self._known.get(domain, "")
+        if cause:
+            if before or event.demand.tls == "required":
+                yield self._failing(domain, cause, facts, delivered=isinstance(outcome, Delivered))
+        elif isinstance(outcome, Delivered):
+            if facts is not None and facts.protocol:
+                self._remember(domain, facts.protocol)
+                yield from self._well(domain)
+            elif before:
+                self._wrong.setdefault(domain, set()).add("lost")
+                text = (
+                    f"mail to {domain} goes in clear, and went over {before} before: STARTTLS is not offered any more"
+                )
+                yield Alert(f"tls {domain} lost", True, text, _advice(domain, "no_starttls"))
+
+    def _failing(self, domain: str, cause: str, facts: TlsFacts | None, *, delivered: bool) -> Alert:
+        self._wrong.setdefault(domain, set()).add(cause)
+        detail = f" ({facts.detail})" if facts is not None and facts.detail else ""
+        effect = "mail went in clear" if delivered else "its mail waits"
+        text = f"TLS to {domain} fails with {cause}{detail}; {effect}"
+        return Alert(f"tls {domain} {cause}", True, text, _advice(domain, cause))
+
+    def _well(self, domain: str) -> Iterator[Alert]:
+        for cause in sorted(self._wrong.pop(domain, ())):
+            yield Alert(f"tls {domain} {cause}", False, f"TLS to {domain} works again")
+
+    def _remember(self, domain: str, protocol: str) -> None:
+        self._known[domain] = protocol
+        self._known.move_to_end(domain)
+        while len(self._known) > MOST:
+            forgotten, _ = self._known.popitem(last=False)
+            self._wrong.pop(forgotten, None)
+
+
+def _advice(domain: str, cause: str) -> str:
+    remedy = CAUSES[cause].remedy if cause in CAUSES else ALERT
+    return (
+        f"{remedy} `quillon tls-probe --domain {domain}` shows it, `quillon console find --domain {domain}` the mail."
+    )
