@@ -6,6 +6,8 @@ import json
 import re
 import smtplib
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,3 +208,26 @@ def test_repair_hides_no_database_that_has_gone(running: Server, capsys: pytest.
     assert main(["spool", "repair", "--spool", str(running.folder / "spool")]) == 1
     assert "is missing, or empty, and was there before" in capsys.readouterr().err
     assert file.read_bytes() == b""
+
+
+def test_mail_moves_to_a_machine_that_has_never_run(tmp_path: Path, server: Callable[..., Server]) -> None:
+    """As docs/keeping.md has it."""
+    port = free_port()
+    old = server(
+        f"""ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }} Suspend_Delivery = true""",
+        workers=2,
+    ).start()
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        for number in range(10):
+            client.sendmail("a@x.test", [f"b{number}@y.test", "c@y.test"], MESSAGE)
+    assert old.stop() == 0
+    new = tmp_path / "new.conf"
+    new.write_text(f'SpoolBase = "{tmp_path}/new/spool"\nSuspend_Delivery = true\n')
+
+    def run(*words: str) -> str:
+        done = subprocess.run([sys.executable, "-m", "quillon", *words], capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert run("spool", "export", "-c", str(old.file), str(tmp_path / "mail")).startswith("20 messages written")
+    assert run("spool", "import", "-c", str(new), str(tmp_path / "mail")).startswith("20 messages written")
+    assert run("spool", "ls", "-c", str(new)).count("@y.test") == 20

@@ -15,6 +15,7 @@ from quillon.config.nearest import did_you_mean
 # each command, the module of this package that has it, and what it is for; a module is imported when it is asked for,
 # since most of them bring the TLS engines along
 COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("init", "write a configuration to begin with, for a role"),
     "serve": ("serve", "run in the foreground"),
     "console": ("console", "ask a running server; `quillon console help` lists what"),
     "check": ("check", "check a configuration and the files it names"),
@@ -27,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "selftest": ("selftest", "run a configuration's deliveries against broken peers"),
     "fault-farm": ("fault_farm", "run peers that are broken in one way each"),
     "password": ("password", "make a line for a file of users, for AUTH"),
+    "completion": ("shell", "print a completion for a shell"),
+    "man": ("shell", "print the manual page"),
     "demo": ("demo", "run Quillon on loopback and send a message through it"),
 }
 
@@ -67,6 +70,13 @@ def _parts() -> str:
     except ImportError:
         return ", without compiled parts"
     return ""
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    (commands,) = [action for action in _parser(name)._actions if isinstance(action, argparse._SubParsersAction)]
+    parser: argparse.ArgumentParser = commands.choices[name]
+    return parser
 
 
 def _parser(asked: str) -> argparse.ArgumentParser:

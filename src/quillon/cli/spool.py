@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from quillon.app.privileges import PrivilegeError, identity, make_folder
 from quillon.cli.configuration import DEFAULT, FAULTY, read
 from quillon.mail import header
 from quillon.mail.message import Message
@@ -182,8 +183,9 @@ def _import(given: argparse.Namespace) -> int:
         return FAULTY
     try:
         letters = [letter(f.read_bytes(), str(f), given.sender, given.recipient) for f in files(given.files)]
+        make_folder(Path(config.node().spoolbase), identity(config.security()))  # before the first start
         folder = bring(letters, config)
-    except (ImportFault, SpoolError, OSError) as error:
+    except (ImportFault, SpoolError, PrivilegeError, OSError) as error:
         print(f"quillon: {error}", file=sys.stderr)
         return 1
     print(f"{len(letters)} messages written to {folder}; the server takes them over when it starts next")
