@@ -90,7 +90,7 @@ def test_a_worker_without_a_share_waits_for_a_lease_and_gives_it_back() -> None:
         await asyncio.sleep(1)
         assert world.said == [{"event": "lease", "name": "default/default/y.test", "most": 1}]
         assert not world.outcomes(Delivered)
-        world.dispatcher.leased("default/default/y.test")
+        world.dispatcher.places.leased("default/default/y.test")
         await asyncio.sleep(30)
         assert len(world.outcomes(Delivered)) == 5
         assert world.said[1:] == [{"event": "lease back", "name": "default/default/y.test"}]
@@ -104,8 +104,8 @@ def test_a_lease_that_another_worker_waits_for_is_given_back_after_a_turn() -> N
     async def main(world: World) -> None:
         for _ in range(100):
             world.send("y.test")
-        world.dispatcher.leased("default/default/y.test")
-        world.dispatcher.wanted("default/default/y.test")
+        world.dispatcher.places.leased("default/default/y.test")
+        world.dispatcher.places.wanted("default/default/y.test")
         await asyncio.sleep(10)
         words = [said["event"] for said in world.said]
         assert words == ["lease", "lease back", "lease"], "asked for, given back after its turn, asked for again"
@@ -151,8 +151,8 @@ def test_a_lease_that_is_given_back_is_asked_for_again_by_who_still_waits() -> N
             world.send("z.test")
         name = 'Scope_Max_Outbound_Connections of Domain "/./"'
         for _ in range(6):
-            world.dispatcher.leased(name)
-            world.dispatcher.wanted(name)
+            world.dispatcher.places.leased(name)
+            world.dispatcher.places.wanted(name)
             await asyncio.sleep(600)
         assert len(world.outcomes(Delivered)) == 4
 

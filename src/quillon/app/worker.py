@@ -200,7 +200,7 @@ class Worker:
             lookup=self._lookup,
             inject=self._inject,
             sessions=self._count_sessions,
-            delay_domain=lambda domain, note: _drop(self.dispatcher.delay_domain(domain, note)),
+            delay_domain=lambda domain, note: _drop(self.dispatcher.sorting.delay_domain(domain, note)),
             hostname=self._hostname,
             shared=self._shared,
         )
@@ -336,9 +336,9 @@ class Worker:
         elif message["do"] == "reopen":
             self._reopen()
         elif message["do"] == "leased":
-            self.dispatcher.leased(message["name"])
+            self.dispatcher.places.leased(message["name"])
         elif message["do"] == "wanted":
-            self.dispatcher.wanted(message["name"])
+            self.dispatcher.places.wanted(message["name"])
         elif message["do"] == "guessed":
             self._failed_logins.heard(message["client"])
 

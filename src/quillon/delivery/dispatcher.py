@@ -8,13 +8,10 @@ does not take for now goes to the next host in the same attempt, as its trail sa
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import InitVar, dataclass, field, replace
-from functools import partial
-from itertools import islice
 from typing import Any
 
 from quillon.config.model import Config
@@ -27,22 +24,23 @@ from quillon.delivery.connection import Connection, ConnectionServices, Sent
 from quillon.delivery.halts import Halts
 from quillon.delivery.host_memory import HostMemory
 from quillon.delivery.hosts import HostFinder
-from quillon.delivery.lessee import TURN, Lessee
+from quillon.delivery.inquiry import Inquiry
 from quillon.delivery.opener import Nothing, Opener, Ready, Wait
+from quillon.delivery.places import Places
 from quillon.delivery.settlement import Settlement
 from quillon.delivery.siblings import Siblings
+from quillon.delivery.sorting import Sorting
 from quillon.delivery.throttles import CONNECTIONS, MESSAGES, Throttles
 from quillon.mail import reply as replies
 from quillon.mail.event import Event, Panic
 from quillon.mail.message import Message
 from quillon.mail.outcome import Delivered, Outcome, PermanentFailure, Stage, TransientFailure
-from quillon.mail.reply import parse_reply
 from quillon.net.turns import SHARE, in_slices
 from quillon.policy.tls import TlsHooks
 from quillon.queue import retry
 from quillon.queue.curfew import Curfew
-from quillon.queue.destination import DestinationQueue, key_of
-from quillon.queue.limit import UNLIMITED, Limit, split
+from quillon.queue.destination import DestinationQueue
+from quillon.queue.limit import UNLIMITED, split
 from quillon.queue.ready import Queues
 from quillon.queue.suspension import Suspensions
 from quillon.queue.trail import Failed, Trail
@@ -50,9 +48,7 @@ from quillon.reception.accept import ResidentBodies
 from quillon.spool.store import Store
 from quillon.tls.context import Contexts
 
-ASKED_AT_ONCE = 100  # messages that are out of their queue while a policy is asked about them
-PATIENCE = 60.0  # seconds that a policy may take for one of them
-LOOKED_AT = 64  # idle connections that are looked at for one whose place somebody needs
+PATIENCE = 60.0  # seconds for which a destination rests whose turn has ended in a defect
 SHORTEST_REST = 1.0  # seconds between two attempts to reach a site, whatever the options say
 LONGEST_SLEEP = 3600.0  # seconds after which the timer looks again, whatever it was set to
 
@@ -95,28 +91,31 @@ class Dispatcher:
     _of: dict[Connection, Queue] = field(default_factory=dict)  # whose connection it is, as long as it stands
     _trails: dict[Connection, Trail] = field(default_factory=dict)  # the way to it, or that of its messages
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _asking: set[asyncio.Task[override.Override | str | None]] = field(default_factory=set)
-    _unasked: set[Queue] = field(default_factory=set)  # destinations about whose messages policy is still to be asked
-    _sorting: int = 0  # who puts many messages into their queues, and will tell what has changed
     _pumping: bool = False
     _stopping: bool = False
     _timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self, curfew: Curfew, suspensions: Suspensions | None) -> None:
         self.halts = Halts(curfew, suspensions or Suspensions(), self.log)
-        self.lessee = Lessee(self.say)
+        self.places = Places(self, self.memory, self.say)
         self.throttles = Throttles(self.config, self.share.workers)
         self.admission = Admission(self.config, self.services.hooks, self.share.split, self.log, self._is_suspended)
         self.queues: Queues[Connection] = Queues(
-            self.admission.rules, self._total(), self.lessee.ask, self.lessee.released, self._make_room
+            self.admission.rules,
+            self._total(),
+            self.places.lessee.ask,
+            self.places.lessee.released,
+            self.places.make_room,
         )
         self.siblings = Siblings()
+        self.inquiry = Inquiry(self)
+        self.sorting = Sorting(self)
         self.opener = Opener(
             self.config,
             self.finder,
             self.services,
             self.memory,
-            self._freed,
+            self.places.freed,
             self,
             self.share.split,
             self.throttles,
@@ -132,7 +131,7 @@ class Dispatcher:
             resident_bodies=self.resident_bodies,
             bouncer=self.bouncer,
             clock=self.services.clock,
-            requeue=self._requeue,
+            requeue=self.sorting.requeue,
             log=self.log,
         )
 
@@ -148,33 +147,14 @@ class Dispatcher:
 
     def start(self, recovered: AsyncIterator[list[Message]]) -> None:
         """Begin, with the messages of an earlier life, which go into their queues beside everything else."""
-        self._spawn(self._recover(recovered))
+        self._spawn(self.sorting.recover(recovered))
         self.kick()
 
-    async def _recover(self, recovered: AsyncIterator[list[Message]]) -> None:
-        self._sorting += 1
-        try:
-            async for piece in recovered:
-                async for message in in_slices(piece):
-                    self._recovered(message)
-                self.kick()
-        except Exception as error:
-            # the database cannot be read any further: what is in memory goes on, and the rest is not forgotten
-            words = f"spool: reading stopped: {error}; mail that was not read waits for the next start"
-            self.log(Panic(self.services.clock.now(), words))
-        finally:
-            self._sorting -= 1
-            self.admission.tell(self.services.clock.now())
-        gc.freeze()  # what waits stays: the garbage collector need not walk through it
-
-    def _recovered(self, message: Message) -> None:
-        try:
-            self._admit(message)
-            self.admission.held(message)
-        except Exception as error:
-            # whatever a spool holds, the others of it go on
-            text = f"delivery: message {message.id} of the spool cannot be queued: {error!r}"
-            self.log(Panic(self.services.clock.now(), text))
+    def submit(self, messages: list[Message]) -> None:
+        """New messages, which the spool has."""
+        for message in messages:
+            self.sorting.admit(message)  # a reload may have come while it was committed
+        self.kick()
 
     async def reconfigure(
         self, config: Config, contexts: Contexts, hooks: TlsHooks, curfew: Curfew | None = None
@@ -194,54 +174,15 @@ class Dispatcher:
         self.queues.epoch += 1
         now = self.services.clock.now()
         self.queues.set_total(self._total(), now)
-        for task in self._asking:
-            task.cancel()  # the new policy is asked
-        self._sorting += 1
-        try:
-            async for message in in_slices(self._outdated()):
-                if message is not None:
-                    self._sort(message)
-        finally:
-            self._sorting -= 1
-        return self.admission.tell(self.services.clock.now())
-
-    def _outdated(self) -> Iterator[Message | None]:
-        """The messages of destinations that a configuration before has ruled; None between two of them."""
-        for queue in self.queues:
-            self.dismiss_idle(queue)
-            if queue.epoch != self.queues.epoch:
-                yield from self._renew(queue)
-                self.queues.touch(queue, self.services.clock.now())
-            yield None
-        self.kick()
-
-    def _renew(self, queue: Queue) -> list[Message]:
-        """Give a destination the settings of the configuration that runs now. Its messages are taken out, for
-        `_sort`."""
-        self.queues.renew(queue)
-        return queue.drain_all()
-
-    def _sort(self, message: Message) -> None:
-        """Put a message into the queue that is its own now. One that cannot be stays in the spool, and is named."""
-        try:
-            self.admission.place(message)
-            self.admission.held(message)
-            self.queues.submit(message, self.services.clock.now())
-        except Exception as error:
-            self.log(Panic(self.services.clock.now(), f"delivery: message {message.id} cannot be queued: {error!r}"))
-
-    async def _sort_all(self, messages: list[Message]) -> None:
-        async for message in in_slices(messages):
-            self._sort(message)
-        self.kick()
+        self.inquiry.cancel()  # the new policy is asked
+        return await self.sorting.sort_outdated()
 
     async def stop(self, seconds: float) -> None:
         """Begin nothing new, and give what runs so long to end. What is not done stays in the spool."""
         self._stopping = self.settlement.stopping = True
         if self._timer is not None:
             self._timer.cancel()
-        for asked in self._asking:
-            asked.cancel()
+        self.inquiry.cancel()
         for queue in self.queues:
             self.dismiss_idle(queue)
         end = self.services.clock.now() + seconds
@@ -250,65 +191,6 @@ class Dispatcher:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    # messages in ----------------------------------------------------------------------------------------------
-
-    def submit(self, messages: list[Message]) -> None:
-        """New messages, which the spool has."""
-        for message in messages:
-            self._admit(message)  # a reload may have come while it was committed
-        self.kick()
-
-    def _admit(self, message: Message) -> None:
-        """Put a message into its queue, or settle at once what needs no attempt: a policy has refused it, or the
-        configuration has mail of its domain vanish."""
-        self.admission.place(message)
-        if message.refused:
-            try:
-                refusal = parse_reply(message.refused)
-            except ValueError:  # what stands in a spool ends no server
-                refusal = replies.REFUSED
-            self.settlement.settle(message, PermanentFailure(refusal, Stage.IDLE))
-        elif self.config.outbound.for_message(message).blackhole == "internal":
-            self.settlement.settle(message, PermanentFailure(replies.BLACKHOLED, Stage.NOT_CONNECTED))
-        else:
-            queue = self.queues.submit(message, self.services.clock.now())
-            most = queue.rules.settings.max_resident_active_queue
-            if queue.rules.suspended or 0 <= most < queue.waiting:
-                self.resident_bodies.release(message.batch)  # room for those that leave soon
-
-    def _requeue(self, message: Message) -> None:
-        """A message waits for its next attempt, under the rules that hold now."""
-        self.admission.place(message)
-        self.queues.submit(message, self.services.clock.now())
-        self.kick()
-
-    def _return(self, messages: list[Message], trail: Trail | None = None, *, same_rules: bool = False) -> None:
-        """Put messages that were taken, and not tried or not at every host, back into the queues that are theirs now.
-        With `same_rules` what has been found out about them holds still: no policy is asked again for another host."""
-        now = self.services.clock.now()
-        for message in () if same_rules else messages:
-            self.admission.place(message)
-        for key in dict.fromkeys(key_of(message) for message in messages):
-            queue = self.queues[key]
-            queue.put_back([message for message in messages if key_of(message) == key], trail)
-            self.queues.touch(queue, now)
-        self.kick()
-
-    def delay_domain(self, domain: str, note: str) -> int:
-        """Put the waiting messages of a domain off until their next retry (manual, mail_queue_delay_domain)."""
-        settings, _ = self.config.outbound.delivery("default", "default", domain)
-        now = self.services.clock.now()
-        count = 0
-        for queue in self.queues.of_domain(domain):
-            for message in queue.drain():
-                message.next_at, message.last_reply = now + settings.retry_interval, note
-                queue.delay(message)
-                self.store.update(message)
-                count += 1
-            self.queues.touch(queue, now)
-        self.kick()
-        return count
 
     def connections(self) -> list[tuple[Connection, Queue]]:
         """Those that stand, with the destination that each is for."""
@@ -334,12 +216,12 @@ class Dispatcher:
                 self._serve(queue, now)
             except Exception as error:
                 queue.pause(now + PATIENCE, "a defect")
-                self._unexpected(error)
+                self.unexpected(error)
             self.queues.touch(queue, now)
             if time.perf_counter() >= end:
                 self.kick()
                 return
-        if not self._sorting:
+        if not self.sorting.busy:
             self.admission.tell(now)  # of messages that were on their way during a reload
         self.halts.tell(now)
         self._sleep(now)
@@ -356,10 +238,10 @@ class Dispatcher:
     def _serve(self, queue: Queue, now: float) -> None:
         """One turn of a destination."""
         if queue.epoch != self.queues.epoch:
-            self._spawn(self._sort_all(self._renew(queue)))
+            self._spawn(self.sorting.sort(self.sorting.renew(queue)))
             return
         if isinstance(queue.key.override, override.Pending):
-            self._ask(queue)
+            self.inquiry.ask(queue)
             return
         fault = fault_of(queue.key)
         if fault is not None:
@@ -375,49 +257,10 @@ class Dispatcher:
             self.queues.wake(queue, connection)
             self.free(connection)
         elif queue.idle and (queue.full or self.queues.full):
-            self._dismiss(queue, queue.idle[0])  # it leads where the messages have been
+            self.dismiss(queue, queue.idle[0])  # it leads where the messages have been
         elif self.throttles.let(queue, CONNECTIONS, now):
             self.queues.opening(queue)
             self._spawn(self._open(queue))
-
-    # policy asked ---------------------------------------------------------------------------------------------
-
-    def _ask(self, queue: Queue) -> None:
-        """Have policy asked what the messages of a destination authenticate with, so many at once."""
-        while len(self._asking) < ASKED_AT_ONCE:
-            messages, _ = queue.take(ASKED_AT_ONCE - len(self._asking), "")
-            if not messages:
-                break
-            for message in messages:
-                asked = override.asked(message, *self.admission.settings(key_of(message)), self.services.hooks)
-                task = asyncio.get_running_loop().create_task(asyncio.wait_for(asked, PATIENCE))
-                self._asking.add(task)
-                task.add_done_callback(partial(self._asked, message, self.services))
-        else:
-            self._unasked.add(queue)
-            queue.pause(self.services.clock.now() + PATIENCE, "a policy is being asked about other messages")
-
-    def _asked(
-        self, message: Message, services: ConnectionServices, task: asyncio.Task[override.Override | str | None]
-    ) -> None:
-        """Policy has said what a message authenticates with: put it into the queue where it belongs then."""
-        self._asking.discard(task)
-        for queue in self._unasked:
-            queue.resume()
-            self.queues.touch(queue, self.services.clock.now())
-        self._unasked.clear()
-        if task.cancelled() or self.services is not services:  # a reload, or the end
-            self._return([message])
-            return
-        error = task.exception()
-        message.override = task.result() if error is None else f"unexpected {error!r}"
-        if isinstance(error, TimeoutError):
-            message.override = f"outbound_smtp_auth_config waited longer than {PATIENCE:.0f} s"
-            self.log(Panic(self.services.clock.now(), f"policy: {message.override}"))
-        elif error is not None:
-            self._unexpected(error)
-        self.queues.submit(message, self.services.clock.now())
-        self.kick()
 
     # connections ----------------------------------------------------------------------------------------------
 
@@ -461,20 +304,7 @@ class Dispatcher:
     def _wait(self, queue: Queue, wait: Wait) -> None:
         queue.pause(wait.until, wait.why)
         if wait.host:
-            limit = self.memory.limit(wait.host)
-            if queue not in limit.held:
-                limit.held[queue] = None
-                self._make_room(limit)
-            if limit.wants:
-                self.lessee.ask(limit)
-
-    def _make_room(self, limit: Limit | None) -> None:
-        """A destination waits for a place under a limit, or under that of the whole server: an idle connection that has
-        one ends."""
-        for connection, queue in islice(self.siblings.idle(), LOOKED_AT):
-            if limit is None or limit in queue.limits or limit is self.memory.limit(connection.host_name):
-                self._dismiss(queue, connection)
-                return
+            self.places.wait_for(queue, wait.host)
 
     def _nothing(self, queue: Queue, nothing: Nothing, trail: Trail | None, began: float) -> None:
         """No connection came about. Where others stand or are on their way, only this one is refused; else all mail of
@@ -510,56 +340,6 @@ class Dispatcher:
 
         self._spawn(settle(queue.drain()))
 
-    def _freed(self, host: str, ip: str = "") -> None:
-        """A connection to a host is gone: whoever waits for one may try."""
-        limit = self.memory.closed(host, ip)
-        self.lessee.released(limit)
-        self._try_held(limit, 1)
-
-    def _try_held(self, limit: Limit, count: int) -> None:
-        """Let so many of those that wait for a place try."""
-        now = self.services.clock.now()
-        for queue in list(limit.held):
-            if limit not in queue.limits:  # a host's: it waits by a pause
-                del limit.held[queue]
-                queue.resume()
-            self.queues.touch(queue, now)
-            count -= queue.waiting > 0
-            if count <= 0:
-                break
-        self.kick()
-
-    def leased(self, name: str) -> None:
-        """The node lets one more connection stand."""
-        limit = self.lessee.leased(name, self.services.clock.now())
-        if limit is not None:
-            self._try_held(limit, len(limit.held))
-
-    def wanted(self, name: str) -> None:
-        """Another worker waits for a connection of this name: one that is idle ends now, others when they have had
-        their turn."""
-        limit = self.lessee.wanted(name, self.services.clock.now())
-        if limit is None:
-            return
-        if limit.idle_lease:  # it has just come: see whether it is used
-            asyncio.get_running_loop().call_later(TURN, self.wanted, name)
-            return
-        for connection, queue in list(self._of.items()):
-            its = (*queue.limits, self.memory.limit(connection.host_name))
-            if connection in queue.idle and limit in its:
-                self._dismiss(queue, connection)
-                return
-
-    def _gives_way(self, connection: Connection, queue: Queue, now: float) -> bool:
-        """Whether a connection has had its turn and others wait for its place."""
-        if not connection.delivered or now - connection.since < TURN:
-            return False
-        host = self.memory.limit(connection.host_name)
-        others = queue.full and any(len(limit.held) > (queue in limit.held) for limit in queue.limits)
-        crowded = self.queues.full and self.queues.crowded
-        wanted = host.wanted or any(limit.wanted for limit in queue.limits)
-        return bool(others or wanted or host.held or crowded)
-
     def _ehlo_name(self, queue: Queue) -> str:
         name = queue.rules.settings.ehlo_hostname
         if name == "__message__":
@@ -570,9 +350,9 @@ class Dispatcher:
     def dismiss_idle(self, queue: Queue) -> None:
         """End all idle connections of a destination."""
         for connection in list(queue.idle):
-            self._dismiss(queue, connection)
+            self.dismiss(queue, connection)
 
-    def _dismiss(self, queue: Queue, connection: Connection) -> None:
+    def dismiss(self, queue: Queue, connection: Connection) -> None:
         """End an idle connection."""
         self.siblings.wake(connection)
         self.queues.wake(queue, connection)
@@ -588,7 +368,7 @@ class Dispatcher:
         try:
             self._feed(connection, queue, self.services.clock.now())
         except Exception as error:
-            self._unexpected(error)
+            self.unexpected(error)
             connection.quit()
         self.kick()
 
@@ -603,7 +383,7 @@ class Dispatcher:
         if self._stopping or unfit or rules.suspended or self.halts.of(queue.key, now):
             connection.quit()
             return
-        if self._gives_way(connection, queue, now):
+        if self.places.gives_way(connection, queue, now):
             connection.quit()
             return
         limit = self.memory.recipients(connection.remote_ip, rules.settings.max_recipients_per_batch, now)
@@ -618,16 +398,12 @@ class Dispatcher:
             if not taken:
                 break
         self._trails.pop(connection, None)
-        if not rules.settings.idle_timeout or self.queues.crowded or self._others_wait(queue):
+        if not rules.settings.idle_timeout or self.queues.crowded or self.places.others_wait(queue):
             connection.quit()
             return
         self.siblings.rest(connection, queue)
         self.queues.rest(queue, connection, now)
         connection.rest(rules.settings.idle_timeout)
-
-    def _others_wait(self, queue: Queue) -> bool:
-        """Whether another destination waits for a place that a connection of this one has."""
-        return any(len(limit.held) > (queue in limit.held) for limit in queue.limits if limit.full)
 
     def _deliverable(self, connection: Connection, messages: list[Message], now: float) -> list[Message]:
         """Those that are to be tried; the others are settled here."""
@@ -676,7 +452,7 @@ class Dispatcher:
             self.free(connection)
         elif self.services is not services or not connection.usable or connection not in self._of:
             # reading took its time: the connection may be gone, or a reload may want other TLS
-            self._return(messages, self._trails.pop(connection, None))
+            self.sorting.put_back(messages, self._trails.pop(connection, None))
             connection.quit()
         else:
             connection.deliver(messages, body)
@@ -690,7 +466,7 @@ class Dispatcher:
         if sent.refused and queue is not None and (working := self._working(connection, queue)):
             # it takes mail over others, and no more of them: that costs the messages nothing
             queue.site.window.refused(working, now)
-            self._return([message for message, _ in sent.results] + sent.untried, trail, same_rules=same)
+            self.sorting.put_back([message for message, _ in sent.results] + sent.untried, trail, same_rules=same)
             return
         if sent.only:
             self.memory.takes_only(connection.remote_ip, sent.only, now)
@@ -704,15 +480,15 @@ class Dispatcher:
             try:
                 self.settlement.settle(message, outcome, connection.facts, connection.host_name, connection.local_ip)
             except Exception as error:  # the others of the transaction are to be settled all the same
-                self._unexpected(error)
-        self._return(sent.untried, trail, same_rules=same)
+                self.unexpected(error)
+        self.sorting.put_back(sent.untried, trail, same_rules=same)
         if sent.refused and queue is not None:
             self._leave_alone(connection, queue, now)
         for outcome in dict.fromkeys(outcome for _, outcome in elsewhere):
             failed = Failed(outcome, connection.facts, connection.host_name, connection.local_ip)
             messages = [message for message, its in elsewhere if its == outcome]
             after = (trail or Trail()).after(connection.peer, failed, session=True)
-            self._return(messages, after, same_rules=same)
+            self.sorting.put_back(messages, after, same_rules=same)
         if queue is not None:
             self.queues.touch(queue, now)  # the window may have grown
 
@@ -738,7 +514,7 @@ class Dispatcher:
         self.siblings.wake(connection)
         if queue is not None:
             self.queues.closed(queue, connection, self.services.clock.now())
-            self._freed(connection.host_name, connection.peer)
+            self.places.freed(connection.host_name, connection.peer)
             self.kick()
 
     # tasks ----------------------------------------------------------------------------------------------------
@@ -751,7 +527,7 @@ class Dispatcher:
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._unexpected(error)
+            self.unexpected(error)
 
-    def _unexpected(self, error: BaseException) -> None:
+    def unexpected(self, error: BaseException) -> None:
         self.log(Panic(self.services.clock.now(), f"delivery: unexpected {error!r}"))

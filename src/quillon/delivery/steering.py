@@ -64,7 +64,7 @@ class Steering:
 
         def try_now(message: Message) -> bool:
             message.next_at = 0.0
-            touched[self._dispatcher.queues.submit(message, self._now())] = None
+            touched[self._place(message)] = None
             return True
 
         self._dispatcher.memory.forget_rests()
@@ -84,7 +84,7 @@ class Steering:
             if active:
                 message.next_at = self._now() + seconds
                 self._dispatcher.store.update(message)
-            self._dispatcher.queues.submit(message, self._now())
+            self._place(message)
             return active
 
         return await self._each(selection, put_off)
@@ -151,7 +151,7 @@ class Steering:
         self._dispatcher.admission.suspensions_changed()
         if domain:
             # those that a gateway takes along with others
-            await self._each(Selection(domain=domain), self._place)
+            await self._each(Selection(domain=domain), lambda message: bool(self._place(message)))
         now = self._now()
         held = 0
         async for queue in in_slices(self._dispatcher.queues):
@@ -165,10 +165,10 @@ class Steering:
         self._dispatcher.kick()
         return held
 
-    def _place(self, message: Message) -> bool:
+    def _place(self, message: Message) -> Queue:
+        """Into its queue, under the rules that hold now: a reload may have come while it was out of one."""
         self._dispatcher.admission.place(message)
-        self._dispatcher.queues.submit(message, self._now())
-        return True
+        return self._dispatcher.queues.submit(message, self._now())
 
     def _now(self) -> float:
         return self._dispatcher.services.clock.now()
