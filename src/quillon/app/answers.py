@@ -118,9 +118,8 @@ class Answers:
         """The age of the oldest message that waits, looked for once a minute; 0 for none."""
         now = self._now()
         if now >= self._oldest_until:
-            received = [one.message.batch.received_at async for one in self._steering.find(Selection())]
-            self._oldest, self._oldest_until = min(received, default=now), now + OLDEST_SECONDS
-        return now - self._oldest if len(self._worker.dispatcher.queues) else 0.0
+            self._oldest, self._oldest_until = await self._steering.oldest(), now + OLDEST_SECONDS
+        return now - self._oldest if self._oldest else 0.0
 
     async def certificates(self) -> dict[str, float]:
         """When the certificates that are in use end, by file."""

@@ -7,6 +7,7 @@ through in slices, so that an order about a million messages holds nothing up.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from quillon.delivery.dispatcher import Dispatcher, Queue
@@ -26,6 +27,8 @@ class Waiting(NamedTuple):
     message: Message
 
 
+PIECE = 1000  # messages of a destination that are looked at together
+
 Choose = Callable[[Message], tuple[str, str]]
 """The group and binding that a message is to leave from."""
 
@@ -38,22 +41,37 @@ class Steering:
 
     async def find(self, selection: Selection) -> AsyncIterator[Waiting]:
         """What waits and is meant."""
-        now = self._now()
-        async for queue, message in in_slices(self._pairs(selection)):
-            if message is not None and selection.matches(message, now):
+        async for queue, messages in self._found(selection):
+            for message in messages:
                 yield Waiting(queue, message)
 
-    def _pairs(self, selection: Selection) -> Iterator[tuple[Queue, Message | None]]:
-        """Each destination by itself, so that many small ones take their turns too, and with each of its messages."""
+    async def _found(self, selection: Selection) -> AsyncIterator[tuple[Queue, list[Message]]]:
+        """As `find`, a piece of a destination at a time."""
+        wanted = selection.predicate(self._now())
+        async for queue, piece in in_slices(self._pieces(selection)):
+            found = [message for message in piece if wanted(message)]
+            if found:
+                yield queue, found
+
+    def _pieces(self, selection: Selection) -> Iterator[tuple[Queue, list[Message]]]:
+        """All messages that are to be looked at, so many of a destination at once."""
         for queue in self._dispatcher.queues:
-            yield queue, None
             if selection.concerns(queue.key):
-                for message in list(queue.messages()):
-                    yield queue, message
+                waiting = queue.snapshot()
+                while piece := list(islice(waiting, PIECE)):
+                    yield queue, piece
 
     async def count(self, selection: Selection) -> int:
         """How many messages are meant."""
-        return len([found async for found in self.find(selection)])
+        count = 0
+        async for _, messages in self._found(selection):
+            count += len(messages)
+        return count
+
+    async def oldest(self) -> float:
+        """When the oldest message that waits came; 0 for none."""
+        found = [min(m.batch.received_at for m in messages) async for _, messages in self._found(Selection())]
+        return min(found, default=0.0)
 
     # orders ---------------------------------------------------------------------------------------------------
 
@@ -80,14 +98,13 @@ class Steering:
         """Put off what could leave now; what is delayed already stays as it is."""
 
         def put_off(message: Message) -> bool:
-            active = message.next_at <= self._now()
-            if active:
-                message.next_at = self._now() + seconds
-                self._dispatcher.store.update(message)
+            message.next_at = self._now() + seconds
+            self._dispatcher.store.update(message)
             self._place(message)
-            return active
+            return True
 
-        return await self._each(selection, put_off)
+        now = self._now()
+        return await self._each(selection, put_off, lambda message: message.next_at <= now)
 
     async def fail(self, selection: Selection, reply: Reply, *, quiet: bool = False) -> int:
         """Give messages up; with `quiet` their senders are not told."""
@@ -122,25 +139,36 @@ class Steering:
         self._place(message)
         return moved
 
-    async def _each(self, selection: Selection, act: Callable[[Message], bool]) -> int:
-        """Take what is meant out of its queues, a queue at a time, and do something with each."""
-        done = 0
+    async def _each(
+        self,
+        selection: Selection,
+        act: Callable[[Message], bool],
+        also: Callable[[Message], bool] = lambda _: True,
+    ) -> int:
+        """Take what is meant, and holds `also`, out of its queues, a queue at a time, and do something with each."""
         found: dict[Queue, set[int]] = {}
-        async for queue, message in self.find(selection):
-            found.setdefault(queue, set()).add(message.id.number)
+        async for queue, messages in self._found(selection):
+            numbers = {message.id.number for message in messages if also(message)}
+            if numbers:
+                found.setdefault(queue, set()).update(numbers)
+        done = 0
+        async for message in in_slices(self._taken(found)):
+            try:
+                done += act(message)
+            except Exception as error:
+                # the order has failed for this one, which waits as before
+                text = f"console: message {message.id}: unexpected {error!r}"
+                self._dispatcher.log(Panic(self._now(), text))
+                self._place(message)
+        self._dispatcher.kick()
+        return done
+
+    def _taken(self, found: dict[Queue, set[int]]) -> Iterator[Message]:
+        """Messages out of their queues, those of one at a time."""
         for queue, numbers in found.items():
             taken = queue.withdraw(numbers)
             self._dispatcher.queues.touch(queue, self._now())
-            async for message in in_slices(taken):
-                try:
-                    done += act(message)
-                except Exception as error:
-                    # the order has failed for this one, which waits as before
-                    text = f"console: message {message.id}: unexpected {error!r}"
-                    self._dispatcher.log(Panic(self._now(), text))
-                    self._dispatcher.queues.submit(message, self._now())
-        self._dispatcher.kick()
-        return done
+            yield from taken
 
     # suspension -----------------------------------------------------------------------------------------------
 

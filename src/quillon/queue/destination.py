@@ -268,11 +268,15 @@ class DestinationQueue(Generic[C]):
         """Take out those of these messages, by the numbers of their ids, that wait here."""
         found: list[Message] = []
         for line in (self._again, self._first, self._groups):
+            if not line:
+                continue
             groups = list(line)
             line.clear()
             for group in groups:
-                found += [message for message in group.messages if message.id.number in ids]
-                group.messages = [message for message in group.messages if message.id.number not in ids]
+                taken = [message for message in group.messages if message.id.number in ids]
+                if taken:
+                    found += taken
+                    group.messages = [message for message in group.messages if message.id.number not in ids]
                 if group.messages:
                     line.append(group)
         self.waiting -= len(found)
@@ -281,6 +285,17 @@ class DestinationQueue(Generic[C]):
             self._delayed = [entry for entry in self._delayed if entry[1] not in ids]
             heapq.heapify(self._delayed)
         return found + [message for _, _, message in late]
+
+    def snapshot(self) -> Iterator[Message]:
+        """Every message that waits here now, to be looked through while the queue goes on. One that is taken meanwhile
+        may be among them, or not."""
+        lines = [list(line) for line in (self._again, self._first, self._groups) if line]
+        delayed = list(self._delayed)
+        for line in lines:
+            for group in line:
+                yield from list(group.messages)
+        for _, _, message in delayed:
+            yield message
 
     def messages(self) -> Iterator[Message]:
         """Every message that waits here."""

@@ -7,7 +7,7 @@ What is named has to hold all together. Nothing named would be everything, which
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import translate
 from typing import NamedTuple
 
@@ -35,17 +35,27 @@ class Selection(NamedTuple):
         """Whether messages of a destination may be meant."""
         return self.binding in ("", key.binding, key.binding_group)
 
-    def matches(self, message: Message, now: float) -> bool:
-        """Whether a message is meant, of a destination that `concerns`."""
-        domain = self.domain
-        return (
-            (self.id is None or self.id in (message.id, message.batch.id))
-            and (not domain or domain in (message.destination.lower(), message.recipient.domain.lower()))
-            and (not self.cause or self.cause in message.last_reply.lower())
-            and (not self.older or now - message.batch.received_at >= self.older)
-            and (self.sender is None or self.sender.match(str(message.batch.sender)) is not None)
-            and (self.recipient is None or self.recipient.match(str(message.recipient)) is not None)
-        )
+    def predicate(self, now: float) -> Callable[[Message], bool]:
+        """Whether a message is meant, of a destination that `concerns`: no more is asked than is named, for a million
+        may be asked about."""
+        number, domain, sender, recipient, cause = self.id, self.domain, self.sender, self.recipient, self.cause
+        before = now - self.older
+        checks: list[Callable[[Message], bool]] = []
+        if number is not None:
+            checks.append(lambda message: number in (message.id, message.batch.id))
+        if domain:
+            checks.append(lambda message: domain in (message.recipient.domain, message.destination))
+        if cause:
+            checks.append(lambda message: cause in message.last_reply.lower())
+        if self.older:
+            checks.append(lambda message: message.batch.received_at <= before)
+        if sender is not None:
+            checks.append(lambda message: sender.match(str(message.batch.sender)) is not None)
+        if recipient is not None:
+            checks.append(lambda message: recipient.match(str(message.recipient)) is not None)
+        if not checks:
+            return lambda _: True
+        return checks[0] if len(checks) == 1 else lambda message: all(check(message) for check in checks)
 
     def __str__(self) -> str:
         """The whole of it in words, for whoever is asked to confirm."""

@@ -49,13 +49,13 @@ def message(
 )
 def test_all_that_is_named_has_to_hold(words: str, meant: bool) -> None:
     one = message(reply="451 4.7.5 not delivered (hostname_mismatch)", age=3600)
-    assert read(words.split()).selection.matches(one, NOW) is meant
+    assert read(words.split()).selection.predicate(NOW)(one) is meant
 
 
 def test_the_null_sender_is_named_by_its_brackets() -> None:
     null = message(sender="")
-    assert read(["--sender", "<>"]).selection.matches(null, NOW)
-    assert read(["--sender", "*"]).selection.matches(null, NOW)
+    assert read(["--sender", "<>"]).selection.predicate(NOW)(null)
+    assert read(["--sender", "*"]).selection.predicate(NOW)(null)
 
 
 def test_a_binding_is_named_by_itself_or_its_group() -> None:
