@@ -10,11 +10,13 @@ import json
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -219,6 +221,43 @@ def test_what_is_no_message_is_refused_in_words(served: Served) -> None:
     assert httpx.get(served.url + "/healthz").status_code == 200
 
 
+INJECTION = "=?utf-8?q?Hi=0D=0ABcc:_evil@x.test=0D=0A=0D=0Abody?="
+
+
+def test_no_value_becomes_a_field_or_a_body_of_its_own(served: Served) -> None:
+    named = {"address": "b@other.test", "substitutions": {"n": INJECTION}}
+    for given in (
+        {**ONE, "subject": INJECTION},
+        {**ONE, "headers": {"X-A": INJECTION}},
+        {**ONE, "headers": {"List-Unsubscribe": INJECTION}},
+        {**ONE, "headers": {"Message-ID": INJECTION}},
+        {**ONE, "from": f"{INJECTION} <a@x.test>"},
+        {**ONE, "reply_to": f"{INJECTION} <a@x.test>"},
+        {**ONE, "to": [f"{INJECTION} <a@x.test>"]},
+        {**ONE, "subject": "Hello {{n}}", "recipients": [named]},
+        {**ONE, "subject": "a\u2028b"},
+        {**ONE, "subject": "a\x1b[31m"},
+        {**ONE, "subject": "x" * 3000},
+        {**ONE, "headers": {"X-A": "x" * 3000}},
+        {**ONE, "to": [f"b{n}@x.test" for n in range(60)]},
+        {**ONE, "recipients": [f"{'b' * 60}{n}@other.test" for n in range(9000)]},
+    ):
+        answer = served.post("/api/v1/messages", given)
+        assert answer.status_code == 400, (given, answer.text)
+    text = {**ONE, "text": "{{a}}" * 2, "recipients": [{**named, "substitutions": {"a": "{{b}}", "b": "secret"}}]}
+    assert served.post("/api/v1/messages", text).status_code == 202
+    assert served.received()[0].get_content().strip() == "{{b}}{{b}}"
+    bomb = {f"k{n}": f"{{{{k{n + 1}}}}}" * 4 for n in range(14)}
+    assert served.post("/api/v1/messages", {**ONE, "text": "{{k0}}", "recipients": [
+        {"address": "b@other.test", "substitutions": bomb}]}).status_code == 202  # fmt: skip
+
+
+def test_many_recipients_are_not_shown_to_each_other(served: Served) -> None:
+    many = {**ONE, "recipients": [f"b{n}@other.test" for n in range(60)]}
+    assert served.post("/api/v1/messages", many).status_code == 202
+    assert served.received()[0]["To"] == "undisclosed-recipients:;"
+
+
 def test_other_contents_and_sizes_are_refused(served: Served) -> None:
     url = f"{served.url}/api/v1/messages"
     assert httpx.post(url, content=b"{", auth=ANN, headers={"Content-Type": "application/json"}).status_code == 400
@@ -232,26 +271,50 @@ def test_other_contents_and_sizes_are_refused(served: Served) -> None:
     assert httpx.put(url, auth=ANN).status_code == 405
 
 
-def test_policy_and_limits_rule_mail_that_comes_by_http(tmp_path: Path, server: Callable[..., Server]) -> None:
-    (tmp_path / "q").mkdir(exist_ok=True)
-    script = tmp_path / "rule.py"
-    script.write_text(
-        "def validate_data(session, message):\n"
-        "    if b'forbidden' in message.body():\n"
-        "        return 550, '5.7.1 not by us'\n"
-    )
-    made = Served(tmp_path, server, more=f'policy "rule" {{ module = "{script}" }}')
+RULES = """
+def validate_mailfrom(session):
+    if session.message_context["mailfrom_domain"] == "spam.test":
+        session.reject(550, "5.7.1 not from there")
+
+def validate_rcptto(session, message):
+    if session.message_context["rcptto_localpart"] == "nobody":
+        session.reject(550, "5.1.1 no such user")
+
+def validate_data(session, message):
+    if session.message_context.get("mailfrom_localpart") == "data":
+        session.reject(550, "5.7.1 not by us")
+"""
+
+
+def test_policy_rules_mail_that_comes_by_http(tmp_path: Path, server: Callable[..., Server]) -> None:
+    (tmp_path / "rules.py").write_text(RULES)
+    made = Served(tmp_path, server, more=f'policy "rules" {{ module = "{tmp_path}/rules.py" }}')
     try:
-        made.http += " Max_Message_Size = 10000 Max_Recipients_Per_Message = 3"
-        made.server.configure(made.text(), workers=2)
-        assert made.post("/api/v1/commands", {"command": "config reload"}).status_code == 200
-        large = made.post("/api/v1/messages", {**ONE, "text": "x" * 20000})
-        assert (large.status_code, large.json()["results"][0]["code"]) == (422, 552)
-        many = made.post("/api/v1/messages", {**ONE, "recipients": [f"b{n}@other.test" for n in range(4)]})
-        assert (many.status_code, many.json()["results"][0]["code"]) == (503, 452)
-        assert made.post("/api/v1/messages", ONE).status_code == 202
+        for sender, recipients, status, code in (
+            ("a@spam.test", ["b@other.test"], 422, 550),
+            ("a@x.test", ["nobody@other.test"], 422, 550),
+            ("data@x.test", ["b@other.test"], 422, 550),
+            ("a@x.test", ["nobody@other.test", "b@other.test"], 202, 250),
+        ):
+            answer = made.post("/api/v1/messages", {**ONE, "sender": sender, "recipients": recipients})
+            result = answer.json()["results"][0]
+            assert (answer.status_code, result["code"]) == (status, code), (sender, recipients, answer.text)
+        assert result["refused"] == {"nobody@other.test": "550 5.1.1 no such user"}
+        made.received()
+        assert [str(one) for one in made.other.messages[0].recipients] == ["b@other.test"]
     finally:
         made.other.stop()
+
+
+def test_limits_rule_mail_that_comes_by_http(served: Served) -> None:
+    served.http += " Max_Message_Size = 10000 Max_Recipients_Per_Message = 3"
+    served.server.configure(served.text(), workers=2)
+    assert served.post("/api/v1/commands", {"command": "config reload"}).status_code == 200
+    large = served.post("/api/v1/messages", {**ONE, "text": "x" * 20000})
+    assert (large.status_code, large.json()["results"][0]["code"]) == (422, 552)
+    many = served.post("/api/v1/messages", {**ONE, "recipients": [f"b{n}@other.test" for n in range(4)]})
+    assert (many.status_code, many.json()["results"][0]["code"]) == (503, 452)
+    assert served.post("/api/v1/messages", ONE).status_code == 202
 
 
 def test_the_same_key_is_the_same_message(served: Served) -> None:
@@ -264,6 +327,97 @@ def test_the_same_key_is_the_same_message(served: Served) -> None:
     served.received(3)
     time.sleep(0.5)
     assert len(served.other.messages) == 3
+
+
+def test_a_key_is_that_of_one_request_and_what_was_not_taken_is_tried_again(served: Served) -> None:
+    key = {"Idempotency-Key": "k"}
+    batch = [ONE, {**ONE, "recipients": ["no address"]}]
+    first = served.post("/api/v1/messages", batch, headers=key)
+    assert [one["code"] for one in first.json()["results"]] == [250, 553]
+    again = served.post("/api/v1/messages", batch, headers=key)
+    assert again.json() == first.json()
+    other = served.post("/api/v1/messages", ONE, headers=key)
+    assert other.status_code == 400
+    assert "was that of another request" in other.text
+    with ThreadPoolExecutor(4) as pool:
+        together = [
+            pool.submit(served.post, "/api/v1/messages", ONE, headers={"Idempotency-Key": "t"}) for _ in range(4)
+        ]
+        assert len({one.result().json()["results"][0]["id"] for one in together}) == 1
+    served.received(2)
+    time.sleep(0.5)
+    assert len(served.other.messages) == 2
+
+
+def test_what_was_refused_for_now_is_tried_again_by_its_key(served: Served) -> None:
+    key = {"Idempotency-Key": "k"}
+    served.server.configure(served.text("Spool_Minimum_Free_Space = 900000000000"), workers=2)
+    served.server.reload()
+    until(lambda: httpx.get(served.url + "/readyz").status_code == 503, "no room")
+    assert served.post("/api/v1/messages", ONE, headers=key).status_code == 503
+    served.server.configure(served.text(), workers=2)
+    served.server.reload()
+    until(lambda: httpx.get(served.url + "/readyz").status_code == 200, "room")
+    assert served.post("/api/v1/messages", ONE, headers=key).status_code == 202
+
+
+def test_a_reload_leaves_connections_alone(served: Served) -> None:
+    with httpx.Client(auth=ANN, timeout=30) as client, client.stream("GET", f"{served.url}/events") as events:
+        lines = events.iter_lines()
+        assert next(lines).startswith("data: ")
+        served.server.reload()
+        until(lambda: any(e["text"] == "configuration reloaded" for e in served.server.events("notice")), "a reload")
+        for _ in range(4):
+            next(lines)
+
+
+def test_nobody_says_for_others_where_he_comes_from(served: Served) -> None:
+    for forged in ("203.0.113.9", "evil"):
+        answer = served.post("/api/v1/messages", ONE, headers={"X-Forwarded-For": forged})
+        assert answer.status_code == 202
+    assert all("[127.0.0.1]" in message["Received"] for message in served.received(2))
+
+
+def test_requests_that_are_no_commands_of_ours_are_cheap(served: Served) -> None:
+    begun = time.monotonic()
+    url = f"{served.url}/api/v1/commands"
+    assert served.post("/api/v1/commands", {"command": "find --sender " + "x" * 6000}).status_code == 400
+    assert served.post("/api/v1/commands", {"command": "x " * 500_000}).status_code == 413
+    nested = b"[" * 10000
+    assert httpx.post(url, content=nested, auth=ANN).status_code == 400
+    assert served.post(
+        "/api/v1/messages", {**ONE, "text": "x"}, headers={"Content-Type": "application/json"}
+    ).is_success
+    raw = {"Content-Type": "application/json"}
+    assert (
+        httpx.post(f"{served.url}/api/v1/messages", content=b"[" * 2_000_000, auth=ANN, headers=raw).status_code == 400
+    )
+    fields = {f"f{n}": "x" for n in range(30)}
+    assert httpx.post(f"{served.url}/order", data=fields, auth=ANN).status_code == 400
+    assert httpx.post(f"{served.url}/order", data={"token": "ü"}, auth=ANN).status_code == 403
+    assert time.monotonic() - begun < 20
+
+
+def test_silent_connections_keep_nobody_out(served: Served) -> None:
+    silent = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(300)]
+    try:
+        console = [sys.executable, "-m", "quillon", "console", "--socket", f"{served.folder}/console", "pid"]
+        assert subprocess.run(console, capture_output=True, text=True, check=True).stdout.strip().isdigit()
+        until(lambda: _answers(f"{served.url}/healthz"), "HTTP again", 40)
+    finally:
+        for sock in silent:
+            sock.close()
+
+
+def test_what_a_message_holds_does_nothing_to_a_terminal(served: Served) -> None:
+    given = {**ONE, "recipients": ["b@held.test"], "text": "red \x1b[31m"}
+    number = served.post("/api/v1/messages", given).json()["results"][0]["id"]
+    row = served.get(f"/api/v1/messages/{number}").json()["items"][0]
+    answer = served.post(
+        "/api/v1/commands", {"command": f"message details body {row['id']}"}, headers={"Accept": "text/plain"}
+    )
+    assert "red" in answer.text
+    assert "\x1b" not in answer.text
 
 
 def test_what_was_answered_outlives_the_workers(served: Served) -> None:

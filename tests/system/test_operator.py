@@ -186,6 +186,17 @@ def test_a_domain_is_paused_with_a_reason_and_an_end_over_a_restart(operated: Op
     assert operated.result("suspended") == []
 
 
+def test_a_file_of_suspensions_that_is_broken_is_kept_and_told_of(operated: Operated) -> None:
+    assert operated.server.stop() == 0
+    spool = operated.server.folder / "spool"
+    (spool / "suspended.json").write_text("[" * 100_000)
+    operated.server.start()
+    assert any("suspend: " in line for line in operated.server.log("paniclog.ec"))
+    assert (spool / "suspended.broken").exists()
+    operated.say("suspend", "other.test")
+    assert "domain other.test is suspended" in operated.say("suspended")
+
+
 def test_a_pause_ends_by_itself(operated: Operated) -> None:
     operated.say("suspend", "--all", "--for", "2s")
     operated.send("b@other.test")
@@ -243,6 +254,7 @@ NOT_UNDERSTOOD: list[tuple[tuple[str, ...], str]] = [
     (("showqueue",), "showqueue [binding B] DOMAIN [limit,offset]"),
     (("suspend", "x.test", "--sender", "y"), "what is suspended is a domain, a binding, or --all"),
     (("suspend",), "say which messages"),
+    (("suspend", "other.test "), "is no domain and no address"),
     (("find", "--all", "--limit", "many"), "many: a number is wanted"),
     (("find", "--all", "it's"), "not understood"),
     (("bogus",), "bogus: unknown command"),
@@ -262,6 +274,15 @@ def test_what_is_not_understood_changes_nothing(operated: Operated) -> None:
     answers = [json.loads(line)["error"] for line in done.stdout.splitlines()]
     assert len(answers) == len(NOT_UNDERSTOOD)
     assert all(problem in answer for answer, (_, problem) in zip(answers, NOT_UNDERSTOOD, strict=True))
+
+
+def test_a_long_answer_comes_whole(operated: Operated) -> None:
+    operated.say("suspend", "--all")
+    with smtplib.SMTP("127.0.0.1", operated.port, timeout=60) as client:
+        for _ in range(40):
+            client.sendmail("a@x.test", [f"{'b' * 40}{n}@partner.test" for n in range(100)], MESSAGE)
+    found = operated.result("find", "--all", "--limit", "4000")
+    assert (len(found["items"]), found["total"]) == (4000, 4000)
 
 
 def test_connections_are_shown(operated: Operated) -> None:

@@ -211,6 +211,8 @@ def _place(words: list[str], values: tuple[str, ...]) -> tuple[str, str, dict[st
     wanted = asked.selection
     if wanted != Selection(domain=wanted.domain, binding=wanted.binding):
         raise ValueError("what is suspended is a domain, a binding, or --all")
+    if wanted.domain and not is_domain(wanted.domain.partition(":")[0]) and not is_routing_name(wanted.domain):
+        raise ValueError(f"{wanted.domain!r} is no domain and no address")
     return wanted.domain, wanted.binding, {name: str(value) for name, value in asked.options.items()}
 
 

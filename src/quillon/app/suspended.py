@@ -5,6 +5,7 @@ Each worker is told of a change and makes it in the file, under a lock: done onc
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable
@@ -23,7 +24,10 @@ def read(base: Path, report: Callable[[str], None]) -> Suspensions:
     except FileNotFoundError:
         return Suspensions()
     except (OSError, UnicodeDecodeError, SuspensionError) as error:
-        report(f"suspend: {path}: {error}; nothing is suspended by it, say `suspend` again")
+        aside = path.with_suffix(".broken")
+        with contextlib.suppress(OSError):
+            path.rename(aside)
+        report(f"suspend: {path}: {error}; nothing is suspended by it, it is kept as {aside}: say `suspend` again")
         return Suspensions()
 
 

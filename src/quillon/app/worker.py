@@ -69,6 +69,7 @@ from quillon.tls.context import Reloaded
 
 FAULTY = 3  # exit status: starting anew will not help
 WAITING = 4  # exit status: it may help later, as for room on the disk
+READ_SECONDS = 60.0  # until an answer that the supervisor does not read is given up
 WATCH = 30.0  # seconds between looks at queue, disk and certificates for alerts
 REFRESH = 5.0  # seconds between looks at the files of TLS contexts
 MOST_CHANGED = 50  # demands that are lost or weaker that the answer to a reload names
@@ -356,9 +357,9 @@ class Worker:
         except Exception as error:
             # a script's command that fails is its own fault
             rows = [{"error": words_of(error)[:SAID]}]
-        self._send_rows(number, rows)
+        await self._send_rows(number, rows)
 
-    def _send_rows(self, number: int, rows: list[Any]) -> None:
+    async def _send_rows(self, number: int, rows: list[Any]) -> None:
         """An answer to the console, in parts that fit into a datagram."""
         parts: list[list[Any]] = [[]]
         size = 0
@@ -369,7 +370,12 @@ class Worker:
                 size = 0
             parts[-1].append(row)
         for n, part in enumerate(parts, 1):
-            self._channel.send({"event": "answer", "id": number, "rows": part, "last": n == len(parts)})
+            message = {"event": "answer", "id": number, "rows": part, "last": n == len(parts)}
+            end = self.clock.now() + READ_SECONDS
+            while not self._channel.send(message, wait=False):  # the supervisor reads it a turn at a time
+                if self.clock.now() >= end:
+                    return
+                await asyncio.sleep(0.005)
 
     def _reopen(self) -> None:
         try:

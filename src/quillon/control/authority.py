@@ -2,7 +2,7 @@
 
 Without Enable_Authorization whoever may connect to a socket may give every command: its mode says who that is. With it,
 a user may give what the Authorization stanza allows to a role that bears his name, or that the file of groups gives
-him. The roles `view`, `operate` and `admin` need no stanza: they stand for the commands of that kind (manual,
+him. The groups `view`, `operate` and `admin` need no stanza: they stand for the commands of that kind (manual,
 Control_Listener Authorization).
 """
 
@@ -36,7 +36,11 @@ class Authority:
         GroupsError."""
         if self.everybody is not None and command.role <= self.everybody:
             return True
-        return any(self._grants(role, command, line) for role in [user, *self.groups_of(user)])
+        if any(self._matches(role, line) for role in [user, *self.groups_of(user)]):
+            return True
+        # a user may be called admin: only the file makes him one
+        standing = [Role.__members__.get(group.upper()) for group in self.groups_of(user) if group not in self.allowed]
+        return any(role is not None and command.role <= role for role in standing)
 
     def groups_of(self, user: str) -> list[str]:
         """The groups that the file counts a user to. Raises GroupsError."""
@@ -48,12 +52,8 @@ class Authority:
             raise GroupsError(f"{self.groups}: {error}") from None
         return [group for group, members in found.items() if user in members]
 
-    def _grants(self, role: str, command: Command, line: str) -> bool:
-        patterns = self.allowed.get(role)
-        if patterns is not None:
-            return any(re.search(pattern, line) for pattern in patterns)
-        standing = Role.__members__.get(role.upper())
-        return standing is not None and command.role <= standing
+    def _matches(self, role: str, line: str) -> bool:
+        return any(re.search(pattern, line) for pattern in self.allowed.get(role, ()))
 
 
 def parse_groups(text: str) -> dict[str, list[str]]:

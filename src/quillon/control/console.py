@@ -186,6 +186,8 @@ class Console:
 
     async def ask(self, client: Client, text: str) -> tuple[Command, Answer]:
         """The answer to a command as it was written. Raises ConsoleError."""
+        if len(text) > MAX_LINE:
+            raise ConsoleError("the command is too long")
         try:
             said = shlex.split(text) or ["help"]
         except ValueError as error:
@@ -231,6 +233,8 @@ def _merged(command: Command, question: _Question) -> Answer:
     """The answer out of the rows of all workers. Raises ConsoleError where there is none."""
     if question.nobody:
         raise ConsoleError("no worker is running")
+    if question.waiting is None:
+        raise ConsoleError("the supervisor did not pass the command on")
     late = f"{len(question.waiting)} workers did not answer\n" if question.waiting else ""
     errors = [row["error"] for row in question.rows if isinstance(row, dict) and row.keys() == {"error"}]
     if errors and len(errors) == len(question.rows):

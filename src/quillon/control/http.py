@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -22,18 +24,38 @@ from quillon.control.site import Site
 from quillon.control.submission import Workers
 from quillon.net.clock import Clock
 
-MOST = 500  # connections at a time
+MOST = 200  # connections at a time, of all listeners: descriptors are left for the console
+HEAD_SECONDS = 10.0  # until the first request of a connection has begun
 DRAIN = 2  # seconds that a server gives its clients when it ends
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's own, which tells the application of the client's certificate (`request.state.certificate`)."""
+    """uvicorn's own, which tells the application of the client's certificate (`request.state.certificate`), takes so
+    many connections, and waits so long for a request to begin."""
+
+    open: ClassVar[int] = 0
+    _counted = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if _Protocol.open >= MOST:
+            transport.abort()
+            return
+        _Protocol.open += 1
+        self._counted = True
         certificate = transport.get_extra_info("peercert")
         if certificate:
             self.app_state = {**self.app_state, "certificate": certificate}
+        self.loop.call_later(HEAD_SECONDS, self._begun_or_closed)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _Protocol.open -= self._counted
+        self._counted = False
+        super().connection_lost(exc)
+
+    def _begun_or_closed(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.abort()
 
 
 class _Server(uvicorn.Server):
@@ -44,12 +66,28 @@ class _Server(uvicorn.Server):
         yield
 
 
+Stamps = list[tuple[int, int, int]]
+
+
+def _stamps(given: HttpSettings) -> Stamps:
+    """What tells one state of the files of a certificate from another; zeros for one that is gone."""
+    found = []
+    for path in filter(None, (given["certificate"], given["key"], given["client_ca"])):
+        try:
+            state = os.stat(path)
+            found.append((state.st_mtime_ns, state.st_size, state.st_ino))
+        except OSError:
+            found.append((0, 0, 0))
+    return found
+
+
 @dataclass
 class _Running:
     server: uvicorn.Server
     task: asyncio.Task[None]
     sock: socket.socket
     settings: HttpSettings
+    stamps: Stamps
 
 
 class HttpServers:
@@ -62,13 +100,16 @@ class HttpServers:
         self._running: dict[str, _Running] = {}
 
     async def listen(self, new: Mapping[str, socket.socket], settings: Mapping[str, HttpSettings]) -> None:
-        """Take over newly bound sockets by name; what is not in `settings` ends, what rules one anew begins anew with
-        the socket that it has. Raises OSError and ssl.SSLError for certificates that cannot be loaded."""
+        """Take over newly bound sockets by name; what is not in `settings` ends. A Listen whose settings and files are
+        as they were is left alone; another begins anew with the socket that it has. Raises OSError and ssl.SSLError for
+        certificates that cannot be loaded."""
         sockets = {name: running.sock for name, running in self._running.items()} | dict(new)
-        for name in list(self._running):
-            await self._end(name, keep=name in settings)
+        for name, running in list(self._running.items()):
+            same = name in settings and (settings[name], _stamps(settings[name])) == (running.settings, running.stamps)
+            if not same:
+                await self._end(name, keep=name in settings)
         for name, given in settings.items():
-            if name in sockets:
+            if name in sockets and name not in self._running:
                 self._start(name, sockets[name], given)
 
     def _start(self, name: str, sock: socket.socket, given: HttpSettings) -> None:
@@ -92,18 +133,20 @@ class HttpServers:
             lifespan="off",
             log_config=None,
             access_log=False,
+            proxy_headers=False,
             server_header=False,
             limit_concurrency=MOST,
             timeout_keep_alive=15,
             timeout_graceful_shutdown=DRAIN,
             **tls,
         )
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # whoever connects could write to the journal
         config.load()
         if config.ssl is not None:
             config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
         server = _Server(config)
         task = asyncio.get_running_loop().create_task(server.serve(sockets=[sock.dup()]))
-        self._running[name] = _Running(server, task, sock, given)
+        self._running[name] = _Running(server, task, sock, given, _stamps(given))
 
     async def _end(self, name: str, *, keep: bool) -> None:
         running = self._running.pop(name)

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, quote
 
 import jinja2
 from starlette.applications import Starlette
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import (
@@ -40,7 +41,11 @@ from quillon.control.openapi import DESCRIPTION
 from quillon.control.submission import BadMessage, Workers
 from quillon.mail.shown import printable
 
-LARGEST = 64 << 20  # octets of a request
+LARGEST = 64 << 20  # octets of a request that brings mail
+COMMAND = 16384  # octets of a request that brings a command
+BODY_SECONDS = 60.0  # until a request has come whole
+HELD = 256 << 20  # octets of mail that have come and are not handed over
+AT_ONCE = 2  # requests whose messages are built at a time
 BEAT = 2.0  # seconds between two events of the stream
 STREAMS = 50  # that are served at a time
 SUBMIT = Command("submit", "", "mail in by HTTP", Role.OPERATE)
@@ -64,6 +69,9 @@ class Site:
         self._workers = workers
         self._key = secrets.token_bytes(32)
         self._streams = 0
+        self._held = 0
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._submissions: set[asyncio.Future[list[dict[str, Any]]]] = set()
         loader = jinja2.PackageLoader("quillon.control", "web")
         self._pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
         self._pages.filters |= {"when": rendering.date, "span": rendering.span, "shown": printable}
@@ -143,14 +151,14 @@ class Site:
 
     async def _commands(self, request: Request, client: Client) -> Response:
         """Any command of the console: `{"command": "mailq 5"}`, answered as `--json` does, or as text."""
-        given = await _json(request)
+        given = await _json(request, COMMAND)
         if not isinstance(given, dict) or not isinstance(given.get("command"), str):
             raise BadMessage('{"command": "..."} is expected')
         command, answer = await self._console.ask(client, given["command"])
         error = answer.merged.get("error") if isinstance(answer.merged, dict) else None
         if "text/plain" in request.headers.get("accept", ""):
             text = f"{error}\n" if error else command.render(answer.merged) + answer.late
-            return PlainTextResponse(text, 400 if error else 200)
+            return PlainTextResponse(printable_lines(text), 400 if error else 200)
         told = {"error": error} if error else {}
         late = {"incomplete": answer.late.strip()} if answer.late else {}
         return JSONResponse({**told, "result": answer.merged, **late}, 400 if error else 200)
@@ -178,25 +186,46 @@ class Site:
     async def _submit(self, request: Request, client: Client) -> Response:
         client.may(SUBMIT, SUBMIT.name)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "message/rfc822":
-            query = request.query_params
-            posted = [submission.raw(query.get("sender", ""), query.getlist("recipient"), await _body(request))]
-        elif kind == "application/json":
-            given = await _json(request)
-            batch = given if isinstance(given, list) else [given]
-            posted = [one for item in batch for one in submission.from_json(item)]
-        else:
+        if kind not in ("message/rfc822", "application/json"):
             return problem(415, "message/rfc822 or application/json is expected")
+        octets = await self._mail(request)
+        try:
+            async with self._room:
+                posted = await asyncio.to_thread(_posted, kind, octets, request.query_params)
+            digest = hashlib.sha256(f"{request.url.query}\n".encode() + octets).digest()
+        finally:
+            self._held -= len(octets)
         ip, port = request.client or ("127.0.0.1", 0)
         address = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
         key = request.headers.get("idempotency-key", "")
+        # carried on although the client, or this server, goes: what became of it stays known by its key
+        task = asyncio.ensure_future(self._workers.submit(posted, self._name, address, client.user, key, digest))
+        self._submissions.add(task)
+        task.add_done_callback(self._submissions.discard)
         try:
-            replies = await self._workers.submit(posted, self._name, address, client.user, key)
+            replies = await asyncio.shield(task)
         except OSError as error:
             return problem(503, str(error))
         worst = max((reply["code"] for reply in replies), default=250)
         status = 202 if worst < 400 else 503 if worst < 500 else 422
         return JSONResponse({"results": replies}, status)
+
+    async def _mail(self, request: Request) -> bytes:
+        """The octets of a request that brings mail. Raises Refused where too many are held already."""
+        size = 0
+
+        def count(octets: int) -> None:
+            nonlocal size
+            size += octets
+            self._held += octets
+            if self._held > HELD:
+                raise Refused(503, "too much mail is coming in at this moment")
+
+        try:
+            return await _body(request, LARGEST, count)
+        except BaseException:
+            self._held -= size
+            raise
 
     # pages ----------------------------------------------------------------------------------------------------
 
@@ -241,8 +270,11 @@ class Site:
 
     async def _order(self, request: Request, client: Client) -> Response:
         """A command that a form sends, counted first and done once it is confirmed."""
-        given = dict(parse_qsl((await _body(request)).decode("utf-8", "replace"), max_num_fields=20))
-        if not hmac.compare_digest(str(given.get("token", "")), self._token(client)):
+        try:
+            given = dict(parse_qsl((await _body(request, COMMAND)).decode("utf-8", "replace"), max_num_fields=20))
+        except ValueError:
+            raise BadMessage("more fields than a form of ours has") from None
+        if not hmac.compare_digest(str(given.get("token", "")).encode(), self._token(client).encode()):
             raise Refused(403, "this form is too old, or not of this page: load it again")
         line = str(given.get("command", ""))
         if given.get("yes"):
@@ -313,19 +345,41 @@ def _selection(request: Request) -> list[str]:
     return words
 
 
-async def _body(request: Request) -> bytes:
-    """The octets of a request. Raises Refused for too many."""
+async def _body(request: Request, most: int, count: Callable[[int], None] = lambda _: None) -> bytes:
+    """The octets of a request, which `count` is told of. Raises Refused for too many, or where they do not come."""
     pieces, size = [], 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > LARGEST:
-            raise Refused(413, f"more than {LARGEST >> 20} MiB")
-        pieces.append(piece)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for piece in request.stream():
+                size += len(piece)
+                if size > most:
+                    raise Refused(413, f"more than {most} octets")
+                count(len(piece))
+                pieces.append(piece)
+    except TimeoutError:
+        raise Refused(408, "the request did not come whole") from None
     return b"".join(pieces)
 
 
-async def _json(request: Request) -> Any:
+async def _json(request: Request, most: int) -> Any:
+    octets = await _body(request, most)
     try:
-        return json.loads(await _body(request))
-    except ValueError as error:
+        return json.loads(octets)
+    except (ValueError, RecursionError) as error:
         raise BadMessage(f"no JSON: {error}") from None
+
+
+def _posted(kind: str, octets: bytes, query: QueryParams) -> list[submission.Posted]:
+    """The messages of a request. Raises BadMessage."""
+    if kind == "message/rfc822":
+        return [submission.raw(query.get("sender", ""), query.getlist("recipient"), octets)]
+    try:
+        given = json.loads(octets)
+    except (ValueError, RecursionError) as error:
+        raise BadMessage(f"no JSON: {error}") from None
+    return [one for item in (given if isinstance(given, list) else [given]) for one in submission.from_json(item)]
+
+
+def printable_lines(text: str) -> str:
+    """Text of which no line does anything to a terminal."""
+    return "\n".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))

@@ -1,7 +1,7 @@
 """Mail in by HTTP: from what a client posts to a message, and over to a worker that takes it.
 
-The answer of a worker is that of SMTP; what became of a request with an Idempotency-Key is answered again for a day, as
-long as this process lives.
+The answer of a worker is that of SMTP. A request with an Idempotency-Key is carried out once: sent again, it gets the
+same answers for a day, as long as this process lives, and only what was not taken is tried once more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import json
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from email.errors import MessageError
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -24,6 +25,12 @@ from typing import Any, NamedTuple
 from quillon.listener.intake import NAME
 
 _NAME = re.compile(r"[!-9;-~]{1,200}")  # RFC 5322 3.6.8
+_PLACE = re.compile(r"\{\{([^{}]{1,100})\}\}")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+LARGEST = 64 << 20  # octets of the messages of one request
+LONGEST = 2000  # characters of a field
+MOST_SHOWN = 50  # addresses of a field
+MOST_RECIPIENTS = 900_000  # octets of their addresses, which go to a worker in one line
 DAY = 86400.0
 MOST_KEYS = 100_000
 PATIENCE = 60.0  # seconds for a worker to take a message
@@ -46,6 +53,8 @@ def raw(sender: str, recipients: list[str], data: bytes) -> Posted:
     """A message as it was posted, with line ends that SMTP can carry. Raises BadMessage."""
     if not recipients:
         raise BadMessage("name at least one recipient")
+    if sum(map(len, recipients)) > MOST_RECIPIENTS // 2:
+        raise BadMessage("too many recipients for one message: send it in several requests")
     if b"\0" in data:
         raise BadMessage("the message has octets of zero")
     lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -66,7 +75,13 @@ def from_json(given: Any) -> list[Posted]:
     for one in recipients:
         address, values = (one, {}) if isinstance(one, str) else _substitutions(one)
         alike.setdefault(json.dumps(values, sort_keys=True), []).append(address)
-    return [_one(given, addresses, json.loads(values)) for values, addresses in alike.items()]
+    found, size = [], 0
+    for text, addresses in alike.items():
+        found.append(_one(given, addresses, json.loads(text)))
+        size += len(found[-1].data)
+        if size > LARGEST:
+            raise BadMessage(f"the messages of one request are larger than {LARGEST >> 20} MiB: send them in several")
+    return found
 
 
 def _substitutions(one: Any) -> tuple[str, dict[str, str]]:
@@ -87,35 +102,28 @@ def _one(given: Mapping[str, Any], recipients: list[str], values: Mapping[str, s
         found = given.get(name, "")
         if not isinstance(found, str):
             raise BadMessage(f"{name}: a text is expected")
-        for key, value in values.items():
-            found = found.replace("{{" + key + "}}", value)
-        return found
+        if name not in ("text", "html") and len(found) > LONGEST:
+            raise BadMessage(f"{name}: longer than {LONGEST} characters")
+        filled = _PLACE.sub(lambda match: values.get(match[1], match[0]), found)
+        if len(filled) > LARGEST:
+            raise BadMessage(f"{name}: longer than {LARGEST >> 20} MiB")
+        return filled
 
     message = EmailMessage(policy=SMTP)
     try:
         message["From"] = text("from") or text("sender")
-        to = given.get("to") or recipients
-        message["To"] = ", ".join(_addresses("to", to))
+        message["To"] = _to(given, recipients)
         if given.get("cc"):
             message["Cc"] = ", ".join(_addresses("cc", given["cc"]))
         for name in ("reply_to", "subject"):
             if text(name):
                 message[name.replace("_", "-").title()] = text(name)
-        headers = given.get("headers", {})
-        if not isinstance(headers, dict):
-            raise BadMessage("headers: an object is expected")
-        for name, value in headers.items():
-            if _NAME.fullmatch(str(name)) is None or str(name).lower().startswith(("content-", "mime-")):
-                raise BadMessage(f"headers: {name!r:.60} is no name of a field, or one that is not for you to set")
-            message[str(name)] = str(value)
+        for name, value in _own_fields(given):
+            message[name] = value
         if "date" not in message:
             message["Date"] = formatdate(localtime=True)
-        message.set_content(text("text"))
-        if text("html"):
-            if given.get("text"):
-                message.add_alternative(text("html"), subtype="html")
-            else:
-                message.set_content(text("html"), subtype="html")
+        _check_fields(message)
+        _fill(message, text("text"), text("html"))
         for attachment in given.get("attachments", []):
             _attach(message, attachment)
         data = message.as_bytes()
@@ -124,9 +132,47 @@ def _one(given: Mapping[str, Any], recipients: list[str], values: Mapping[str, s
     return raw(str(given.get("sender", "")), recipients, data)
 
 
+def _to(given: Mapping[str, Any], recipients: list[str]) -> str:
+    """The To field: what was given beside the recipients, or those of this message, unless there are many."""
+    if given.get("recipients") and given.get("to"):
+        return ", ".join(_addresses("to", given["to"]))
+    return ", ".join(recipients) if len(recipients) <= MOST_SHOWN else "undisclosed-recipients:;"
+
+
+def _own_fields(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    headers = given.get("headers", {})
+    if not isinstance(headers, dict):
+        raise BadMessage("headers: an object is expected")
+    for name, value in headers.items():
+        if _NAME.fullmatch(str(name)) is None or str(name).lower().startswith(("content-", "mime-")):
+            raise BadMessage(f"headers: {name!r:.60} is no name of a field, or one that is not for you to set")
+        if len(str(value)) > LONGEST:
+            raise BadMessage(f"headers: {name}: longer than {LONGEST} characters")
+        yield str(name), str(value)
+
+
+def _check_fields(message: EmailMessage) -> None:
+    """Raises BadMessage for a field whose encoded words hold what a line may not."""
+    for name, value in message.items():
+        if len(str(value).splitlines()) > 1 or _CONTROL.search(str(value)):
+            raise BadMessage(f"{name}: a line without control characters is expected")
+
+
+def _fill(message: EmailMessage, text: str, html: str) -> None:
+    """The text, HTML beside it, or HTML alone."""
+    if text or not html:
+        message.set_content(text)
+        if html:
+            message.add_alternative(html, subtype="html")
+    else:
+        message.set_content(html, subtype="html")
+
+
 def _addresses(name: str, found: Any) -> list[str]:
     if not isinstance(found, list):
         raise BadMessage(f"{name}: a list of addresses is expected")
+    if len(found) > MOST_SHOWN or any(len(str(one)) > LONGEST for one in found):
+        raise BadMessage(f"{name}: at most {MOST_SHOWN} addresses are shown")
     return [one if isinstance(one, str) else _substitutions(one)[0] for one in found]
 
 
@@ -143,28 +189,46 @@ def _attach(message: EmailMessage, given: Any) -> None:
     message.add_attachment(data, maintype=main, subtype=sub, filename=str(given["name"]))
 
 
+@dataclass
+class _Known:
+    """A request with a key: what it was, and the answer to each of its messages, None for one that is still open.
+    `lock` has two that come together wait for each other."""
+
+    until: float
+    digest: bytes
+    replies: list[dict[str, Any] | None]
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class Workers:
     """The sockets of the workers below a SpoolBase, which take messages in turn."""
 
     def __init__(self, base: Path) -> None:
         self._base = base
         self._turn = 0
-        self._known: OrderedDict[tuple[str, str], tuple[float, list[dict[str, Any]]]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
 
     async def submit(
-        self, posted: Iterable[Posted], listen: str, client: str, user: str, key: str = ""
+        self, posted: Sequence[Posted], listen: str, client: str, user: str, key: str = "", digest: bytes = b""
     ) -> list[dict[str, Any]]:
-        """What the workers say of each message. With a `key` that a user has given before, what was said then. Raises
-        OSError where no worker takes one."""
+        """What the workers say of each message. With a `key` that a user has given before, what was said then of those
+        that were taken or refused for good; `digest` is of the request. Raises BadMessage for a key of another request,
+        OSError where no worker takes a message."""
         known = self._known.get((user, key)) if key else None
-        if known is not None and known[0] > time.monotonic():
-            return known[1]
-        replies = [await self._hand_over(one, listen, client, user) for one in posted]
-        if key and all(reply["code"] < 400 or reply["code"] >= 500 for reply in replies):
-            self._known[user, key] = (time.monotonic() + DAY, replies)
-            while len(self._known) > MOST_KEYS:
-                self._known.popitem(last=False)
-        return replies
+        if known is None or known.until < time.monotonic():
+            known = _Known(time.monotonic() + DAY, digest, [None] * len(posted))
+            if key:
+                self._known[user, key] = known
+                while len(self._known) > MOST_KEYS:
+                    self._known.popitem(last=False)
+        if known.digest != digest:
+            raise BadMessage("this Idempotency-Key was that of another request")
+        async with known.lock:
+            for number, one in enumerate(posted):
+                reply = known.replies[number]
+                if reply is None or 400 <= reply["code"] < 500:
+                    known.replies[number] = await self._hand_over(one, listen, client, user)
+        return [reply for reply in known.replies if reply is not None]
 
     async def _hand_over(self, one: Posted, listen: str, client: str, user: str) -> dict[str, Any]:
         sockets = sorted(await asyncio.to_thread(lambda: list(self._base.glob(f"worker-*/{NAME}"))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -38,14 +39,18 @@ async def largest(queues: Queues[Connection], count: int) -> list[tuple[str, str
 
 async def larger(queues: Queues[Connection], which: str, over: int) -> list[Row]:
     """Domains with so many messages that are active or delayed, the largest first, and the totals."""
-    found: dict[str, Counter[str]] = {}
+    found: dict[str, list[int]] = {}
+    total = [0, 0]
     async for queue in in_slices(queues):
-        row = found.setdefault(queue.key.domain, Counter(active=0, delayed=0, connections=0))
-        row.update(active=queue.waiting, delayed=queue.delayed, connections=queue.standing + queue.connecting)
-    listed = sorted(found.items(), key=lambda item: -item[1][which])[:MOST_DOMAINS]
-    total = {name: sum(size[name] for size in found.values()) for name in ("active", "delayed")}
-    rows: list[Row] = [{"domain": name, **size} for name, size in listed if size[which]]
-    return [*rows, {**total, "over": over, "which": which}]
+        row = found.setdefault(queue.key.domain, [0, 0, 0])
+        for place, count in enumerate((queue.waiting, queue.delayed, queue.standing + queue.connecting)):
+            row[place] += count
+        total = [total[0] + queue.waiting, total[1] + queue.delayed]
+    place = 0 if which == "active" else 1
+    listed = heapq.nlargest(MOST_DOMAINS, ((sizes[place], name) for name, sizes in found.items() if sizes[place]))
+    names = ("active", "delayed", "connections")
+    rows: list[Row] = [{"domain": name, **dict(zip(names, found[name], strict=True))} for _, name in listed]
+    return [*rows, {"active": total[0], "delayed": total[1], "over": over, "which": which}]
 
 
 async def bindings(queues: Queues[Connection]) -> list[Row]:

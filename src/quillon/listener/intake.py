@@ -23,7 +23,8 @@ from quillon.mail.address import NULL_PATH, AddressError, Mailbox, parse_mailbox
 from quillon.mail.message import NULL_ID, MessageId, Origin
 from quillon.mail.reply import Reply
 from quillon.policy.context import Context
-from quillon.policy.hook import Recipients, Session
+from quillon.policy.hook import Call, Phase, Recipients, Session
+from quillon.policy.message import MessageView
 from quillon.reception import content
 from quillon.reception.accept import Envelope
 from quillon.reception.content import Trace
@@ -41,6 +42,7 @@ class _Octets:
     def __init__(self, reader: asyncio.StreamReader, size: int) -> None:
         self._reader = reader
         self._left = size
+        self.refused: dict[str, str] = {}  # recipients that policy has refused, while others were taken
 
     def __aiter__(self) -> _Octets:
         return self
@@ -83,6 +85,7 @@ class Intake:
             async for _ in octets:
                 pass  # what is refused is read all the same, or its sender would not hear why
             said = {"code": reply.code, "enhanced": reply.enhanced, "text": reply.text, "id": str(number)}
+            said["refused"] = octets.refused
             writer.write(json.dumps(said).encode() + b"\n")
             await writer.drain()
         except (OSError, TimeoutError, ValueError, KeyError, asyncio.IncompleteReadError):
@@ -109,7 +112,12 @@ class Intake:
         if settings.max_message_size and given["size"] > settings.max_message_size:
             return replies.MESSAGE_TOO_LARGE, number
         trace = _trace(services, settings, number, given)
-        envelope = _envelope(services, settings, trace, Recipients(recipients), number, sender, given)
+        session = Session(str(given["client"]), given["listen"], str(NULL_ID), "http")
+        context = Context({"http_user": given["user"], "remote": given["client"]}, {})
+        reply, taken = await _asked(services, session, context, sender, recipients, octets.refused)
+        if reply is not None:
+            return reply, number
+        envelope = _envelope(settings, services.hostname, trace, session, taken, number, sender)
         mail_data = MailData(
             services.reception.store,
             number.number,
@@ -123,7 +131,6 @@ class Intake:
         except BaseException:
             mail_data.discard()
             raise
-        context = Context({"http_user": given["user"], "remote": given["client"]}, {})
         answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
         def answer(reply: Reply) -> None:
@@ -134,18 +141,59 @@ class Intake:
         return await answered, number
 
 
-def _envelope(
+async def _asked(
     services: SessionServices,
+    session: Session,
+    context: Context,
+    sender: Mailbox,
+    recipients: list[Mailbox],
+    refused: dict[str, str],
+) -> tuple[Reply | None, Recipients]:
+    """What policy says to the sender, to each recipient and to their list, in the phases that SMTP has for them. Gives
+    the refusal of all of it, or the recipients that are left; `refused` takes the others."""
+    policy, left = services.policy, Recipients()
+    session.recipients = left
+    context.message |= {"mailfrom_localpart": sender.local, "mailfrom_domain": sender.domain}
+    context.message["mailfrom_string"] = f"MAIL FROM:<{sender}>"
+    if policy.has(Phase.MAILFROM):
+        reply = await policy.run(Call(Phase.MAILFROM, session, context, context.message["mailfrom_string"]))
+        if reply is not None:
+            return reply, left
+    last: Reply | None = None
+    for recipient in recipients:
+        context.message |= {"rcptto_localpart": recipient.local, "rcptto_domain": recipient.domain}
+        context.message["rcptto_string"] = f"RCPT TO:<{recipient}>"
+        reply = None
+        if policy.has(Phase.RCPTTO):
+            view = MessageView("", "", str(NULL_ID), str(sender), str(recipient))
+            reply = await policy.run(Call(Phase.RCPTTO, session, context, context.message["rcptto_string"], view))
+            if reply is None and view.routing_domain:
+                left.routes[recipient] = view.routing_domain
+        if reply is None:
+            left.append(recipient)
+        else:
+            last = reply
+            refused[str(recipient)] = str(reply)
+    if not left:
+        return last or replies.NO_VALID_RECIPIENTS, left
+    for phase in (Phase.RCPTTO_LIST, Phase.RCPTTO_LIST_FINAL):
+        reply = await policy.run(Call(phase, session, context)) if policy.has(phase) else None
+        if reply is not None:
+            return reply, left
+    return (None, left) if left else (replies.NO_VALID_RECIPIENTS, left)
+
+
+def _envelope(
     settings: ReceptionSettings,
+    hostname: str,
     trace: Trace,
+    session: Session,
     recipients: Recipients,
     number: MessageId,
     sender: Mailbox,
-    given: dict[str, Any],
 ) -> Envelope:
-    session = Session(str(given["client"]), given["listen"], str(NULL_ID), "http")
     origin = Origin(trace.client_ip, "http", NULL_ID, settings.pathway)
-    servers = settings.authserv_ids or (settings.received_hostname or services.hostname,)
+    servers = settings.authserv_ids or (settings.received_hostname or hostname,)
     missing = partial(content.missing_fields, settings=settings, trace=trace)
     return Envelope(number, sender, recipients, origin, session, None, servers, missing)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import array
 import json
 import os
+import select
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 LIMIT = 65536
+PATIENCE = 10.0  # seconds for which the other end is waited for
 _MAX_DESCRIPTORS = 250  # SCM_MAX_FD is 253
 _ROOM = socket.CMSG_LEN(_MAX_DESCRIPTORS * array.array("i").itemsize)
 
@@ -44,10 +46,16 @@ class Channel:
             rights = array.array("i", list(descriptors))
             beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else []
             # not socket.send_fds, which leaves its flags unused
-            self.sock.sendmsg([octets], beside, flags)
+            while True:
+                try:
+                    self.sock.sendmsg([octets], beside, flags)
+                    return True
+                except BlockingIOError:
+                    # an event loop that reads from it has made the socket one that does not wait
+                    if not wait or not select.select([], [self.sock], [], PATIENCE)[1]:
+                        return False
         except OSError:
             return False
-        return True
 
     def receive(self, *, wait: bool = True) -> tuple[dict[str, Any], list[int]] | None:
         """The next message; None if the other end is gone, and without `wait` if nothing stands."""

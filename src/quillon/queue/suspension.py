@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from quillon.queue.destination import Key
 
@@ -92,6 +93,16 @@ class Suspensions:
 def parse(text: str) -> Suspensions:
     """What `dump` made. Raises SuspensionError."""
     try:
-        return Suspensions(Suspension(**{**one, "until": float(one["until"])}) for one in json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
+        return Suspensions(map(_one, json.loads(text)))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise SuspensionError(f"cannot be read: {error}") from None
+
+
+def _one(row: dict[str, Any]) -> Suspension:
+    words = {name: row[name] for name in ("domain", "binding", "why", "by")}
+    times = {name: float(row[name]) for name in ("since", "until")}
+    if not all(isinstance(value, str) for value in words.values()):
+        raise ValueError("a text is expected")
+    if not all(0 <= value <= FOREVER for value in times.values()):
+        raise ValueError("a time is expected")
+    return Suspension(words["domain"], words["binding"], words["why"], words["by"], times["since"], times["until"])

@@ -33,6 +33,11 @@ def test_the_three_roles_need_no_stanza(groups: str) -> None:
     assert may(authority, "dave", "a script's own command")
 
 
+def test_a_user_who_is_called_admin_is_none(groups: str) -> None:
+    for user in ("admin", "operate", "view", "ADMIN"):
+        assert not may(Authority(groups, {}), user, "version")
+
+
 def test_a_stanza_allows_what_one_of_its_patterns_is_found_in(groups: str) -> None:
     authority = Authority(
         groups, {"flusher": ["^flush domain ", "^message retry"], "eve": ["^pid$"], "view": ["^mailq"]}

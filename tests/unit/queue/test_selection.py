@@ -134,6 +134,9 @@ def test_suspensions_are_read_as_they_were_written() -> None:
     again = parse(found.dump(NOW))
     assert again.current(NOW) == found.current(NOW)
     assert len(again.current(NOW)) == 2
-    for broken in ("", "{", "[1]", '[{"domain": "x"}]', "null"):
+    whole = '[{"domain": %s, "binding": "", "why": "", "by": "", "since": %s, "until": 5}]'
+    assert parse(whole % ('"x"', "1")).names("x")
+    broken_rows = [whole % ("7", "1"), whole % ('"x"', '"now"'), whole % ('"x"', "Infinity"), whole % ('"x"', "-1")]
+    for broken in ("", "{", "[1]", '[{"domain": "x"}]', "null", "[" * 100_000, *broken_rows):
         with pytest.raises(SuspensionError):
             parse(broken)
