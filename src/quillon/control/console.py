@@ -50,6 +50,10 @@ class ConsoleError(Exception):
     """A command has no answer; the message says why."""
 
 
+class DeniedError(ConsoleError):
+    """A user may not give a command."""
+
+
 class Answer(NamedTuple):
     """What all workers have said, put together, and a word on those that have not."""
 
@@ -71,9 +75,9 @@ class Client:
         try:
             allowed = self.authority.allows(self.user, command, line)
         except GroupsError as error:
-            raise ConsoleError(f"{NOT_ALLOWED}: {error}") from None
+            raise DeniedError(f"{NOT_ALLOWED}: {error}") from None
         if not allowed:
-            raise ConsoleError(NOT_ALLOWED)
+            raise DeniedError(NOT_ALLOWED)
 
     def known_as(self) -> str:
         """What `whoami` answers."""

@@ -41,8 +41,8 @@ class Refused(Exception):
 
 
 class Guard:
-    """Of one Listen: `http` is what `HttpListen` says of proofs, `rights` what rules the commands of those who gave
-    one, None for nothing."""
+    """Of one Listen: `users` is the uri of the file with their passwords, `rights` what rules the commands of those who
+    have proven who they are, None for nothing."""
 
     def __init__(self, clock: Clock, users: str | None, *, by_certificate: bool, rights: Authority | None) -> None:
         self._users = UserFile(*split_uri(users), clock.now) if users else None

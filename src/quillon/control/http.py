@@ -85,7 +85,6 @@ def _stamps(given: HttpSettings) -> Stamps:
 class _Running:
     server: uvicorn.Server
     task: asyncio.Task[None]
-    sock: socket.socket
     settings: HttpSettings
     stamps: Stamps
 
@@ -97,22 +96,25 @@ class HttpServers:
         self._console = console
         self._clock = clock
         self._workers = Workers(base)
+        self._sockets: dict[str, socket.socket] = {}
         self._running: dict[str, _Running] = {}
 
     async def listen(self, new: Mapping[str, socket.socket], settings: Mapping[str, HttpSettings]) -> None:
         """Take over newly bound sockets by name; what is not in `settings` ends. A Listen whose settings and files are
         as they were is left alone; another begins anew with the socket that it has. Raises OSError and ssl.SSLError for
         certificates that cannot be loaded."""
-        sockets = {name: running.sock for name, running in self._running.items()} | dict(new)
+        self._sockets |= new
         for name, running in list(self._running.items()):
             same = name in settings and (settings[name], _stamps(settings[name])) == (running.settings, running.stamps)
             if not same:
-                await self._end(name, keep=name in settings)
+                await self._end(name)
+        for name in self._sockets.keys() - settings.keys():
+            self._sockets.pop(name).close()
         for name, given in settings.items():
-            if name in sockets and name not in self._running:
-                self._start(name, sockets[name], given)
+            if name in self._sockets and name not in self._running:
+                self._start(name, given)
 
-    def _start(self, name: str, sock: socket.socket, given: HttpSettings) -> None:
+    def _start(self, name: str, given: HttpSettings) -> None:
         rights = given["rights"]
         guard = Guard(
             self._clock,
@@ -145,13 +147,11 @@ class HttpServers:
         if config.ssl is not None:
             config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
         server = _Server(config)
-        task = asyncio.get_running_loop().create_task(server.serve(sockets=[sock.dup()]))
-        self._running[name] = _Running(server, task, sock, given, _stamps(given))
+        task = asyncio.get_running_loop().create_task(server.serve(sockets=[self._sockets[name].dup()]))
+        self._running[name] = _Running(server, task, given, _stamps(given))
 
-    async def _end(self, name: str, *, keep: bool) -> None:
+    async def _end(self, name: str) -> None:
         running = self._running.pop(name)
         running.server.should_exit = True
         with contextlib.suppress(Exception):
             await running.task
-        if not keep:
-            running.sock.close()

@@ -35,7 +35,7 @@ from starlette.routing import Route
 from quillon import __version__
 from quillon.control import rendering, submission
 from quillon.control.commands import Command, Role
-from quillon.control.console import Client, Console, ConsoleError
+from quillon.control.console import Client, Console, ConsoleError, DeniedError
 from quillon.control.guard import HEADERS, Guard, Refused
 from quillon.control.openapi import DESCRIPTION
 from quillon.control.submission import BadMessage, Workers
@@ -109,9 +109,10 @@ class Site:
                     response.headers["WWW-Authenticate"] = 'Basic realm="quillon", charset="UTF-8"'
             except BadMessage as bad:
                 response = problem(400, str(bad))
+            except DeniedError as denied:
+                response = problem(403, str(denied))
             except ConsoleError as error:
-                denied = str(error).startswith("Not Authorized")
-                response = problem(403 if denied else 400, str(error))
+                response = problem(400, str(error))
             for name, value in HEADERS.items():
                 response.headers.setdefault(name, value)
             return response
