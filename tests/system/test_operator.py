@@ -155,6 +155,27 @@ def test_mail_is_dropped_and_bounced_by_who_sent_it(operated: Operated) -> None:
     assert operated.result("find", "--all")["total"] == 0
 
 
+def test_the_manuals_words_for_bindings_and_for_everything(operated: Operated) -> None:
+    for number in range(4):
+        operated.send(f"b{number}@partner.test")
+    operated.waits(4)
+    assert operated.say("rebind", "all", "--to", "second", "--yes") == "Rebound 4 messages.\n"
+    assert (
+        operated.say("binding", "flush", "domain", "default", "all") == "All domains flushed.  0 messages requeued.\n"
+    )
+    assert operated.say("binding", "flush", "domain", "second", "partner.test") == (
+        "partner.test flushed.  4 messages requeued.\n"
+    )
+    operated.waits(4)
+    assert "0 messages would be failed" in operated.say("binding", "fail", "domain", "default", "all", status=1)
+    one = operated.result("find", "--all")["items"][0]["id"]
+    assert operated.say("message", "discard", one) == "Message failed\n"
+    said = operated.say("binding", "fail", "domain", "quiet", "second", "other.test", "--yes")
+    assert said == "other.test purged, 0 messages failed.\n"
+    assert operated.say("fail", "all", "quiet", "gone", "--yes") == "All domains purged, 3 messages failed.\n"
+    assert operated.result("find", "--all")["total"] == 0
+
+
 def test_mail_is_put_off(operated: Operated) -> None:
     operated.say("suspend", "partner.test")
     for number in range(4):
@@ -250,6 +271,8 @@ NOT_UNDERSTOOD: list[tuple[tuple[str, ...], str]] = [
     (("message", "details", "53/6B-18426-1AAEACF3"), "no message of this id waits here or is being delivered"),
     (("message", "retry"), "write it so: message retry ID"),
     (("reroute", "queue", "a.test"), "say which messages"),
+    (("binding", "fail", "domain", "second"), "binding fail domain [quiet] BINDING NAME"),
+    (("binding", "flush", "domain", "second"), "binding flush domain BINDING NAME"),
     (("reroute", "queue", "a.test", "b..test"), "'b..test' is no domain and no address"),
     (("showqueue",), "showqueue [binding B] DOMAIN [limit,offset]"),
     (("suspend", "x.test", "--sender", "y"), "what is suspended is a domain, a binding, or --all"),

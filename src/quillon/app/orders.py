@@ -41,6 +41,11 @@ class Orders:
             "fail": self._fail,
             "fail domain": partial(self._fail_domain, quiet=False),
             "fail domain quiet": partial(self._fail_domain, quiet=True),
+            "fail all": partial(self._fail_all, quiet=False),
+            "fail all quiet": partial(self._fail_all, quiet=True),
+            "binding flush domain": self._flush_of_binding,
+            "binding fail domain": partial(self._fail_domain, quiet=False, binding=True),
+            "binding fail domain quiet": partial(self._fail_domain, quiet=True, binding=True),
             "delay": self._delay,
             "discard": self._discard,
             "rebind": self._rebind,
@@ -82,7 +87,15 @@ class Orders:
 
     async def _flush_domain(self, words: list[str], _who: str) -> Rows:
         name = selection.only(words, "flush domain NAME, or all").lower()
-        wanted = Selection() if name == "all" else Selection(domain=name)
+        return await self._flush_named("", name)
+
+    async def _flush_of_binding(self, words: list[str], _who: str) -> Rows:
+        if len(words) != 2:
+            raise ValueError("binding flush domain BINDING NAME, or all")
+        return await self._flush_named(words[0], words[1].lower())
+
+    async def _flush_named(self, binding: str, name: str) -> Rows:
+        wanted = Selection(binding=binding, domain="" if name == "all" else name)
         return [{"count": await self._steering.flush(wanted), "done": True, "what": "tried now", "domain": name}]
 
     async def _fail(self, words: list[str], _who: str) -> Rows:
@@ -91,18 +104,22 @@ class Orders:
         reply, quiet = _purged(str(asked.options.get("note", ""))), "quiet" in asked.options
         return await self._order(asked, "failed", lambda: self._steering.fail(asked.selection, reply, quiet=quiet))
 
-    async def _fail_domain(self, words: list[str], _who: str, *, quiet: bool) -> Rows:
-        """`NAME [text]`, or all."""
+    async def _fail_domain(self, words: list[str], _who: str, *, quiet: bool, binding: bool = False) -> Rows:
+        """`NAME [text]`, or all; with `binding` that of a binding, which comes first."""
         done = "--yes" in words
         words = [word for word in words if word != "--yes"]
-        if not words:
-            raise ValueError("fail domain [quiet] NAME [TEXT], or all")
+        if len(words) < 1 + binding:
+            raise ValueError(f"{'binding ' * binding}fail domain [quiet] {'BINDING ' * binding}NAME [TEXT], or all")
+        given = ["--binding", words.pop(0)] if binding else []
         name = words[0].lower()
-        given = ["--all"] if name == "all" else ["--domain", name]
-        asked = selection.read([*given, *(["--yes"] if done else [])], flags=("yes",))
+        given += ["--domain", name] if name != "all" else []
+        asked = selection.read([*(given or ["--all"]), *(["--yes"] if done else [])], flags=("yes",))
         reply = _purged(" ".join(words[1:]))
         rows = await self._order(asked, "failed", lambda: self._steering.fail(asked.selection, reply, quiet=quiet))
         return [{**row, "domain": name} for row in rows]
+
+    async def _fail_all(self, words: list[str], who: str, *, quiet: bool) -> Rows:
+        return await self._fail_domain(["all", *words], who, quiet=quiet)
 
     async def _discard(self, words: list[str], _who: str) -> Rows:
         asked = selection.read(words, flags=("yes",))

@@ -36,8 +36,12 @@ class Rule:
 
     def concerns(self, key: Key) -> bool:
         """Whether a destination is under this rule when it is engaged."""
-        bindings = ("*", key.binding.lower(), key.binding_group.lower())
-        return self.binding in bindings and self.domain in ("*", key.domain.lower(), key.via.lower())
+        own = Key(key.binding_group.lower(), key.binding.lower(), key.domain)
+        return (self.binding == "*" or own.leaves_from(self.binding)) and self.domain in (
+            "*",
+            key.domain.lower(),
+            key.via.lower(),
+        )
 
     def engaged(self, at: datetime.datetime) -> bool:
         """Whether it holds in the minute of `at`."""

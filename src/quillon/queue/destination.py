@@ -38,6 +38,11 @@ class Key(NamedTuple):
     via: str = ""
     override: Hashable = None
 
+    def leaves_from(self, name: str) -> bool:
+        """Whether a name is that of its binding, or of the group that holds it. Bindings that stand alone are of the
+        group `default` here, which is no group of the operator's: the name means the binding."""
+        return name == self.binding or (name == self.binding_group and name != "default")
+
 
 def key_of(message: Message) -> Key:
     return Key(message.binding_group, message.binding, message.destination, message.via, message.override)

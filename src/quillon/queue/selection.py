@@ -33,7 +33,7 @@ class Selection(NamedTuple):
 
     def concerns(self, key: Key) -> bool:
         """Whether messages of a destination may be meant."""
-        return self.binding in ("", key.binding, key.binding_group)
+        return not self.binding or key.leaves_from(self.binding)
 
     def predicate(self, now: float) -> Callable[[Message], bool]:
         """Whether a message is meant, of a destination that `concerns`: no more is asked than is named, for a million

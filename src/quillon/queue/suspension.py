@@ -34,7 +34,7 @@ class Suspension:
 
     def concerns(self, key: Key) -> bool:
         """Whether a destination is suspended by it."""
-        return self.binding in ("", key.binding, key.binding_group) and self.domain in ("", key.domain, key.via)
+        return (not self.binding or key.leaves_from(self.binding)) and self.domain in ("", key.domain, key.via)
 
     def row(self) -> dict[str, str | float | None]:
         """As JSON has it, with null for an end that only a command makes."""

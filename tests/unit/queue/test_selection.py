@@ -89,6 +89,15 @@ def test_an_id_is_read_as_it_is_shown(slot: int, pid: int, counter: int) -> None
     assert MessageId.parse(f" {str(number).lower()}\n") == number
 
 
+def test_the_default_binding_is_not_every_binding_that_stands_alone() -> None:
+    default, other = Key("default", "default", "x.test"), Key("default", "b1", "x.test")
+    wanted = read(["--binding", "default"]).selection
+    assert (wanted.concerns(default), wanted.concerns(other)) == (True, False)
+    held = Suspensions([suspension("", "default")])
+    assert held.of(default, NOW) is not None
+    assert held.of(other, NOW) is None
+
+
 KEY = Key("group", "b1", "x.test", "via.test")
 
 
