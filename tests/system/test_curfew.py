@@ -55,6 +55,12 @@ def test_the_manuals_schedule(key: Key, at: datetime.datetime, held: bool) -> No
     assert parse(SCHEDULE).until(key, now) == ((now // 60 + 1) * 60 if held else 0.0)
 
 
+def test_a_rule_for_the_binding_default_holds_for_it_alone() -> None:
+    found = parse("default * on * * * * *")
+    assert found.until(_key("default", "y.test"), FRIDAY.timestamp())
+    assert not found.until(_key("b1", "y.test"), FRIDAY.timestamp())
+
+
 @pytest.mark.parametrize(
     "line",
     ["* * on * * * *", "* * maybe * * * * *", "* * on 60 * * * *", "* * on * 5-3 * * *", "* * on */0 * * * *",
