@@ -505,10 +505,23 @@ def test_pages_show_what_waits_and_orders_ask_first(served: Served) -> None:
     assert any(text.startswith("console: ann: fail --domain held.test --yes: 1 messages") for text in noted)
 
 
+def test_the_configuration_is_explained_with_places(served: Served) -> None:
+    page = served.get("/configuration", params={"domain": "held.test"}).text
+    assert "suspend_delivery" in page
+    assert re.search(r'class="place">[^<]*ecelerity.conf:\d+:\d+</span> Domain &#34;held.test&#34;', page), page
+    page = served.get("/configuration", params={"domain": "other.test", "option": "nothing_of_this_name"}).text
+    assert "no option matches" in page
+    found = served.post("/api/v1/commands", {"command": "config explain other.test"}).json()["result"]
+    assert found["goes_to"] == f"127.0.0.1:{served.other.port}"
+    said = served.post("/api/v1/commands", {"command": "config explain held.test tls_verify"}).json()["result"]
+    assert said["options"][0]["value"] == "no"
+    assert said["options"][0]["set_at"] is None
+
+
 def test_a_listener_that_asks_nobody_lets_people_look(tmp_path: Path, server: Callable[..., Server]) -> None:
     made = Served(tmp_path, server, http="Idle_Time = 300")
     try:
-        for path in ("/", "/metrics", "/queues", "/api/v1/queues"):
+        for path in ("/", "/metrics", "/queues", "/configuration", "/certificates", "/api/v1/queues"):
             assert made.get(path, auth=None).status_code == 200
         assert made.post("/api/v1/messages", ONE, auth=None).status_code == 403
         for command in ("flush domain x.test", "config reload", "suspend --all"):

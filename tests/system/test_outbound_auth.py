@@ -16,7 +16,7 @@ import pytest
 
 from quillon.cli.main import main
 from quillon.config.load import load
-from quillon.delivery import dispatcher
+from quillon.delivery import inquiry
 from quillon.delivery.connection import ConnectionServices
 from quillon.delivery.dispatcher import Dispatcher, Share
 from quillon.mail.address import Mailbox
@@ -322,7 +322,7 @@ def test_asking_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "c").write_text("Retry_Interval = 1000")
     config = load(str(tmp_path / "c")).config
     assert config is not None
-    monkeypatch.setattr(dispatcher, "PATIENCE", 0.01)
+    monkeypatch.setattr(inquiry, "PATIENCE", 0.01)
     events: list[Event] = []
     reports: list[str] = []
     clock = SystemClock()

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quillon.app.orders import Orders, Rows
+from quillon.config import provenance
 from quillon.config.settings import InboundTls
 from quillon.control.rendering import MAILQ
 from quillon.delivery import reasons, report
@@ -65,6 +66,7 @@ class Answers:
             "show outbound": self._outbound,
             "dns_cache lookup": self._cached,
             "refresh domain": self._refresh,
+            "config explain": self._explain,
             "spool show": self._spool,
             "tls show cache": self._contexts,
             "tls flush cache": self._renew,
@@ -241,6 +243,20 @@ class Answers:
     async def _outbound(self, _words: list[str]) -> Rows:
         rows = sorted(report.connections(self._worker.dispatcher.connections()), key=lambda row: float(row["since"]))
         return [*rows[:LISTED], {"total": len(rows), "window": [LISTED, 0]}]
+
+    async def _explain(self, words: list[str]) -> Rows:
+        """`DOMAIN [OPTION]`: what is written for it, or all options of a name, with what they beat."""
+        if len(words) not in (1, 2):
+            raise ValueError("config explain DOMAIN [OPTION]")
+        outbound, domain = self._worker.config.outbound, words[0].lower()
+        found = sorted(outbound.explain("default", "default", domain), key=lambda one: one.option.name)
+        wanted = words[1].lower() if len(words) == 2 else ""
+        rows = [one for one in found if (wanted in one.option.name if wanted else one.entry is not None)]
+        if not rows:
+            raise ValueError(f"no option matches {wanted!r}" if wanted else "nothing is written for it: defaults hold")
+        gateway = outbound.routing("default", "default", domain).domain
+        head = [{"domain": domain, "goes_to": gateway}] if gateway != domain else []
+        return [*head, *map(provenance.row, rows)]
 
     async def _spool(self, _words: list[str]) -> Rows:
         store, room = self._worker.store, self._worker.room

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from quillon.cli.configuration import DEFAULT, FAULTY, read
+from quillon.config import provenance
 from quillon.config.model import Config
 from quillon.config.nearest import did_you_mean
-from quillon.config.scope import Entry, Resolution
+from quillon.config.scope import Resolution
 
 
 def add(commands: Any) -> None:
@@ -46,7 +47,7 @@ def run(given: argparse.Namespace) -> int:
         return _fail(f"no option matches{did_you_mean((given.option or '').lower(), config.table.options)}")
     rows = sorted(rows, key=lambda row: row.option.name)
     if given.json:
-        print(json.dumps({**title, "options": [_as_json(row) for row in rows]}, indent=2))
+        print(json.dumps({**title, "options": [provenance.row(row) for row in rows]}, indent=2))
     else:
         _print(title, rows)
     return 0
@@ -81,18 +82,6 @@ def _rows(config: Config, given: argparse.Namespace) -> tuple[dict[str, str], li
     return title, config.inbound.explain(node, client)
 
 
-def _as_json(row: Resolution) -> dict[str, Any]:
-    entry, node = row.entry, row.node
-    return {
-        "option": row.option.name,
-        "value": _text(row, entry) if entry else row.option.default,
-        "set_at": str(entry.position) if entry else None,
-        "scope": node.path if node else None,
-        "status": row.option.status,
-        "beaten": [{"value": _text(row, e), "set_at": str(e.position), "scope": n.path} for n, e in row.beaten],
-    }
-
-
 def _print(title: dict[str, str], rows: Iterable[Resolution]) -> None:
     print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in title.items()))
     for row in rows:
@@ -100,14 +89,10 @@ def _print(title: dict[str, str], rows: Iterable[Resolution]) -> None:
             print(f"{row.option.name} = {_shown(row.option.default)}    default")
         else:
             status = "" if row.option.status == "honoured" else f" ({row.option.status}, without effect)"
-            print(f"{row.option.name} = {_text(row, row.entry)}    {row.entry.position} in {row.node.path}{status}")
+            value = provenance.text(row, row.entry)
+            print(f"{row.option.name} = {value}    {row.entry.position} in {row.node.path}{status}")
         for node, entry in row.beaten:
-            print(f"    beats {_text(row, entry)}    {entry.position} in {node.path}")
-
-
-def _text(row: Resolution, entry: Entry) -> str:
-    """What was written, but for passwords."""
-    return "(hidden)" if row.option.secret else entry.text
+            print(f"    beats {provenance.text(row, entry)}    {entry.position} in {node.path}")
 
 
 def _shown(default: str | None) -> str:

@@ -133,6 +133,9 @@ COMMANDS = (
     Command("metrics", "", "counters, in the text format of Prometheus", _V, show.text_metrics, show.merge_metrics),
     Command("alerts", "", "what is wrong now, and what to do (stanza alerts)", by=By.SUPERVISOR),
     Command("spool show", "", "room on the spool's disk, and what waits to be written", _V, show.text_spool),
+    Command("config explain", "DOMAIN [OPTION]", "what holds for a domain, where it is written, and what it beat", _V,
+        show.text_explained, show.merge_explained,
+    ),
     Command("reopen logs", "", "open the log files anew, as after a rotation", _O, by=By.SUPERVISOR),
     Command("config reload", "", "read the configuration again, as SIGHUP does", _A, by=By.SUPERVISOR),
     Command(

@@ -432,6 +432,28 @@ def text_cached(found: Row) -> str:
     return "\n".join([head, *records]) + "\n"
 
 
+def merge_explained(rows: Rows) -> Row:
+    """The answer of one worker: all have the same configuration."""
+    options: dict[str, Row] = {}
+    merged: Row = {"goes_to": ""}
+    for row in rows:
+        if "option" in row:
+            options.setdefault(row["option"], row)
+        else:
+            merged["goes_to"] = row["goes_to"]
+    return {**merged, "options": list(options.values())}
+
+
+def text_explained(found: Row) -> str:
+    out = [f"its mail goes to {found['goes_to']}"] if found["goes_to"] else []
+    for row in found["options"]:
+        where = f"{row['set_at']} in {row['scope']}" if row["set_at"] else "default"
+        value = "(not set)" if row["value"] is None else row["value"] or '""'
+        out.append(f"{row['option']} = {value}    {where}")
+        out += [f"    beats {one['value']}    {one['set_at']} in {one['scope']}" for one in row["beaten"]]
+    return "".join(f"{line}\n" for line in out)
+
+
 # words --------------------------------------------------------------------------------------------------------------
 
 

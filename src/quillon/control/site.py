@@ -85,6 +85,7 @@ class Site:
             self._route("/queues", self._queues),
             self._route("/domain/{domain:path}", self._domain),
             self._route("/message/{id:path}", self._message),
+            self._route("/configuration", self._configuration),
             self._route("/certificates", self._certificates),
             self._route("/order", self._order, "POST"),
             self._route("/api/v1/openapi.json", self._description),
@@ -261,6 +262,18 @@ class Site:
     async def _message(self, request: Request, client: Client) -> Response:
         found = await self._ask(client, "message", "why", request.path_params["id"])
         return self._page("message.html", client, message=found["message"], reasons=found.get("reasons", []))
+
+    async def _configuration(self, request: Request, client: Client) -> Response:
+        """What holds for a domain, with places; that of no domain in particular without one."""
+        domain = request.query_params.get("domain", "").strip() or "example.invalid"
+        option = request.query_params.get("option", "").strip()
+        try:
+            found, problem = await self._ask(client, "config", "explain", domain, *([option] if option else [])), ""
+        except DeniedError:
+            raise
+        except ConsoleError as error:
+            found, problem = {"goes_to": "", "options": []}, str(error)
+        return self._page("configuration.html", client, domain=domain, option=option, found=found, problem=problem)
 
     async def _certificates(self, _request: Request, client: Client) -> Response:
         values = await self._ask(client, "metrics")
