@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from quillon.config.load import load
-from quillon.config.model import Config
+if TYPE_CHECKING:
+    from quillon.config.model import Config
 
 FAULTY = 2  # exit status
 DEFAULT = "ecelerity.conf"  # in the current folder
@@ -20,6 +21,8 @@ def say_which(path: str) -> None:
 
 def read(path: str) -> Config | None:
     """The configuration, or None with its faults on stderr."""
+    from quillon.config.load import load  # noqa: PLC0415 - for those who only want the name of the file
+
     say_which(path)
     loaded = load(path)
     if loaded.config is None:

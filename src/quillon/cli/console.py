@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quillon.cli.configuration import DEFAULT
-from quillon.config.load import load
-from quillon.control.commands import COMMANDS
-from quillon.control.console import LOCAL_PATIENCE
 from quillon.control.rendering import CONFIRM, ERROR
 
 JSON_ERROR = ('{"error":', '{"type":')  # how JSON begins that is no answer
+PATIENCE = 300.0  # seconds for an answer; a reload may try a configuration out for long
 LEAVE = ("quit", "exit", "\\quit")
 
 
@@ -80,6 +78,8 @@ def _own_options(given: argparse.Namespace) -> list[str]:
 
 def _socket_of(config: str) -> str | None:
     """The first socket of Control_Listener; None if there is none, which is told."""
+    from quillon.config.load import load  # noqa: PLC0415 - only for those who do not name the socket
+
     # a server that runs is to be asked even while its file is being edited
     loaded = load(config)
     sockets = loaded.tree.stanzas.control_sockets()
@@ -112,7 +112,7 @@ def _server(given: argparse.Namespace) -> Server | None:
 
 def _ask_socket(path: str, line: str) -> str:
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(LOCAL_PATIENCE)
+        sock.settimeout(PATIENCE)
         sock.connect(path)
         sock.sendall(f"{line}\n".encode())
         said = b""
@@ -130,7 +130,7 @@ def _ask_http(url: str, login: tuple[str, str] | None, cert: str | None, ca: str
         verify.load_cert_chain(cert)
     try:
         auth = httpx.BasicAuth(*login) if login else None
-        with httpx.Client(verify=verify, timeout=LOCAL_PATIENCE, auth=auth) as client:
+        with httpx.Client(verify=verify, timeout=PATIENCE, auth=auth) as client:
             answer = client.post(
                 f"{url.rstrip('/')}/api/v1/commands",
                 json={"command": line.removeprefix("json ")},
@@ -225,6 +225,8 @@ def _history_file() -> Path | None:
 def _completer() -> Any:
     """Completes the names of commands and their options, word by word."""
     from prompt_toolkit.completion import NestedCompleter  # noqa: PLC0415
+
+    from quillon.control.commands import COMMANDS  # noqa: PLC0415
 
     tree: dict[str, Any] = dict.fromkeys(LEAVE)
     for command in COMMANDS:
