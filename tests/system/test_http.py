@@ -235,7 +235,21 @@ def test_no_value_becomes_a_field_or_a_body_of_its_own(served: Served) -> None:
         {**ONE, "reply_to": f"{INJECTION} <a@x.test>"},
         {**ONE, "to": [f"{INJECTION} <a@x.test>"]},
         {**ONE, "subject": "Hello {{n}}", "recipients": [named]},
+        *(
+            {**ONE, "attachments": [{"name": name, "type": kind, "data": "aGk="}]}
+            for name, kind in (
+                (INJECTION, "text/plain"),
+                ("a\r\nX: y", "text/plain"),
+                ("a\u2028b", "text/plain"),
+                ("a" * 300, "text/plain"),
+                ("a", f"text/{INJECTION}"),
+                ("a", "text/plain; name=b"),
+                ("a", "multipart/mixed"),
+                ("a", "message/rfc822"),
+            )
+        ),
         {**ONE, "subject": "a\u2028b"},
+        {**ONE, "subject": "{{n}}", "recipients": [{"address": "b@x.test", "substitutions": {"n": "é" * 16000}}]},
         {**ONE, "subject": "a\x1b[31m"},
         {**ONE, "subject": "x" * 3000},
         {**ONE, "headers": {"X-A": "x" * 3000}},

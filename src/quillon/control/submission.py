@@ -26,9 +26,11 @@ from quillon.listener.intake import NAME
 
 _NAME = re.compile(r"[!-9;-~]{1,200}")  # RFC 5322 3.6.8
 _PLACE = re.compile(r"\{\{([^{}]{1,100})\}\}")
+_MEDIA = re.compile(r"([A-Za-z0-9!#$&^_.+-]{1,100})/([A-Za-z0-9!#$&^_.+-]{1,100})")  # RFC 6838 4.2
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 LARGEST = 64 << 20  # octets of the messages of one request
 LONGEST = 2000  # characters of a field
+LONGEST_NAME = 255  # characters of the name of a file
 MOST_SHOWN = 50  # addresses of a field
 MOST_RECIPIENTS = 900_000  # octets of their addresses, which go to a worker in one line
 DAY = 86400.0
@@ -105,8 +107,8 @@ def _one(given: Mapping[str, Any], recipients: list[str], values: Mapping[str, s
         if name not in ("text", "html") and len(found) > LONGEST:
             raise BadMessage(f"{name}: longer than {LONGEST} characters")
         filled = _PLACE.sub(lambda match: values.get(match[1], match[0]), found)
-        if len(filled) > LARGEST:
-            raise BadMessage(f"{name}: longer than {LARGEST >> 20} MiB")
+        if len(filled) > (LARGEST if name in ("text", "html") else LONGEST):
+            raise BadMessage(f"{name}: too long, once values are filled in")
         return filled
 
     message = EmailMessage(policy=SMTP)
@@ -179,14 +181,16 @@ def _addresses(name: str, found: Any) -> list[str]:
 def _attach(message: EmailMessage, given: Any) -> None:
     if not isinstance(given, dict) or not {"name", "type", "data"} == given.keys():
         raise BadMessage('attachments: {"name": ..., "type": "application/pdf", "data": BASE64} each')
-    main, slash, sub = str(given["type"]).partition("/")
-    if not slash:
-        raise BadMessage(f"attachments: {given['type']!r:.60} is no media type")
+    name, match = str(given["name"]), _MEDIA.fullmatch(str(given["type"]))
+    if match is None or match[1].lower() in ("multipart", "message"):
+        raise BadMessage(f"attachments: {given['type']!r:.60} is no media type of a file")
+    if not name.isprintable() or len(name) > LONGEST_NAME or "=?" in name:
+        raise BadMessage(f"attachments: {name!r:.60} is no name of a file")
     try:
         data = base64.b64decode(str(given["data"]), validate=True)
     except binascii.Error:
         raise BadMessage("attachments: data are not base64") from None
-    message.add_attachment(data, maintype=main, subtype=sub, filename=str(given["name"]))
+    message.add_attachment(data, maintype=match[1], subtype=match[2], filename=name)
 
 
 @dataclass
