@@ -9,12 +9,15 @@ import smtplib
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from quillon.app.suspended import change
+from quillon.queue.suspension import Suspension
 from tests.support.clients import MESSAGE
 from tests.support.server import Server, free_port, until
 from tests.support.sinks import SinkThread
@@ -224,6 +227,18 @@ def test_a_file_of_suspensions_that_is_broken_is_kept_and_told_of(operated: Oper
     assert (spool / "suspended.broken").exists()
     operated.say("suspend", "other.test")
     assert "domain other.test is suspended" in operated.say("suspended")
+
+
+def test_a_worker_that_was_not_there_hears_of_a_pause_all_the_same(operated: Operated) -> None:
+    spool = operated.server.folder / "spool"
+    now = time.time()
+    one = Suspension("other.test", "", "by another worker", "root", now, now + 3600)
+    change(spool, now, lambda found: found.add(one))
+    until(lambda: len(operated.result("suspended")) == 1, "the pause")
+    operated.send("b@other.test")
+    until(lambda: operated.result("find", "--all")["total"] == 1, "the message waits")
+    change(spool, now, lambda found: found.remove("other.test", ""))
+    until(lambda: operated.other.messages, "the message")
 
 
 def test_a_pause_ends_by_itself(operated: Operated) -> None:

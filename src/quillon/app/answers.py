@@ -44,7 +44,7 @@ class Answers:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._steering = Steering(worker.dispatcher)
-        self._orders = Orders(worker, self._steering)
+        self.orders = Orders(worker, self._steering)
         self._before: dict[str, int] = {}  # counters at the last `summary reset`
         self._since = worker.clock.now()
         self._oldest, self._oldest_until = 0.0, 0.0  # when the oldest message came, as it is told until a time
@@ -78,8 +78,8 @@ class Answers:
 
     async def to(self, command: str, words: list[str], who: str) -> Rows:
         """The rows of this worker's answer. Raises OSError, ValueError and what a script's command raises."""
-        if self._orders.knows(command):
-            return await self._orders.carry_out(command, words, who)
+        if self.orders.knows(command):
+            return await self.orders.carry_out(command, words, who)
         function = self._functions.get(command)
         if function is None:
             raise ValueError(f"{command}: this worker knows no such command")

@@ -212,6 +212,16 @@ class Orders:
         await self._change(domain, lambda found: found.remove(domain, binding))
         return [{**one.row(), "count": 0, "done": True, "noted": True}] if one is not None else []
 
+    async def follow(self) -> None:
+        """Take over what other workers have suspended or resumed while this one was not there to be told."""
+        base = Path(self._worker.config.node().spoolbase)
+        found = await asyncio.to_thread(suspended.read, base, self._worker.report)
+        before = self._worker.dispatcher.halts.suspensions.current(self._now())
+        places = {(one.domain, one.binding) for one in found.current(self._now())}
+        if places != {(one.domain, one.binding) for one in before}:
+            for domain in {domain for domain, _ in places} | {one.domain for one in before}:
+                await self._steering.suspend(found, domain)
+
     async def _change(self, domain: str, make: Callable[[Suspensions], None]) -> int:
         """Gives how many messages wait under what is suspended then."""
         base = Path(self._worker.config.node().spoolbase)

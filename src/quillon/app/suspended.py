@@ -31,6 +31,15 @@ def read(base: Path, report: Callable[[str], None]) -> Suspensions:
         return Suspensions()
 
 
+def stamp(base: Path) -> tuple[int, int]:
+    """What tells one state of the file from another; zeros while there is none."""
+    try:
+        state = os.stat(base / NAME)
+    except OSError:
+        return 0, 0
+    return state.st_mtime_ns, state.st_ino
+
+
 def change(base: Path, now: float, make: Callable[[Suspensions], None]) -> Suspensions:
     """Change what is suspended, on the disk first. Raises OSError; then nothing has changed."""
     path = base / NAME

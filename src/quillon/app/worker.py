@@ -99,6 +99,7 @@ class Worker:
         self._tls_watch = TlsWatch()
         self._told_of: set[str] = set()  # conditions that hold
         self._watches_at = 0.0
+        self._suspended = (0, 0)  # the state of the file of suspensions that was last looked at
         self._orders: set[asyncio.Task[None]] = set()
         self._intake = intake.Intake(lambda: self.services)
         self._short = False
@@ -133,7 +134,7 @@ class Worker:
     def _open_spool(self) -> None:
         node = self.config.node()
         base = Path(node.spoolbase)
-        self.store = Store(base / f"worker-{self.number}", node.spool_mode, self._report)
+        self.store = Store(base / f"worker-{self.number}", node.spool_mode, self.report)
         for folder in sorted(base.glob("worker-*")):
             name = folder.name.removeprefix("worker-")
             if not re.fullmatch("[0-9]+", name) or int(name) < self._count or int(name) % self._count != self.number:
@@ -143,18 +144,18 @@ class Worker:
                 self.log(Notice(self.clock.now(), f"took over {taken} messages from {folder}"))
             except SpoolError as error:
                 # it waits for whoever mends it; a spool of our own that cannot be used is found by `open`
-                self._report(f"{error}; its mail was not taken over")
+                self.report(f"{error}; its mail was not taken over")
         self.store.open()
 
     async def _build(self, config: Config) -> None:
         """Put the parts together. Raises LoadError."""
         node = config.node()
         self._deadlines = Deadlines(self.clock)
-        self.contexts = compose.contexts(config, self.clock, self._report)
+        self.contexts = compose.contexts(config, self.clock, self.report)
         self._hostname = compose.hostname(node)
         self.resolver = compose.resolver(node, self.clock)
         self._shared: dict[str, Any] = {}
-        self.policies = await policies.load(config, self.clock, self._report, self._policy_services())
+        self.policies = await policies.load(config, self.clock, self.report, self._policy_services())
         self._hooks = TlsHooks(self.policies.policy, config.folder)
         self._ids = IdSource(os.getpid(), self.store.newest)
         self._resident_bodies = ResidentBodies(share(node.max_resident_messages, self._count))
@@ -189,7 +190,7 @@ class Worker:
             log=self.log,
             say=self._channel.send,
             curfew=compose.curfew(config),
-            suspensions=suspended.read(Path(node.spoolbase), self._report),
+            suspensions=suspended.read(Path(node.spoolbase), self.report),
         )
         self._answers = Answers(self)
         self._watchman = self._watchman_of(config)
@@ -235,7 +236,7 @@ class Worker:
             config=config,
             contexts=self.contexts,
             policy=loaded.policy,
-            authenticator=Authenticator(self.clock, self._report, environment.auth),
+            authenticator=Authenticator(self.clock, self.report, environment.auth),
             failed_logins=self._failed_logins,
             turns=self._turns,
             recorder=self.recorder,
@@ -273,7 +274,7 @@ class Worker:
     def _watchman_of(self, config: Config) -> Watchman | None:
         """Who watches, if the configuration wants alerts."""
         given = config.stanzas.alerts()
-        return Watchman(given, self._hostname, self._inject, self._report) if given is not None else None
+        return Watchman(given, self._hostname, self._inject, self.report) if given is not None else None
 
     async def _take_in(self, config: Config) -> None:
         """Take messages that come by HTTP, if there is a listener for them."""
@@ -281,7 +282,7 @@ class Worker:
             try:
                 await self._intake.listen(self.store.folder / intake.NAME)
             except OSError as error:
-                self._report(f"HTTP_Listener: worker {self.number} takes no messages: {error}")
+                self.report(f"HTTP_Listener: worker {self.number} takes no messages: {error}")
 
     # log ------------------------------------------------------------------------------------------------------
 
@@ -292,7 +293,7 @@ class Worker:
             for alert in self._tls_watch.see(event):
                 self._alert(alert)
 
-    def _report(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """A panic line, from whichever thread."""
         event = Panic(self.clock.now(), text)
         if threading.current_thread() is threading.main_thread():
@@ -303,7 +304,7 @@ class Worker:
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A defect of ours in a callback: one line for the operator, the traceback on stderr, and mail goes on."""
         error = context.get("exception")
-        self._report(f"unexpected: {context.get('message')}: {error!r}")
+        self.report(f"unexpected: {context.get('message')}: {error!r}")
         if error is not None:
             traceback.print_exception(error)
 
@@ -381,7 +382,7 @@ class Worker:
         try:
             self._loggers.open()
         except OSError as error:
-            self._report(f"cannot open log {error.filename}: {error.strerror}")
+            self.report(f"cannot open log {error.filename}: {error.strerror}")
 
     def _refresh(self) -> None:
         """Certificates and keys that have changed on disk."""
@@ -389,6 +390,10 @@ class Worker:
         self.tell_reloaded(self.contexts.refresh())
         self._look_at_room()
         self._look_at_descriptors()
+        stamp = suspended.stamp(Path(self.config.node().spoolbase))
+        if stamp != self._suspended:
+            self._suspended = stamp
+            self._start(self._answers.orders.follow())
         if self._watchman is not None and self.clock.now() >= self._watches_at:
             self._watches_at = self.clock.now() + WATCH
             self._start(self._watch())
@@ -423,7 +428,7 @@ class Worker:
         if bool(shortage) != self._short:
             self._short = bool(shortage)
             refused = f"spool: no new mail is taken (452 4.3.1): {shortage}"
-            self._report(refused if shortage else "spool: mail is taken again")
+            self.report(refused if shortage else "spool: mail is taken again")
 
     def _look_at_descriptors(self) -> None:
         """Tell once that no descriptor is left, without which clients are hung up on before a word is said."""
@@ -436,7 +441,7 @@ class Worker:
             self._exhausted = exhausted
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             gone = f"has no descriptor left of {limit}: raise LimitNOFILE; clients are hung up on"
-            self._report(f"system: worker {self.number} {gone if exhausted else 'has descriptors again'}")
+            self.report(f"system: worker {self.number} {gone if exhausted else 'has descriptors again'}")
 
     def tell_reloaded(self, reloaded: list[Reloaded]) -> None:
         """What became of TLS contexts: a notice, or a panic line for one that could not be loaded."""
@@ -444,7 +449,7 @@ class Worker:
             if done:
                 self.log(Notice(self.clock.now(), f"tls: {text}"))
             else:
-                self._report(f"tls: {text}")
+                self.report(f"tls: {text}")
 
     async def _reload(self, new: dict[str, socket.socket], number: int, digest: str, missing: int) -> None:
         """Read the configuration again and use it, or keep the running one and say why. `digest` is that of the files
@@ -472,13 +477,13 @@ class Worker:
     async def _adopt(self, config: Config, new: dict[str, socket.socket]) -> Counter[str]:
         node = config.node()
         resolver = compose.resolver(node, self.clock)
-        loaded = await policies.load(config, self.clock, self._report, self._policy_services())
+        loaded = await policies.load(config, self.clock, self.report, self._policy_services())
         faults = credentials.faults(config, loaded.environment.auth)
         if faults:
             loaded.policy.close()
             raise LoadError("; ".join(faults))
         curfew = compose.curfew(config)
-        contexts = compose.contexts(config, self.clock, self._report)
+        contexts = compose.contexts(config, self.clock, self.report)
         loggers = Loggers(
             config.stanzas.loggers(), asyncio.get_running_loop().call_soon, config.stanzas.custom_loggers()
         )
@@ -521,7 +526,7 @@ class Worker:
         try:
             policy.close()
         except PolicyError as error:
-            self._report(str(error))
+            self.report(str(error))
 
     # the end --------------------------------------------------------------------------------------------------
 
