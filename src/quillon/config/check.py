@@ -210,7 +210,8 @@ def _check_http(config: Config, faults: list[Fault]) -> None:
             pass
         elif http.certificate is None:
             text = (
-                f"{name} can be reached from other machines: it needs TLS_Certificate, or an address such as 127.0.0.1"
+                f"{name} can be reached from other machines: it needs TLS_Certificate, or an address such as 127.0.0.1;"
+                " Enable = false leaves it out"
             )
             faults.append(Fault(node.position, text))
         elif not http.asks:
