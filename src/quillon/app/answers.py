@@ -96,11 +96,11 @@ class Answers:
     async def _gauges(self) -> Rows:
         """What goes up and down, as series and values."""
         worker, queues, now = self._worker, self._worker.dispatcher.queues, self._now()
-        totals = (await report.largest(queues, 0))[-1]
+        active, delayed = await report.totals(queues)
         refuses = bool(worker.room.shortage() or worker.store.failing)
         rows = {
-            gauge("quillon_queue_messages", state="active"): totals[2],
-            gauge("quillon_queue_messages", state="delayed"): totals[3],
+            gauge("quillon_queue_messages", state="active"): active,
+            gauge("quillon_queue_messages", state="delayed"): delayed,
             gauge("quillon_queue_destinations"): len(queues),
             gauge("quillon_queue_oldest_seconds"): await self.oldest(),
             gauge("quillon_queue_suspensions"): len(worker.dispatcher.halts.suspensions.current(now)),
@@ -130,9 +130,9 @@ class Answers:
 
     async def _summary(self, _words: list[str]) -> Rows:
         queues = self._worker.dispatcher.queues
-        totals = (await report.largest(queues, 0))[-1]
+        active, delayed = await report.totals(queues)
         row = {name: count - self._before.get(name, 0) for name, count in self._worker.metrics.totals().items()}
-        row |= {"active": totals[2], "delayed": totals[3], "active_domains": len(queues)}
+        row |= {"active": active, "delayed": delayed, "active_domains": len(queues)}
         row |= {"outbound": queues.opened, "inbound": len(self._worker.sessions)}
         return [{**row, "seconds": self._now() - self._since, "uptime": self._now() - self._worker.started}]
 

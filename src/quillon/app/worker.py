@@ -33,6 +33,7 @@ from quillon.app.watchman import Watchman
 from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.settings import share
+from quillon.delivery import report
 from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import ConnectionServices
 from quillon.delivery.dispatcher import Dispatcher, Share
@@ -56,7 +57,7 @@ from quillon.modules import load as policies
 from quillon.modules.load import LoadError, Policies, Services
 from quillon.net.channel import Channel
 from quillon.net.clock import Deadlines, SystemClock
-from quillon.net.turns import Turns, in_slices
+from quillon.net.turns import Turns
 from quillon.policy.environment import Lookup
 from quillon.policy.hook import Policy, PolicyError, words_of
 from quillon.policy.tls import TlsHooks
@@ -403,9 +404,8 @@ class Worker:
         watchman = self._watchman
         if watchman is None:
             return
-        queues = self.dispatcher.queues
         found = watchman.look(
-            waiting=sum([queue.waiting + queue.delayed async for queue in in_slices(queues)]),
+            waiting=sum(await report.totals(self.dispatcher.queues)),
             oldest=await self._answers.oldest(),
             free=self.room.free,
             refuses=self.room.shortage() or self.store.failing,

@@ -37,6 +37,15 @@ async def largest(queues: Queues[Connection], count: int) -> list[tuple[str, str
     return [*rows, (str(count), "", sizes.total() - delayed.total(), delayed.total())]
 
 
+async def totals(queues: Queues[Connection]) -> tuple[int, int]:
+    """How many messages may leave, and how many are delayed."""
+    active = delayed = 0
+    async for queue in in_slices(queues):
+        active += queue.waiting
+        delayed += queue.delayed
+    return active, delayed
+
+
 async def larger(queues: Queues[Connection], which: str, over: int) -> list[Row]:
     """Domains with so many messages that are active or delayed, the largest first, and the totals."""
     found: dict[str, list[int]] = {}

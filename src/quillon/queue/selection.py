@@ -57,17 +57,6 @@ class Selection(NamedTuple):
             return lambda _: True
         return checks[0] if len(checks) == 1 else lambda message: all(check(message) for check in checks)
 
-    def __str__(self) -> str:
-        """The whole of it in words, for whoever is asked to confirm."""
-        parts = [f"message {self.id}"] if self.id is not None else []
-        parts += [f"domain {self.domain}"] if self.domain else []
-        parts += [f"binding {self.binding}"] if self.binding else []
-        parts += ["senders of a pattern"] if self.sender is not None else []
-        parts += ["recipients of a pattern"] if self.recipient is not None else []
-        parts += [f"last reply with {self.cause!r}"] if self.cause else []
-        parts += [f"older than {self.older:.0f} s"] if self.older else []
-        return ", ".join(parts) or "everything"
-
 
 class Asked(NamedTuple):
     """The words of a command, read: what is meant, other options by name (`True` for one without a value), and the
