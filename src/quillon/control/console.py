@@ -23,8 +23,7 @@ from quillon import __version__
 from quillon.control.authority import NOT_ALLOWED, Authority, GroupsError
 from quillon.control.commands import By, Command, Role, find, help_text
 from quillon.control.messages import FromControl, Rights, ToControl
-from quillon.control.rendering import ERROR
-from quillon.mail.shown import printable
+from quillon.control.rendering import ERROR, printable_lines
 
 MAX_LINE = 4096
 MAX_CLIENTS = 32  # that are answered at a time
@@ -59,6 +58,21 @@ class Answer(NamedTuple):
 
     merged: Any
     late: str = ""
+
+    @property
+    def error(self) -> str:
+        """What went wrong; empty if nothing did."""
+        return str(self.merged.get("error", "")) if isinstance(self.merged, dict) else ""
+
+    def told(self) -> dict[str, Any]:
+        """As JSON has it: `result`, with `error` for what is none, and `incomplete` where a worker did not answer."""
+        error = {"error": self.error} if self.error else {}
+        late = {"incomplete": self.late.strip()} if self.late else {}
+        return {**error, "result": self.merged, **late}
+
+    def text(self, command: Command) -> str:
+        """As people read it, where nothing went wrong."""
+        return command.render(self.merged) + self.late
 
 
 @dataclass(frozen=True)
@@ -153,8 +167,7 @@ class Console:
 
     async def _answer_one(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         text = await self._heard(Client(_user(writer), self._authority.get(name)), reader)
-        shown = "\n".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))
-        writer.write(shown.encode())
+        writer.write(printable_lines(text).encode())
         # a console reads what it has asked for; one that does not is cut off
         await asyncio.wait_for(writer.drain(), PATIENCE)
         writer.close()
@@ -175,12 +188,9 @@ class Console:
         as_json = text.startswith("json ")
         try:
             command, answer = await self.ask(client, text.removeprefix("json "))
-            problem = answer.merged.get("error") if isinstance(answer.merged, dict) else None
             if as_json:
-                told = {"error": problem} if problem else {}
-                late = {"incomplete": answer.late.strip()} if answer.late else {}
-                return f"{json.dumps({**told, 'result': answer.merged, **late})}\n"
-            return f"{ERROR}{problem}\n" if problem else command.render(answer.merged) + answer.late
+                return f"{json.dumps(answer.told())}\n"
+            return f"{ERROR}{answer.error}\n" if answer.error else answer.text(command)
         except ConsoleError as error:
             words = str(error)
         except Exception as defect:

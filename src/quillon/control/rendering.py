@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 from quillon.log import metrics
+from quillon.mail.shown import printable
 
 ERROR = "error: "  # how a text begins that is no answer
 CONFIRM = "with --yes it is done"  # how an order ends that was counted only
@@ -18,6 +19,11 @@ MAILQ = 20  # destinations that mailq lists unless it is told otherwise
 
 Rows = list[Any]
 Row = dict[str, Any]
+
+
+def printable_lines(text: str) -> str:
+    """Text of which no line does anything to a terminal."""
+    return "\n".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))
 
 
 # counters and sizes -------------------------------------------------------------------------------------------------

@@ -123,8 +123,8 @@ class Site:
     async def _ask(self, client: Client, *words: str) -> Any:
         """The merged answer to a command. Raises ConsoleError."""
         _, answer = await self._console.ask(client, shlex.join(words))
-        if isinstance(answer.merged, dict) and "error" in answer.merged:
-            raise ConsoleError(str(answer.merged["error"]))
+        if answer.error:
+            raise ConsoleError(answer.error)
         return answer.merged
 
     # for machines ---------------------------------------------------------------------------------------------
@@ -157,13 +157,11 @@ class Site:
         if not isinstance(given, dict) or not isinstance(given.get("command"), str):
             raise BadMessage('{"command": "..."} is expected')
         command, answer = await self._console.ask(client, given["command"])
-        error = answer.merged.get("error") if isinstance(answer.merged, dict) else None
+        status = 400 if answer.error else 200
         if "text/plain" in request.headers.get("accept", ""):
-            text = f"{error}\n" if error else command.render(answer.merged) + answer.late
-            return PlainTextResponse(printable_lines(text), 400 if error else 200)
-        told = {"error": error} if error else {}
-        late = {"incomplete": answer.late.strip()} if answer.late else {}
-        return JSONResponse({**told, "result": answer.merged, **late}, 400 if error else 200)
+            text = f"{answer.error}\n" if answer.error else answer.text(command)
+            return PlainTextResponse(rendering.printable_lines(text), status)
+        return JSONResponse(answer.told(), status)
 
     async def _api_queues(self, request: Request, client: Client) -> Response:
         return JSONResponse(await self._ask(client, "mailq", request.query_params.get("limit", "20")))
@@ -294,15 +292,14 @@ class Site:
         if given.get("yes"):
             line += " --yes"
         command, answer = await self._console.ask(client, line)
-        error = answer.merged.get("error") if isinstance(answer.merged, dict) else None
-        if error and error.endswith(rendering.CONFIRM):
+        if answer.error.endswith(rendering.CONFIRM):
             return self._page(
                 "confirm.html", client, command=line, count=answer.merged["count"], what=answer.merged["what"]
             )
-        if error:
-            raise ConsoleError(str(error))
+        if answer.error:
+            raise ConsoleError(answer.error)
         back = str(given.get("back", "/"))
-        text = command.render(answer.merged) + answer.late
+        text = answer.text(command)
         return self._page("done.html", client, command=line, text=text, back=back if back.startswith("/") else "/")
 
     async def _events(self, _request: Request, client: Client) -> Response:
@@ -392,8 +389,3 @@ def _posted(kind: str, octets: bytes, query: QueryParams) -> list[submission.Pos
     except (ValueError, RecursionError) as error:
         raise BadMessage(f"no JSON: {error}") from None
     return [one for item in (given if isinstance(given, list) else [given]) for one in submission.from_json(item)]
-
-
-def printable_lines(text: str) -> str:
-    """Text of which no line does anything to a terminal."""
-    return "\n".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))
