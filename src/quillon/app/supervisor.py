@@ -102,9 +102,8 @@ class Supervisor:
         self._asked: list[Told] = []  # who has asked for a reload since it began
         self._round = _Round()
         self._leases = Leases()
-        alerts = config.stanzas.alerts()
         self._news: deque[Alert] = deque(maxlen=MOST_NEWS)
-        self._alerts = Alerts(alerts.every if alerts is not None else ALERT_SECONDS)
+        self._alerts = Alerts(_alerts_again(config))
         self._deaths: dict[int, int] = {}  # of a worker in a row, soon after its start
         self._status = 0
         self._signals: list[int] = []
@@ -598,8 +597,7 @@ class Supervisor:
                     sock.close()
             return [str(error)]
         self._config = config
-        alerts = config.stanzas.alerts()
-        self._alerts.every = alerts.every if alerts is not None else ALERT_SECONDS
+        self._alerts.every = _alerts_again(config)
         self._keep(made)
         wanted = {listen.name for listen in config.inbound.listens()}
         for sockets in self._sockets:
@@ -666,6 +664,12 @@ class Supervisor:
 
 def _heard_by_nobody(_problems: list[str]) -> None:
     """SIGHUP waits for no answer; the paniclog has it."""
+
+
+def _alerts_again(config: Config) -> float:
+    """Seconds after which an alert that holds is told again."""
+    alerts = config.stanzas.alerts()
+    return alerts.every if alerts is not None else ALERT_SECONDS
 
 
 def _status_words(code: int) -> str:
