@@ -8,15 +8,15 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from quillon.mail.message import Message
 from quillon.spool.inspect import Spool, Wanted
+from tests.support import warm
 
 PATIENCE = 30.0
 
@@ -69,7 +69,7 @@ class Server:
         self.folder = folder
         self.file = folder / "ecelerity.conf"
         self.output = folder / "output"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: BaseProcess | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.configure(config, workers=workers)
 
@@ -77,19 +77,23 @@ class Server:
         self.file.write_text(HEAD.format(workers=workers) + config)
 
     def start(self) -> Server:
-        with self.output.open("ab") as out:
-            offset = self.output.stat().st_size
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "quillon", "serve", "-c", str(self.file)], stdout=out, stderr=out
-            )
-        until(lambda: "ready:" in self.said(offset) or self.process.poll() is not None, "start")
-        assert self.process.poll() is None, self.said(offset)
+        self.output.touch()
+        offset = self.output.stat().st_size
+        self._process = warm.start(["serve", "-c", str(self.file)], self.output)
+        until(lambda: "ready:" in self.said(offset) or self.process.exitcode is not None, "start")
+        assert self.process.exitcode is None, self.said(offset)
         return self
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> BaseProcess:
         assert self._process is not None
         return self._process
+
+    @property
+    def pid(self) -> int:
+        """Of the supervisor."""
+        assert self.process.pid is not None
+        return self.process.pid
 
     def said(self, offset: int = 0) -> str:
         return self.output.read_bytes()[offset:].decode()
@@ -100,7 +104,7 @@ class Server:
 
     def children(self, name: str) -> list[int]:
         """Process ids of the supervisor's children whose name begins so."""
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         found = []
         for pid in path.read_text().split():
             with contextlib.suppress(OSError):  # it has ended meanwhile
@@ -109,22 +113,28 @@ class Server:
         return found
 
     def reload(self) -> None:
-        self.process.send_signal(signal.SIGHUP)
+        os.kill(self.pid, signal.SIGHUP)
 
     def stop(self) -> int:
         """SIGTERM; gives the exit status."""
         if self._process is None:
             return 0
         self._process.terminate()
-        status = self._process.wait(60)
+        status = self.ended(60)
         self._process = None
         return status
 
+    def ended(self, patience: float = PATIENCE) -> int:
+        """Wait for its end; gives the exit status."""
+        self.process.join(patience)
+        assert self.process.exitcode is not None, f"it has not ended within {patience} s"
+        return self.process.exitcode
+
     def kill(self) -> None:
         """kill -9 of all its processes, workers first."""
-        for pid in [*self.workers(), self.process.pid]:
+        for pid in [*self.workers(), self.pid]:
             os.kill(pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.ended(10)
         self._process = None
 
     def log(self, name: str) -> list[str]:

@@ -83,7 +83,7 @@ def test_commands(running: Running) -> None:
     for _ in range(8):
         running.send()
     assert stat.S_IMODE(os.stat(running.socket).st_mode) == 0o600
-    assert running.ask("pid") == f"{running.server.process.pid}\n"
+    assert running.ask("pid") == f"{running.server.pid}\n"
     assert running.ask("  VERSION ").startswith("quillon ")
     assert "tls show cache" in running.ask("help") == running.ask("")
     assert (
@@ -179,7 +179,7 @@ def test_clients_that_misbehave_hold_up_nobody(running: Running) -> None:
         sock.connect(str(running.socket))
         sock.sendall(b"\xff\x00 tls\n")
         assert b"unknown command" in sock.recv(1000)
-    until(lambda: running.ask("pid") == f"{running.server.process.pid}\n", "the console answers")
+    until(lambda: running.ask("pid") == f"{running.server.pid}\n", "the console answers")
 
 
 def test_a_worker_that_dies_is_not_waited_for(running: Running) -> None:

@@ -30,7 +30,7 @@ def _send(port: int, recipient: str = "bob@partner.test", sender: str = "alice@e
 def test_sigterm_ends_cleanly_and_the_spool_keeps_what_is_left(server: Callable[..., Server]) -> None:
     port = free_port()
     running = server(LISTEN.format(port=port) + "Suspend_Delivery = true").start()
-    assert (running.folder / "quillon.pid").read_text().strip() == str(running.process.pid)
+    assert (running.folder / "quillon.pid").read_text().strip() == str(running.pid)
     _send(port)
     assert running.stop() == 0
     assert not (running.folder / "quillon.pid").exists()
@@ -66,7 +66,7 @@ def test_clients_are_told_at_drain_and_a_message_under_way_is_finished(server: C
     assert busy.getreply()[0] == 250
     busy.close()
     idle.close()
-    assert running.process.wait(30) == 0
+    assert running.ended(30) == 0
 
 
 def test_a_worker_that_dies_is_replaced_and_its_mail_goes_on(server: Callable[..., Server]) -> None:
@@ -173,7 +173,7 @@ def test_root_is_given_up(server: Callable[..., Server], tmp_path: Path) -> None
     running.start()
     _send(port)
     uid = pwd.getpwnam("nobody").pw_uid
-    for pid in [running.process.pid, *running.workers()]:
+    for pid in [running.pid, *running.workers()]:
         status = Path(f"/proc/{pid}/status").read_text()
         assert f"Uid:\t{uid}\t{uid}\t{uid}\t{uid}" in status
     assert (running.folder / "spool/worker-0/spool.db").stat().st_uid == uid
