@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import re
 import socket
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from quillon.config.scope import Node, ancestors
 from quillon.config.settings import NodeSettings
 from quillon.config.syntax import Position
 from quillon.delivery.hosts import Own
+from quillon.delivery.standards import Standards
 from quillon.listener import credentials
 from quillon.listener.sockets import BindError, is_possible
 from quillon.log.macros import compile_format
@@ -27,6 +29,8 @@ from quillon.policy.environment import Lookup
 from quillon.policy.hook import PolicyError
 from quillon.queue.curfew import Curfew, ScheduleError
 from quillon.queue.curfew import parse as parse_schedule
+from quillon.standards.fetch import fetch
+from quillon.standards.sts_policies import StsPolicies
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError
 
@@ -37,7 +41,14 @@ def resolver(node: NodeSettings, clock: Clock) -> Resolver:
     """Raises LoadError for resolvers that cannot be read."""
     servers = [_server(text) for text in node.dns_servers]
     try:
-        return Resolver(clock, servers, node.resolv_conf, min_ttl=node.min_dns_ttl, max_ttl=node.max_dns_ttl)
+        return Resolver(
+            clock,
+            servers,
+            node.resolv_conf,
+            min_ttl=node.min_dns_ttl,
+            max_ttl=node.max_dns_ttl,
+            trusted=node.dnssec_trusted_servers,
+        )
     except OSError as error:
         raise LoadError(f"Resolv_Conf: {error}; name resolvers with DNS_Servers") from None
 
@@ -47,6 +58,42 @@ def _server(text: str) -> tuple[str, int]:
     if match is None:
         raise LoadError(f"DNS_Servers: {text!r} is no IP, IP:port or [IPv6]:port")
     return match[1] or match[3], int(match[2] or match[4] or 53)
+
+
+def standards(node: NodeSettings, resolver: Resolver, clock: Clock, report: Callable[[str], None]) -> Standards:
+    """What looks up what domains publish about the TLS of their mail."""
+    return Standards(resolver, sts_policies(node, resolver, clock, report), clock, report)
+
+
+def sts_policies(node: NodeSettings, resolver: Resolver, clock: Clock, report: Callable[[str], None]) -> StsPolicies:
+    """The MTA-STS policies that are kept on disk, and those to come."""
+    return StsPolicies(
+        resolver,
+        lambda domain: fetch(resolver, domain, use_ipv6=node.use_ipv6),
+        Path(node.mta_sts_policy_store or Path(node.spoolbase, "mtasts")),
+        clock,
+        report,
+        aliases=node.mta_sts_dns_cname_max_depth,
+        spread=random.uniform(0.8, 1.2),  # noqa: S311 - spreads load
+    )
+
+
+def _try_dane(config: Config, clock: Clock) -> list[str]:
+    """What is wrong with the resolvers where use_dane is set."""
+    entry = config.outbound.first_with_dane
+    if entry is None:
+        return []
+    try:
+        untrusted = resolver(config.node(), clock).untrusted
+    except LoadError:
+        return []  # said elsewhere
+    if not untrusted:
+        return []
+    words = (
+        f"use_dane: the word of {', '.join(untrusted)} on DNSSEC does not count, since it is not on this machine: name"
+        " a resolver here that validates (DNS_Servers), or that one in DNSSEC_Trusted_Servers if the way to it is safe"
+    )
+    return [f"{entry.position}: {words}"]
 
 
 async def look_up(resolver: Resolver, name: str, kind: str, server: str) -> Lookup:
@@ -100,6 +147,7 @@ def try_out(config: Config, clock: Clock) -> list[str]:
             problems.append(str(error))
     problems += _load_tls(config, Contexts(clock.now))
     problems += _try_formats(config)
+    problems += _try_dane(config, clock)
     return problems
 
 

@@ -161,6 +161,7 @@ class Worker:
         self._ids = IdSource(os.getpid(), self.store.newest)
         self._resident_bodies = ResidentBodies(share(node.max_resident_messages, self._count))
         self._finder = HostFinder(self.resolver, node, self.clock, compose.own(config))
+        self.standards = compose.standards(node, self.resolver, self.clock, self.report)
         self._counts = Counts()
         octets, inodes = node.spool_minimum_free_space, node.spool_minimum_free_inodes
         self.room = Room(self.store.folder, octets, inodes, self.clock.now)
@@ -184,6 +185,7 @@ class Worker:
             store=self.store,
             resident_bodies=self._resident_bodies,
             finder=self._finder,
+            standards=self.standards,
             bouncer=self._bouncer,
             services=ConnectionServices(self.clock, self._deadlines, self.contexts, self._hooks),
             hostname=self._hostname,
@@ -505,6 +507,7 @@ class Worker:
         self._watchman = self._watchman_of(config)
         self._resident_bodies.limit = share(node.max_resident_messages, self._count)
         self._finder.reconfigure(resolver, node, compose.own(config))
+        self.standards.reconfigure(resolver, compose.sts_policies(node, resolver, self.clock, self.report))
         self._bouncer.config = config
         self._reception.reconfigure(config, policy)
         self.services = self._session_services(config, loaded)

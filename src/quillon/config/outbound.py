@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from quillon.config.cache import Cache
 from quillon.config.options import Option
 from quillon.config.routes import split_gateway
-from quillon.config.scope import Node, Resolution, ancestors, outbound_chain, resolve
+from quillon.config.scope import Entry, Node, Resolution, ancestors, outbound_chain, resolve
 from quillon.config.settings import DeliverySettings, OutboundTls, build
 from quillon.config.tree import Tree, for_every_tls
 from quillon.config.values import Throttle
@@ -209,6 +209,12 @@ class Outbound:
                     throttle = node.settings[option].value
                     return (throttle, node) if throttle is not None and throttle.count else None
         return None
+
+    @cached_property
+    def first_with_dane(self) -> Entry | None:
+        """The first use_dane that is not false, as it is written; None where there is none."""
+        entries = (node.settings.get("use_dane") for node in self.tree.root.walk())
+        return next((entry for entry in entries if entry is not None and entry.value != "false"), None)
 
     def host_connections(self, host: str) -> int:
         """Max_Outbound_Connections or Scope_Max_Outbound_Connections of a Host stanza, whichever is less; -1 where

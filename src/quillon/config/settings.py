@@ -195,6 +195,25 @@ class DeliverySettings:
     outbound_smtp_auth_pass: str
     outbound_smtp_auth_key: str
     outbound_smtp_auth_in_clear: bool
+    use_dane: str
+    enable_dane: bool
+    use_mta_sts: bool
+    enable_mta_sts: bool
+
+    @property
+    def dane(self) -> str:
+        """How TLSA records rule delivery: false, true (where there are any), or mandatory."""
+        return self.use_dane if self.enable_dane else "false"
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether it is looked up what is published about the hosts of a domain."""
+        return self.dane != "false" or self.mta_sts
+
+    @property
+    def mta_sts(self) -> bool:
+        """Whether the MTA-STS policy of a domain rules delivery to it."""
+        return self.use_mta_sts and self.enable_mta_sts
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +236,9 @@ class NodeSettings:
     drain_timeout: int
     resolv_conf: str
     dns_servers: tuple[str, ...]
+    dnssec_trusted_servers: tuple[Network, ...]
+    mta_sts_policy_store: str | None
+    mta_sts_dns_cname_max_depth: int
     use_ipv6: bool
     prefer_ipv6_mxs: bool
     min_dns_ttl: int

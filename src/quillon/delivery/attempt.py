@@ -28,6 +28,7 @@ class Obstacle(Enum):
     LOGIN = "AUTH was not offered, or refused"
     NEGOTIATION = "STARTTLS was refused, or the handshake failed"
     REJECTED = "STARTTLS was not offered, or TLS_Verify says no"
+    BARRED = "DNS or the policy of the domain says that this is no host for it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,6 @@ class Attempt:
 
     def __init__(
         self,
-        tls: OutboundTls,
         hosts: Sequence[Host],
         trail: Trail | None = None,
         *,
@@ -52,7 +52,6 @@ class Attempt:
         addresses: int = 0,
     ) -> None:
         self.trail = trail or Trail()
-        self._tls = tls
         self._sessions = sessions
         self._addresses = addresses
         self._todo = deque(TryHost(host) for host in hosts if host.peer not in self.trail.tried)
@@ -82,12 +81,12 @@ class Attempt:
             or (self._addresses and len(trail.tried) >= self._addresses)
         )
 
-    def failed(self, step: TryHost, obstacle: Obstacle, failed: Failed) -> None:
-        """A host has not come to the point of taking mail."""
-        reached = obstacle not in (Obstacle.UNREACHABLE, Obstacle.OURS)
+    def failed(self, step: TryHost, obstacle: Obstacle, failed: Failed, tls: OutboundTls) -> None:
+        """A host has not come to the point of taking mail under the settings that were demanded of it."""
+        reached = obstacle not in (Obstacle.UNREACHABLE, Obstacle.OURS, Obstacle.BARRED)
         self.trail = self.trail.after(step.host.peer, failed, session=reached and not step.in_clear)
         cause = failed.outcome.cause
         if cause == tls_policy.OURS:
             self._todo.clear()
-        elif obstacle is Obstacle.NEGOTIATION and tls_policy.falls_back(self._tls, cause):
+        elif obstacle is Obstacle.NEGOTIATION and tls_policy.falls_back(tls, cause):
             self._todo.appendleft(TryHost(step.host, in_clear=True))

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.delivery import tls_policy
 from quillon.delivery.attempt import Obstacle, TryHost
+from quillon.delivery.demand import Demand, judge
 from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import Judgement, Turn
 from quillon.mail import reply as replies
@@ -94,8 +96,7 @@ class Connection:
         self,
         services: ConnectionServices,
         settings: DeliverySettings,
-        tls: OutboundTls,
-        names: tuple[str, ...],
+        demand: Demand,
         domain: str,
         ehlo_name: str,
         *,
@@ -103,7 +104,7 @@ class Connection:
         owner: Owner,
     ) -> None:
         self.settings = settings
-        self.tls = tls
+        self.demand = demand
         self.login = login
         self.facts: TlsFacts | None = None
         self.verdict: Verdict | None = None
@@ -119,7 +120,6 @@ class Connection:
         self.local_ip = ""
         self.peer = ""
         self.services = services
-        self._names = names
         self._domain = domain
         self.ehlo_name = ehlo_name
         self._owner = owner
@@ -192,11 +192,12 @@ class Connection:
     def _ready(self, offered: bool) -> None:
         if not self._session.in_tls:
             self.offered = offered
-            turn = tls_policy.after_ehlo(self.tls, offered, in_clear=self._in_clear)
+            turn = tls_policy.after_ehlo(self.demand.tls, offered, in_clear=self._in_clear)
             if turn is Turn.REFUSE:
                 self._session.quit()
                 self._write()
-                self._refused(Obstacle.REJECTED, replies.STARTTLS_NOT_ADVERTISED, Stage.AFTER_EHLO, "no_starttls")
+                reply = self.demand.told(replies.STARTTLS_NOT_ADVERTISED)
+                self._refused(Obstacle.REJECTED, reply, Stage.AFTER_EHLO, "no_starttls")
                 return
             if turn is Turn.STARTTLS:
                 self._session.start_tls()
@@ -237,7 +238,7 @@ class Connection:
 
     def _handshake(self) -> None:
         try:
-            engine = self.services.contexts.client(self.tls, self.host_name, self.peer)
+            engine = self.services.contexts.client(self.demand.tls, self.demand.server_name(self.host_name), self.peer)
         except ContextError as error:
             self._tls_failed(replies.TLS_FAILED, Stage.HANDSHAKING_TLS, tls_policy.OURS, str(error))
             return
@@ -263,30 +264,44 @@ class Connection:
         self._wait(self.settings.ehlo_timeout)
 
     def _judge(self, engine: Engine) -> Judgement:
-        """What the handshake is worth: by policy, by TLS_Verify."""
+        """What the handshake is worth: by policy, by what is demanded."""
         verdict = self.verdict = engine.verdict()
         hooks = self.services.hooks
         if hooks.asks(Hook.OUTBOUND_VERIFY):
             call = Call(Hook.OUTBOUND_VERIFY, Session(self.remote_ip, "", ""), Context())
             verdict = hooks.outbound_verdict(call, verdict, Remote(self.host_name, self.remote_ip, self._domain))
-        judgement = tls_policy.judge(self.tls, verdict, self._names)
-        self.facts = _facts(verdict, judgement)
+        judgement = judge(self.demand, verdict, self._certificates)
+        self.facts = self._facts(verdict, judgement)
         return judgement
+
+    def _certificates(self) -> list[bytes]:
+        return [certificate.public_bytes(Encoding.DER) for certificate in self.chain()]
+
+    def _facts(self, verdict: Verdict, judgement: Judgement) -> TlsFacts:
+        facts = verdict.facts(
+            verified=judgement.verified,
+            cause=judgement.cause,
+            detail=judgement.detail,
+            level=judgement.level,
+            matched=judgement.matched,
+        )
+        return replace(facts, standard=self.demand.standard) if self.demand.standard else facts
 
     def turn_to(self, names: tuple[str, ...], domain: str) -> bool:
         """Take mail of another routing domain from here on; False where the certificate that the host has shown would
-        not do for it. What a policy has judged was for one domain alone, and so was clear text after a handshake that
-        failed."""
-        if self._in_clear:
+        not do for it. What a policy has judged was for one domain alone, and so was what that domain has published, and
+        clear text after a handshake that failed."""
+        if self._in_clear or self.demand.standard:
             return False
+        demand = replace(self.demand, names=names)
         if self.verdict is not None:
             if self.services.hooks.asks(Hook.OUTBOUND_VERIFY):
                 return False
-            judgement = tls_policy.judge(self.tls, self.verdict, names)
+            judgement = judge(demand, self.verdict, self._certificates)
             if judgement.reply is not None:
                 return False
-            self.facts = _facts(self.verdict, judgement)
-        self._names, self._domain = names, domain
+            self.facts = self._facts(self.verdict, judgement)
+        self.demand, self._domain = demand, domain
         return True
 
     def unsecured(self, failure: Any) -> None:
@@ -298,8 +313,8 @@ class Connection:
     def _tls_failed(self, reply: Reply, stage: Stage, cause: str, detail: str = "") -> None:
         if self._opened is None or self._opened.done():
             return
-        self.facts = HandshakeFailure(cause, detail).facts()
-        self._refused(Obstacle.NEGOTIATION, reply, stage, cause)
+        self.facts = replace(HandshakeFailure(cause, detail).facts(), standard=self.demand.standard)
+        self._refused(Obstacle.NEGOTIATION, self.demand.told(reply), stage, cause)
 
     # delivering -----------------------------------------------------------------------------------------------
 
@@ -318,10 +333,15 @@ class Connection:
         return "8BITMIME" in self._session.extensions
 
     @property
+    def tls(self) -> OutboundTls:
+        """The settings of the configuration and of policy under which it was made."""
+        return self.demand.configured
+
+    @property
     def exhausted(self) -> bool:
-        """Whether max_deliveries_per_connection is reached."""
+        """Whether max_deliveries_per_connection is reached, or what was demanded of the host has to be found anew."""
         limit = self.settings.max_deliveries_per_connection
-        return bool(limit) and self.delivered >= limit
+        return (bool(limit) and self.delivered >= limit) or self.services.clock.now() >= self.demand.until
 
     def deliver(self, messages: list[Message], body: bytes | str) -> None:
         """Send one batch; `body` is the mail data or the path of its file."""
@@ -553,16 +573,6 @@ def _takes_no_more(reply: Reply) -> bool:
     """Whether a host has enough recipients in this transaction: 452, and 552 of old ones (RFC 5321 4.5.3.1.10), but not
     of a mailbox that is full."""
     return reply.code in (452, 552) and not reply.enhanced[1:].startswith(".2.")
-
-
-def _facts(verdict: Verdict, judgement: Judgement) -> TlsFacts:
-    return verdict.facts(
-        verified=judgement.verified,
-        cause=judgement.cause,
-        detail=judgement.detail,
-        level=judgement.level,
-        matched=judgement.matched,
-    )
 
 
 def _reason(error: OSError) -> str:

@@ -30,6 +30,7 @@ from quillon.delivery.places import Places
 from quillon.delivery.settlement import Settlement
 from quillon.delivery.siblings import Siblings
 from quillon.delivery.sorting import Sorting
+from quillon.delivery.standards import Standards
 from quillon.delivery.throttles import CONNECTIONS, MESSAGES, Throttles
 from quillon.mail import reply as replies
 from quillon.mail.event import Event, Panic
@@ -78,6 +79,7 @@ class Dispatcher:
     store: Store
     resident_bodies: ResidentBodies
     finder: HostFinder
+    standards: Standards
     bouncer: Bouncer
     services: ConnectionServices
     hostname: str
@@ -122,6 +124,7 @@ class Dispatcher:
             self.log,
             self.siblings,
             self.queues.share,
+            self.standards,
             self.connect,
         )
         self.settlement = Settlement(

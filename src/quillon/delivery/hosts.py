@@ -24,6 +24,7 @@ from quillon.mail.outcome import PermanentFailure, Stage, TransientFailure
 from quillon.net.clock import Clock
 from quillon.net.local import is_local
 from quillon.net.resolver import Resolver
+from quillon.standards import dane
 
 Found = list[Host] | TransientFailure | PermanentFailure
 
@@ -87,6 +88,9 @@ class HostFinder:
         return TransientFailure(replies.NO_VALID_HOSTS, Stage.NOT_CONNECTED)
 
     async def _target(self, target: Target, settings: DeliverySettings) -> Found:
+        """The hosts of one target. Where DANE counts, an MX lookup that fails is followed by no address: whoever keeps
+        the answer away would choose the host (RFC 7672 2.2.1)."""
+        by_dane = settings.dane != "false"
         port = target.port or settings.remote_smtp_port
         if is_ip(target.name):
             if self._own.is_at(target.name, port):
@@ -94,8 +98,10 @@ class HostFinder:
             return [Host(target.name, target.name, port)]
         records = [(0, target.name)]
         named = False  # by an MX record, and not by the operator
+        secure = by_dane  # as the operator's own word is
         if target.mx:
             answer = await self._resolver.lookup(target.name, "MX")
+            secure = by_dane and answer.secure
             if answer.status == "ok":
                 if route.null_mx(answer.records):
                     return PermanentFailure(replies.NULL_MX, Stage.NOT_CONNECTED)
@@ -104,19 +110,29 @@ class HostFinder:
                     records = route.best_only(records)
             elif answer.status == "nxdomain":
                 return PermanentFailure(replies.LOOKUP_FAILED, Stage.NOT_CONNECTED)
-            elif answer.status == "failed" and self._count(target.name, settings) < settings.mx_failures_fallback_to_a:
-                return self._failure(target.name, settings, answer.detail)
-        return await self._hosts(target.name, records, port, settings, named=named)
+            elif answer.status == "failed":
+                failures = self._count(target.name, settings)
+                if by_dane or failures < settings.mx_failures_fallback_to_a:
+                    return self._failure(target.name, settings, answer.detail)
+        return await self._hosts(target.name, records, port, settings, named=named, secure=secure)
 
     async def _hosts(
-        self, domain: str, records: list[tuple[int, str]], port: int, settings: DeliverySettings, *, named: bool
+        self,
+        domain: str,
+        records: list[tuple[int, str]],
+        port: int,
+        settings: DeliverySettings,
+        *,
+        named: bool,
+        secure: bool,
     ) -> Found:
-        """The addresses of MX records, in the order in which they are tried."""
+        """The addresses of MX records, in the order in which they are tried. With `secure` it is found out where TLSA
+        records of them may stand."""
         hosts: list[tuple[int, Host]] = []
         here: list[tuple[int, str]] = []  # those that are this server
         detail = ""
         for preference, name in route.order(records, self._clock.shuffle):
-            found, why = await self._addresses(name, port)
+            found, why = await self._addresses(name, port, secure=secure)
             if (named and name == self._own.name) or any(self._own.is_at(host.ip, port) for host in found):
                 here.append((preference, name))
             hosts += [(preference, replace(host, rank=preference)) for host in found]
@@ -136,21 +152,25 @@ class HostFinder:
             return False
         return glob_matches(node.relay_domains, domain) or glob_matches(node.bounce_domains, domain)
 
-    async def _addresses(self, name: str, port: int) -> tuple[list[Host], str]:
+    async def _addresses(self, name: str, port: int, *, secure: bool) -> tuple[list[Host], str]:
         """Addresses of a host, and why a lookup got no answer, if so."""
         if is_ip(name):
             return [Host(name, name, port)], ""
         kinds = ("AAAA", "A") if self._node.use_ipv6 else ("A",)
         addresses: list[str] = []
+        bases: dict[str, tuple[str, ...]] = {}
         detail = ""
         for kind in kinds:
             answer = await self._resolver.lookup(name, kind)
             if answer.status == "ok":
-                addresses += [ip for _, ip in answer.records]
+                found = [ip for _, ip in answer.records]
+                addresses += found
+                if secure:
+                    bases |= dict.fromkeys(found, await dane.bases(self._resolver, name, answer))
             elif answer.status == "failed":
                 detail = answer.detail
         self._clock.shuffle(addresses)
-        return [Host(name, ip, port) for ip in addresses], detail
+        return [Host(name, ip, port, bases=bases.get(ip, ())) for ip in addresses], detail
 
     def _failed(self, domain: str, settings: DeliverySettings, detail: str = "") -> TransientFailure | PermanentFailure:
         self._count(domain, settings)

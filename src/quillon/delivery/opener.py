@@ -12,15 +12,18 @@ from typing import NamedTuple
 
 from quillon.config.model import Config
 from quillon.config.outbound import lookup_name
-from quillon.delivery.attempt import Attempt, Obstacle
+from quillon.delivery.attempt import Attempt, Obstacle, TryHost
 from quillon.delivery.connection import Connection, ConnectionServices, Obstructed, Owner
+from quillon.delivery.demand import NOTHING, Demand, Published, Refused
 from quillon.delivery.host_memory import HostMemory
 from quillon.delivery.hosts import HostFinder
 from quillon.delivery.route import Host
 from quillon.delivery.siblings import Siblings
+from quillon.delivery.standards import Standards, plain
 from quillon.delivery.throttles import Throttles
 from quillon.delivery.tls_policy import OURS, certificate_names
 from quillon.mail.event import Event, HostFailed, TlsFacts
+from quillon.mail.outcome import Stage, TransientFailure
 from quillon.queue.destination import DestinationQueue, Key, Rules
 from quillon.queue.trail import Failed, Trail
 from quillon.smtp.client import Login
@@ -74,8 +77,10 @@ class Opener:
         log: Callable[[Event], None],
         siblings: Siblings,
         share_site: Callable[[DestinationQueue[Connection], tuple[str, ...], float], bool],
+        standards: Standards,
         connect: Callable[..., Connection] = Connection,
     ) -> None:
+        self._standards = standards
         self._siblings = siblings
         self._share_site = share_site
         self._connect = connect
@@ -99,65 +104,104 @@ class Opener:
     ) -> Opening:
         """A connection for a destination; `trail` is that of messages that have been to some of its hosts."""
         key, rules = queue.key, queue.rules
-        services = self.services
+        now = self.services.clock.now
         found = await self._finder.find(key.domain, rules.settings)
         if not isinstance(found, list):
             return Nothing(Failed(found), site=True)
         if rules.settings.mx_rollup:
             names = tuple(sorted({f"{host.name}:{host.port}" for host in found}))
-            if not self._share_site(queue, names, services.clock.now()):
-                return Wait(services.clock.now(), "as many connections as are allowed to its hosts")
+            if not self._share_site(queue, names, now()):
+                return Wait(now(), "as many connections as are allowed to its hosts")
+        published = await self._published(key, rules)
+        if isinstance(published, TransientFailure):
+            return Nothing(Failed(published), site=True)
         attempt = self._attempt(key, rules, found, trail)
         if isinstance(attempt, Wait):
             return attempt
-        if self._migrates and (idle := self._siblings.find(queue, attempt.best(), ehlo_name)) is not None:
+        takes_over = self._migrates and not rules.settings.looks_up
+        if takes_over and (idle := self._siblings.find(queue, attempt.best(), ehlo_name)) is not None:
             return Ready(idle, trail or Trail())
+        return await self._try(queue, attempt, published, ehlo_name, login, first=trail is None)
+
+    async def _try(
+        self,
+        queue: DestinationQueue[Connection],
+        attempt: Attempt,
+        published: Published,
+        ehlo_name: str,
+        login: Login | None,
+        *,
+        first: bool,
+    ) -> Opening:
+        """Go from host to host until one takes messages."""
+        key, rules, services = queue.key, queue.rules, self.services
         facts: TlsFacts | None = None
         obstacle: Obstacle | None = None
         unreachable = True
         while (step := attempt.next_step()) is not None:
-            if not self.has_room(step.host):
-                return Wait(services.clock.now() + 60.0, "as many connections as its Host allows", step.host.name)
-            now = services.clock.now()
-            if (
-                self.config.outbound.throttles_hosts
-                and (when := self._throttles.host_turn(queue, step.host.name, now)) > now
-            ):
-                return Wait(when, "outbound_throttle_connections of its Host")
-            names = certificate_names(step.host.name, key.domain, key.via)
-            connection = self._connect(
-                services,
-                rules.settings,
-                rules.tls,
-                names,
-                lookup_name(key.domain),
-                ehlo_name,
-                login=login,
-                owner=self._owner,
-            )
-            self._memory.opening(step.host.name)
-            try:
-                obstructed = await connection.open(step)
-            except BaseException:
-                self._freed(step.host.name)
-                raise
-            if obstructed is None:
-                self._memory.opened(step.host.peer)
+            if (wait := self._no_turn(queue, step.host)) is not None:
+                return wait
+            demand = await self._demand(key, rules, step.host, published)
+            if isinstance(demand, Refused):
+                outcome = TransientFailure(demand.reply, Stage.NOT_CONNECTED, step.host.ip, demand.cause)
+                opened: Connection | Obstructed = Obstructed(Obstacle.BARRED, Failed(outcome, None, step.host.name))
+            else:
+                opened = await self._open(queue, demand, step, ehlo_name, login)
+            if not isinstance(opened, Obstructed):
                 if step.in_clear and facts is not None:
                     # in clear after a failed negotiation with this host: the log tells what failed, and nothing of TLS
-                    connection.facts = TlsFacts(cause=facts.cause, detail=facts.detail)
-                return Ready(connection, attempt.trail)
-            self._freed(step.host.name)
-            facts, obstacle = obstructed.failed.facts, obstructed.obstacle
+                    opened.facts = TlsFacts(cause=facts.cause, detail=facts.detail)
+                return Ready(opened, attempt.trail)
+            obstacle, failed = opened
+            facts = failed.facts
             unreachable = unreachable and obstacle is Obstacle.UNREACHABLE
-            attempt.failed(step, obstructed.obstacle, obstructed.failed)
+            attempt.failed(step, obstacle, failed, demand.tls if isinstance(demand, Demand) else rules.tls)
             if not attempt.goes_clear:
-                self._let_rest(key, rules, step.host, obstructed)
-            failed = obstructed.failed
+                self._let_rest(key, rules, step.host, opened)
             now = services.clock.now()
             self._log(HostFailed(now, key.domain, failed.host, failed.outcome, failed.facts, failed.local_ip))
         assert attempt.trail.failed is not None, "an attempt without hosts has a trail of its own"
-        return Nothing(attempt.trail.failed, trail is None, obstacle, unreachable)
+        return Nothing(attempt.trail.failed, first, obstacle, unreachable)
+
+    def _no_turn(self, queue: DestinationQueue[Connection], host: Host) -> Wait | None:
+        """Why no connection to a host may be made now, if so."""
+        now = self.services.clock.now()
+        if not self.has_room(host):
+            return Wait(now + 60.0, "as many connections as its Host allows", host.name)
+        if self.config.outbound.throttles_hosts and (when := self._throttles.host_turn(queue, host.name, now)) > now:
+            return Wait(when, "outbound_throttle_connections of its Host")
+        return None
+
+    async def _published(self, key: Key, rules: Rules) -> Published | TransientFailure:
+        """What the domain has published, where that is looked up; or why nothing may leave for it."""
+        return await self._standards.of_domain(key.domain, rules.settings) if rules.settings.looks_up else NOTHING
+
+    async def _demand(self, key: Key, rules: Rules, host: Host, published: Published) -> Demand | Refused:
+        """What a host has to prove."""
+        names = certificate_names(host.name, key.domain, key.via)
+        if not rules.settings.looks_up:
+            return plain(rules.tls, names)
+        return await self._standards.of_host(host, names, rules.tls, lookup_name(key.domain), published)
+
+    async def _open(
+        self, queue: DestinationQueue[Connection], demand: Demand, step: TryHost, ehlo_name: str, login: Login | None
+    ) -> Connection | Obstructed:
+        """Bring a connection to the point where it takes messages; why it does not, if so."""
+        domain = lookup_name(queue.key.domain)
+        connection = self._connect(
+            self.services, queue.rules.settings, demand, domain, ehlo_name, login=login, owner=self._owner
+        )
+        self._memory.opening(step.host.name)
+        try:
+            obstructed = await connection.open(step)
+        except BaseException:
+            self._freed(step.host.name)
+            raise
+        if obstructed is not None:
+            self._freed(step.host.name)
+            return obstructed
+        self._memory.opened(step.host.peer)
+        return connection
 
     def _attempt(self, key: Key, rules: Rules, found: list[Host], trail: Trail | None) -> Attempt | Wait:
         """Those hosts that may be tried now; or when the first may be."""
@@ -170,7 +214,6 @@ class Opener:
         settings = rules.settings
         if free or not left or (trail is not None and not awake):
             return Attempt(
-                rules.tls,
                 free,
                 trail,
                 sessions=settings.max_hosts_per_attempt,
@@ -198,7 +241,7 @@ class Opener:
             pass  # it takes no further connection, which is no reason to leave it alone
         elif obstacle is Obstacle.UNREACHABLE or (obstacle is Obstacle.UNWILLING and failed.facts is None):
             self._memory.rest(host, seconds, now)
-        elif obstacle not in (Obstacle.OURS, Obstacle.LOGIN) and failed.outcome.cause != OURS:
+        elif obstacle not in (Obstacle.OURS, Obstacle.LOGIN, Obstacle.BARRED) and failed.outcome.cause != OURS:
             self._memory.rest(host, seconds, now, _whose(key, rules))
 
 

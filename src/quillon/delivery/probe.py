@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.delivery.attempt import TryHost
 from quillon.delivery.connection import Connection, ConnectionServices, Sent
+from quillon.delivery.demand import Demand
+from quillon.delivery.demand import foresee as foresee_demand
 from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import Foreseen, Judgement, Observed, foresee, judge
 from quillon.mail.event import TlsFacts
@@ -39,6 +42,11 @@ class Report:
         """What a delivery under these settings would do."""
         return foresee(tls, self.observed, self.names)
 
+    def under(self, demand: Demand) -> Foreseen:
+        """What a delivery under a demand would do."""
+        certificates = [certificate.public_bytes(Encoding.DER) for certificate in self.chain]
+        return foresee_demand(demand, self.observed, certificates)
+
 
 async def probe(
     host: Host,
@@ -47,10 +55,13 @@ async def probe(
     tls: OutboundTls,
     services: ConnectionServices,
     ehlo: str,
+    server_name: str = "",
 ) -> Report:
-    """Connect to a host up to the point where it would take a message."""
+    """Connect to a host up to the point where it would take a message; `server_name` is for SNI instead of the host's
+    own name."""
     strict = replace(tls, tls="required", tls_verify="optional", tls_ca=tls.tls_ca or SYSTEM_TRUST)
-    connection = Connection(services, settings, strict, tuple(names), names[-1], ehlo, owner=_Nobody())
+    demand = Demand(strict, strict, tuple(names), tlsa_names=(server_name,) if server_name else ())
+    connection = Connection(services, settings, demand, names[-1], ehlo, owner=_Nobody())
     obstructed = await connection.open(TryHost(host))
     chain = tuple(connection.chain())
     if obstructed is None:

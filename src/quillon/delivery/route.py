@@ -16,12 +16,14 @@ from quillon.mail.address import literal_address
 @dataclass(frozen=True, slots=True)
 class Host:
     """One address to connect to; `name` is what its certificate is compared with. Hosts of one `rank` are equally good,
-    those of a higher one are for when they fail."""
+    those of a higher one are for when they fail. `bases` are the names under which TLSA records may stand, where DANE
+    is wanted and DNS was secure so far."""
 
     name: str
     ip: str
     port: int
     rank: int = field(default=0, compare=False)
+    bases: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def peer(self) -> str:

@@ -111,7 +111,7 @@ def foresee(tls: OutboundTls, observed: Observed, names: Iterable[str]) -> Fores
     return Foreseen("tls", judgement.verified, judgement.cause)
 
 
-_REPLIES = {
+REPLIES = {
     "name_mismatch": replies.CERT_WRONG_NAME,
     "expired": replies.CERT_EXPIRED,
     "not_yet_valid": replies.CERT_NOT_YET_VALID,
@@ -144,7 +144,7 @@ def judge(tls: OutboundTls, verdict: Verdict, names: Iterable[str]) -> Judgement
     verified = level in ("host", "policy") and not cause
     if not cause or tls.tls_verify == "optional":
         return Judgement(verified, cause, None, detail, level, matched)
-    return Judgement(False, cause, _REPLIES.get(cause, replies.CERT_WRONG_CA), detail, level, matched)
+    return Judgement(False, cause, REPLIES.get(cause, replies.CERT_WRONG_CA), detail, level, matched)
 
 
 def _mismatch(certificate: Certificate, wanted: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.delivery.attempt import Attempt
 from quillon.delivery.connection import Connection, ConnectionServices, Sent
 from quillon.delivery.route import Host
+from quillon.delivery.standards import plain
 from quillon.delivery.tls_policy import Foreseen
 from quillon.lab.farm import Farm
 from quillon.lab.faults import DOMAIN, Fault
@@ -58,15 +59,16 @@ async def deliver(
     farm: Farm, fault: Fault, settings: DeliverySettings, tls: OutboundTls, services: ConnectionServices
 ) -> Result:
     """Send a message to a peer as a delivery to `farm.test` would. `settings` should be `patient`."""
-    attempt = Attempt(tls, [Host(fault.host, "127.0.0.1", farm.ports[fault.name])])
+    attempt = Attempt([Host(fault.host, "127.0.0.1", farm.ports[fault.name])])
     sender = _Sender()
     message = _message(services.clock.now())
     failed = ""
     while (step := attempt.next_step()) is not None:
-        connection = Connection(services, settings, tls, (fault.host, DOMAIN), DOMAIN, "trial.test", owner=sender)
+        demand = plain(tls, (fault.host, DOMAIN))
+        connection = Connection(services, settings, demand, DOMAIN, "trial.test", owner=sender)
         obstructed = await connection.open(step)
         if obstructed is not None:
-            attempt.failed(step, obstructed.obstacle, obstructed.failed)
+            attempt.failed(step, obstructed.obstacle, obstructed.failed, tls)
             failed = connection.facts.cause if connection.facts is not None else failed
             continue
         outcome = await sender.send(connection, message)

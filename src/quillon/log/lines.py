@@ -306,5 +306,6 @@ def tls_row(tls: TlsFacts | None) -> dict[str, Any] | None:
         "sha256": tls.fingerprint,
         "anchor": tls.anchor,
         "anchor_sha256": tls.anchor_sha256,
+        "standard": tls.standard,
         "resumed": tls.resumed,
     }

@@ -19,9 +19,10 @@ class TlsFacts:
     """`verified` tells whether the other side has proven who it is, None where nothing was to be verified: a host by a
     trusted chain and its name, a client by a trusted chain. `cause` is the cause code of what went wrong, or empty.
 
-    `level` is what was proven: none, ca (a trusted chain), host (and a name that was wanted), or policy (a module says
-    so). `matched` is the wanted name that the certificate has, `anchor` the subject of the trusted certificate that the
-    chain leads to, `anchor_sha256` its fingerprint.
+    `level` is what was proven: none, ca (a trusted chain), host (and a name that was wanted), dane (the certificate of
+    a TLSA record), or policy (a module says so). `matched` is the wanted name that the certificate has, or that record;
+    `anchor` the subject of the trusted certificate that the chain leads to, `anchor_sha256` its fingerprint. `standard`
+    is dane or mta-sts where that demanded more than the configuration.
     """
 
     protocol: str = ""
@@ -42,6 +43,7 @@ class TlsFacts:
     matched: str = ""
     anchor: str = ""
     anchor_sha256: str = ""
+    standard: str = ""
 
 
 class Received(NamedTuple):

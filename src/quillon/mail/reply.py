@@ -196,6 +196,11 @@ CERT_WRONG_NAME = _r("451 4.7.5 [internal] SSL certificate subject does not matc
 CERT_WRONG_CA = _r("451 4.7.5 [internal] remote node SSL certificate not signed by a valid CA")
 CERT_EXPIRED = _r("454 4.7.5 [internal] certificate expired")
 CERT_NOT_YET_VALID = _r("454 4.7.5 [internal] certificate not yet valid: possible clock skew")
+TLSA_MISMATCH = _r("451 4.7.5 [internal] no TLSA record names the remote certificate")
+TLSA_MISSING = _r("451 4.7.5 [internal] no usable TLSA records, which are demanded")
+TLSA_LOOKUP_FAILED = _r("451 4.7.5 [internal] TLSA records could not be looked up")
+MX_NOT_IN_POLICY = _r("451 4.7.5 [internal] the MTA-STS policy of the domain does not name this host")
+NOT_VALIDATING = _r("451 4.3.5 [internal] the resolver does not validate DNSSEC, which use_dane needs")
 
 DEMAND_LOST = _r("451 4.3.5 [internal] the stanza or policy that this message was to be sent under holds no more")
 

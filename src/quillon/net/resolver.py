@@ -1,7 +1,7 @@
 """DNS lookup by dnspython, with a cache of our own that keeps to the TTL within the configured bounds.
 
-Answers are values; an expected failure is one too. `secure` repeats the AD bit, which counts only where the resolver
-is one that we trust: one on a loopback address.
+Answers are values; an expected failure is one too. `secure` repeats the AD bit, which counts only where all servers are
+trusted to have validated: those on a loopback address, and those that `trusted` names.
 """
 
 from __future__ import annotations
@@ -10,11 +10,17 @@ import asyncio
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dns.asyncresolver
+import dns.edns
 import dns.exception
 import dns.flags
+import dns.message
 import dns.name
+import dns.rcode
+import dns.rdata
+import dns.rdataclass
 import dns.rdatatype
 import dns.resolver
 
@@ -23,21 +29,31 @@ from quillon.net.clock import Clock
 NEGATIVE_TTL = 60
 FAILURE_TTL = 5  # seconds for which a question that found no answer is not asked again
 _CACHE_SIZE = 65536
+_PATIENCE = 10.0  # seconds
+# types whose records rule how others are believed: they hold no longer than they say
+_AS_LONG_AS_SAID = frozenset({"TLSA", "CNAME"})
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`status` is ok, nodata, nxdomain or failed. `records` are (preference, text), preference 0 but for MX."""
+    """`status` is ok, nodata, nxdomain or failed. `records` are (preference, text), preference 0 but for MX.
+
+    `secure` tells of answers that there is nothing, too. `canonical` is the name at the end of `aliases` CNAME records,
+    "" where there are none.
+    """
 
     status: str
     records: tuple[tuple[int, str], ...] = ()
     ttl: int = NEGATIVE_TTL
     secure: bool = False
     detail: str = ""
+    canonical: str = ""
+    aliases: int = 0
 
 
 class Resolver:
-    """`servers` are (ip, port) and go before those of `resolv_conf`. Raises OSError where that file is not readable."""
+    """`servers` are (ip, port) and go before those of `resolv_conf`; `trusted` are networks of servers whose AD bit
+    counts, beside those of this machine. Raises OSError where that file is not readable."""
 
     def __init__(
         self,
@@ -47,6 +63,7 @@ class Resolver:
         *,
         min_ttl: int = 0,
         max_ttl: int = 2**32 - 1,
+        trusted: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = (),
     ) -> None:
         self._clock = clock
         self._bounds = (min_ttl, max_ttl)
@@ -62,15 +79,17 @@ class Resolver:
             except dns.resolver.NoResolverConfiguration as error:
                 raise OSError(f"{resolv_conf} names no resolver: {error}") from None
         self._resolver.search = []
-        self._resolver.lifetime = 10.0
+        self._resolver.lifetime = _PATIENCE
         self._resolver.use_edns(0, dns.flags.DO, 1232)
         self._resolver.flags = dns.flags.RD | dns.flags.AD
         self._others: dict[str, dns.asyncresolver.Resolver] = {}
-        self._servers = ", ".join(str(server) for server in self._resolver.nameservers)
-        self._trusted = all(_loopback(str(server)) for server in self._resolver.nameservers)
+        addresses = [str(server) for server in self._resolver.nameservers]
+        self._servers = ", ".join(addresses)
+        self.untrusted = tuple(server for server in addresses if not _is_trusted(server, trusted))
 
     async def lookup(self, name: str, kind: str, server: str = "") -> Answer:
-        """`kind` is MX, A, AAAA, TXT, NS or PTR, for which `name` may be an address; `server` asks another resolver.
+        """`kind` is MX, A, AAAA, TXT, NS, CNAME, TLSA (records in hexadecimal digits) or PTR, for which `name` may
+        be an address; `server` asks another resolver.
 
         Names come in lower case without a trailing dot, "" for a null MX. Raises ValueError for a server that is none.
         """
@@ -92,10 +111,25 @@ class Resolver:
         answer = await asyncio.shield(task)
         if len(self._cache) >= _CACHE_SIZE:
             self._cache.clear()
-        low, high = self._bounds
-        ttl = FAILURE_TTL if answer.status == "failed" else min(max(answer.ttl, low), high)
-        self._cache[key] = (now + ttl, answer)
+        self._cache[key] = (now + self._life(kind, answer), answer)
         return answer
+
+    def _life(self, kind: str, answer: Answer) -> int:
+        """Seconds for which an answer is good."""
+        if answer.status == "failed":
+            return FAILURE_TTL
+        low, high = self._bounds
+        return min(answer.ttl if kind in _AS_LONG_AS_SAID else max(answer.ttl, low), high)
+
+    async def validates(self) -> str:
+        """Why the AD bit of the servers must not be relied on, "" if it may be: the root is signed, so a server that
+        validates says so of it."""
+        if self.untrusted:
+            return f"{', '.join(self.untrusted)} is not trusted to have validated: it is not on this machine"
+        answer = await self._ask(dns.name.root, "NS", self._resolver)
+        if answer.status == "failed":
+            return f"no answer: {answer.detail}"
+        return "" if answer.secure else f"{self._servers} does not validate: the NS records of the root come without AD"
 
     def forget(self, name: str) -> int:
         """Ask anew for a name when it is wanted next; gives how many answers were known."""
@@ -124,30 +158,95 @@ class Resolver:
         return found
 
     async def _ask(self, name: dns.name.Name, kind: str, resolver: dns.asyncresolver.Resolver) -> Answer:
+        if kind == "TLSA":
+            return await self._ask_tlsa(name, resolver)
         try:
             found = await resolver.resolve(name, kind, raise_on_no_answer=False)
-        except dns.resolver.NXDOMAIN:
-            return Answer("nxdomain")
+            return self._read(found.response, name, kind, resolver)
+        except dns.resolver.NXDOMAIN as error:
+            responses = list(error.kwargs.get("responses", {}).values())
+            return Answer("nxdomain", secure=bool(responses) and self._is_secure(responses[0], resolver))
         except dns.exception.Timeout:
             return Answer("failed", detail=f"timeout of {self._servers}")
         except (dns.exception.DNSException, OSError, UnicodeError) as error:
             return Answer("failed", detail=f"{type(error).__name__} of {self._servers}")
-        if found.rrset is None:
-            return Answer("nodata")
-        secure = self._trusted and resolver is self._resolver and bool(found.response.flags & dns.flags.AD)
-        records = []
-        for item in found.rrset:
-            if kind == "MX":
-                records.append((int(item.preference), str(item.exchange).rstrip(".").lower()))
-            elif kind == "TXT":
-                records.append((0, b"".join(item.strings).decode("utf-8", "replace")))
-            elif kind in ("NS", "PTR"):
-                records.append((0, str(item.target).rstrip(".").lower()))
-            else:
-                records.append((0, str(item.address)))
+
+    async def _ask_tlsa(self, name: dns.name.Name, resolver: dns.asyncresolver.Resolver) -> Answer:
+        """TLSA records, of which one may be malformed: dnspython's resolver takes an answer with such a one for none,
+        but the record is there, and counts as one that is not usable."""
+        detail = "no server"
+        for server in resolver.nameservers:
+            address = str(server)
+            port = resolver.nameserver_ports.get(address, resolver.port)
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    wire = await _exchange(name, address, port)
+                    response = dns.message.from_wire(wire, continue_on_error=True, ignore_trailing=True)
+                if response.rcode() in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+                    return self._read(response, name, "TLSA", resolver, malformed=len(response.errors))
+                detail = dns.rcode.to_text(response.rcode())
+            except (dns.exception.DNSException, OSError, EOFError, ValueError) as error:
+                detail = "timeout" if isinstance(error, TimeoutError) else type(error).__name__
+        return Answer("failed", detail=f"{detail} of {self._servers}")
+
+    def _is_secure(self, response: dns.message.Message, resolver: dns.asyncresolver.Resolver) -> bool:
+        return not self.untrusted and resolver is self._resolver and bool(response.flags & dns.flags.AD)
+
+    def _read(
+        self,
+        response: dns.message.Message,
+        name: dns.name.Name,
+        kind: str,
+        resolver: dns.asyncresolver.Resolver,
+        malformed: int = 0,
+    ) -> Answer:
+        """What a response says. `malformed` counts records of which nothing could be read."""
+        assert isinstance(response, dns.message.QueryMessage)
+        found = dns.resolver.Answer(name, dns.rdatatype.from_text(kind), dns.rdataclass.IN, response)
+        secure = self._is_secure(response, resolver)
+        aliases = len(found.chaining_result.cnames)
+        canonical = _text(found.chaining_result.canonical_name) if aliases else ""
+        records = [(0, "")] * malformed + [_record(kind, item) for item in found.rrset or ()]
+        if not records:
+            ttl = min(int(found.chaining_result.minimum_ttl), NEGATIVE_TTL)
+            status = "nxdomain" if response.rcode() == dns.rcode.NXDOMAIN else "nodata"
+            return Answer(status, (), ttl, secure, canonical=canonical, aliases=aliases)
         if kind not in ("A", "AAAA"):
             records.sort()  # of addresses the resolver's order counts
-        return Answer("ok", tuple(records), int(found.rrset.ttl), secure)
+        ttl = int(found.chaining_result.minimum_ttl) if found.rrset is not None else NEGATIVE_TTL
+        return Answer("ok", tuple(records), ttl, secure, canonical=canonical, aliases=aliases)
+
+
+def _record(kind: str, item: Any) -> tuple[int, str]:
+    """One record as `lookup` gives it."""
+    if kind == "MX":
+        return int(item.preference), _text(item.exchange)
+    if kind == "TXT":
+        return 0, b"".join(item.strings).decode("utf-8", "replace")
+    if kind in ("NS", "PTR", "CNAME"):
+        return 0, _text(item.target)
+    if kind == "TLSA":
+        return 0, item.to_wire().hex()
+    return 0, str(item.address)
+
+
+def _text(name: dns.name.Name) -> str:
+    return str(name).rstrip(".").lower()
+
+
+async def _exchange(name: dns.name.Name, address: str, port: int) -> bytes:
+    """The answer of a server to a question for TLSA records, over TCP. Raises OSError, EOFError, ValueError."""
+    query = dns.message.make_query(name, "TLSA", use_edns=0, want_dnssec=True, flags=dns.flags.RD | dns.flags.AD)
+    reader, writer = await asyncio.open_connection(address, port)
+    try:
+        wire = query.to_wire()
+        writer.write(len(wire).to_bytes(2, "big") + wire)
+        answer = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+    finally:
+        writer.close()
+    if answer[:2] != wire[:2]:
+        raise ValueError("an answer to another question")
+    return answer
 
 
 def dns_name(text: str) -> dns.name.Name | None:
@@ -170,8 +269,9 @@ def _reverse(name: str) -> str:
         return name
 
 
-def _loopback(server: str) -> bool:
+def _is_trusted(server: str, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
     try:
-        return ipaddress.ip_address(server).is_loopback
+        address = ipaddress.ip_address(server)
     except ValueError:
         return False
+    return address.is_loopback or any(address.version == n.version and address in n for n in networks)

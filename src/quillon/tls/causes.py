@@ -199,6 +199,37 @@ CAUSES: dict[str, Cause] = {
         _VERIFY,
         "",
     ),
+    "tlsa_mismatch": Cause(
+        "No TLSA record of the host names a certificate that it sent (DANE).",
+        "The partner has renewed its key without its DNS, or somebody is in between: the detail has both.",
+        "posttls-finger -l dane -t 30 DOMAIN",
+        "",
+    ),
+    "tlsa_missing": Cause(
+        "The host has no usable TLSA records, and use_dane = mandatory demands them.",
+        "Ask the partner to publish them in a signed zone, or set use_dane = true for that Domain.",
+        "dig +dnssec TLSA _25._tcp.HOST",
+        "",
+    ),
+    "tlsa_lookup_failed": Cause(
+        "The TLSA records of the host could not be looked up, or did not validate: it may have some.",
+        "The DNS of the partner has to answer questions for _25._tcp of its hosts, if only that there is nothing.",
+        "dig +dnssec TLSA _25._tcp.HOST",
+        "SERVFAIL",
+    ),
+    "sts_mx_mismatch": Cause(
+        "The MTA-STS policy of the domain, which it wants enforced, does not name this MX host.",
+        "The partner's policy and MX records have to agree; `console mta_sts show domain DOMAIN` shows the policy.",
+        "curl https://mta-sts.DOMAIN/.well-known/mta-sts.txt",
+        "",
+    ),
+    "resolver_not_validating": Cause(
+        "use_dane is set, and the resolver's answers cannot be relied on: mail waits rather than go without DANE.",
+        "Run a validating resolver on this machine and name it in DNS_Servers, or one that you trust like it in"
+        " DNSSEC_Trusted_Servers.",
+        "dig +dnssec NS .",
+        "ad",
+    ),
     "policy_failed": Cause(
         "A policy module failed when it was asked for the parameters of TLS.",
         "See the paniclog: module, hook, line and error.",

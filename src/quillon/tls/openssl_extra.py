@@ -1,5 +1,6 @@
 """What OpenSSL has and pyOpenSSL does not offer: the list of groups, whether a session was resumed, and reading and
-writing in which nothing to read is no exception and no buffer is made for each call.
+writing in which nothing to read is no exception and no buffer is made for each call, and whether a chain leads to one
+certificate.
 
 The functions come from the bindings that cryptography publishes; the pointers are pyOpenSSL's own. A version of
 pyOpenSSL without them shows at once, as an AttributeError in the tests of this module.
@@ -8,13 +9,16 @@ pyOpenSSL without them shows at once, as an AttributeError in the tests of this 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from cryptography.hazmat.bindings.openssl.binding import Binding
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 _lib, _ffi = Binding.lib, Binding.ffi
 _READ = 65536  # octets; a record has 16384 at most (RFC 8446 5.2)
+_SERVER = 2  # X509_PURPOSE_SSL_SERVER of x509v3.h
+UNREADABLE = 1  # X509_V_ERR_UNSPECIFIED
 
 
 class _Room(threading.local):
@@ -84,3 +88,21 @@ def error_words(number: int) -> str:
 def resumed(connection: SSL.Connection) -> bool:
     """Whether the handshake continued an earlier session (SSL_session_reused)."""
     return bool(_lib.SSL_session_reused(connection._ssl))
+
+
+def chain_error(leaf: bytes, above: Sequence[bytes], anchor: bytes) -> int:
+    """The X509_V_ERR number why a server's certificate and those sent with it, in DER, do not lead to `anchor`, root or
+    not, today; 0 if they do."""
+    try:
+        store = crypto.X509Store()
+        store.add_cert(crypto.load_certificate(crypto.FILETYPE_ASN1, anchor))
+        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+        _lib.X509_STORE_set_purpose(store._store, _SERVER)
+        others = [crypto.load_certificate(crypto.FILETYPE_ASN1, der) for der in above]
+        own = crypto.load_certificate(crypto.FILETYPE_ASN1, leaf)
+        crypto.X509StoreContext(store, own, others).verify_certificate()
+    except crypto.X509StoreContextError as error:
+        return int(error.errors[0])
+    except (crypto.Error, ValueError, TypeError):
+        return UNREADABLE
+    return 0

@@ -61,7 +61,8 @@ class FakeConnection:
     """A connection to a `Peer`, by the rules of the real one."""
 
     def __init__(self, world: World, *args: Any, owner: Any, **_: Any) -> None:
-        self.services, self.settings, self.tls, self.names, self.domain, self.ehlo_name = args
+        self.services, self.settings, demand, self.domain, self.ehlo_name = args
+        self.tls, self.names = demand.configured, demand.names
         self.world = world
         self.owner = owner
         self.facts = None
@@ -199,6 +200,7 @@ class World:
             store=self.store,  # type: ignore[arg-type]
             resident_bodies=ResidentBodies(0),
             finder=self,  # type: ignore[arg-type]
+            standards=None,  # type: ignore[arg-type]
             bouncer=self.bouncer,  # type: ignore[arg-type]
             services=ConnectionServices(self.clock, None, None, hooks),  # type: ignore[arg-type]
             hostname="mx.quillon.test",

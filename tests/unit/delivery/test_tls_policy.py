@@ -51,30 +51,33 @@ def test_after_ehlo(tls: str, offered: bool, in_clear: bool, turn: Turn) -> None
     [("ifavailable", True, True), ("ifavailable", False, False), ("required", True, False), ("required", False, False)],
 )
 def test_failed_negotiation(tls: str, fallback: bool, clear: bool) -> None:
-    attempt = Attempt(_tls(tls=tls, tls_ifavailable_fallback=fallback), HOSTS)
+    settings = _tls(tls=tls, tls_ifavailable_fallback=fallback)
+    attempt = Attempt(HOSTS)
     step = attempt.next_step()
     assert step == TryHost(HOSTS[0])
-    attempt.failed(step, Obstacle.NEGOTIATION, _failed(replies.TLS_FAILED, "handshake_eof"))
+    attempt.failed(step, Obstacle.NEGOTIATION, _failed(replies.TLS_FAILED, "handshake_eof"), settings)
     assert attempt.next_step() == (TryHost(HOSTS[0], in_clear=True) if clear else TryHost(HOSTS[1]))
 
 
 @pytest.mark.parametrize("obstacle", [o for o in Obstacle if o is not Obstacle.NEGOTIATION])
 @pytest.mark.parametrize("tls", ["ifavailable", "required"])
 def test_whatever_fails_a_host_leads_to_the_next_one_and_not_to_clear_text(obstacle: Obstacle, tls: str) -> None:
-    attempt = Attempt(_tls(tls=tls), HOSTS)
+    attempt = Attempt(HOSTS)
     for host in HOSTS:
         step = attempt.next_step()
         assert step == TryHost(host)
-        attempt.failed(step, obstacle, _failed(replies.NO_VALID_HOSTS))
+        attempt.failed(step, obstacle, _failed(replies.NO_VALID_HOSTS), _tls(tls=tls))
     assert attempt.next_step() is None
     assert attempt.trail.tried == {host.peer for host in HOSTS}
 
 
 def test_settings_of_our_own_that_cannot_be_loaded_end_the_attempt() -> None:
-    attempt = Attempt(_tls(tls="ifavailable"), HOSTS)
+    attempt = Attempt(HOSTS)
     step = attempt.next_step()
     assert step is not None
-    attempt.failed(step, Obstacle.NEGOTIATION, _failed(replies.TLS_FAILED, "bad_local_settings"))
+    attempt.failed(
+        step, Obstacle.NEGOTIATION, _failed(replies.TLS_FAILED, "bad_local_settings"), _tls(tls="ifavailable")
+    )
     assert attempt.next_step() is None
 
 
@@ -82,10 +85,10 @@ def test_an_attempt_talks_to_so_many_hosts_and_tries_so_many_addresses() -> None
     hosts = [Host(f"mx{n}.test", f"192.0.2.{n}", 25) for n in range(9)]
 
     def tried(obstacle: Obstacle, sessions: int, addresses: int) -> int:
-        attempt, count = Attempt(_tls(tls="required"), hosts, sessions=sessions, addresses=addresses), 0
+        attempt, count = Attempt(hosts, sessions=sessions, addresses=addresses), 0
         while (step := attempt.next_step()) is not None:
             count += 1
-            attempt.failed(step, obstacle, _failed(replies.NO_VALID_HOSTS))
+            attempt.failed(step, obstacle, _failed(replies.NO_VALID_HOSTS), _tls(tls="required"))
         return count
 
     assert tried(Obstacle.UNREACHABLE, 2, 7) == 7

@@ -1,0 +1,186 @@
+"""What a host has to prove before it gets mail of a destination: one demand out of the configuration, policy, DANE and
+MTA-STS. Pure.
+
+    configuration         TLSA records            MTA-STS    what holds
+    whatever it is        usable                  -          TLS, and a certificate that the records name
+    verifies by a TLS_CA  usable                  -          that, and the configuration's check as well
+    whatever it is        there, none usable      -          TLS; who the host is, as the configuration says
+    whatever it is        there, none usable      enforce    TLS, and a certificate for the host by MTA-STS
+    whatever it is        none                    enforce    TLS, and a certificate for the host
+    whatever it is        whatever there is       enforce    no host that the policy does not name
+    whatever it is        none                    testing    what the configuration says
+
+The strictest wins, and what fails it is rescued by nothing less (RFC 8461 2, RFC 7672 2.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from quillon.config.settings import OutboundTls
+from quillon.delivery import tls_policy
+from quillon.delivery.route import Host
+from quillon.delivery.tls_policy import Foreseen, Judgement, Observed
+from quillon.mail import reply as replies
+from quillon.mail.reply import Reply
+from quillon.mail.shown import NAME, line
+from quillon.standards.dane import TlsaFound
+from quillon.standards.mta_sts import StsPolicy
+from quillon.tls.engine import SYSTEM_TRUST
+from quillon.tls.openssl_extra import chain_error
+from quillon.tls.tlsa import Tlsa, match
+from quillon.tls.verdict import Verdict, chain_cause
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """`configured` is what configuration and policy say, `tls` are the settings in force, `names` those that a
+    certificate may bear. With `tlsa` the certificate has to be the one of a record, and with some of them for one of
+    `tlsa_names`, whatever else `tls` demands.
+
+    `standard` is what made it stricter than the configuration: dane, mta-sts, or empty; `words` say that to people.
+    It holds `until` a time, in seconds since the epoch. `reasons` tell what was looked at, the winner first.
+    """
+
+    configured: OutboundTls
+    tls: OutboundTls
+    names: tuple[str, ...]
+    tlsa: tuple[Tlsa, ...] = ()
+    tlsa_names: tuple[str, ...] = ()
+    standard: str = ""
+    words: str = ""
+    until: float = math.inf
+    reasons: tuple[str, ...] = ()
+
+    def server_name(self, host: str) -> str:
+        """The name to say in SNI: that of the TLSA records (RFC 7672 8.1), else the host's."""
+        return self.tlsa_names[0] if self.tlsa_names else host
+
+    def told(self, reply: Reply) -> Reply:
+        """A reply about a host that does not meet it, with who demands it."""
+        return reply.because(f"demanded by {self.words}") if self.words else reply
+
+
+class Refused(NamedTuple):
+    """A host that must not get mail of this destination, whatever it would prove."""
+
+    reply: Reply
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What was found out for one host. `mandatory` tells that mail waits where there are no usable TLSA records
+    (use_dane = mandatory); `sts` is the policy of the domain, `sts_until` when its TXT record is to be asked again."""
+
+    tlsa: TlsaFound | None = None
+    mandatory: bool = False
+    sts: StsPolicy | None = None
+    sts_until: float = math.inf
+
+
+NOTHING = Published()
+
+
+def demand(
+    tls: OutboundTls, names: Sequence[str], host: Host, domain: str, published: Published, now: float
+) -> Demand | Refused:
+    """What holds for a host of a domain. `tls` and `names` are those of the configuration and of policy."""
+    found, policy = published.tlsa, published.sts
+    enforced = policy is not None and policy.mode == "enforce"
+    if policy is not None and enforced and not policy.permits(host.name):
+        mx = line(", ".join(policy.mx), NAME)
+        return Refused(replies.MX_NOT_IN_POLICY.because(f"{policy.domain} has {mx}"), "sts_mx_mismatch")
+    if found is not None and found.failed:
+        return Refused(replies.TLSA_LOOKUP_FAILED.because(f"{found.name}: {found.failed}"), "tlsa_lookup_failed")
+    fit = found.usable if found is not None else ()
+    if published.mandatory and not fit:
+        why = (
+            f"none of the records of {found.name} is usable"
+            if found is not None and found.records
+            else "no secure ones"
+        )
+        return Refused(replies.TLSA_MISSING.because(f"{host.name}: {why}"), "tlsa_missing")
+    reasons = [
+        *_of_dane(found, fit),
+        *_of_sts(policy),
+        f"configuration: TLS = {tls.tls}, TLS_Verify = {tls.tls_verify}",
+    ]
+    until = min(now + found.ttl if found is not None and found.records else math.inf, _sts_until(published))
+    base = Demand(tls, tls, tuple(names), until=until, reasons=tuple(reasons))
+    if found is not None and fit:
+        return _by_dane(base, found, fit, domain)
+    if policy is not None and enforced:
+        verified = replace(tls, tls="required", tls_verify="host", tls_ca=tls.tls_ca or SYSTEM_TRUST)
+        return replace(
+            base, tls=verified, names=(host.name,), standard="mta-sts", words=f"the MTA-STS policy of {policy.domain}"
+        )
+    if found is not None and found.records:
+        words = f"the TLSA records of {found.name}, none of which is usable"
+        return replace(base, tls=replace(tls, tls="required"), standard="dane", words=words)
+    return base
+
+
+def judge(demanded: Demand, verdict: Verdict, certificates: Callable[[], Sequence[bytes]]) -> Judgement:
+    """What a demand makes of a handshake; `certificates` gives those that the host sent in DER, its own first."""
+    judgement = tls_policy.judge(demanded.tls, verdict, demanded.names)
+    if judgement.reply is not None:
+        return replace(judgement, reply=demanded.told(judgement.reply))
+    if not demanded.tlsa:
+        return judgement
+    found = match(demanded.tlsa, certificates(), demanded.tlsa_names, _chain_cause)
+    if found.record is None:
+        reply = tls_policy.REPLIES.get(found.cause, replies.TLSA_MISMATCH)
+        return Judgement(False, found.cause, demanded.told(reply), found.detail)
+    return Judgement(True, level="dane", matched=f"TLSA {found.record}")
+
+
+def foresee(demanded: Demand, observed: Observed, certificates: Sequence[bytes]) -> Foreseen:
+    """What a delivery under a demand would do with a host that behaves as observed and sends these certificates."""
+    foreseen = tls_policy.foresee(demanded.tls, observed, demanded.names)
+    if foreseen.way != "tls" or observed.verdict is None or not demanded.tlsa:
+        return foreseen
+    judgement = judge(demanded, observed.verdict, lambda: certificates)
+    return Foreseen("held" if judgement.reply is not None else "tls", judgement.verified, judgement.cause)
+
+
+def _chain_cause(leaf: bytes, above: Sequence[bytes], anchor: bytes) -> str:
+    return chain_cause(chain_error(leaf, above, anchor))
+
+
+def _by_dane(base: Demand, found: TlsaFound, fit: tuple[Tlsa, ...], domain: str) -> Demand:
+    """A certificate that a record names. What the configuration verifies by authorities of its own holds beside it, and
+    what it verifies by those of the system does not: DANE stands in for them (RFC 7672 3.1.1)."""
+    tls = base.tls
+    own = tls.tls_verify in ("ca", "host") and tls.tls_ca not in (None, "", SYSTEM_TRUST)
+    # a session that is resumed shows no chain to hold against the records
+    strict = replace(tls, tls="required", tls_verify=tls.tls_verify if own else "no", tls_session_resumption=False)
+    return replace(
+        base,
+        tls=strict,
+        tlsa=fit,
+        tlsa_names=tuple(dict.fromkeys(name for name in (found.base, domain) if name)),
+        standard="dane",
+        words=f"the TLSA records of {found.name}",
+    )
+
+
+def _sts_until(published: Published) -> float:
+    return math.inf if published.sts is None else min(published.sts.expires, published.sts_until)
+
+
+def _of_dane(found: TlsaFound | None, fit: tuple[Tlsa, ...]) -> list[str]:
+    if found is None or not found.records:
+        return []
+    shown = [f"DANE: TLSA {found.name} {record}" for record in fit]
+    lame = [record for record in found.records if record not in fit]
+    return shown + [f"DANE: TLSA {found.name} {record}, which is not used" for record in lame]
+
+
+def _of_sts(policy: StsPolicy | None) -> list[str]:
+    if policy is None:
+        return []
+    return [f"MTA-STS: {policy.domain}, mode {policy.mode}, id {policy.id}, mx {line(', '.join(policy.mx), NAME)}"]

@@ -1,0 +1,86 @@
+"""What is demanded of each host, found out where the configuration says to look: TLSA records, MTA-STS. Shell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from quillon.config.settings import DeliverySettings, OutboundTls
+from quillon.delivery.demand import NOTHING, Demand, Published, Refused, demand
+from quillon.delivery.route import Host
+from quillon.mail import reply as replies
+from quillon.mail.address import is_routing_name, literal_address
+from quillon.mail.outcome import Stage, TransientFailure
+from quillon.net.clock import Clock
+from quillon.net.resolver import Resolver
+from quillon.standards import dane
+from quillon.standards.dane import Validator
+from quillon.standards.sts_policies import StsFound, StsPolicies
+
+
+@dataclass
+class Standards:
+    """`policies` are those of MTA-STS; `report` takes lines for the paniclog."""
+
+    resolver: Resolver
+    policies: StsPolicies
+    clock: Clock
+    report: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.validator = Validator(self.resolver, self.clock)
+        self._told = ""
+
+    def reconfigure(self, resolver: Resolver, policies: StsPolicies) -> None:
+        """Other servers rule from now on."""
+        self.resolver, self.policies = resolver, policies
+        self.validator = Validator(resolver, self.clock)
+
+    async def check(self) -> str:
+        """Why DANE cannot be relied on, "" if it can be; the paniclog has it once, and once when that is over."""
+        problem = await self.validator.ask()
+        if problem != self._told:
+            words = f"mail that use_dane rules waits: {problem}" if problem else "the resolver validates again"
+            self.report(f"dane: {words}")
+            self._told = problem
+        return problem
+
+    async def of_domain(self, domain: str, settings: DeliverySettings) -> Published | TransientFailure:
+        """What a domain has published for all its hosts; or why nothing may leave for it."""
+        if settings.dane != "false" and (problem := await self.check()):
+            return TransientFailure(
+                replies.NOT_VALIDATING.because(problem), Stage.NOT_CONNECTED, cause="resolver_not_validating"
+            )
+        mandatory = settings.dane == "mandatory"
+        if not settings.mta_sts or not _has_policy(domain, settings):
+            return replace(NOTHING, mandatory=True) if mandatory else NOTHING
+        found = await self.policies.find(domain)
+        return Published(mandatory=mandatory, sts=found.policy, sts_until=self.clock.now() + found.ttl)
+
+    async def of_host(
+        self, host: Host, names: tuple[str, ...], tls: OutboundTls, domain: str, published: Published
+    ) -> Demand | Refused:
+        """What holds for one host, as `demand` says."""
+        if host.bases:
+            found = await dane.find(self.resolver, host.bases, host.port)
+            published = replace(published, tlsa=found)
+        return demand(tls, names, host, domain, published, self.clock.now())
+
+    async def sts(self, domain: str, settings: DeliverySettings) -> StsFound | None:
+        """The MTA-STS policy of a domain, for people; None where none is looked for."""
+        if not settings.use_mta_sts or not _has_policy(domain, settings):
+            return None
+        return await self.policies.find(domain)
+
+
+def plain(tls: OutboundTls, names: tuple[str, ...]) -> Demand:
+    """What holds where nothing is looked up: the configuration's word."""
+    return Demand(tls, tls, names, until=math.inf)
+
+
+def _has_policy(domain: str, settings: DeliverySettings) -> bool:
+    """Whether mail to a domain goes to the hosts that the domain itself names: a route of the operator's is no matter
+    of the domain's policy."""
+    routed = settings.routes or is_routing_name(domain) or ":" in domain
+    return not routed and literal_address(domain) is None

@@ -1,0 +1,263 @@
+"""DANE on the way out (RFC 7672): a real server, a real validating resolver over signed zones, hosts with certificates of
+every kind. What Postfix makes of the same hosts stands beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import smtplib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from quillon.lab.pki import DAY, Authority
+from quillon.lab.sink import inbound_tls
+from quillon.tls.tlsa import public_key
+from tests.support.server import Server, free_port
+from tests.support.sinks import SinkThread
+from tests.support.unbound import port_on
+from tests.support.zones import Zones
+
+pytestmark = pytest.mark.peer
+
+CLEAR, TLS, DANE = "clear", "tls", "dane"  # delivered, and over what
+
+
+@dataclass
+class Chain:
+    """What a host has: its certificate, the ones that it sends, and the authorities above it, in DER."""
+
+    leaf: bytes
+    middle: bytes
+    root: bytes
+
+
+Records = Callable[[Chain], list[bytes]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One domain. `cert` says what is particular about its host's certificate, `sends` whether root and intermediate go
+    along; `expected` is what becomes of mail, a cause if it waits. `host` is what MX names; `finger` tells what
+    posttls-finger says of it, where that is of interest."""
+
+    records: Records
+    expected: str
+    cert: dict[str, Any] = field(default_factory=dict)
+    by: str = "root"
+    sends_root: bool = False
+    names: tuple[str, ...] = ("{host}",)
+
+
+def tlsa(usage: int, selector: int, matching: int, der: bytes) -> bytes:
+    data = der if selector == 0 else public_key(der)
+    assert data is not None
+    if matching:
+        data = hashlib.new("sha256" if matching == 1 else "sha512", data).digest()
+    return bytes([usage, selector, matching]) + data
+
+
+def ee(selector: int = 1, matching: int = 1) -> Records:
+    return lambda chain: [tlsa(3, selector, matching, chain.leaf)]
+
+
+def ta(selector: int, matching: int, of: str = "root") -> Records:
+    return lambda chain: [tlsa(2, selector, matching, getattr(chain, of))]
+
+
+def both(*parts: Records) -> Records:
+    return lambda chain: [line for part in parts for line in part(chain)]
+
+
+def fixed(*lines: str) -> Records:
+    return lambda _: [bytes(map(int, line.split()[:3])) + bytes.fromhex(line.split()[3]) for line in lines]
+
+
+WRONG = "ab" * 32
+EXPIRED = {"start": -30 * DAY, "life": 10 * DAY}
+CASES = {
+    "ee-key": Case(ee(), DANE),
+    "ee-certificate": Case(ee(0), DANE),
+    "ee-sha512": Case(ee(1, 2), DANE),
+    "ee-whole-key": Case(ee(1, 0), DANE),
+    "ee-whole-certificate": Case(ee(0, 0), DANE),
+    "ee-expired": Case(ee(), DANE, EXPIRED),
+    "ee-wrong-name": Case(ee(), DANE, names=("mx.elsewhere.test",)),
+    "ee-self-signed": Case(ee(), DANE, {"self_signed": True}),
+    "ee-mismatch": Case(fixed(f"3 1 1 {WRONG}"), "tlsa_mismatch"),
+    "ta-root-sent": Case(ta(0, 1), DANE, sends_root=True),
+    "ta-root-not-sent": Case(ta(0, 1), "tlsa_mismatch"),
+    "ta-whole-not-sent": Case(ta(0, 0), DANE),
+    "ta-middle": Case(ta(1, 1, "middle"), DANE, by="middle"),
+    "ta-for-the-domain": Case(ta(0, 0), DANE, names=("{domain}",)),
+    "ta-wrong-name": Case(ta(0, 0), "name_mismatch", names=("mx.elsewhere.test",)),
+    "ta-expired": Case(ta(0, 0), "expired", EXPIRED),
+    "ta-of-another": Case(ta(0, 0, "middle"), "unknown_issuer"),
+    "ta-names-the-leaf": Case(lambda chain: [tlsa(2, 1, 1, chain.leaf)], "tlsa_mismatch"),
+    "stale-ee-and-good-ta": Case(both(fixed(f"3 1 1 {WRONG}"), ta(0, 0)), DANE),
+    "good-ee-and-stale-ta": Case(both(fixed(f"2 0 1 {WRONG}"), ee()), DANE),
+    "strongest-digest-is-wrong": Case(both(fixed(f"3 1 2 {WRONG}{WRONG}"), ee()), "tlsa_mismatch"),
+    "usages-0-and-1": Case(both(fixed(f"1 1 1 {WRONG}"), fixed(f"0 0 1 {WRONG}")), TLS),
+    "unknown-matching": Case(fixed(f"3 1 9 {WRONG}"), TLS),
+    "wrong-length": Case(fixed("3 1 1 abcd"), TLS),
+    "wrong-length-beside-a-good-one": Case(both(fixed("3 1 1 abcd"), ee()), DANE),
+    "no-records": Case(fixed(), CLEAR),
+}
+ODD = {  # those that zones make odd, with a good certificate
+    "no-mx": DANE,
+    "alias": DANE,
+    "alias-out": DANE,
+    "insecure-host": CLEAR,
+    "insecure": CLEAR,
+    "malformed-alone": TLS,
+    "malformed-beside": DANE,
+    "lame": "tlsa_lookup_failed",
+    "bogus": "",
+}
+
+
+class World:
+    """Hosts, their zones, and a resolver; `domains` are those that mail goes to, by case."""
+
+    def __init__(self, folder: Path) -> None:
+        self.addresses = {name: f"127.0.2.{n}" for n, name in enumerate([*CASES, *ODD], 1)}
+        self.port = port_on(list(self.addresses.values()))
+        self.root = Authority(folder, "Root of the test")
+        self.middle = Authority(folder, "Middle of the test", self.root)
+        self.folder = folder
+        self.sinks: list[SinkThread] = []
+        self.domains = {name: f"{name}.test" for name in [*CASES, *ODD]}
+        self.domains |= {"insecure": "x.insecure", "bogus": "x.bogus"}
+        self.tlsa: dict[str, list[bytes]] = {}
+        rows = [row for name, case in CASES.items() for row in self._case(name, case)]
+        odd, insecure, bogus = self._odd()
+        self.zones = Zones(folder / "dns", "\n".join(rows) + "\n" + odd, insecure, bogus, self.tlsa)
+
+    def _chain(self, issued: Path) -> Chain:
+        certificates = x509.load_pem_x509_certificates(issued.read_bytes())
+        der = [one.public_bytes(Encoding.DER) for one in certificates]
+        return Chain(
+            der[0],
+            self.middle.certificate.public_bytes(Encoding.DER),
+            self.root.certificate.public_bytes(Encoding.DER),
+        )
+
+    def _listen(self, name: str, issued: Any) -> None:
+        tls = inbound_tls(str(issued.certificate), str(issued.key))
+        self.sinks.append(SinkThread(host=self.addresses[name], port=self.port, tls=tls))
+
+    def _case(self, name: str, case: Case) -> list[str]:
+        host = f"mx.{name}.test"
+        names = [text.format(host=host, domain=f"{name}.test") for text in case.names]
+        authority = self.root if case.by == "root" else self.middle
+        issued = authority.issue(name, names, **case.cert)
+        if case.sends_root:
+            with issued.certificate.open("ab") as file:
+                file.write(self.root.certificate.public_bytes(Encoding.PEM))
+        self._listen(name, issued)
+        if records := case.records(self._chain(issued.certificate)):
+            self.tlsa[f"_{self.port}._tcp.{host}."] = records
+        return [f"{name}.test. 60 IN MX 10 {host}.", f"{host}. 60 IN A {self.addresses[name]}"]
+
+    def _odd(self) -> tuple[str, str, str]:
+        names = {name: f"mx.{name}.test" for name in ODD}
+        names |= {"no-mx": "no-mx.test", "insecure-host": "mx.insecure", "insecure": "mx.insecure", "bogus": "mx.bogus"}
+        names |= {"alias": "real.alias.test", "alias-out": "mx.alias-out.test"}
+        good: dict[str, bytes] = {}
+        for name, host in names.items():
+            issued = self.root.issue(name, [host])
+            self._listen(name, issued)
+            good[name] = ee()(self._chain(issued.certificate))[0]
+        at, under = self.addresses, f"_{self.port}._tcp"
+        rows = f"""
+no-mx.test. 60 IN A {at["no-mx"]}
+alias.test. 60 IN MX 10 mx.alias.test.
+mx.alias.test. 60 IN CNAME real.alias.test.
+real.alias.test. 60 IN A {at["alias"]}
+alias-out.test. 60 IN MX 10 mx.alias-out.test.
+mx.alias-out.test. 60 IN CNAME out.insecure.
+insecure-host.test. 60 IN MX 10 mx.insecure.
+lame.test. 60 IN MX 10 mx.lame.test.
+mx.lame.test. 60 IN A {at["lame"]}
+_tcp.mx.lame.test. 60 IN NS ns.lame.test.
+ns.lame.test. 60 IN A 127.0.0.99
+malformed-alone.test. 60 IN MX 10 mx.malformed-alone.test.
+mx.malformed-alone.test. 60 IN A {at["malformed-alone"]}
+malformed-beside.test. 60 IN MX 10 mx.malformed-beside.test.
+mx.malformed-beside.test. 60 IN A {at["malformed-beside"]}
+"""
+        insecure = f"""
+x.insecure. 60 IN MX 10 mx.insecure.
+mx.insecure. 60 IN A {at["insecure"]}
+out.insecure. 60 IN A {at["alias-out"]}
+{under}.mx.insecure. 60 IN TLSA 3 1 1 {good["insecure"][3:].hex()}
+"""
+        self.tlsa |= {
+            f"{under}.no-mx.test.": [good["no-mx"]],
+            f"{under}.real.alias.test.": [good["alias"]],
+            f"{under}.mx.alias-out.test.": [good["alias-out"]],
+            f"{under}.mx.malformed-alone.test.": [b"\x03\x01"],
+            f"{under}.mx.malformed-beside.test.": [b"\x03\x01", good["malformed-beside"]],
+        }
+        bogus = f"x.bogus. 60 IN MX 10 mx.bogus.\nmx.bogus. 60 IN A {at['bogus']}\n"
+        return rows, insecure, bogus
+
+    def config(self, port: int, more: str = "") -> str:
+        return f"""
+{more}
+dane {{ }}
+DNS_Servers = ( "127.0.0.1:{self.zones.port}" )
+Remote_SMTP_Port = {self.port}
+ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}
+"""
+
+    def stop(self) -> None:
+        self.zones.stop()
+        for sink in self.sinks:
+            sink.stop()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    made = World(tmp_path_factory.mktemp("dane"))
+    yield made
+    made.stop()
+
+
+def send(port: int, *recipients: str) -> None:
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        for recipient in recipients:
+            client.sendmail("a@sender.test", [recipient], "Subject: dane\r\n\r\nhello\r\n")
+
+
+def outcome(event: dict[str, Any]) -> str:
+    """As the tables have it."""
+    if event["outcome"] != "delivered":
+        return str(event["cause"])
+    return (
+        CLEAR
+        if event["tls"] is None or not event["tls"]["protocol"]
+        else DANE
+        if event["tls"]["level"] == DANE
+        else TLS
+    )
+
+
+def test_the_matrix(world: World, server: Callable[..., Server]) -> None:
+    port = free_port()
+    running = server(world.config(port, "use_dane = true\nTLS = no")).start()
+    wanted = {name: case.expected for name, case in CASES.items()} | ODD
+    recipients = {name: f"b@{world.domains[name]}" for name in wanted}
+    send(port, *recipients.values())
+    events = running.wait_attempts(*recipients.values(), patience=60)
+    found = {name: outcome(events[recipient]) for name, recipient in recipients.items()}
+    assert found == wanted
+    matched = events[recipients["ee-key"]]["tls"]
+    assert matched["matched"].startswith("TLSA 3 1 1 ")
+    assert (matched["verified"], matched["standard"]) == (True, "dane")
+    mismatch = events[recipients["ee-mismatch"]]
+    assert "demanded by the TLSA records of _" in mismatch["reply"], mismatch["reply"]
