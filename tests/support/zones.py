@@ -46,7 +46,7 @@ def signed(name: str, records: str, keys: Keys, tlsa: Mapping[str, Sequence[byte
         for owner, datas in tlsa.items():
             for data in datas:
                 rdata = dns.rdata.GenericRdata(dns.rdataclass.IN, dns.rdatatype.TLSA, data)
-                version.add(dns.name.from_text(owner), 60, rdata)
+                version.add(dns.name.from_text(owner), 2, rdata)
         dns.dnssec.sign_zone(zone, version, [*keys], add_dnskey=True, lifetime=30 * 86400, inception=None)
     return zone
 
@@ -65,7 +65,8 @@ def ds(name: str, keys: Keys) -> str:
 
 class Zones:
     """`records` go into the root zone, `insecure` into `insecure.`, which is not signed; what stands below `bogus.` does
-    not validate. `address` is where it listens, at the port `port`, by default a free one."""
+    not validate. `address` is where it listens, at the port `port`, by default a free one; at `second` it
+    listens as well, at the port where all programs look for a resolver."""
 
     def __init__(
         self,
@@ -77,8 +78,11 @@ class Zones:
         *,
         address: str = "127.0.0.1",
         port: int = 0,
+        second: str = "",
+        validating: bool = True,
     ) -> None:
         self._program = require("unbound")
+        self._validating = validating
         self.folder = folder
         self.address, self.port = address, port or free_port()
         self._keys = new_keys()
@@ -93,6 +97,7 @@ class Zones:
         (folder / "unbound.conf").write_text(
             f"""server:
   interface: {self.address}@{self.port}
+  {f"interface: {second}@53" if second else ""}
   do-daemonize: no
   chroot: ""
   username: ""
@@ -102,7 +107,7 @@ class Zones:
   logfile: "{folder}/unbound.log"
   access-control: 127.0.0.0/8 allow
   do-not-query-localhost: no
-  module-config: "validator iterator"
+  module-config: "{"validator " if validating else ""}iterator"
   trust-anchor: ". DS {anchor}"
   cache-max-ttl: 2
   cache-max-negative-ttl: 1
@@ -131,14 +136,14 @@ remote-control:
 
     def start(self) -> None:
         self._process = subprocess.Popen([self._program, "-c", str(self.folder / "unbound.conf"), "-d"])
-        until(self.validates, "unbound validates")
+        until(self._is_up, "unbound answers")
 
-    def validates(self) -> bool:
-        """Whether it answers, and vouches for the root."""
+    def _is_up(self) -> bool:
+        """Whether it answers, and vouches for the root if it is to."""
         query = dns.message.make_query(".", "NS", want_dnssec=True, flags=dns.flags.RD | dns.flags.AD)
         with contextlib.suppress(OSError, dns.exception.DNSException):
             answer = dns.query.udp(query, self.address, port=self.port, timeout=0.5)
-            return bool(answer.flags & dns.flags.AD)
+            return bool(answer.answer) and bool(answer.flags & dns.flags.AD) is self._validating
         return False
 
     def restart(self) -> None:

@@ -4,8 +4,12 @@ every kind. What Postfix makes of the same hosts stands beside it."""
 from __future__ import annotations
 
 import hashlib
+import os
 import smtplib
+import subprocess
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +18,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from quillon.cli.main import main
 from quillon.lab.pki import DAY, Authority
 from quillon.lab.sink import inbound_tls
 from quillon.tls.tlsa import public_key
-from tests.support.server import Server, free_port
+from tests.support.peers import require, require_root
+from tests.support.server import Server, free_port, until
 from tests.support.sinks import SinkThread
 from tests.support.unbound import port_on
 from tests.support.zones import Zones
@@ -42,8 +48,7 @@ Records = Callable[[Chain], list[bytes]]
 @dataclass(frozen=True)
 class Case:
     """One domain. `cert` says what is particular about its host's certificate, `sends` whether root and intermediate go
-    along; `expected` is what becomes of mail, a cause if it waits. `host` is what MX names; `finger` tells what
-    posttls-finger says of it, where that is of interest."""
+    along; `expected` is what becomes of mail, a cause if it waits. `names` are those of the certificate."""
 
     records: Records
     expected: str
@@ -134,8 +139,15 @@ class World:
         self.domains |= {"insecure": "x.insecure", "bogus": "x.bogus"}
         self.tlsa: dict[str, list[bytes]] = {}
         rows = [row for name, case in CASES.items() for row in self._case(name, case)]
-        odd, insecure, bogus = self._odd()
-        self.zones = Zones(folder / "dns", "\n".join(rows) + "\n" + odd, insecure, bogus, self.tlsa)
+        odd, self._insecure, self._bogus = self._odd()
+        self._rows = "\n".join(rows) + "\n" + odd
+        self.resolver = "127.0.2.250" if os.geteuid() == 0 else ""
+        self.zones = Zones(folder / "dns", self._rows, self._insecure, self._bogus, self.tlsa, second=self.resolver)
+
+    def rewrite(self) -> None:
+        """Let DNS tell what `tlsa` has now."""
+        self.zones.write(self._rows, self._insecure, self._bogus, self.tlsa)
+        self.zones.restart()
 
     def _chain(self, issued: Path) -> Chain:
         certificates = x509.load_pem_x509_certificates(issued.read_bytes())
@@ -261,3 +273,114 @@ def test_the_matrix(world: World, server: Callable[..., Server]) -> None:
     assert (matched["verified"], matched["standard"]) == (True, "dane")
     mismatch = events[recipients["ee-mismatch"]]
     assert "demanded by the TLSA records of _" in mismatch["reply"], mismatch["reply"]
+
+
+def test_posttls_finger_is_of_one_mind(world: World) -> None:
+    """Postfix finds a host verified wherever Quillon finds that DANE authenticates it, and nowhere else."""
+    require_root()  # for a resolv.conf of its own
+    finger = require("posttls-finger")
+    unshare = require("unshare")
+    file = world.folder / "resolv.conf"
+    file.write_text(f"nameserver {world.resolver}\noptions trust-ad\n")
+
+    def opinion(name: str) -> str:
+        script = f'mount --bind {file} /etc/resolv.conf && exec {finger} -c -t 20 -l dane -L summary "$0"'
+        command = [unshare, "-m", "sh", "-c", script, f"{world.domains[name]}:{world.port}"]
+        said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        words = said.stdout + said.stderr
+        return DANE if "Verified TLS connection established" in words else "" if "TLS connection" in words else words
+
+    names = [*CASES, *(name for name, expected in ODD.items() if expected in (DANE, TLS, CLEAR))]
+    expected = {name: case.expected for name, case in CASES.items()} | ODD
+    with ThreadPoolExecutor(8) as pool:
+        found = dict(zip(names, pool.map(opinion, names), strict=True))
+    assert found == {name: DANE if expected[name] == DANE else "" for name in names}
+
+
+def test_a_resolver_that_does_not_validate_holds_mail_rather_than_let_it_go_without(
+    world: World, tmp_path: Path, server: Callable[..., Server]
+) -> None:
+    port = free_port()
+    blind = Zones(tmp_path, "bare.test. 60 IN A 127.0.0.13\n", validating=False)
+    try:
+        config = world.config(port, "use_dane = true\nTLS = no").replace(str(world.zones.port), str(blind.port))
+        running = server(config + 'Domain "two.test" { use_dane = false Remote_SMTP_Port = 1 }').start()
+        words = "dane: mail that use_dane rules waits: 127.0.0.1 does not validate: the NS records of the root come without AD"
+        until(lambda: words in "\n".join(running.log("paniclog.ec")), "it is told at the start")
+        send(port, "b@bare.test", "b@two.test")
+        events = running.wait_attempts("b@bare.test", "b@two.test")
+        assert events["b@bare.test"]["cause"] == "resolver_not_validating"
+        assert events["b@two.test"]["cause"] == ""
+    finally:
+        blind.stop()
+
+
+def test_where_it_is_mandatory_mail_waits_for_hosts_without_records(
+    world: World, server: Callable[..., Server]
+) -> None:
+    port = free_port()
+    running = server(world.config(port, "use_dane = mandatory\nTLS = ifavailable")).start()
+    names = {
+        "ee-key": DANE,
+        "no-records": "tlsa_missing",
+        "usages-0-and-1": "tlsa_missing",
+        "insecure": "tlsa_missing",
+        "ee-mismatch": "tlsa_mismatch",
+    }
+    recipients = {name: f"m@{world.domains[name]}" for name in names}
+    send(port, *recipients.values())
+    events = running.wait_attempts(*recipients.values())
+    assert {name: outcome(events[to]) for name, to in recipients.items()} == names
+
+
+def test_an_authority_of_ones_own_holds_beside_the_records(world: World, server: Callable[..., Server]) -> None:
+    port = free_port()
+    strict = f'use_dane = true TLS = required TLS_Verify = host TLS_CA = "{world.root.write()}"'
+    running = server(world.config(port, strict)).start()
+    names = {
+        "ee-key": DANE,
+        "ee-expired": "expired",
+        "ee-self-signed": "self_signed",
+        "ee-wrong-name": "name_mismatch",
+        "ee-mismatch": "tlsa_mismatch",
+    }
+    recipients = {name: f"o@{world.domains[name]}" for name in names}
+    send(port, *recipients.values())
+    events = running.wait_attempts(*recipients.values())
+    assert {name: outcome(events[to]) for name, to in recipients.items()} == names
+
+
+def test_enable_dane_suspends_it_for_a_domain(world: World, server: Callable[..., Server]) -> None:
+    port = free_port()
+    running = server(world.config(port, 'use_dane = true Domain "ee-mismatch.test" { enable_dane = false }')).start()
+    send(port, "e@ee-mismatch.test")
+    assert outcome(running.wait_attempts("e@ee-mismatch.test")["e@ee-mismatch.test"]) == CLEAR
+
+
+def test_a_resolver_elsewhere_is_refused_at_load_unless_it_is_trusted(tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "ecelerity.conf"
+    file.write_text('DNS_Servers = ( "192.0.2.53" )\nDomain "bank.test" {\n  use_dane = true\n}\n')
+    assert main(["check", "-c", str(file)]) != 0
+    said = capsys.readouterr()
+    assert f"{file}:3:3: use_dane: the word of 192.0.2.53 on DNSSEC does not count" in said.out + said.err
+    file.write_text("DNSSEC_Trusted_Servers = ( 192.0.2.0/24 )\n" + file.read_text())
+    assert main(["check", "-c", str(file)]) == 0
+
+
+def test_records_that_change_are_believed_when_their_time_is_over(world: World, server: Callable[..., Server]) -> None:
+    """A connection that is kept is not used under records that hold no more."""
+    port = free_port()
+    running = server(world.config(port, "use_dane = true\nTLS = no\nIdle_Timeout = 60")).start()
+    send(port, "r1@ee-key.test")
+    assert outcome(running.wait_attempts("r1@ee-key.test")["r1@ee-key.test"]) == DANE
+    name = f"_{world.port}._tcp.mx.ee-key.test."
+    good = world.tlsa[name]
+    world.tlsa[name] = [bytes([3, 1, 1]) + b"x" * 32]
+    world.rewrite()
+    try:
+        time.sleep(2.1)  # the resolver gives each record two seconds
+        send(port, "r2@ee-key.test")
+        assert outcome(running.wait_attempts("r2@ee-key.test")["r2@ee-key.test"]) == "tlsa_mismatch"
+    finally:
+        world.tlsa[name] = good
+        world.rewrite()

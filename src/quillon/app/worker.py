@@ -128,6 +128,7 @@ class Worker:
         gc.collect()
         gc.freeze()
         gc.set_threshold(20000, 50, 50)
+        self._look_after_standards()
         self._channel.send({"event": "ready"})
         await self._draining.wait()
         await self._drain()
@@ -393,6 +394,7 @@ class Worker:
         self.tell_reloaded(self.contexts.refresh())
         self._look_at_room()
         self._look_at_descriptors()
+        self._look_after_standards()
         stamp = suspended.stamp(Path(self.config.node().spoolbase))
         if stamp != self._suspended:
             self._suspended = stamp
@@ -400,6 +402,12 @@ class Worker:
         if self._watchman is not None and self.clock.now() >= self._watches_at:
             self._watches_at = self.clock.now() + WATCH
             self._start(self._watch())
+
+    def _look_after_standards(self) -> None:
+        outbound = self.config.outbound
+        if outbound.first_with_dane is not None or outbound.uses_mta_sts:
+            dane = outbound.first_with_dane is not None
+            self._start(self.standards.look_after(dane=dane, policies=self.number == 0 and outbound.uses_mta_sts))
 
     async def _watch(self) -> None:
         """Look at what alerts are about, and tell of it."""

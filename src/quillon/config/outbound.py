@@ -211,6 +211,12 @@ class Outbound:
         return None
 
     @cached_property
+    def uses_mta_sts(self) -> bool:
+        """Whether use_mta_sts is set anywhere."""
+        entries = (node.settings.get("use_mta_sts") for node in self.tree.root.walk())
+        return any(entry is not None and entry.value for entry in entries)
+
+    @cached_property
     def first_with_dane(self) -> Entry | None:
         """The first use_dane that is not false, as it is written; None where there is none."""
         entries = (node.settings.get("use_dane") for node in self.tree.root.walk())

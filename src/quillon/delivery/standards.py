@@ -18,6 +18,8 @@ from quillon.standards import dane
 from quillon.standards.dane import Validator
 from quillon.standards.sts_policies import StsFound, StsPolicies
 
+HOUR = 3600.0
+
 
 @dataclass
 class Standards:
@@ -31,6 +33,7 @@ class Standards:
     def __post_init__(self) -> None:
         self.validator = Validator(self.resolver, self.clock)
         self._told = ""
+        self._refresh_at = 0.0
 
     def reconfigure(self, resolver: Resolver, policies: StsPolicies) -> None:
         """Other servers rule from now on."""
@@ -45,6 +48,15 @@ class Standards:
             self.report(f"dane: {words}")
             self._told = problem
         return problem
+
+    async def look_after(self, *, dane: bool, policies: bool) -> None:
+        """What is to be done from time to time, mail or not: with `dane` the resolver is looked at, with `policies`
+        those of MTA-STS that are due are fetched again, which one worker does for all."""
+        if dane:
+            await self.check()
+        if policies and self.clock.now() >= self._refresh_at:
+            self._refresh_at = self.clock.now() + HOUR
+            await self.policies.refresh_all()
 
     async def of_domain(self, domain: str, settings: DeliverySettings) -> Published | TransientFailure:
         """What a domain has published for all its hosts; or why nothing may leave for it."""

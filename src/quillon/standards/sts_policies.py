@@ -142,7 +142,7 @@ class StsPolicies:
             stamp = _ONLY_HERE
         known = self._known.get(domain)
         if known is None or known[0] != stamp:
-            policy = self._load(domain)
+            policy = self._load(domain) if stamp != _ONLY_HERE else None
             if policy is None:
                 self._known.pop(domain, None)
                 return None
@@ -209,8 +209,6 @@ class StsPolicies:
                 int(row["max_age"]),
                 float(row["fetched"]),
             )
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._report(f"mta_sts: {self._file(domain)} cannot be read ({error}): it is fetched again")
             self._forget(domain)
