@@ -4,6 +4,7 @@ every kind. What Postfix makes of the same hosts stands beside it."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import smtplib
 import subprocess
@@ -384,3 +385,58 @@ def test_records_that_change_are_believed_when_their_time_is_over(world: World, 
     finally:
         world.tlsa[name] = good
         world.rewrite()
+
+
+def test_explain_tells_what_dns_says_and_who_wins(world: World, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "ecelerity.conf"
+    file.write_text(world.config(free_port(), "use_dane = true\nTLS = no"))
+    assert main(["explain", "-c", str(file), "--domain", "ee-key.test", "--option", "use_dane"]) == 0
+    said = capsys.readouterr().out
+    assert f":{world.port} +dnssec: TLS is required, with a certificate that a TLSA record names" in said
+    assert f"    by  DANE: TLSA _{world.port}._tcp.mx.ee-key.test 3 1 1 " in said
+    assert "    and configuration: TLS = no, TLS_Verify = no" in said
+    assert main(["explain", "-c", str(file), "--domain", "x.insecure", "--option", "use_dane", "--json"]) == 0
+    (host,) = json.loads(capsys.readouterr().out)["published"]["hosts"]
+    assert (host["dnssec"], host["tls"], host["standard"]) == (False, "no", "")
+    assert main(["explain", "-c", str(file), "--domain", "ee-key.test", "--option", "use_dane", "--no-dns"]) == 0
+    assert "TLSA" not in capsys.readouterr().out
+    assert main(["explain", "-c", str(file), "--domain", "x.bogus", "--option", "use_dane"]) == 0
+    assert "no MX or A for domain (no answer from the resolver" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "words"),
+    [
+        ("ee-self-signed", 0, "dane       TLS, verified"),
+        ("ee-mismatch", 1, "dane       held: tlsa_mismatch"),
+        ("ta-expired", 1, "dane       held: expired"),
+        ("usages-0-and-1", 1, "dane       TLS, not checked"),
+    ],
+)
+def test_the_probe_foresees_what_delivery_does(
+    world: World, tmp_path: Path, capsys: Any, name: str, status: int, words: str
+) -> None:
+    file = tmp_path / "ecelerity.conf"
+    file.write_text(world.config(free_port(), "use_dane = true\nTLS = no"))
+    assert main(["tls-probe", "-c", str(file), "--domain", f"{name}.test"]) == status
+    assert words in capsys.readouterr().out
+
+
+def test_the_console_tells_what_hosts_have_to_prove(
+    world: World, tmp_path: Path, server: Callable[..., Server], capsys: Any
+) -> None:
+    port = free_port()
+    control = f'Control_Listener {{ Listen "{tmp_path}/c" {{ }} }}'
+    running = server(world.config(port, "use_dane = true\nTLS = no\n" + control), workers=2).start()
+
+    def ask(*words: str, status: int = 0) -> str:
+        capsys.readouterr()
+        assert main(["console", "-c", str(running.file), *words]) == status
+        said = capsys.readouterr()
+        return str(said.out + said.err)
+
+    assert "TLS is required, with a certificate that a TLSA record names" in ask("tls", "demand", "ee-key.test")
+    assert "TLS = no, TLS_Verify = no" in ask("tls", "demand", "no-records.test")
+    assert "does not answer in time" in ask("tls", "demand", "lame.test", status=1)
+    rows = json.loads(ask("--json", "tls", "demand", "usages-0-and-1.test"))
+    assert [host["standard"] for host in rows["result"]["hosts"]] == ["dane"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from quillon.cli.main import main
 from quillon.lab.pki import DAY, Authority
 from quillon.lab.sink import inbound_tls
 from tests.support.peers import require_root
@@ -234,3 +235,31 @@ def test_enable_mta_sts_suspends_it_for_a_domain(world: World, server: Callable[
     running = server(world.config(port, more)).start()
     send(port, "f@no-starttls.test")
     assert outcome(running.wait_attempts("f@no-starttls.test")["f@no-starttls.test"]) == CLEAR
+
+
+def test_the_console_tells_and_fetches_policies(
+    world: World, tmp_path: Path, server: Callable[..., Server], capsys: Any
+) -> None:
+    port = free_port()
+    control = f'\nControl_Listener {{ Listen "{tmp_path}/c" {{ }} }}'
+    running = server(world.config(port) + control, workers=2).start()
+
+    def ask(*words: str, status: int = 0) -> str:
+        capsys.readouterr()
+        assert main(["console", "-c", str(running.file), *words]) == status
+        said = capsys.readouterr()
+        return str(said.out + said.err)
+
+    assert ask("mta_sts", "list", "all") == "Total domains: 0\n"
+    shown = ask("mta_sts", "show", "domain", "good.test")
+    assert shown.startswith("MTA-STS: good.test, mode enforce, id 20261129\n    mx mx.good.test\n    fetched 20")
+    assert ask("mta_sts", "list", "all") == "good.test\nTotal domains: 1\n"
+    assert "no policy in force\n    sts-policy-fetch-error: " in ask("mta_sts", "show", "domain", "not-found.test")
+    asked = world.web["good"].asked
+    assert ask("mta_sts", "refresh", "policy", "good.test") == "MTA-STS policy for good.test refreshed.\n"
+    assert world.web["good"].asked == asked + 1
+    assert "sts-policy-fetch-error" in ask("mta_sts", "refresh", "policy", "nowhere.test", status=1)
+    demand = ask("tls", "demand", "good.test")
+    assert "TLS = required, TLS_Verify = host, for mx.good.test" in demand
+    assert "by  MTA-STS: good.test, mode enforce" in demand
+    assert "by  MTA-STS: testing.test, mode testing" in ask("tls", "demand", "testing.test")

@@ -15,7 +15,7 @@ from quillon.app.orders import Orders, Rows
 from quillon.config import provenance
 from quillon.config.settings import InboundTls
 from quillon.control.rendering import MAILQ
-from quillon.delivery import reasons, report
+from quillon.delivery import reasons, report, survey
 from quillon.delivery.steering import Steering
 from quillon.listener.recorder import Recorder
 from quillon.log.metrics import gauge
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SHOWN = 1000  # characters of a setting in an answer
 SAID = 12000  # characters of what a script answers
 OLDEST_SECONDS = 60.0  # between two searches for the oldest message
+PATIENCE = 3.0  # seconds for what has to be looked up for an answer
 LISTED = 100  # messages and connections that are listed unless more are asked for
 MOST_LISTED = 10_000
 BODY = 65536  # octets of a message that are shown
@@ -65,6 +66,10 @@ class Answers:
             "show inbound": self._inbound,
             "show outbound": self._outbound,
             "dns_cache lookup": self._cached,
+            "tls demand": self._demand,
+            "mta_sts list all": self._policies,
+            "mta_sts show domain": self._policy,
+            "mta_sts refresh policy": self._refetch,
             "refresh domain": self._refresh,
             "config explain": self._explain,
             "spool show": self._spool,
@@ -280,6 +285,43 @@ class Answers:
         until, answer = found
         row = {"status": answer.status, "ttl": until - self._now(), "records": [list(one) for one in answer.records]}
         return [{**row, "secure": answer.secure, "detail": answer.detail}]
+
+    async def _demand(self, words: list[str]) -> Rows:
+        """`[binding B] DOMAIN`: what its hosts have to prove."""
+        binding = "default"
+        if words[:1] == ["binding"] and len(words) == 3:
+            binding, words = words[1], words[2:]
+        name, worker = selection.only(words, "tls demand [binding B] NAME").lower(), self._worker
+        bindings = worker.config.outbound.bindings()
+        if binding not in bindings:
+            raise ValueError(f"there is no binding {binding!r}")
+        group = bindings[binding]
+        try:
+            async with asyncio.timeout(PATIENCE):
+                found = await survey.survey(worker.config, group, binding, name, worker.finder, worker.standards)
+        except TimeoutError:
+            words = "DNS or the policy host does not answer in time; quillon explain --domain waits longer"
+            raise ValueError(words) from None
+        return [survey.as_row(found)]
+
+    async def _policies(self, _words: list[str]) -> Rows:
+        found = await asyncio.to_thread(self._worker.standards.policies.domains)
+        return [{"domain": name} for name in found]
+
+    async def _policy(self, words: list[str]) -> Rows:
+        name = selection.only(words, "mta_sts show domain NAME").lower()
+        found = await self._worker.standards.policies.find(name)
+        return [{"domain": name, **survey.sts_row(found)}]
+
+    async def _refetch(self, words: list[str]) -> Rows:
+        """One worker fetches for all, who see the file."""
+        name = selection.only(words, "mta_sts refresh policy NAME").lower()
+        if self._worker.number:
+            return []
+        found = await self._worker.standards.policies.refresh(name)
+        if found.result:
+            return [{"error": f"{name}: {found.result}: {found.detail}"}]
+        return [{"said": f"MTA-STS policy for {name} refreshed."}]
 
     async def _refresh(self, words: list[str]) -> Rows:
         """Look a domain and its hosts up anew."""

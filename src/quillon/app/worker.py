@@ -161,7 +161,7 @@ class Worker:
         self._hooks = TlsHooks(self.policies.policy, config.folder)
         self._ids = IdSource(os.getpid(), self.store.newest)
         self._resident_bodies = ResidentBodies(share(node.max_resident_messages, self._count))
-        self._finder = HostFinder(self.resolver, node, self.clock, compose.own(config))
+        self.finder = HostFinder(self.resolver, node, self.clock, compose.own(config))
         self.standards = compose.standards(node, self.resolver, self.clock, self.report)
         self._counts = Counts()
         octets, inodes = node.spool_minimum_free_space, node.spool_minimum_free_inodes
@@ -185,7 +185,7 @@ class Worker:
             config=config,
             store=self.store,
             resident_bodies=self._resident_bodies,
-            finder=self._finder,
+            finder=self.finder,
             standards=self.standards,
             bouncer=self._bouncer,
             services=ConnectionServices(self.clock, self._deadlines, self.contexts, self._hooks),
@@ -514,7 +514,7 @@ class Worker:
         self._hostname = compose.hostname(node)
         self._watchman = self._watchman_of(config)
         self._resident_bodies.limit = share(node.max_resident_messages, self._count)
-        self._finder.reconfigure(resolver, node, compose.own(config))
+        self.finder.reconfigure(resolver, node, compose.own(config))
         self.standards.reconfigure(resolver, compose.sts_policies(node, resolver, self.clock, self.report))
         self._bouncer.config = config
         self._reception.reconfigure(config, policy)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ipaddress
 import json
 import sys
 from collections.abc import Iterable
 from typing import Any
 
+from quillon.app import compose
 from quillon.cli.configuration import DEFAULT, FAULTY, read
 from quillon.config import provenance
 from quillon.config.model import Config
 from quillon.config.nearest import did_you_mean
 from quillon.config.scope import Resolution
+from quillon.control import demands
+from quillon.delivery import survey
+from quillon.delivery.hosts import HostFinder
+from quillon.modules.load import LoadError
+from quillon.net.clock import SystemClock
 
 
 def add(commands: Any) -> None:
@@ -25,6 +32,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--peer", default="127.0.0.1", metavar="IP", help="inbound: the client")
     parser.add_argument("--option", metavar="NAME", help="only options whose name holds this")
     parser.add_argument("--set", action="store_true", help="leave out options at their default")
+    parser.add_argument("--no-dns", action="store_true", help="do not look up what domains publish (DANE, MTA-STS)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -46,11 +54,35 @@ def run(given: argparse.Namespace) -> int:
     if not rows:
         return _fail(f"no option matches{did_you_mean((given.option or '').lower(), config.table.options)}")
     rows = sorted(rows, key=lambda row: row.option.name)
+    published = asyncio.run(_published(config, given)) if given.domain and not given.no_dns else None
     if given.json:
-        print(json.dumps({**title, "options": [provenance.row(row) for row in rows]}, indent=2))
+        shown: dict[str, Any] = {**title, "options": [provenance.row(row) for row in rows]}
+        if published is not None:
+            shown["published"] = survey.as_row(published)
+        print(json.dumps(shown, indent=2))
     else:
         _print(title, rows)
+        if published is not None:
+            print("\n".join(["", *demands.lines(survey.as_row(published))]))
     return 0
+
+
+async def _published(config: Config, given: argparse.Namespace) -> survey.Survey | None:
+    """What the domain has published and what comes of it for each host; None where the configuration looks for nothing,
+    or has no resolver."""
+    group, domain = config.outbound.bindings()[given.binding], given.domain.lower()
+    routing = config.outbound.routing(group, given.binding, domain)
+    settings, _ = config.outbound.delivery(group, given.binding, routing.domain, routing.via)
+    if not (settings.use_dane != "false" or settings.use_mta_sts):
+        return None
+    clock, node = SystemClock(), config.node()
+    try:
+        resolver = compose.resolver(node, clock)
+    except LoadError as error:
+        return survey.Survey(routing.domain, str(error))
+    finder = HostFinder(resolver, node, clock, compose.own(config))
+    standards = compose.standards(node, resolver, clock, lambda text: print(text, file=sys.stderr))
+    return await survey.survey(config, group, given.binding, domain, finder, standards)
 
 
 def _fail(text: str) -> int:

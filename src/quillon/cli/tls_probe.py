@@ -18,13 +18,16 @@ from quillon.config.load import empty
 from quillon.config.model import Config
 from quillon.config.routes import is_ip
 from quillon.config.settings import DeliverySettings
+from quillon.control import demands
+from quillon.delivery import survey
 from quillon.delivery.connection import ConnectionServices
+from quillon.delivery.demand import Demand, Refused
 from quillon.delivery.hosts import HostFinder
 from quillon.delivery.probe import VALUES, Report, probe
 from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import certificate_names
 from quillon.modules import load as policies
-from quillon.net.clock import Clock, Deadlines, SystemClock
+from quillon.net.clock import Deadlines, SystemClock
 from quillon.policy.tls import TlsHooks
 from quillon.tls import identity
 from quillon.tls.causes import ALERT, CAUSES
@@ -83,7 +86,10 @@ async def _run(config: Config, given: argparse.Namespace) -> int:
     deadlines.start()
     if given.ca:
         tls = dataclasses.replace(tls, tls_ca=given.ca)
-    found = await _hosts(config, given.host, routing.domain, settings, clock)
+    resolver = compose.resolver(config.node(), clock)
+    found = await _hosts(config, given.host, routing.domain, settings, HostFinder(resolver, config.node(), clock))
+    standards = compose.standards(config.node(), resolver, clock, lambda text: print(text, file=sys.stderr))
+    known = await survey.of_hosts(config, group, given.binding, domain, found, settings, standards)
     # somebody sits in front of it
     settings = dataclasses.replace(settings, connect_timeout=PATIENCE, ehlo_timeout=PATIENCE)
     loaded = await compose.load_to_look(config, clock, lambda text: print(text, file=sys.stderr))
@@ -91,25 +97,51 @@ async def _run(config: Config, given: argparse.Namespace) -> int:
     services = ConnectionServices(clock, deadlines, Contexts(clock.now), TlsHooks(policy, config.folder))
     ehlo = compose.hostname(config.node())
     reports = []
-    for host in found:
+    for host, demand in known.hosts:
         names = certificate_names(host.name, routing.domain, routing.via)
-        reports.append(await probe(host, names, settings, tls, services, ehlo))
+        sni = demand.tlsa_names[0] if isinstance(demand, Demand) and demand.tlsa_names else ""
+        reports.append(await probe(host, names, settings, tls, services, ehlo, sni))
     deadlines.stop()
-    rows = [_as_json(report, tls) for report in reports]
+    rows = [
+        _as_json(report, tls) | _demanded(report, demand)
+        for report, (_, demand) in zip(reports, known.hosts, strict=True)
+    ]
     if given.json:
         print(json.dumps(rows, indent=2))
     else:
+        if known.problem or known.sts is not None:
+            print("\n".join(demands.lines(survey.as_row(known._replace(hosts=())))))
         for report, row in zip(reports, rows, strict=True):
             _print(report, row, config=bool(given.config))
         if given.config and not given.domain:
             print(f"The settings are those of the domain {domain}; --domain names another.")
-    good = any(report.judgement is not None and report.judgement.verified for report in reports)
-    return 0 if good else 1
+    return 0 if any(map(_is_good, reports, rows)) else 1
 
 
-async def _hosts(config: Config, host: str | None, domain: str, settings: DeliverySettings, clock: Clock) -> list[Host]:
+def _is_good(report: Report, row: dict[str, Any]) -> bool:
+    """Whether mail would go over TLS that has verified."""
+    if row["published"]["standard"]:
+        return bool(row["published"]["verified"])
+    return report.judgement is not None and bool(report.judgement.verified)
+
+
+def _demanded(report: Report, demand: Demand | Refused) -> dict[str, Any]:
+    """What DNS and the domain's policy make of a host."""
+    row = survey.host_row(report.host, demand)
+    shown = {name: row.get(name, "") for name in ("standard", "refused", "reasons", "tlsa")}
+    outcome, verified = "", False
+    if isinstance(demand, Refused):
+        outcome = f"held: {demand.cause}"
+    elif not report.problem:
+        foreseen = report.under(demand)
+        outcome, verified = str(foreseen), bool(foreseen.verified)
+    return {"published": {**shown, "dnssec": row["dnssec"], "outcome": outcome, "verified": verified}}
+
+
+async def _hosts(
+    config: Config, host: str | None, domain: str, settings: DeliverySettings, finder: HostFinder
+) -> list[Host]:
     """The host that was named, or those of the domain. Raises ValueError."""
-    finder = HostFinder(compose.resolver(config.node(), clock), config.node(), clock)
     if host:
         name, port = _host_port(host)
         if is_ip(name):
@@ -183,6 +215,13 @@ def _names(report: Report) -> list[str]:
     return [printable(name) for name in dns + addresses]
 
 
+def _print_published(row: dict[str, Any]) -> None:
+    if row["standard"] or row["refused"]:
+        for reason in row["reasons"]:
+            print(f"  published  {reason}")
+        print(f"  {row['standard'] or 'refused':9}  {row['refused'] or row['outcome']}")
+
+
 def _print(report: Report, row: dict[str, Any], *, config: bool) -> None:
     print(f"{row['host']} [{row['ip']}]:{row['port']}")
     if report.problem:
@@ -213,6 +252,7 @@ def _print(report: Report, row: dict[str, Any], *, config: bool) -> None:
             print(f"             {row['detail']}")
     if config:
         now = row["configured"]
+        _print_published(row["published"])
         print(f"  now        TLS = {now['tls']}, TLS_Verify = {now['tls_verify']}: {now['outcome']}")
     for value, verifies in row["outcomes"].items():
         for verify, outcome in verifies.items():

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
+from quillon.control import demands
 from quillon.control import rendering as show
 from quillon.queue.selection import WORDS
 
@@ -120,6 +121,14 @@ COMMANDS = (
     Command("show outbound", "", "connections to hosts", _V, show.text_outbound, show.merge_listed),
     Command("dns_cache lookup", "NAME TYPE", "what a worker knows", _V, show.text_cached, show.merge_cached),
     Command("refresh domain", "NAME", "look it up anew", _O, show.text_said, show.merge_said),
+    Command("tls demand", "[binding B] NAME", "what its hosts have to prove, and who says so", _V,
+        demands.text_demand, show.merge_cached,
+    ),
+    Command("mta_sts list all", "", "domains whose MTA-STS policy is kept", _V,
+        demands.text_policies, demands.merge_policies,
+    ),
+    Command("mta_sts show domain", "NAME", "its MTA-STS policy", _V, demands.text_policy, show.merge_cached),
+    Command("mta_sts refresh policy", "NAME", "fetch it now", _O, show.text_said, show.merge_said),
     Command("tls show cache", "", "the TLS contexts of all workers", _V, show.text_contexts, show.merge_contexts),
     Command(
         "tls flush cache", "", "load them anew; sessions that stand go on", _O,
