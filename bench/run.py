@@ -90,6 +90,13 @@ TESTS = {
         ("-H", "-c", "60"),
         only=("quillon",),
     ),
+    "relay20evidence": Test(
+        "relay, 20 messages per connection inbound, with evidence kept",
+        {"MODE": "relay", "EVIDENCE": "1"},
+        ("-m", "20"),
+        relay=True,
+        only=("quillon",),
+    ),
 }
 IDLE = 400  # connections for the figure of memory
 

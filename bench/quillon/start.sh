@@ -12,6 +12,8 @@ if [ "$TLS" = 1 ]; then
     else tls_in="$tls_in TLS_Verify_Mode = none"; fi
     tls_out="TLS = required"
 fi
+evidence=
+if [ "${EVIDENCE:-}" = 1 ]; then evidence="evidence { }"; fi
 if [ "$MODE" = hold ]; then suspend="Suspend_Delivery = true"; fi
 workers=${WORKERS:-2}
 cat >"$RUN/ecelerity.conf" <<X
@@ -27,6 +29,7 @@ ESMTP_Listener {
 }
 $tls_out
 $suspend
+$evidence
 Gateway = "$OUT"
 X
 exec "$quillon" serve -c "$RUN/ecelerity.conf"

@@ -291,7 +291,8 @@ class Answers:
         binding = "default"
         if words[:1] == ["binding"] and len(words) == 3:
             binding, words = words[1], words[2:]
-        name, worker = selection.only(words, "tls demand [binding B] NAME").lower(), self._worker
+        worker = self._worker
+        name = selection.only(words, "tls demand [binding B] NAME").lower()
         bindings = worker.config.outbound.bindings()
         if binding not in bindings:
             raise ValueError(f"there is no binding {binding!r}")
@@ -300,8 +301,8 @@ class Answers:
             async with asyncio.timeout(PATIENCE):
                 found = await survey.survey(worker.config, group, binding, name, worker.finder, worker.standards)
         except TimeoutError:
-            words = "DNS or the policy host does not answer in time; quillon explain --domain waits longer"
-            raise ValueError(words) from None
+            late = "DNS or the policy host does not answer in time; quillon explain --domain waits longer"
+            raise ValueError(late) from None
         return [survey.as_row(found)]
 
     async def _policies(self, _words: list[str]) -> Rows:

@@ -684,4 +684,6 @@ def _needs_restart(old: Config, new: Config) -> list[str]:
             before = resolve(option, [old.root], old.folder).value
             if before != resolve(option, [new.root], new.folder).value:
                 found.append(option.name)
+    if old.stanzas.evidence("", "") != new.stanzas.evidence("", ""):
+        found.append("evidence")
     return found

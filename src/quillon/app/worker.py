@@ -38,6 +38,11 @@ from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import ConnectionServices
 from quillon.delivery.dispatcher import Dispatcher, Share
 from quillon.delivery.hosts import HostFinder
+from quillon.delivery.settlement import at_once
+from quillon.evidence.files import DamagedError
+from quillon.evidence.keys import KeyFileError
+from quillon.evidence.record import Source
+from quillon.evidence.writer import Evidence
 from quillon.listener import credentials, intake
 from quillon.listener.authentication import Authenticator
 from quillon.listener.esmtp import EsmtpSession
@@ -51,7 +56,7 @@ from quillon.lua.msys import audit, db
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
 from quillon.mail.alert import Alert
-from quillon.mail.event import Event, Notice, Panic
+from quillon.mail.event import Event, HostFailed, Notice, Panic, Rejected
 from quillon.mail.message import IdSource, Message
 from quillon.modules import load as policies
 from quillon.modules.load import LoadError, Policies, Services
@@ -72,6 +77,7 @@ FAULTY = 3  # exit status: starting anew will not help
 WAITING = 4  # exit status: it may help later, as for room on the disk
 READ_SECONDS = 60.0  # until an answer that the supervisor does not read is given up
 WATCH = 30.0  # seconds between looks at queue, disk and certificates for alerts
+FLUSH = 10.0  # seconds that evidence and spool have for what is to be written at the end
 REFRESH = 5.0  # seconds between looks at the files of TLS contexts
 MOST_CHANGED = 50  # demands that are lost or weaker that the answer to a reload names
 SAID = 12000  # characters of what went wrong, in an answer
@@ -100,6 +106,8 @@ class Worker:
         self._tls_watch = TlsWatch()
         self._told_of: set[str] = set()  # conditions that hold
         self._watches_at = 0.0
+        self._signs_at = 0.0
+        self.evidence: Evidence | None = None
         self._suspended = (0, 0)  # the state of the file of suspensions that was last looked at
         self._orders: set[asyncio.Task[None]] = set()
         self._intake = intake.Intake(lambda: self.services)
@@ -118,6 +126,8 @@ class Worker:
         loop.add_reader(self._channel.fileno(), self._told)
         self._deadlines.start()
         self.store.start()
+        if self.evidence is not None:
+            self.evidence.start()
         for name, sock in self._sockets.items():
             await self._listen(name, sock)
         await self._take_in(self.config)
@@ -160,6 +170,7 @@ class Worker:
         self.policies = await policies.load(config, self.clock, self.report, self._policy_services())
         self._hooks = TlsHooks(self.policies.policy, config.folder)
         self._ids = IdSource(os.getpid(), self.store.newest)
+        self.evidence = self._evidence_of(config)
         self._resident_bodies = ResidentBodies(share(node.max_resident_messages, self._count))
         self.finder = HostFinder(self.resolver, node, self.clock, compose.own(config))
         self.standards = compose.standards(node, self.resolver, self.clock, self.report)
@@ -179,6 +190,7 @@ class Worker:
             resident_bodies=self._resident_bodies,
             enqueue=self._submit,
             log=self.log,
+            evidence=self.evidence,
         )
         self._bouncer = Bouncer(config, self._reception, self.store, self._ids, self.clock, self._hostname)
         self.dispatcher = Dispatcher(
@@ -188,11 +200,19 @@ class Worker:
             finder=self.finder,
             standards=self.standards,
             bouncer=self._bouncer,
-            services=ConnectionServices(self.clock, self._deadlines, self.contexts, self._hooks),
+            services=ConnectionServices(
+                self.clock,
+                self._deadlines,
+                self.contexts,
+                self._hooks,
+                keep=self.evidence.keep if self.evidence is not None else None,
+            ),
             hostname=self._hostname,
             share=Share(self._count),
             log=self.log,
             say=self._channel.send,
+            prove=self.evidence.prove if self.evidence is not None else at_once,
+            trouble=self._trouble,
             curfew=compose.curfew(config),
             suspensions=suspended.read(Path(node.spoolbase), self.report),
         )
@@ -275,6 +295,31 @@ class Worker:
         self._orders.add(task)
         task.add_done_callback(self._orders.discard)
 
+    def _evidence_of(self, config: Config) -> Evidence | None:
+        """The log of evidence, if one is kept. Raises LoadError."""
+        given = config.stanzas.evidence(config.node().spoolbase, self._hostname)
+        if given is None:
+            return None
+        source = Source(given.node, self.number, config.digest)
+        try:
+            return Evidence(Path(given.folder), self.number, Path(given.key), source, self.clock, self.report)
+        except (KeyFileError, DamagedError) as error:
+            raise LoadError(f"evidence: {error}") from None
+        except OSError as error:
+            raise LoadError(f"evidence: {error.filename or given.folder}: {error.strerror}") from None
+
+    def _trouble(self) -> str:
+        """What is wrong with this server, so that nothing may leave; "" for nothing."""
+        failing = self.evidence.failing if self.evidence is not None else ""
+        return f"no evidence can be written: {failing}" if failing else ""
+
+    def _sign(self) -> None:
+        """A checkpoint of the evidence, when it is time for one."""
+        if self.evidence is not None and self.clock.now() >= self._signs_at:
+            given = self.config.stanzas.evidence("", "")
+            self._signs_at = self.clock.now() + (given.checkpoint_interval if given is not None else 60)
+            self.evidence.checkpoint()
+
     def _watchman_of(self, config: Config) -> Watchman | None:
         """Who watches, if the configuration wants alerts."""
         given = config.stanzas.alerts()
@@ -293,6 +338,8 @@ class Worker:
     def log(self, event: Event) -> None:
         self.metrics.count(event)
         self._loggers.log(event)
+        if self.evidence is not None and isinstance(event, (HostFailed, Rejected)):
+            self.evidence.note(event)
         if self._watchman is not None:
             for alert in self._tls_watch.see(event):
                 self._alert(alert)
@@ -395,6 +442,7 @@ class Worker:
         self._look_at_room()
         self._look_at_descriptors()
         self._look_after_standards()
+        self._sign()
         stamp = suspended.stamp(Path(self.config.node().spoolbase))
         if stamp != self._suspended:
             self._suspended = stamp
@@ -514,6 +562,8 @@ class Worker:
         self._hostname = compose.hostname(node)
         self._watchman = self._watchman_of(config)
         self._resident_bodies.limit = share(node.max_resident_messages, self._count)
+        if self.evidence is not None:
+            self.evidence.source = self.evidence.source._replace(configuration=config.digest)
         self.finder.reconfigure(resolver, node, compose.own(config))
         self.standards.reconfigure(resolver, compose.sts_policies(node, resolver, self.clock, self.report))
         self._bouncer.config = config
@@ -562,6 +612,11 @@ class Worker:
             if not session.committing:
                 session.end(replies.SHUTTING_DOWN)
         await stopping
+        if self.evidence is not None:
+            end = self.clock.now() + FLUSH
+            while not (self.evidence.idle and self.store.idle) and self.clock.now() < end:  # noqa: ASYNC110 - two
+                await asyncio.sleep(0.01)
+            await self.evidence.close()
         await self.store.close()
         for session in list(self.sessions):
             session.end(replies.SHUTTING_DOWN)  # what was committed has been answered by now

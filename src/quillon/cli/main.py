@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "policy": ("policy", "look at the policies of a configuration, try them on a dialog"),
     "replay": ("policy", "play recorded sessions again, and print those that end otherwise"),
     "record": ("record", "write the sessions of a running server to a file, for replay"),
+    "prove": ("proof", "show what was demanded, proven and done for a message, so that others can verify it"),
+    "proof": ("proof", "verify the log of evidence and add up; its key; delete whom a message was for"),
     "tls-probe": ("tls_probe", "tell what a host does with TLS"),
     "selftest": ("selftest", "run a configuration's deliveries against broken peers"),
     "fault-farm": ("fault_farm", "run peers that are broken in one way each"),

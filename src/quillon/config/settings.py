@@ -364,6 +364,16 @@ class AlertSettings:
     certificate_days: int
 
 
+@dataclass(frozen=True, slots=True)
+class EvidenceSettings:
+    """The evidence stanza: absolute paths, the name of this node, seconds between two checkpoints."""
+
+    folder: str
+    key: str
+    node: str
+    checkpoint_interval: int
+
+
 class HttpListen(NamedTuple):
     """A Listen of HTTP_Listener: PEM files of its TLS, whether a client's certificate says who it is, and the uri of
     the file of users, whose passwords do so as well."""

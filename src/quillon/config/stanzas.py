@@ -12,6 +12,7 @@ from quillon.config.settings import (
     CustomLog,
     CustomLoggerSettings,
     DatasourceSettings,
+    EvidenceSettings,
     ListenSettings,
     LoggerSettings,
     PolicySettings,
@@ -173,6 +174,16 @@ class Stanzas:
             if any(not address.domain for address in addresses):
                 raise ValueError("mail_to: a domain is needed in each address")
             return build(AlertSettings, lambda name, v={**values, "mail_to": addresses}: v[name])  # type: ignore[misc]
+        return None
+
+    def evidence(self, spool: str, hostname: str) -> EvidenceSettings | None:
+        """The evidence stanza, if there is one; what it leaves out is in `spool`, under the name `hostname`."""
+        for node in self.module_nodes("evidence"):
+            values = self.module_values(node)
+            folder = values["folder"] or f"{spool}/evidence"
+            interval = max(int(values["checkpoint_interval"]), 1)
+            key = values["key"] or f"{folder}/key.pem"
+            return EvidenceSettings(folder, key, values["node"] or hostname, interval)
         return None
 
     def monitors(self) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -49,13 +50,15 @@ _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errn
 
 @dataclass(frozen=True, slots=True)
 class ConnectionServices:
-    """What a connection needs from outside."""
+    """What a connection needs from outside. `keep` takes the certificates of a host in DER, where evidence is kept of
+    them, and gives their SHA-256."""
 
     clock: Clock
     deadlines: Deadlines
     contexts: Contexts
     hooks: TlsHooks
     handshake_timeout: float = HANDSHAKE_TIMEOUT
+    keep: Callable[[Sequence[bytes]], tuple[str, ...]] | None = None
 
 
 class Sent(NamedTuple):
@@ -285,6 +288,8 @@ class Connection:
             level=judgement.level,
             matched=judgement.matched,
         )
+        if self.services.keep is not None:
+            facts = replace(facts, certificates=self.services.keep(self._certificates()))
         return replace(facts, standard=self.demand.standard) if self.demand.standard else facts
 
     def turn_to(self, names: tuple[str, ...], domain: str) -> bool:

@@ -27,7 +27,7 @@ from quillon.delivery.hosts import HostFinder
 from quillon.delivery.inquiry import Inquiry
 from quillon.delivery.opener import Nothing, Opener, Ready, Wait
 from quillon.delivery.places import Places
-from quillon.delivery.settlement import Settlement
+from quillon.delivery.settlement import Prove, Settlement, at_once
 from quillon.delivery.siblings import Siblings
 from quillon.delivery.sorting import Sorting
 from quillon.delivery.standards import Standards
@@ -87,6 +87,8 @@ class Dispatcher:
     log: Callable[[Event], None]
     say: Callable[[dict[str, Any]], object] = lambda _: None  # to the node
     connect: Callable[..., Connection] = Connection
+    prove: Prove = at_once
+    trouble: Callable[[], str] = lambda: ""  # what is wrong with this server, so that nothing may leave
     curfew: InitVar[Curfew] = Curfew()  # noqa: RUF009 - it is not changed
     suspensions: InitVar[Suspensions | None] = None
     memory: HostMemory = field(default_factory=HostMemory)
@@ -98,7 +100,7 @@ class Dispatcher:
     _timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self, curfew: Curfew, suspensions: Suspensions | None) -> None:
-        self.halts = Halts(curfew, suspensions or Suspensions(), self.log)
+        self.halts = Halts(curfew, suspensions or Suspensions(), self.log, self.trouble)
         self.places = Places(self, self.memory, self.say)
         self.throttles = Throttles(self.config, self.share.workers)
         self.admission = Admission(self.config, self.services.hooks, self.share.split, self.log, self._is_suspended)
@@ -136,6 +138,7 @@ class Dispatcher:
             clock=self.services.clock,
             requeue=self.sorting.requeue,
             log=self.log,
+            prove=self.prove,
         )
 
     def _is_suspended(self, domain: str) -> bool:
@@ -481,7 +484,8 @@ class Dispatcher:
             if isinstance(outcome, Delivered) and queue is not None:
                 queue.site.window.succeeded(now, queue.rules.connections + queue.rules.spare)
             try:
-                self.settlement.settle(message, outcome, connection.facts, connection.host_name, connection.local_ip)
+                facts, host, source = connection.facts, connection.host_name, connection.local_ip
+                self.settlement.settle(message, outcome, facts, host, source, connection.demand.reasons)
             except Exception as error:  # the others of the transaction are to be settled all the same
                 self.unexpected(error)
         self.sorting.put_back(sent.untried, trail, same_rules=same)

@@ -1,4 +1,5 @@
-"""When nothing may leave for a destination: quiet hours of the configuration, and what an operator has suspended."""
+"""When nothing may leave for a destination: quiet hours of the configuration, what an operator has suspended, and what
+is wrong with this server."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from quillon.queue.curfew import Curfew, transitions
 from quillon.queue.destination import Key
 from quillon.queue.suspension import Suspensions
 
+SOON = 2.0  # seconds until it is looked again whether this server is well
+
 
 class Halt(NamedTuple):
     """Nothing may leave before a time."""
@@ -19,10 +22,17 @@ class Halt(NamedTuple):
 
 
 class Halts:
-    """`log` takes events."""
+    """`log` takes events; `trouble` tells what is wrong with this server, "" for nothing."""
 
-    def __init__(self, curfew: Curfew, suspensions: Suspensions, log: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        curfew: Curfew,
+        suspensions: Suspensions,
+        log: Callable[[Event], None],
+        trouble: Callable[[], str] = lambda: "",
+    ) -> None:
         self.suspensions = suspensions
+        self._trouble = trouble
         self._log = log
         self.reconfigure(curfew)
 
@@ -34,6 +44,9 @@ class Halts:
 
     def of(self, key: Key, now: float) -> Halt | None:
         """What keeps a destination from sending, None if nothing does."""
+        trouble = self._trouble()
+        if trouble:
+            return Halt(now + SOON, trouble)
         suspension = self.suspensions.of(key, now)
         if suspension is not None:
             return Halt(suspension.until, suspension.words)

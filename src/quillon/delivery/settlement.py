@@ -21,6 +21,14 @@ from quillon.queue import retry
 from quillon.reception.accept import ResidentBodies
 from quillon.spool.store import Store
 
+Prove = Callable[[Attempted, Callable[[], None]], None]
+
+
+def at_once(_event: Attempted, then: Callable[[], None]) -> None:
+    """Where no evidence is kept."""
+    then()
+
+
 RETRY_NOTICE = 60.0  # seconds until a notification that could not be stored is tried again
 
 
@@ -38,7 +46,9 @@ class Settlement:
         clock: Clock,
         requeue: Callable[[Message], None],
         log: Callable[[Event], None],
+        prove: Prove = at_once,
     ) -> None:
+        self._prove = prove
         self.config = config
         self.policy = policy
         self.stopping = False
@@ -56,11 +66,13 @@ class Settlement:
         facts: TlsFacts | None = None,
         host: str = "",
         local_ip: str = "",
+        reasons: tuple[str, ...] = (),
         *,
         quiet: bool = False,
     ) -> None:
-        """An attempt has ended so; `facts`, `host` and `local_ip` are of the connection that it ended on. With `quiet`
-        the sender of what has failed is not told."""
+        """An attempt has ended so; `facts`, `host`, `local_ip` and the `reasons` of its demand are of the connection
+        that it ended on. With `quiet` the sender of what has failed is not told. What follows of it happens once there
+        is evidence of it, where that is kept."""
         now, policy = self._clock.now(), self.policy
         demand = message.demand or override.demand_of(message, self.config)
         settled = retry.settle(
@@ -75,14 +87,21 @@ class Settlement:
         outcome = override.logged(message, outcome, now, policy)
         if isinstance(settled, retry.Delay):
             override.requeued(message, now, policy)
-        self._log(Attempted(now, message, outcome, demand, facts, host, local_ip or self._source(message)))
+        source = local_ip or self._source(message)
+        event = Attempted(now, message, outcome, demand, facts, host, source, reasons)
+        self._prove(event, lambda: self._follow(event, settled, quiet=quiet))
+
+    def _follow(self, event: Attempted, settled: retry.Settled, *, quiet: bool) -> None:
+        """What comes of an attempt: it is logged, and the message let go or tried again."""
+        message, outcome = event.message, event.outcome
+        self._log(event)
         if isinstance(settled, retry.Remove) or (quiet and isinstance(settled, retry.Fail)):
             self._removed(message)
         elif isinstance(settled, retry.Fail):
             self._notify(message, settled.outcome, settled.last)
         else:
             assert isinstance(outcome, TransientFailure), "only these are tried again"
-            self._kept(message, outcome, now)
+            self._kept(message, outcome, event.time)
             self._requeue(message)
 
     def _source(self, message: Message) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -88,7 +87,7 @@ class Standards:
 
 def plain(tls: OutboundTls, names: tuple[str, ...]) -> Demand:
     """What holds where nothing is looked up: the configuration's word."""
-    return Demand(tls, tls, names, until=math.inf)
+    return Demand(tls, tls, names)
 
 
 def _has_policy(domain: str, settings: DeliverySettings) -> bool:

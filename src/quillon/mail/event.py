@@ -22,7 +22,8 @@ class TlsFacts:
     `level` is what was proven: none, ca (a trusted chain), host (and a name that was wanted), dane (the certificate of
     a TLSA record), or policy (a module says so). `matched` is the wanted name that the certificate has, or that record;
     `anchor` the subject of the trusted certificate that the chain leads to, `anchor_sha256` its fingerprint. `standard`
-    is dane or mta-sts where that demanded more than the configuration.
+    is dane or mta-sts where that demanded more than the configuration. `certificates` are the SHA-256 of all that the
+    other side sent, where evidence is kept of them.
     """
 
     protocol: str = ""
@@ -44,6 +45,7 @@ class TlsFacts:
     anchor: str = ""
     anchor_sha256: str = ""
     standard: str = ""
+    certificates: tuple[str, ...] = ()
 
 
 class Received(NamedTuple):
@@ -56,7 +58,7 @@ class Received(NamedTuple):
 
 class Attempted(NamedTuple):
     """An attempt to deliver ended. `demand` is what ruled it; `local_ip` the source address that was used, or wanted
-    where no connection came about."""
+    where no connection came about. `reasons` are those of the demand on the host, the winner first."""
 
     time: float
     message: Message
@@ -65,6 +67,7 @@ class Attempted(NamedTuple):
     tls: TlsFacts | None
     host: str = ""
     local_ip: str = ""
+    reasons: tuple[str, ...] = ()
 
 
 class HostFailed(NamedTuple):

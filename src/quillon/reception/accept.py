@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from quillon.config.model import Config
 from quillon.config.settings import NodeSettings, ReceptionSettings
+from quillon.evidence.writer import Evidence
 from quillon.mail import header
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
@@ -104,7 +105,9 @@ class Reception:
         resident_bodies: ResidentBodies,
         enqueue: Callable[[list[Message]], None],
         log: Callable[[Event], None],
+        evidence: Evidence | None = None,
     ) -> None:
+        self._evidence = evidence
         self.config = config
         self.policy = policy
         self.node: NodeSettings = config.node()
@@ -230,6 +233,8 @@ class Reception:
             return None
         if self.room.shortage():
             return replies.NO_ROOM
+        if self._evidence is not None and self._evidence.failing:
+            return replies.NO_EVIDENCE
         reply = replies.HEADERS_TOO_LARGE if mail_data.head_too_large else content.fault(mail_data.head, settings)
         if reply is None and mail_data.long_line:
             reply = replies.BODY_LINE_TOO_LONG
@@ -347,17 +352,33 @@ class Reception:
 
     def _stored(self, envelope: Envelope, batches: Stored, failed: list[Batch], answer: Answer, *, full: bool) -> None:
         if failed:
-            # the client will come again with all of it: what did get onto disk must not be sent twice
-            for batch, messages in batches:
-                if batch in failed:
-                    if batch.path:
-                        self.store.bodies.drop(batch.path)
-                    continue
-                for message in messages:
-                    self.store.remove(message)
+            self._undo(batches, failed)
             answer(replies.NO_ROOM if full else replies.SPOOL_FAILED)
             return
-        # from here on the message is ours, whatever fails behind the commit, and the client has to know
+        if self._evidence is None:
+            self._taken(envelope, batches, answer)
+            return
+        events = [Received(self._clock.now(), m, envelope.tls) for _, messages in batches for m in messages]
+
+        def not_proven() -> None:
+            self._undo(batches, [])
+            answer(replies.NO_EVIDENCE)
+
+        self._evidence.prove_all(events, lambda: self._taken(envelope, batches, answer), not_proven)
+
+    def _undo(self, batches: Stored, failed: list[Batch]) -> None:
+        """The client will come again with all of it: what did get onto disk must not be sent twice. `failed` are those
+        that did not."""
+        for batch, messages in batches:
+            if batch in failed:
+                if batch.path:
+                    self.store.bodies.drop(batch.path)
+                continue
+            for message in messages:
+                self.store.remove(message)
+
+    def _taken(self, envelope: Envelope, batches: Stored, answer: Answer) -> None:
+        """From here on the message is ours, whatever fails behind the commit, and the client has to know."""
         answer(Reply(250, "2.0.0", f"OK {envelope.batch_id}"))
         task = eager.start(self._queue(envelope, batches))
         if task is not None:  # very many recipients

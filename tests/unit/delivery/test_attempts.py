@@ -61,8 +61,8 @@ class FakeConnection:
     """A connection to a `Peer`, by the rules of the real one."""
 
     def __init__(self, world: World, *args: Any, owner: Any, **_: Any) -> None:
-        self.services, self.settings, demand, self.domain, self.ehlo_name = args
-        self.tls, self.names = demand.configured, demand.names
+        self.services, self.settings, self.demand, self.domain, self.ehlo_name = args
+        self.tls, self.names = self.demand.configured, self.demand.names
         self.world = world
         self.owner = owner
         self.facts = None

@@ -1,0 +1,184 @@
+"""`quillon prove`, `quillon proof`: what the log of evidence holds of a message, whether it is whole, and its key."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from quillon.app import compose
+from quillon.cli.configuration import DEFAULT, FAULTY, read
+from quillon.config.settings import EvidenceSettings
+from quillon.evidence import keys, note, proof
+from quillon.evidence.files import DamagedError, LogFiles
+from quillon.evidence.keys import KeyFileError
+from quillon.evidence.note import NoteError
+from quillon.evidence.record import who
+
+BROKEN = 3  # exit status of an audit that has found something
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("prove")
+    parser.add_argument("message", nargs="+", metavar="ID", help="id of a message or a batch, or a Message-ID")
+    parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write a proof (zip) that others can verify")
+    parser.add_argument("--recipient", default="", metavar="ADDRESS", help="only records of this one, and prove that")
+    parser.add_argument("--json", action="store_true", help="print the records")
+    parser.set_defaults(run=prove)
+    parser = commands.add_parser("proof")
+    words = "print the public key; verify the logs and add up; let nobody tell any more whom a message was for"
+    parser.add_argument("what", choices=("key", "audit", "erase"), help=words)
+    parser.add_argument("message", nargs="*", metavar="ID", help="for erase: a message")
+    parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
+    parser.add_argument("--from", dest="begin", default="", metavar="TIME", help="audit: count from 2026-11-29T00 on")
+    parser.add_argument("--to", dest="end", default="~", metavar="TIME", help="audit: count to before this time")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def prove(given: argparse.Namespace) -> int:
+    """Exit status 0 where there are records, and all could be proven if that was asked for."""
+    settings = _settings(given)
+    if isinstance(settings, int):
+        return settings
+    try:
+        found = list(proof.find(Path(settings.folder), given.message))
+        if given.recipient:
+            found = [one for one in found if _is_of(one, given.recipient)]
+        if not found:
+            return _fail(f"there is no record of {' or '.join(given.message)} in {settings.folder}")
+        if given.output:
+            Path(given.output).write_bytes(proof.bundle(found, _key(settings), given.recipient))
+    except (KeyFileError, DamagedError, NoteError, OSError) as error:
+        return _fail(str(error))
+    except ValueError as error:
+        return _fail(f"{error}: a checkpoint is signed every {settings.checkpoint_interval} seconds; ask again then")
+    if given.json:
+        print(json.dumps([one.row for one in found], indent=2))
+    else:
+        for one in found:
+            print(_line(one.row))
+        if given.output:
+            print(f"{given.output}: {len(found)} records with their proofs")
+    return 0
+
+
+def run(given: argparse.Namespace) -> int:
+    settings = _settings(given)
+    if isinstance(settings, int):
+        return settings
+    try:
+        if given.what == "key":
+            return _print_key(settings)
+        if given.what == "erase":
+            return _erase(settings, given.message)
+        return _audit(settings, given)
+    except (KeyFileError, DamagedError, NoteError, OSError, ValueError) as error:
+        return _fail(str(error))
+
+
+def _settings(given: argparse.Namespace) -> EvidenceSettings | int:
+    config = read(given.config)
+    if config is None:
+        return FAULTY
+    node = config.node()
+    settings = config.stanzas.evidence(node.spoolbase, compose.hostname(node))
+    return settings if settings is not None else _fail(f"{given.config} has no stanza evidence: none is kept")
+
+
+def _fail(text: str) -> int:
+    print(f"quillon: {text}", file=sys.stderr)
+    return 1
+
+
+def _key(settings: EvidenceSettings) -> Ed25519PublicKey:
+    return keys.load(Path(settings.key)).public_key()
+
+
+def _is_of(found: proof.Found, recipient: str) -> bool:
+    salt = proof.salt_of(found)
+    return bool(salt) and who(recipient, salt) == found.row.get("recipient")
+
+
+def _line(row: dict[str, Any]) -> str:
+    tls = row.get("tls") or {}
+    shown = f"{tls['protocol']} {tls['cipher']} {tls['level']}" if tls.get("protocol") else "in clear"
+    if row["kind"] == "reception":
+        return f"{row['at']} {row['id']} taken from {row['from']['ip']} for {row['to']}, {shown}"
+    host = row["host"]
+    where = f"{host['name']} [{host['ip']}]" if host["ip"] else "no host"
+    wanted = f"TLS = {row['demand']['tls']}, TLS_Verify = {row['demand']['verify']}"
+    cause = f", {row['cause']}" if row.get("cause") else ""
+    way = shown if row["clear"] or tls.get("protocol") else "nothing sent"
+    end = f"under {wanted}, {way}{cause}: {row['reply']}"
+    return f"{row['at']} {row['id']} {row['outcome']} to {row['to']} by {where} {end}"
+
+
+def _print_key(settings: EvidenceSettings) -> int:
+    key = _key(settings)
+    print(
+        key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode(), end=""
+    )
+    for log in proof.logs(Path(settings.folder)):
+        print(note.verifier_key(f"{settings.node}/{log.name}", key))
+    return 0
+
+
+def _erase(settings: EvidenceSettings, messages: list[str]) -> int:
+    if not messages:
+        return _fail("proof erase wants the id of a message")
+    done = [proof.erase(found) for found in proof.find(Path(settings.folder), messages)]
+    if not done:
+        return _fail(f"there is no record of {' or '.join(messages)}")
+    print(f"{sum(done)} of {len(done)} records: nobody can tell any more whom they were for")
+    return 0
+
+
+def _audit(settings: EvidenceSettings, given: argparse.Namespace) -> int:
+    key, folder = _key(settings), Path(settings.folder)
+    found = [proof.audit(log, key) for log in proof.logs(folder)]
+    counts: Counter[str] = Counter()
+    clear = 0
+    for log in proof.logs(folder):
+        files = LogFiles(log)
+        try:
+            for _, octets in files.records():
+                row = json.loads(octets)
+                if given.begin <= row["at"] < given.end:
+                    counts[_kind(row)] += 1
+                    clear += row.get("clear", 0)
+        except DamagedError:
+            pass  # told by the audit of that log
+        finally:
+            files.close()
+    rows: list[dict[str, Any]] = [
+        {"log": str(one.log), "records": one.size, "signed": one.signed, "problems": list(one.problems)}
+        for one in found
+    ]
+    if given.json:
+        print(json.dumps({"logs": rows, "counts": counts, "clear_octets": clear}, indent=2))
+    else:
+        for row in rows:
+            print(f"{row['log']}: {row['records']} records, {row['signed']} under a signed checkpoint")
+            print("".join(f"    BROKEN: {problem}\n" for problem in row["problems"]), end="")
+        for name, count in sorted(counts.items()):
+            print(f"{count:10} {name}")
+        print(f"{clear:10} octets of messages sent in clear")
+    return BROKEN if any(one.problems for one in found) else 0
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """Under which a record is counted."""
+    tls = row.get("tls") or {}
+    way = f"over TLS, level {tls['level']}" if tls.get("protocol") else "without TLS"
+    if row["kind"] == "attempt":
+        wanted = f"TLS = {row['demand']['tls']}, TLS_Verify = {row['demand']['verify']}"
+        return f"attempt under {wanted}: {row['outcome']}, {way}"
+    return f"{row['kind']}, {way}"

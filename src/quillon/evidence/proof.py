@@ -1,0 +1,223 @@
+"""Proofs out of the logs of evidence: records, with what leads from each to a signed checkpoint. Shell."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from quillon.evidence import note, tree
+from quillon.evidence.files import DamagedError, LogFiles
+from quillon.evidence.note import Checkpoint, NoteError
+from quillon.evidence.record import SALT, who
+
+Row = dict[str, Any]
+
+README = """\
+What is in here was written by Quillon, the mail server of {node}.
+
+NNNN.json       a record, octet by octet as it stands in the log
+NNNN.proof      what leads from it to the signed checkpoint (c2sp.org/tlog-proof@v1)
+NNNN.recipient  the salt and the address behind the record's `recipient`, where it was asked for and not deleted
+certificates/   the certificates that the other side showed, by SHA-256
+verify.py       checks all of it; needs Python 3 and openssl, and nothing of Quillon
+
+    python3 verify.py . PUBLIC-KEY.pem
+
+The public key has to come to you another way than this file. The one that has signed, for comparison:
+
+{key}
+By hand: the signed text is what stands in NNNN.proof behind the first empty line, up to the next one with its line
+feed; the signature is the base64 behind the dash, without its first four octets:
+
+    openssl pkeyutl -verify -pubin -inkey PUBLIC-KEY.pem -rawin -in text -sigfile signature
+    openssl x509 -inform der -in certificates/....der -noout -text
+
+What this proves: that the log held this record when the checkpoint was signed, and that no record of it has been
+changed since. It does not prove that the server wrote down the truth, nor, without a checkpoint that somebody else has
+kept, that the whole log was not written anew.
+"""
+
+
+class Found(NamedTuple):
+    """A record: in which log, at which place, its octets and what they say."""
+
+    log: Path
+    place: int
+    octets: bytes
+    row: Row
+
+
+def logs(folder: Path) -> list[Path]:
+    """The logs of all workers there have been."""
+    return sorted(path.parent for path in folder.glob("worker-*/entries"))
+
+
+def find(folder: Path, wanted: Sequence[str]) -> Iterator[Found]:
+    """Records of messages by id, batch id or Message-ID: with a reception of one of them all that follows of it. Raises
+    DamagedError, OSError."""
+    words = {word.strip() for word in wanted}
+    batches: set[str] = set(words)
+    for log in logs(folder):
+        for _, octets in _records(log):
+            if any(word.encode() in octets for word in words) and b'"message_id"' in octets:
+                row = json.loads(octets)
+                if words & {row.get("message_id", ""), row.get("message_id", "").strip("<>")}:
+                    batches.add(row["batch"])
+    for log in logs(folder):
+        for place, octets in _records(log):
+            if any(word.encode() in octets for word in batches):
+                row = json.loads(octets)
+                if batches & {row.get("id", ""), row.get("batch", "")}:
+                    yield Found(log, place, octets, row)
+
+
+def _records(log: Path) -> Iterator[tuple[int, bytes]]:
+    files = LogFiles(log)
+    try:
+        yield from files.records()
+    finally:
+        files.close()
+
+
+def checkpoint(log: Path, key: Ed25519PublicKey) -> tuple[Checkpoint, str]:
+    """The last checkpoint of a log, and its note. Raises NoteError, OSError."""
+    text = (log / "checkpoint").read_text(encoding="utf-8")
+    return note.read(text, key), text
+
+
+def proof(found: Found, key: Ed25519PublicKey) -> str:
+    """What leads from a record to the last checkpoint of its log, which is compared with the log. Raises DamagedError,
+    NoteError, OSError; ValueError for a record that no checkpoint covers yet."""
+    signed, text = checkpoint(found.log, key)
+    files = LogFiles(found.log)
+    try:
+        path = tree.inclusion(files, found.place, signed.size)
+    finally:
+        files.close()
+    if tree.leads_to(found.octets, found.place, signed.size, path) != signed.root:
+        raise DamagedError(f"{found.log}: the log is not the one that its checkpoint has signed")
+    lines = ["c2sp.org/tlog-proof@v1", f"index {found.place}"]
+    lines += [base64.b64encode(one).decode() for one in path]
+    return "\n".join(lines) + "\n\n" + text
+
+
+def salt_of(found: Found) -> bytes:
+    """The salt of a record; empty where it was deleted."""
+    with (found.log / "salts").open("rb") as file:
+        salt = os.pread(file.fileno(), SALT, found.place * SALT)
+    return salt if len(salt) == SALT and any(salt) else b""
+
+
+def erase(found: Found) -> bool:
+    """Delete the salt of a record, after which nobody can tell whom it was for; False where it was gone."""
+    if not salt_of(found):
+        return False
+    with (found.log / "salts").open("r+b") as file:
+        os.pwrite(file.fileno(), bytes(SALT), found.place * SALT)
+        os.fsync(file.fileno())
+    return True
+
+
+def bundle(records: Sequence[Found], key: Ed25519PublicKey, recipient: str = "") -> bytes:
+    """A zip with records, proofs, certificates and what verifies them. `recipient` is shown to be that of those records
+    which are of it. Raises as `proof`."""
+    out = io.BytesIO()
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        names: set[str] = set()
+        for number, found in enumerate(records, 1):
+            archive.writestr(f"{number:04}.json", found.octets)
+            archive.writestr(f"{number:04}.proof", proof(found, key))
+            salt = salt_of(found)
+            if recipient and salt and "recipient" in found.row and who(recipient, salt) == found.row["recipient"]:
+                archive.writestr(f"{number:04}.recipient", f"{salt.hex()} {recipient}\n")
+            names |= set((found.row.get("tls") or {}).get("certificates", []))
+        for name in sorted(names):
+            file = records[0].log.parent / "certificates" / f"{name}.der"
+            if file.exists():
+                archive.writestr(f"certificates/{name}.der", file.read_bytes())
+        archive.writestr("verify.py", resources.files(__package__).joinpath("verify.py").read_text(encoding="utf-8"))
+        archive.writestr("README.txt", README.format(node=records[0].row["node"], key=pem))
+    return out.getvalue()
+
+
+class Audit(NamedTuple):
+    """What an audit of one log has found: records, how many of them the checkpoint covers, and what is wrong."""
+
+    log: Path
+    size: int
+    signed: int
+    problems: tuple[str, ...]
+
+
+def audit(log: Path, key: Ed25519PublicKey) -> Audit:
+    """Compute a log's tree anew from its records, and compare it with what stands on disk and was signed: all
+    checkpoints that were kept, and the last. Raises OSError."""
+    problems: list[str] = []
+    hashes: list[bytes] = []
+    try:
+        for place, octets in _records(log):
+            hashes.append(tree.leaf(octets))
+            if json.loads(octets).get("seq") != place:
+                problems.append(f"record {place} says that it is number {json.loads(octets).get('seq')}")
+    except DamagedError as error:
+        problems.append(str(error))
+    signed = 0
+    for text in _notes(log):
+        try:
+            known = note.read(text, key)
+        except NoteError as error:
+            problems.append(str(error))
+            continue
+        signed = max(signed, known.size)
+        if known.size > len(hashes):
+            problems.append(f"the checkpoint of {known.size} records: there are only {len(hashes)}")
+        elif _root(hashes[: known.size]) != known.root:
+            problems.append(f"the checkpoint of {known.size} records signs others than those that are here")
+    if hashes and not signed and not problems:
+        problems.append("no checkpoint has been signed yet")
+    return Audit(log, len(hashes), signed, tuple(dict.fromkeys(problems)))
+
+
+def _notes(log: Path) -> list[str]:
+    """The checkpoints that were kept, and the last."""
+    found: list[str] = []
+    for name in ("checkpoints", "checkpoint"):
+        try:
+            text = (log / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            continue
+        lines: list[str] = []
+        for line in text.split("\n"):
+            lines.append(line)
+            if line.startswith("\u2014 "):
+                found.append("\n".join(lines).lstrip("\n") + "\n")
+                lines = []
+    return found
+
+
+def _root(hashes: list[bytes]) -> bytes:
+    """The root over hashes of records (RFC 9162 2.1.1)."""
+    if not hashes:
+        return hashlib.sha256(b"").digest()
+    stack: list[tuple[int, bytes]] = []
+    for leaf in hashes:
+        size, found = 1, leaf
+        while stack and stack[-1][0] == size:
+            size, found = size * 2, tree.node(stack.pop()[1], found)
+        stack.append((size, found))
+    _, root = stack.pop()
+    while stack:
+        root = tree.node(stack.pop()[1], root)
+    return root

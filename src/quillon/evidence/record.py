@@ -1,0 +1,173 @@
+"""A record of evidence: what was demanded, what was proven, what went over the wire, and what came of it. Pure.
+
+One for each message taken, for each attempt to deliver it, for each host that failed on the way, and for each refusal:
+a log without failures would prove nothing. Canonical JSON (RFC 8785 for the values that occur: keys sorted, no spaces,
+UTF-8).
+
+Persons are not named. The recipient stands as HMAC-SHA-256 under a salt of its own for each record, kept beside the
+log: whoever has it can show that the record is of an address, and once it is deleted nobody can.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import msgspec
+
+from quillon.mail import header, shown
+from quillon.mail.event import Attempted, HostFailed, Received, Rejected, TlsFacts
+from quillon.mail.outcome import Delivered, PermanentFailure, TransientFailure
+
+VERSION = 1
+SALT = 16  # octets
+_MESSAGE_ID = re.compile(rb"^message-id[ \t]*:((?:[^\r\n]|\r\n[ \t])*)", re.IGNORECASE | re.MULTILINE)
+_ENCODER = msgspec.json.Encoder(order="deterministic")
+_OUTCOMES = {Delivered: "delivered", TransientFailure: "transient", PermanentFailure: "permanent"}
+
+Recorded = Received | Attempted | HostFailed | Rejected
+Row = dict[str, Any]
+
+
+class Source(NamedTuple):
+    """Who records: the node's name, the worker's number, the SHA-256 of the configuration that rules."""
+
+    node: str
+    worker: int
+    configuration: str
+
+
+def encode(row: Row) -> bytes:
+    """The octets of a record, which are what is hashed."""
+    return _ENCODER.encode(row)
+
+
+def who(address: str, salt: bytes) -> str:
+    """What stands for a recipient."""
+    return hmac.digest(salt, address.lower().encode("utf-8", "surrogateescape"), "sha256").hex()
+
+
+def row_of(event: Recorded, source: Source, salt: bytes) -> Row:
+    """The record of an event, but for its number."""
+    row: Row = {"v": VERSION, "at": _when(event.time), "node": source.node, "worker": source.worker}
+    row["configuration"] = source.configuration
+    if isinstance(event, Received):
+        return row | _received(event, salt)
+    if isinstance(event, Attempted):
+        return row | _attempted(event, salt)
+    if isinstance(event, HostFailed):
+        return row | _host_failed(event)
+    return row | _rejected(event)
+
+
+def _received(event: Received, salt: bytes) -> Row:
+    batch = event.message.batch
+    row: Row = {"kind": "reception", **_message(event, salt), "size": batch.size, "tls": _tls(event.tls)}
+    row["from"] = {"ip": batch.origin.source_ip, "protocol": batch.origin.protocol, "pathway": batch.origin.pathway}
+    row["connection"] = str(batch.origin.connection_id)
+    if batch.body is not None:
+        row["sha256"] = hashlib.sha256(batch.body).hexdigest()
+        row["message_id"] = message_id(batch.body)
+    return row
+
+
+def _attempted(event: Attempted, salt: bytes) -> Row:
+    outcome, demand, tls = event.outcome, event.demand, event.tls
+    row: Row = {"kind": "attempt", **_message(event, salt), **_outcome(outcome), "tls": _tls(tls)}
+    row["demand"] = {
+        "tls": demand.tls,
+        "verify": demand.verify,
+        "fallback": demand.fallback,
+        "ca": demand.ca,
+        "at": list(demand.places),
+        "by": list(demand.scopes),
+        "reasons": list(event.reasons),
+    }
+    row["host"] = {"name": event.host, "ip": outcome.remote_ip, "from": event.local_ip}
+    row["binding"] = f"{event.message.binding_group}/{event.message.binding}"
+    row["clear"] = _in_clear(event)
+    return row
+
+
+def _in_clear(event: Attempted) -> int:
+    """Octets of the message that went over the wire without TLS."""
+    if event.tls is not None and event.tls.protocol:
+        return 0
+    if isinstance(event.outcome, Delivered):
+        return event.message.batch.size
+    return event.outcome.sent
+
+
+def _host_failed(event: HostFailed) -> Row:
+    host = {"name": event.host, "ip": event.outcome.remote_ip, "from": event.local_ip}
+    return {"kind": "host", "to": event.domain, "host": host, "tls": _tls(event.tls), **_outcome(event.outcome)}
+
+
+def _rejected(event: Rejected) -> Row:
+    return {
+        "kind": "refusal",
+        "connection": str(event.connection_id),
+        "from": {"ip": event.remote.rpartition(":")[0].strip("[]"), "pathway": event.pathway},
+        "state": event.state,
+        "module": event.module,
+        "reply": shown.cut(str(event.reply), shown.REPLY),
+        "tls": _tls(event.tls),
+    }
+
+
+def _message(event: Received | Attempted, salt: bytes) -> Row:
+    message = event.message
+    return {
+        "id": str(message.id),
+        "batch": str(message.batch.id),
+        "sender_domain": message.batch.sender.domain,
+        "to": message.recipient.domain,
+        "recipient": who(str(message.recipient), salt),
+    }
+
+
+def _outcome(outcome: Delivered | TransientFailure | PermanentFailure) -> Row:
+    row: Row = {"outcome": _OUTCOMES[type(outcome)], "reply": shown.cut(str(outcome.reply), shown.REPLY)}
+    if not isinstance(outcome, Delivered):
+        row |= {"cause": outcome.cause, "stage": outcome.stage.text}
+    return row
+
+
+def _tls(facts: TlsFacts | None) -> Row | None:
+    if facts is None:
+        return None
+    return {
+        "protocol": facts.protocol,
+        "cipher": facts.cipher,
+        "bits": facts.bits,
+        "group": facts.group,
+        "resumed": facts.resumed,
+        "certificates": list(facts.certificates) or ([facts.fingerprint] if facts.fingerprint else []),
+        "anchor": facts.anchor_sha256,
+        "verified": facts.verified,
+        "level": facts.level,
+        "matched": facts.matched,
+        "standard": facts.standard,
+        "cause": facts.cause,
+        "detail": facts.detail,
+    }
+
+
+def message_id(data: bytes) -> str:
+    """The Message-ID of mail data, "" for none."""
+    found = _MESSAGE_ID.search(header.section(data))
+    return shown.line(found[1].strip().decode("utf-8", "replace"), shown.NAME) if found is not None else ""
+
+
+def _when(time: float) -> str:
+    second, rest = divmod(time, 1.0)
+    return f"{_second(int(second))}.{int(rest * 1e6):06}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -1,0 +1,213 @@
+"""Writes the evidence of one worker: an event becomes a record, a group of records one write and one sync. Shell.
+
+`prove` is for what must not be without a record: what follows of it (the removal of a message from the spool, a 250)
+happens once the record is on disk. While the disk takes nothing, what follows waits, and is tried again; `failing`
+tells why, so that nothing new begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from quillon.evidence import keys, tree
+from quillon.evidence.files import LogFiles, framed
+from quillon.evidence.note import Checkpoint, Signer
+from quillon.evidence.record import SALT, Recorded, Source, encode, row_of
+from quillon.net.clock import Clock
+from quillon.spool.committer import Committer, Plan, call_all
+
+_HOUR = 3600.0
+MOST = 1000  # records of one write
+LATER = 0.02  # seconds that a record may wait which no client waits for: each write and sync costs what a record costs
+
+
+class _Entry(NamedTuple):
+    event: Recorded
+    source: Source
+    then: Callable[[], None] | None
+    otherwise: Callable[[], None] | None = None
+
+
+class _Group(NamedTuple):
+    entries: list[_Entry]
+    records: list[bytes]
+    salts: bytes
+
+
+class Evidence:
+    """`folder` is that of all workers; `key` the file of the key, made if it is not there. `source` says who records,
+    by the configuration that runs. Raises OSError, KeyFileError, DamagedError."""
+
+    def __init__(
+        self, folder: Path, number: int, key: Path, source: Source, clock: Clock, report: Callable[[str], None]
+    ) -> None:
+        self.source = source
+        self.folder = folder / f"worker-{number}"
+        self._certificates = folder / "certificates"
+        self._certificates.mkdir(parents=True, exist_ok=True)
+        self._signer = Signer(f"{source.node}/worker-{number}", keys.load_or_make(key))
+        self._files = LogFiles(self.folder, append=True)
+        self._salts = os.open(self.folder / "salts", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._clock = clock
+        self._report = report
+        self._waiting: list[_Entry] = []
+        self._signed = -1  # records under the last checkpoint
+        self._kept_at = 0.0  # when one went into `checkpoints`
+        self._timer: asyncio.TimerHandle | None = None
+        self._known: set[str] = set()  # certificates that are on disk
+        self._committer: Committer[_Group] = Committer(
+            f"evidence/worker-{number}",
+            take=self._take,
+            write=self._write,
+            settle=self._settle,
+            report=report,
+            plan=self._plan,
+        )
+
+    def start(self) -> None:
+        """On the event loop."""
+        self._committer.start()
+
+    @property
+    def failing(self) -> str:
+        """Why records are not written, "" while they are."""
+        return self._committer.failing
+
+    @property
+    def size(self) -> int:
+        """Records that are on disk."""
+        return self._files.size
+
+    def note(self, event: Recorded) -> None:
+        """Record an event that nothing waits for."""
+        self._waiting.append(_Entry(event, self.source, None))
+        self._later()
+
+    def prove(self, event: Recorded, then: Callable[[], None]) -> None:
+        """Record an event that has happened; `then` is called once that is on disk, however long it takes."""
+        self._waiting.append(_Entry(event, self.source, then))
+        self._later()
+
+    def _later(self) -> None:
+        """Write within a moment: with the next record that a client waits for, or without one."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LATER, self._now)
+
+    def _now(self) -> None:
+        self._timer = None
+        self._committer.soon()
+
+    def prove_all(self, events: Sequence[Recorded], then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+        """Record events that can still be undone: `then` is called once all are on disk, or `otherwise` where they
+        cannot be written now."""
+        source = self.source
+        self._waiting += [_Entry(event, source, None, otherwise) for event in events[:-1]]
+        self._waiting.append(_Entry(events[-1], source, then, otherwise))
+        self._committer.soon()
+
+    def keep(self, chain: Sequence[bytes]) -> tuple[str, ...]:
+        """Keep certificates in DER, each once, and give their SHA-256. One that cannot be written is named all the
+        same."""
+        names = tuple(hashlib.sha256(der).hexdigest() for der in chain)
+        for name, der in zip(names, chain, strict=True):
+            if name not in self._known:
+                self._keep(name, der)
+        return names
+
+    def _keep(self, name: str, der: bytes) -> None:
+        file = self._certificates / f"{name}.der"
+        if len(self._known) >= 100_000:
+            self._known.clear()
+        try:
+            if not file.exists():
+                new = file.with_name(f"{name}.{os.getpid()}.new")
+                new.write_bytes(der)
+                os.replace(new, file)
+            self._known.add(name)
+        except OSError as error:
+            self._report(f"evidence: {file}: {error.strerror}")
+
+    # groups ---------------------------------------------------------------------------------------------------
+
+    def _take(self) -> _Group | None:
+        entries, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+        if not entries:
+            return None
+        salts = secrets.token_bytes(SALT * len(entries))
+        records = []
+        for n, entry in enumerate(entries):
+            row = row_of(entry.event, entry.source, salts[n * SALT : (n + 1) * SALT])
+            row["seq"] = self._files.size + n
+            records.append(encode(row))
+        return _Group(entries, records, salts)
+
+    def _plan(self, group: _Group) -> Plan:
+        """The same as `_write`, for a thread that needs no interpreter."""
+        os.pwrite(self._salts, group.salts, self._files.size * SALT)
+
+        def done(error: int) -> None:
+            if not error:
+                self._files.appended(group.records)
+
+        return Plan(self._files.descriptor, self._files.end, framed(group.records), done)
+
+    def _write(self, group: _Group) -> None:
+        os.pwrite(self._salts, group.salts, self._files.size * SALT)
+        self._files.append(group.records)
+
+    def _settle(self, group: _Group, error: Exception | None) -> None:
+        if error is not None:
+            undone = dict.fromkeys(entry.otherwise for entry in group.entries if entry.otherwise is not None)
+            self._waiting = [entry for entry in group.entries + self._waiting if entry.otherwise not in undone]
+            call_all([_called(otherwise) for otherwise in undone if otherwise is not None], None)
+            return
+        call_all([_called(entry.then) for entry in group.entries if entry.then is not None], None)
+
+    # checkpoints ----------------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """Sign what there is, if that is more than the last time. Called when nothing is being written."""
+        size = self._files.size
+        if size == self._signed or self._committer.busy:
+            return
+        now = self._clock.now()
+        self._files.flush()
+        found = Checkpoint(self._signer.name, size, tree.root(self._files, size), int(now))
+        note = self._signer.sign(found.text())
+        try:
+            new = self.folder / "checkpoint.new"
+            new.write_text(note, encoding="utf-8")
+            os.replace(new, self.folder / "checkpoint")
+            if now - self._kept_at >= _HOUR:
+                with (self.folder / "checkpoints").open("a", encoding="utf-8") as file:
+                    file.write(note + "\n")
+                self._kept_at = now
+            self._signed = size
+        except OSError as error:
+            self._report(f"evidence: {self.folder}/checkpoint: {error.strerror}")
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that has come is written."""
+        return not self._waiting and not self._committer.busy
+
+    async def close(self) -> None:
+        """Sign what is written, and end."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._committer.stop()
+        self.checkpoint()
+        if self._waiting:
+            self._report(f"evidence: {len(self._waiting)} records were not written; what they tell of is done again")
+        self._files.close()
+        os.close(self._salts)
+
+
+def _called(then: Callable[[], None]) -> Callable[[Exception | None], None]:
+    return lambda _: then()

@@ -1,0 +1,300 @@
+"""Evidence: what a running server writes down can be shown to others, and no change of it stays unseen."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+import shutil
+import smtplib
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quillon.cli.main import main
+from quillon.evidence import proof
+from quillon.evidence.files import LogFiles
+from quillon.lab.sink import inbound_tls
+from tests.support.peers import require, require_root
+from tests.support.server import Server, free_port, until
+from tests.support.sinks import SinkThread
+
+CONFIG = """
+evidence {{ node = mx1.quillon.test checkpoint_interval = 1 }}
+Retry_Interval = 1 Max_Retry_Interval = 1 Host_Failure_Retry = 1
+ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}
+Domain "held.test" {{ Routes = ( "127.0.0.1:{clear}" ) TLS = required }}
+Domain "clear.test" {{ Routes = ( "127.0.0.1:{clear}" ) }}
+"""
+GOOD = """
+Domain "good.test" {{ Routes = ( "127.0.0.1:{good}" ) TLS = required TLS_Verify = host TLS_CA = "{pki}/ca.pem" }}
+"""
+
+
+def send(port: int, *recipients: str, message_id: str = "") -> None:
+    head = f"Message-ID: <{message_id}>\r\n" if message_id else ""
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        for recipient in recipients:
+            client.sendmail("a@sender.test", [recipient], f"{head}Subject: evidence\r\n\r\nhello\r\n")
+
+
+def rows(server: Server) -> list[dict[str, Any]]:
+    """All records of the log that are there."""
+    found = []
+    for log in proof.logs(server.folder / "spool/evidence"):
+        files = LogFiles(log)
+        found += [json.loads(octets) for _, octets in files.records()]
+        files.close()
+    return found
+
+
+@pytest.fixture
+def proven(server: Callable[..., Server], pki: Path) -> Any:
+    """A server that has delivered over TLS and in clear, and holds a message."""
+    tls = inbound_tls(f"{pki}/server.pem", f"{pki}/server.key")
+    with SinkThread(tls=tls) as good, SinkThread() as clear:
+        port = free_port()
+        running = server(CONFIG.format(port=port, clear=clear.port) + GOOD.format(good=good.port, pki=pki)).start()
+        recipients = [f"Someone@{name}.test" for name in ("good", "clear", "held")]
+        for recipient in recipients:
+            send(port, recipient, message_id=f"{recipient.partition('@')[2]}-1@sender.test")
+        running.wait_attempts(*recipients)
+        until((running.folder / "spool/evidence/worker-0/checkpoint").exists, "a checkpoint")
+        running.stop()
+        yield running
+
+
+def prove(server: Server, *words: str) -> int:
+    return main([*words[:1], "-c", str(server.file), *words[1:]])
+
+
+def unpacked(server: Server, name: str, *more: str) -> Path:
+    """A proof that was made, unpacked."""
+    file = server.folder / "proof.zip"
+    assert prove(server, "prove", name, "-o", str(file), *more) == 0
+    folder = server.folder / "proof"
+    with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def verified(folder: Path, key: Path) -> subprocess.CompletedProcess[str]:
+    """What the verifier says, which has nothing of Quillon at hand."""
+    require("openssl")
+    command = [sys.executable, "-I", "-S", "verify.py", ".", str(key)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def public_key(server: Server, capsys: Any) -> Path:
+    capsys.readouterr()
+    assert prove(server, "proof", "key") == 0
+    file = server.folder / "public.pem"
+    file.write_text(capsys.readouterr().out.partition("mx1.quillon.test/")[0])
+    return file
+
+
+@pytest.mark.peer
+def test_what_was_done_can_be_shown_to_others(proven: Server, capsys: Any) -> None:
+    key = public_key(proven, capsys)
+    folder = unpacked(proven, "good.test-1@sender.test", "--recipient", "someone@good.test")
+    done = verified(folder, key)
+    assert done.returncode == 0, done.stderr
+    assert "0001.json: record 0 of " in done.stdout
+    assert " attempt delivered" in done.stdout
+    assert done.stdout.count("for someone@good.test") == 2
+    taken, attempt = (json.loads((folder / f"{n:04}.json").read_bytes()) for n in (1, 2))
+    assert (taken["kind"], taken["message_id"], taken["to"]) == ("reception", "<good.test-1@sender.test>", "good.test")
+    assert attempt["demand"]["at"][0].startswith(f"{proven.file}:")
+    assert (attempt["demand"]["tls"], attempt["demand"]["verify"], attempt["clear"]) == ("required", "host", 0)
+    assert (attempt["tls"]["level"], attempt["tls"]["verified"]) == ("host", True)
+    assert (folder / "certificates" / f"{attempt['tls']['certificates'][0]}.der").exists()
+    assert "omeone" not in (folder / "0002.json").read_text(), "no person is named"
+
+
+@pytest.mark.peer
+def test_what_was_not_done_and_what_was_done_in_clear_stand_there_as_well(proven: Server, capsys: Any) -> None:
+    assert prove(proven, "prove", "held.test-1@sender.test", "--json") == 0
+    _, attempt, *_ = json.loads(capsys.readouterr().out)
+    assert (attempt["outcome"], attempt["cause"], attempt["clear"]) == ("transient", "no_starttls", 0)
+    assert prove(proven, "prove", "clear.test-1@sender.test") == 0
+    assert (
+        "delivered to clear.test by 127.0.0.1 [127.0.0.1] under TLS = no, TLS_Verify = no, in clear"
+        in capsys.readouterr().out
+    )
+    assert prove(proven, "proof", "audit") == 0
+    said = capsys.readouterr().out
+    assert "attempt under TLS = required, TLS_Verify = host: delivered, over TLS, level host" in said
+    clear = next(row for row in rows(proven) if row["kind"] == "attempt" and row["to"] == "clear.test")
+    assert f"{clear['clear']} octets of messages sent in clear" in said
+    assert {row["kind"] for row in rows(proven)} == {"reception", "attempt", "host"}
+
+
+@pytest.mark.peer
+def test_a_recipient_can_be_forgotten_and_the_proof_stays(proven: Server, capsys: Any) -> None:
+    key = public_key(proven, capsys)
+    (attempt,) = [row for row in rows(proven) if row["kind"] == "attempt" and row["to"] == "good.test"]
+    assert prove(proven, "proof", "erase", attempt["id"]) == 0
+    assert "2 of 2 records" in capsys.readouterr().out
+    assert prove(proven, "prove", attempt["id"], "--recipient", "someone@good.test") == 1
+    folder = unpacked(proven, attempt["id"])
+    assert not list(folder.glob("*.recipient"))
+    assert verified(folder, key).returncode == 0
+    assert prove(proven, "proof", "audit") == 0
+
+
+def octets(record: bytes) -> bytes:
+    return struct.pack(">II", len(record), zlib.crc32(record)) + record
+
+
+def tampered(log: Path, how: str) -> None:
+    """Change a log as somebody would who can write all its files, but has not the key."""
+    files = LogFiles(log)
+    records = [record for _, record in files.records()]
+    files.close()
+    if how == "changed":
+        records[1] = records[1].replace(b'"node":"mx1.', b'"node":"mx2.')
+    elif how == "dropped":
+        del records[1]
+    elif how == "reordered":
+        records[1], records[2] = records[2], records[1]
+    elif how == "cut":
+        del records[-2:]
+    for name in ("places", *(f"level-{n}" for n in range(4))):
+        (log / name).unlink()
+    (log / "entries").write_bytes(b"".join(map(octets, records)))
+    LogFiles(log, append=True).close()  # makes places and hashes anew, as if nothing were wrong
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("how", ["changed", "dropped", "reordered", "cut"])
+def test_no_change_stays_unseen(proven: Server, capsys: Any, how: str) -> None:
+    log = proven.folder / "spool/evidence/worker-0"
+    before = rows(proven)
+    tampered(log, how)
+    assert rows(proven) != before
+    assert prove(proven, "proof", "audit") == 3
+    assert "BROKEN: " in capsys.readouterr().out
+    assert prove(proven, "prove", "good.test-1@sender.test", "-o", str(proven.folder / "x.zip")) == 1
+    assert "the log is not the one" in (said := capsys.readouterr().err) or "missing" in said or "not among" in said
+
+
+@pytest.mark.peer
+def test_the_verifier_is_not_fooled(proven: Server, tmp_path: Path, capsys: Any) -> None:
+    key = public_key(proven, capsys)
+    folder = unpacked(proven, "clear.test-1@sender.test", "--recipient", "someone@clear.test")
+    assert verified(folder, key).returncode == 0
+    other = tmp_path / "other.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", tmp_path / "k"], check=True)
+    subprocess.run(["openssl", "pkey", "-in", tmp_path / "k", "-pubout", "-out", other], check=True)
+    assert "NOT PROVEN: the log is not signed by this key" in verified(folder, other).stderr
+    for name, old, new in (
+        ("0002.json", '"clear":', '"clear":0'),
+        ("0002.proof", "\nindex ", "\nindex 1"),
+        ("0002.proof", "time ", "time 9"),
+        ("0002.recipient", "someone", "sometwo"),
+    ):
+        copy = tmp_path / f"copy-{random.randrange(10**9)}"
+        shutil.copytree(folder, copy)
+        text = (copy / name).read_text(encoding="utf-8")
+        assert old in text
+        (copy / name).write_text(text.replace(old, new), encoding="utf-8")
+        done = verified(copy, key)
+        assert done.returncode == 1, (name, done.stdout)
+        assert "NOT PROVEN" in done.stderr
+
+
+def test_no_outcome_without_its_record_whenever_it_is_killed(server: Callable[..., Server]) -> None:
+    with SinkThread() as sink:
+        port = free_port()
+        running = server(CONFIG.format(port=port, clear=sink.port)).start()
+        chance = random.Random(7)
+        sent = 0
+        for _ in range(8):
+            end = time.monotonic() + chance.uniform(0.1, 0.6)
+            while time.monotonic() < end:
+                send(port, f"r{sent}@clear.test", message_id=f"{sent}@kill.test")
+                sent += 1
+            running.kill()
+            known = rows(running)
+            delivered = {row["batch"] for row in known if row["kind"] == "attempt" and row["outcome"] == "delivered"}
+            taken = {row["message_id"]: row["batch"] for row in known if row["kind"] == "reception"}
+            waiting = {str(message.batch.id) for message, _ in running.spooled()}
+            for number in range(sent):
+                batch = taken.get(f"<{number}@kill.test>")
+                assert batch is not None, f"message {number} was acknowledged without a record"
+                assert batch in delivered or batch in waiting, f"message {number} left the spool without a record"
+            running.start()
+        running.stop()
+        assert sent > 20
+        assert main(["proof", "audit", "-c", str(running.file)]) == 0
+
+
+@pytest.mark.peer
+def test_a_disk_that_takes_no_evidence_takes_no_mail_and_lets_none_leave(server: Callable[..., Server]) -> None:
+    require_root()  # for a small disk
+    with SinkThread() as sink:
+        port = free_port()
+        config = CONFIG.format(port=port, clear=sink.port)
+        running = server(config + 'Domain "later.test" { Routes = ( "127.0.0.1:1" ) }')
+        folder = running.folder / "spool/evidence"
+        folder.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], check=True)
+        try:
+            running.start()
+            send(port, "b@clear.test", "b@later.test")
+            running.wait_attempts("b@clear.test")
+            filler = folder / "filler"
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1024))
+            refusals: list[tuple[int, bytes | str]] = []
+            while len(refusals) < 5:  # what is left of the last page may take a record still
+                try:
+                    send(port, "c@later.test")
+                    refusals.clear()
+                except smtplib.SMTPDataError as refused:
+                    refusals.append((refused.smtp_code, refused.smtp_error))
+            assert {code for code, _ in refusals} == {451}
+            assert all("no evidence can be written" in str(text) for _, text in refusals)
+            running.configure(config + f'Domain "later.test" {{ Routes = ( "127.0.0.1:{sink.port}" ) }}')
+            taken = len(sink.messages)
+            running.reload()
+            with pytest.raises(AssertionError):
+                until(lambda: len(sink.messages) > taken, "a message leaves", patience=3)
+            filler.unlink()
+            until(lambda: len(sink.messages) > taken, "it leaves once there is room")
+            send(port, "d@clear.test")
+            running.wait_attempts("d@clear.test")
+            running.stop()
+            assert main(["proof", "audit", "-c", str(running.file)]) == 0
+        finally:
+            running.stop()
+            subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "text", "words"),
+    [
+        (0o644, "", "others than its owner can use it: chmod 600"),
+        (0o600, "no key", "key.pem: "),
+    ],
+)
+def test_a_key_that_cannot_be_used_is_told_at_the_start(
+    server: Callable[..., Server], mode: int, text: str, words: str
+) -> None:
+    running = server(CONFIG.format(port=free_port(), clear=1))
+    file = running.folder / "spool/evidence/key.pem"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    file.chmod(mode)
+    with pytest.raises(AssertionError, match=words):
+        running.start()
