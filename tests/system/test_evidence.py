@@ -298,3 +298,28 @@ def test_a_key_that_cannot_be_used_is_told_at_the_start(
     file.chmod(mode)
     with pytest.raises(AssertionError, match=words):
         running.start()
+
+
+@pytest.mark.peer
+def test_posture_and_dry_run_tell_what_was_and_what_would_have_been(proven: Server, capsys: Any) -> None:
+    capsys.readouterr()
+    assert prove(proven, "posture", "good.test") == 0
+    said = capsys.readouterr().out
+    assert "127.0.0.1: 1 attempts; TLSv1.3 1; " in said
+    assert "level host 1" in said
+    assert prove(proven, "posture", "held.test", "--json") == 0
+    (day,) = json.loads(capsys.readouterr().out)
+    assert day["causes"]["no_starttls"] >= 1
+    assert prove(proven, "posture", "nowhere.test") == 1
+    capsys.readouterr()
+    assert prove(proven, "dry-run", "TLS=required", "TLS_Verify=host") == 3
+    said = capsys.readouterr().out
+    assert (
+        "clear.test: 1 messages, 1 would have waited (no_starttls 1)\ngood.test: 1 messages, would all have gone"
+        in said
+    )
+    assert prove(proven, "dry-run", "TLS=required", "--domain", "good.test") == 0
+    assert prove(proven, "dry-run", "TLS=required", "--domain", "clear.test") == 3
+    assert "    host 127.0.0.1: 1\n" in capsys.readouterr().out
+    for wrong in (["TLS=yes"], ["TLS"], ["Retries=3"], ["TLS=no", "--since", "yesterday"]):
+        assert prove(proven, "dry-run", *wrong) == 1

@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "record": ("record", "write the sessions of a running server to a file, for replay"),
     "prove": ("proof", "show what was demanded, proven and done for a message, so that others can verify it"),
     "proof": ("proof", "verify the log of evidence and add up; its key; delete whom a message was for"),
+    "posture": ("posture", "tell what a partner did with TLS day by day, out of the evidence"),
+    "dry-run": ("posture", "tell what stricter settings would have held back, out of the evidence"),
     "tls-probe": ("tls_probe", "tell what a host does with TLS"),
     "selftest": ("selftest", "run a configuration's deliveries against broken peers"),
     "fault-farm": ("fault_farm", "run peers that are broken in one way each"),
