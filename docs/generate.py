@@ -154,7 +154,7 @@ ARGUMENTS = {
     "core_log_transient_failure_v1": "(msg, domain_record, now, note, note_len)",
     "core_log_permanent_failure_v1": "(msg, domain_record, now, note, note_len)",
     "core_pre_mailq_message_requeue": "(msg, now)",
-    "core_smtp_tls_reporting": "(json), not called yet: this version makes no reports",
+    "core_smtp_tls_reporting": "(json)",
 }
 
 

@@ -337,7 +337,7 @@ def test_asking_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     async def play() -> None:
         spool = Kept()
-        given: Any = (config, spool, ResidentBodies(0), None, None, services, "mx.test", Share(), events.append)
+        given: Any = (config, spool, ResidentBodies(0), None, None, None, services, "mx.test", Share(), events.append)
         made = Dispatcher(*given)
         made.start(_pieces([message]))
         await spool.told.wait()

@@ -12,6 +12,7 @@ import gc
 import ipaddress
 import json
 import os
+import random
 import re
 import resource
 import signal
@@ -29,6 +30,7 @@ import uvloop
 
 from quillon.app import compose, suspended
 from quillon.app.answers import Answers
+from quillon.app.tls_reports import TlsReports
 from quillon.app.watchman import Watchman
 from quillon.config.load import load
 from quillon.config.model import Config
@@ -63,14 +65,16 @@ from quillon.modules.load import LoadError, Policies, Services
 from quillon.net.channel import Channel
 from quillon.net.clock import Deadlines, SystemClock
 from quillon.net.turns import Turns
+from quillon.policy.context import Context
 from quillon.policy.environment import Lookup
-from quillon.policy.hook import Policy, PolicyError, words_of
+from quillon.policy.hook import Call, Hook, Policy, PolicyError, Session, words_of
 from quillon.policy.tls import TlsHooks
 from quillon.reception.accept import Envelope, Reception, ResidentBodies
 from quillon.reception.mail_data import MailData
 from quillon.spool.errors import SpoolError, is_full
 from quillon.spool.room import Room
 from quillon.spool.store import Store
+from quillon.standards.tlsrpt import DataPoint
 from quillon.tls.context import Reloaded
 
 FAULTY = 3  # exit status: starting anew will not help
@@ -174,6 +178,7 @@ class Worker:
         self._resident_bodies = ResidentBodies(share(node.max_resident_messages, self._count))
         self.finder = HostFinder(self.resolver, node, self.clock, compose.own(config))
         self.standards = compose.standards(node, self.resolver, self.clock, self.report)
+        self._tls_reports = self._reports_of(config)
         self._counts = Counts()
         octets, inodes = node.spool_minimum_free_space, node.spool_minimum_free_inodes
         self.room = Room(self.store.folder, octets, inodes, self.clock.now)
@@ -307,6 +312,26 @@ class Worker:
             raise LoadError(f"evidence: {error}") from None
         except OSError as error:
             raise LoadError(f"evidence: {error.filename or given.folder}: {error.strerror}") from None
+
+    def _reports_of(self, config: Config) -> TlsReports | None:
+        """Who counts handshakes for reports of SMTP TLS, if they are sent."""
+        given, folder = config.stanzas.tls_reports(), Path(config.node().spoolbase, "tlsrpt")
+        made = None
+        if given is not None:
+            spread = random.random()  # noqa: S311 - spreads load
+            made = TlsReports(given, folder, self.number, self.resolver, self.clock, self._inject, self.report, spread)
+        heard = made is not None or bool(self.policies.policy.hooks(Hook.TLS_REPORTING))
+        self.standards.point = self._shake_hands if heard else None
+        return made
+
+    def _shake_hands(self, point: DataPoint) -> None:
+        """A handshake with a host, for scripts and for reports."""
+        policy = self.policies.policy
+        if policy.hooks(Hook.TLS_REPORTING):
+            call = Call(Hook.TLS_REPORTING, Session(f"{point.ip}:0", "", ""), Context())
+            policy.answers(Hook.TLS_REPORTING, call, json.dumps(point.as_json()))
+        if self._tls_reports is not None:
+            self._tls_reports.add(point)
 
     def _trouble(self) -> str:
         """What is wrong with this server, so that nothing may leave; "" for nothing."""
@@ -443,6 +468,8 @@ class Worker:
         self._look_at_descriptors()
         self._look_after_standards()
         self._sign()
+        if self._tls_reports is not None:
+            self._start(self._tls_reports.look_after())
         stamp = suspended.stamp(Path(self.config.node().spoolbase))
         if stamp != self._suspended:
             self._suspended = stamp
@@ -561,11 +588,14 @@ class Worker:
         self._hooks = TlsHooks(policy, config.folder)
         self._hostname = compose.hostname(node)
         self._watchman = self._watchman_of(config)
+        if self._tls_reports is not None:
+            self._tls_reports.write()
         self._resident_bodies.limit = share(node.max_resident_messages, self._count)
         if self.evidence is not None:
             self.evidence.source = self.evidence.source._replace(configuration=config.digest)
         self.finder.reconfigure(resolver, node, compose.own(config))
         self.standards.reconfigure(resolver, compose.sts_policies(node, resolver, self.clock, self.report))
+        self._tls_reports = self._reports_of(config)
         self._bouncer.config = config
         self._reception.reconfigure(config, policy)
         self.services = self._session_services(config, loaded)
@@ -612,6 +642,8 @@ class Worker:
             if not session.committing:
                 session.end(replies.SHUTTING_DOWN)
         await stopping
+        if self._tls_reports is not None:
+            self._tls_reports.write()
         if self.evidence is not None:
             end = self.clock.now() + FLUSH
             while not (self.evidence.idle and self.store.idle) and self.clock.now() < end:  # noqa: ASYNC110 - two

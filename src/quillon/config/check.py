@@ -56,6 +56,7 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
     _check_control(config, faults)
     _check_http(config, faults)
     _check_alerts(config, faults)
+    _check_tls_reports(config, faults)
     return faults
 
 
@@ -185,6 +186,14 @@ def _check_control(config: Config, faults: list[Fault]) -> None:
         if not node.label.startswith("/"):
             text = 'the console of this version listens on Unix sockets only: write a whole path, such as "/tmp/2025"'
             faults.append(Fault(node.position, text))
+
+
+def _check_tls_reports(config: Config, faults: list[Fault]) -> None:
+    for node in config.root.of("tls_reports"):
+        try:
+            config.stanzas.tls_reports()
+        except ValueError as error:
+            faults.append(Fault(node.position, f"tls_reports: {error}"))
 
 
 def _check_alerts(config: Config, faults: list[Fault]) -> None:

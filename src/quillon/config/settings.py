@@ -374,6 +374,16 @@ class EvidenceSettings:
     checkpoint_interval: int
 
 
+@dataclass(frozen=True, slots=True)
+class TlsReportSettings:
+    """The tls_reports stanza; `submitter` is the domain that reports."""
+
+    sender: Mailbox
+    submitter: str
+    organization: str
+    contact: str
+
+
 class HttpListen(NamedTuple):
     """A Listen of HTTP_Listener: PEM files of its TLS, whether a client's certificate says who it is, and the uri of
     the file of users, whose passwords do so as well."""

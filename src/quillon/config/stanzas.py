@@ -17,6 +17,7 @@ from quillon.config.settings import (
     LoggerSettings,
     PolicySettings,
     ScriptSettings,
+    TlsReportSettings,
     build,
 )
 from quillon.config.tree import Tree
@@ -184,6 +185,17 @@ class Stanzas:
             interval = max(int(values["checkpoint_interval"]), 1)
             key = values["key"] or f"{folder}/key.pem"
             return EvidenceSettings(folder, key, values["node"] or hostname, interval)
+        return None
+
+    def tls_reports(self) -> TlsReportSettings | None:
+        """The tls_reports stanza, if there is one. Raises ValueError for one without an address."""
+        for node in self.module_nodes("tls_reports"):
+            values = self.module_values(node)
+            sender = values["from"]
+            if sender is None or not sender.domain:
+                raise ValueError("from has to be an address, whose domain is the one that reports")
+            domain = sender.domain
+            return TlsReportSettings(sender, domain, values["organization"] or domain, values["contact"] or str(sender))
         return None
 
     def monitors(self) -> list[tuple[int, int]]:

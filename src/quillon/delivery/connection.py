@@ -273,11 +273,12 @@ class Connection:
         if hooks.asks(Hook.OUTBOUND_VERIFY):
             call = Call(Hook.OUTBOUND_VERIFY, Session(self.remote_ip, "", ""), Context())
             verdict = hooks.outbound_verdict(call, verdict, Remote(self.host_name, self.remote_ip, self._domain))
-        judgement = judge(self.demand, verdict, self._certificates)
+        judgement = judge(self.demand, verdict, self.certificates)
         self.facts = self._facts(verdict, judgement)
         return judgement
 
-    def _certificates(self) -> list[bytes]:
+    def certificates(self) -> list[bytes]:
+        """Those that the host sent, its own first, in DER."""
         return [certificate.public_bytes(Encoding.DER) for certificate in self.chain()]
 
     def _facts(self, verdict: Verdict, judgement: Judgement) -> TlsFacts:
@@ -289,7 +290,7 @@ class Connection:
             matched=judgement.matched,
         )
         if self.services.keep is not None:
-            facts = replace(facts, certificates=self.services.keep(self._certificates()))
+            facts = replace(facts, certificates=self.services.keep(self.certificates()))
         return replace(facts, standard=self.demand.standard) if self.demand.standard else facts
 
     def turn_to(self, names: tuple[str, ...], domain: str) -> bool:
@@ -302,7 +303,7 @@ class Connection:
         if self.verdict is not None:
             if self.services.hooks.asks(Hook.OUTBOUND_VERIFY):
                 return False
-            judgement = judge(demand, self.verdict, self._certificates)
+            judgement = judge(demand, self.verdict, self.certificates)
             if judgement.reply is not None:
                 return False
             self.facts = self._facts(self.verdict, judgement)

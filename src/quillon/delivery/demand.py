@@ -8,7 +8,7 @@ MTA-STS. Pure.
     whatever it is        there, none usable      enforce    TLS, and a certificate for the host by MTA-STS
     whatever it is        none                    enforce    TLS, and a certificate for the host
     whatever it is        whatever there is       enforce    no host that the policy does not name
-    whatever it is        none                    testing    what the configuration says
+    whatever it is        none                    testing    what the configuration says; certificates are looked at
 
 The strictest wins, and what fails it is rescued by nothing less (RFC 8461 2, RFC 7672 2.2).
 """
@@ -29,6 +29,7 @@ from quillon.mail.reply import Reply
 from quillon.mail.shown import NAME, line
 from quillon.standards.dane import TlsaFound
 from quillon.standards.mta_sts import StsPolicy
+from quillon.standards.tlsrpt import NO_POLICY_FOUND, PolicyFound
 from quillon.tls.engine import SYSTEM_TRUST
 from quillon.tls.openssl_extra import chain_error
 from quillon.tls.tlsa import Tlsa, match
@@ -42,7 +43,8 @@ class Demand:
     `tlsa_names`, whatever else `tls` demands.
 
     `standard` is what made it stricter than the configuration: dane, mta-sts, or empty; `words` say that to people.
-    It holds `until` a time, in seconds since the epoch. `reasons` tell what was looked at, the winner first.
+    It holds `until` a time, in seconds since the epoch. `reasons` tell what was looked at, the winner first; `policy`
+    is what reports of SMTP TLS call it.
     """
 
     configured: OutboundTls
@@ -54,6 +56,7 @@ class Demand:
     words: str = ""
     until: float = math.inf
     reasons: tuple[str, ...] = ()
+    policy: PolicyFound = NO_POLICY_FOUND
 
     def server_name(self, host: str) -> str:
         """The name to say in SNI: that of the TLSA records (RFC 7672 8.1), else the host's."""
@@ -69,6 +72,7 @@ class Refused(NamedTuple):
 
     reply: Reply
     cause: str
+    policy: PolicyFound = NO_POLICY_FOUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +95,13 @@ def demand(
     """What holds for a host of a domain. `tls` and `names` are those of the configuration and of policy."""
     found, policy = published.tlsa, published.sts
     enforced = policy is not None and policy.mode == "enforce"
+    named = _policy(found, policy, domain)
     if policy is not None and enforced and not policy.permits(host.name):
         mx = line(", ".join(policy.mx), NAME)
-        return Refused(replies.MX_NOT_IN_POLICY.because(f"{policy.domain} has {mx}"), "sts_mx_mismatch")
+        return Refused(replies.MX_NOT_IN_POLICY.because(f"{policy.domain} has {mx}"), "sts_mx_mismatch", named)
     if found is not None and found.failed:
-        return Refused(replies.TLSA_LOOKUP_FAILED.because(f"{found.name}: {found.failed}"), "tlsa_lookup_failed")
+        words = f"{found.name}: {found.failed}"
+        return Refused(replies.TLSA_LOOKUP_FAILED.because(words), "tlsa_lookup_failed", named)
     fit = found.usable if found is not None else ()
     if published.mandatory and not fit:
         why = (
@@ -103,14 +109,14 @@ def demand(
             if found is not None and found.records
             else "no secure ones"
         )
-        return Refused(replies.TLSA_MISSING.because(f"{host.name}: {why}"), "tlsa_missing")
+        return Refused(replies.TLSA_MISSING.because(f"{host.name}: {why}"), "tlsa_missing", named)
     reasons = [
         *_of_dane(found, fit),
         *_of_sts(policy),
         f"configuration: TLS = {tls.tls}, TLS_Verify = {tls.tls_verify}",
     ]
     until = min(now + found.ttl if found is not None and found.records else math.inf, _sts_until(published))
-    base = Demand(tls, tls, tuple(names), until=until, reasons=tuple(reasons))
+    base = Demand(tls, tls, tuple(names), until=until, reasons=tuple(reasons), policy=named)
     if found is not None and fit:
         return _by_dane(base, found, fit, domain)
     if policy is not None and enforced:
@@ -121,7 +127,19 @@ def demand(
     if found is not None and found.records:
         words = f"the TLSA records of {found.name}, none of which is usable"
         return replace(base, tls=replace(tls, tls="required"), standard="dane", words=words)
+    if policy is not None and policy.mode == "testing" and tls.tls_verify == "no":
+        # the domain wants to know what it would meet with; what is only looked at holds nothing
+        return replace(base, tls=replace(tls, tls_verify="optional", tls_ca=tls.tls_ca or SYSTEM_TRUST))
     return base
+
+
+def _policy(found: TlsaFound | None, policy: StsPolicy | None, domain: str) -> PolicyFound:
+    """What rules, as RFC 8460 4.4 names it."""
+    if found is not None and (found.records or found.failed):
+        return PolicyFound("tlsa", found.base, tuple(str(record) for record in found.records))
+    if policy is not None and policy.mode != "none":
+        return PolicyFound("sts", policy.domain, policy.lines(), policy.mx)
+    return PolicyFound("no-policy-found", domain)
 
 
 def judge(demanded: Demand, verdict: Verdict, certificates: Callable[[], Sequence[bytes]]) -> Judgement:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from quillon.config.model import Config
 from quillon.config.outbound import lookup_name
+from quillon.delivery import tls_reporting
 from quillon.delivery.attempt import Attempt, Obstacle, TryHost
 from quillon.delivery.connection import Connection, ConnectionServices, Obstructed, Owner
 from quillon.delivery.demand import NOTHING, Demand, Published, Refused
@@ -27,6 +28,7 @@ from quillon.mail.outcome import Stage, TransientFailure
 from quillon.queue.destination import DestinationQueue, Key, Rules
 from quillon.queue.trail import Failed, Trail
 from quillon.smtp.client import Login
+from quillon.standards.tlsrpt import DataPoint
 
 
 class Ready(NamedTuple):
@@ -147,6 +149,7 @@ class Opener:
                 opened: Connection | Obstructed = Obstructed(Obstacle.BARRED, Failed(outcome, None, step.host.name))
             else:
                 opened = await self._open(queue, demand, step, ehlo_name, login)
+            self._tell_handshake(queue, step, demand, opened, published)
             if not isinstance(opened, Obstructed):
                 if step.in_clear and facts is not None:
                     # in clear after a failed negotiation with this host: the log tells what failed, and nothing of TLS
@@ -162,6 +165,40 @@ class Opener:
             self._log(HostFailed(now, key.domain, failed.host, failed.outcome, failed.facts, failed.local_ip))
         assert attempt.trail.failed is not None, "an attempt without hosts has a trail of its own"
         return Nothing(attempt.trail.failed, first, obstacle, unreachable)
+
+    def _tell_handshake(
+        self,
+        queue: DestinationQueue[Connection],
+        step: TryHost,
+        demand: Demand | Refused,
+        opened: Connection | Obstructed,
+        published: Published,
+    ) -> None:
+        """A data point for reports of SMTP TLS, where they are made."""
+        point = self._standards.point if queue.rules.settings.looks_up else None
+        if point is None or step.in_clear or not tls_reporting.is_counted(queue):
+            return
+        domain, now = lookup_name(queue.key.domain), self.services.clock.now()
+        if isinstance(demand, Refused):
+            found: DataPoint | None = tls_reporting.refused(demand, step.host, domain, now)
+        elif isinstance(opened, Obstructed):
+            failed = opened.failed
+            cause = failed.outcome.cause
+            found = tls_reporting.failed(demand, opened.obstacle, cause, step.host, failed.local_ip, domain, now)
+        else:
+            found = tls_reporting.opened(
+                demand,
+                published,
+                opened.facts,
+                opened.verdict,
+                opened.certificates,
+                step.host,
+                opened.local_ip,
+                domain,
+                now,
+            )
+        if found is not None:
+            point(found)
 
     def _no_turn(self, queue: DestinationQueue[Connection], host: Host) -> Wait | None:
         """Why no connection to a host may be made now, if so."""

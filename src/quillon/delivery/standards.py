@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from quillon.config.settings import DeliverySettings, OutboundTls
+from quillon.delivery import tls_reporting
 from quillon.delivery.demand import NOTHING, Demand, Published, Refused, demand
 from quillon.delivery.route import Host
 from quillon.mail import reply as replies
@@ -16,6 +17,7 @@ from quillon.net.resolver import Resolver
 from quillon.standards import dane
 from quillon.standards.dane import Validator
 from quillon.standards.sts_policies import StsFound, StsPolicies
+from quillon.standards.tlsrpt import DataPoint
 
 HOUR = 3600.0
 
@@ -32,6 +34,7 @@ class Standards:
     def __post_init__(self) -> None:
         self.validator = Validator(self.resolver, self.clock)
         self._told = ""
+        self.point: Callable[[DataPoint], None] | None = None  # who hears of handshakes, where reports are made
         self._refresh_at = 0.0
 
     def reconfigure(self, resolver: Resolver, policies: StsPolicies) -> None:
@@ -67,6 +70,8 @@ class Standards:
         if not settings.mta_sts or not _has_policy(domain, settings):
             return replace(NOTHING, mandatory=True) if mandatory else NOTHING
         found = await self.policies.find(domain)
+        if found.result and self.point is not None:
+            self.point(tls_reporting.not_found(found.result, found.detail, domain, self.clock.now()))
         return Published(mandatory=mandatory, sts=found.policy, sts_until=self.clock.now() + found.ttl)
 
     async def of_host(

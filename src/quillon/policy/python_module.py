@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -216,6 +217,7 @@ class PythonModule:
             Hook.OUTBOUND_PARAMETERS: self._parameters,
             Hook.INBOUND_VERIFY: self._verify,
             Hook.OUTBOUND_VERIFY: self._verify,
+            Hook.TLS_REPORTING: self._told,
         }
         ask: Callable[..., Any] = questions.get(hook, self._plain)
         waits = inspect.iscoroutinefunction(function)
@@ -228,6 +230,9 @@ class PythonModule:
             return self._end_of(said) if waits else said
 
         return run
+
+    def _told(self, _hook: Hook, function: Callable[..., Any], _call: Call, text: str) -> Any:
+        return function(json.loads(text))
 
     def _parameters(self, hook: Hook, function: Callable[..., Any], call: Call, *values: str) -> tuple[str, ...]:
         given = TlsParameters(*values)

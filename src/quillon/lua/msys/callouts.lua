@@ -95,6 +95,7 @@ local questions = {
   core_log_delivery_v1 = logged,
   core_log_transient_failure_v1 = logged,
   core_log_permanent_failure_v1 = logged,
+  core_smtp_tls_reporting = function(t, f, s, c, text) f(t, json.decode(text)) end,
   core_pre_mailq_message_requeue = function(t, f, s, c, now) f(t, new.msg(c), now) end,
   generate_bounces = function(t, f, s, c, reply) return f(t, new.msg(c), reply) end,
   generate_rfc3464_message_preamble = function(t, f, s, c, reply, text)
