@@ -171,7 +171,9 @@ def _export(given: argparse.Namespace, spool: Spool) -> int:
             continue
         name = str(found.message.id).replace("/", ".")
         file = target / (name if given.maildir else f"{name}.eml")
-        file.write_bytes(front(found.message.batch.sender, found.message.recipient, body) + body)
+        message = found.message
+        required = message.batch.tls_request == "requiretls"
+        file.write_bytes(front(message.batch.sender, message.recipient, body, requiretls=required) + body)
         count += 1
     print(f"{count} messages written to {folder}")
     return 1 if missing else 0

@@ -105,6 +105,8 @@ class Bouncer:
     def _whom(self, message: Message, settings: DeliverySettings, recipient: Mailbox, words: str, until: str) -> _Whom:
         daemon = settings.mailerdaemon or Mailbox("mailer-daemon", self._hostname)
         original = settings.bounces_inline_original
+        if original == "all" and message.batch.tls_request == "requiretls":
+            original = "headers"  # the notification may go where the message must not (RFC 8689 5)
         return _Whom(message.batch.id.number, recipient, daemon, original, words, until)
 
     def _gather(self, whom: _Whom, batch: Batch, entry: Entry, done: Done) -> None:

@@ -26,7 +26,7 @@ from quillon.delivery.tls_policy import Judgement, Turn
 from quillon.mail import reply as replies
 from quillon.mail.event import TlsFacts
 from quillon.mail.message import Message
-from quillon.mail.outcome import Delivered, Outcome, Stage, TransientFailure, failure
+from quillon.mail.outcome import Delivered, Outcome, PermanentFailure, Stage, TransientFailure, failure
 from quillon.mail.reply import Reply
 from quillon.net.clock import Clock, Deadlines
 from quillon.net.stream import Stream
@@ -188,8 +188,11 @@ class Connection:
 
     def _refused(self, obstacle: Obstacle, reply: Reply, stage: Stage, cause: str = "") -> None:
         """Opening has failed."""
+        self._give_up(self._obstructed(obstacle, reply, stage, cause))
+
+    def _give_up(self, obstructed: Obstructed) -> None:
         if self._opened is not None and not self._opened.done():
-            self._opened.set_result(self._obstructed(obstacle, reply, stage, cause))
+            self._opened.set_result(obstructed)
         self._stream.close()
 
     def _ready(self, offered: bool) -> None:
@@ -206,7 +209,12 @@ class Connection:
                 self._session.start_tls()
                 self._wait(self.settings.ehlo_timeout)
                 return
-        if self.login is not None:
+        if self.demand.requires_tls and "REQUIRETLS" not in self._session.extensions:
+            self._session.quit()
+            self._write()
+            failed = PermanentFailure(replies.REQUIRETLS_NEEDED, Stage.AFTER_EHLO, self.remote_ip, "no_requiretls")
+            self._give_up(Obstructed(Obstacle.REJECTED, Failed(failed, self.facts, self.host_name, self.local_ip)))
+        elif self.login is not None:
             self._log_in(self.login)
         else:
             self._open()
@@ -356,7 +364,8 @@ class Connection:
         self._sent = 0
         self._stuffer = DotStuffer()
         say = batch.eight_bit and self.settings.send_8bitmime == "ifavailable"
-        self._session.send(Transaction(batch.sender, [m.recipient for m in messages], batch.size, say))
+        required = batch.tls_request == "requiretls"
+        self._session.send(Transaction(batch.sender, [m.recipient for m in messages], batch.size, say, required))
         self._wait(self.settings.mailfrom_timeout)
         self._write()
 

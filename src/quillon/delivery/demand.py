@@ -10,6 +10,10 @@ MTA-STS. Pure.
     whatever it is        whatever there is       enforce    no host that the policy does not name
     whatever it is        none                    testing    what the configuration says; certificates are looked at
 
+A sender that says REQUIRETLS (RFC 8689 4.2.1) wants TLS with a certificate for the host on top, from a host that
+DNSSEC, a policy of MTA-STS or the operator names, and REQUIRETLS offered by it. One that writes TLS-Required: No wants
+what the domain has published left alone; what the configuration demands holds all the same.
+
 The strictest wins, and what fails it is rescued by nothing less (RFC 8461 2, RFC 7672 2.2).
 """
 
@@ -25,6 +29,7 @@ from quillon.delivery import tls_policy
 from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import Foreseen, Judgement, Observed
 from quillon.mail import reply as replies
+from quillon.mail.outcome import PermanentFailure, Stage, TransientFailure
 from quillon.mail.reply import Reply
 from quillon.mail.shown import NAME, line
 from quillon.standards.dane import TlsaFound
@@ -44,7 +49,7 @@ class Demand:
 
     `standard` is what made it stricter than the configuration: dane, mta-sts, or empty; `words` say that to people.
     It holds `until` a time, in seconds since the epoch. `reasons` tell what was looked at, the winner first; `policy`
-    is what reports of SMTP TLS call it.
+    is what reports of SMTP TLS call it. `requires_tls` tells that the host has to pass REQUIRETLS on (RFC 8689).
     """
 
     configured: OutboundTls
@@ -57,6 +62,7 @@ class Demand:
     until: float = math.inf
     reasons: tuple[str, ...] = ()
     policy: PolicyFound = NO_POLICY_FOUND
+    requires_tls: bool = False
 
     def server_name(self, host: str) -> str:
         """The name to say in SNI: that of the TLSA records (RFC 7672 8.1), else the host's."""
@@ -74,16 +80,24 @@ class Refused(NamedTuple):
     cause: str
     policy: PolicyFound = NO_POLICY_FOUND
 
+    def outcome(self, ip: str) -> TransientFailure | PermanentFailure:
+        """What that means for a message."""
+        kind = PermanentFailure if self.reply.permanent else TransientFailure
+        return kind(self.reply, Stage.NOT_CONNECTED, ip, self.cause)
+
 
 @dataclass(frozen=True, slots=True)
 class Published:
     """What was found out for one host. `mandatory` tells that mail waits where there are no usable TLSA records
-    (use_dane = mandatory); `sts` is the policy of the domain, `sts_until` when its TXT record is to be asked again."""
+    (use_dane = mandatory); `sts` is the policy of the domain, `sts_until` when its TXT record is to be asked again.
+    `requires_tls` tells that the sender has said REQUIRETLS, `local` that the operator has named the host."""
 
     tlsa: TlsaFound | None = None
     mandatory: bool = False
     sts: StsPolicy | None = None
     sts_until: float = math.inf
+    requires_tls: bool = False
+    local: bool = False
 
 
 NOTHING = Published()
@@ -93,6 +107,29 @@ def demand(
     tls: OutboundTls, names: Sequence[str], host: Host, domain: str, published: Published, now: float
 ) -> Demand | Refused:
     """What holds for a host of a domain. `tls` and `names` are those of the configuration and of policy."""
+    found = _demand(tls, names, host, domain, published, now)
+    if not published.requires_tls or isinstance(found, Refused):
+        return found
+    policy = published.sts
+    named = policy is not None and policy.mode != "none" and policy.permits(host.name)
+    if not (found.tlsa or host.bases or named or published.local):
+        return Refused(replies.REQUIRETLS_INSECURE.because(host.name), "requiretls_insecure", found.policy)
+    verified = found.tls
+    if not found.tlsa:
+        verified = replace(tls, tls="required", tls_verify="host", tls_ca=tls.tls_ca or SYSTEM_TRUST)
+    return replace(
+        found,
+        tls=verified,
+        names=found.names if published.local else (host.name,),
+        standard=found.standard or "requiretls",
+        words=found.words or "REQUIRETLS of the sender",
+        requires_tls=True,
+    )
+
+
+def _demand(
+    tls: OutboundTls, names: Sequence[str], host: Host, domain: str, published: Published, now: float
+) -> Demand | Refused:
     found, policy = published.tlsa, published.sts
     enforced = policy is not None and policy.mode == "enforce"
     named = _policy(found, policy, domain)

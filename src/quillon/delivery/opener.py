@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from quillon.config.model import Config
 from quillon.config.outbound import lookup_name
+from quillon.config.settings import DeliverySettings
 from quillon.delivery import tls_reporting
 from quillon.delivery.attempt import Attempt, Obstacle, TryHost
 from quillon.delivery.connection import Connection, ConnectionServices, Obstructed, Owner
@@ -24,7 +25,7 @@ from quillon.delivery.standards import Standards, plain
 from quillon.delivery.throttles import Throttles
 from quillon.delivery.tls_policy import OURS, certificate_names
 from quillon.mail.event import Event, HostFailed, TlsFacts
-from quillon.mail.outcome import Stage, TransientFailure
+from quillon.mail.outcome import TransientFailure
 from quillon.queue.destination import DestinationQueue, Key, Rules
 from quillon.queue.trail import Failed, Trail
 from quillon.smtp.client import Login
@@ -107,23 +108,25 @@ class Opener:
         """A connection for a destination; `trail` is that of messages that have been to some of its hosts."""
         key, rules = queue.key, queue.rules
         now = self.services.clock.now
-        found = await self._finder.find(key.domain, rules.settings)
+        settings = await self._standards.wanted(rules.settings, key.request) if key.request else rules.settings
+        found = await self._finder.find(key.domain, settings)
         if not isinstance(found, list):
             return Nothing(Failed(found), site=True)
         if rules.settings.mx_rollup:
             names = tuple(sorted({f"{host.name}:{host.port}" for host in found}))
             if not self._share_site(queue, names, now()):
                 return Wait(now(), "as many connections as are allowed to its hosts")
-        published = await self._published(key, rules)
+        published = await self._published(key, settings)
         if isinstance(published, TransientFailure):
             return Nothing(Failed(published), site=True)
         attempt = self._attempt(key, rules, found, trail)
         if isinstance(attempt, Wait):
             return attempt
-        takes_over = self._migrates and not rules.settings.looks_up
+        takes_over = self._migrates and not settings.looks_up
         if takes_over and (idle := self._siblings.find(queue, attempt.best(), ehlo_name)) is not None:
             return Ready(idle, trail or Trail())
-        return await self._try(queue, attempt, published, ehlo_name, login, first=trail is None)
+        looks_up = settings.looks_up
+        return await self._try(queue, attempt, published, ehlo_name, login, first=trail is None, looks_up=looks_up)
 
     async def _try(
         self,
@@ -134,6 +137,7 @@ class Opener:
         login: Login | None,
         *,
         first: bool,
+        looks_up: bool,
     ) -> Opening:
         """Go from host to host until one takes messages."""
         key, rules, services = queue.key, queue.rules, self.services
@@ -143,13 +147,14 @@ class Opener:
         while (step := attempt.next_step()) is not None:
             if (wait := self._no_turn(queue, step.host)) is not None:
                 return wait
-            demand = await self._demand(key, rules, step.host, published)
+            demand = await self._demand(key, rules, step.host, published if looks_up else None)
             if isinstance(demand, Refused):
-                outcome = TransientFailure(demand.reply, Stage.NOT_CONNECTED, step.host.ip, demand.cause)
-                opened: Connection | Obstructed = Obstructed(Obstacle.BARRED, Failed(outcome, None, step.host.name))
+                failed = Failed(demand.outcome(step.host.ip), None, step.host.name)
+                opened: Connection | Obstructed = Obstructed(Obstacle.BARRED, failed)
             else:
                 opened = await self._open(queue, demand, step, ehlo_name, login)
-            self._tell_handshake(queue, step, demand, opened, published)
+            if looks_up:
+                self._tell_handshake(queue, step, demand, opened, published)
             if not isinstance(opened, Obstructed):
                 if step.in_clear and facts is not None:
                     # in clear after a failed negotiation with this host: the log tells what failed, and nothing of TLS
@@ -175,7 +180,7 @@ class Opener:
         published: Published,
     ) -> None:
         """A data point for reports of SMTP TLS, where they are made."""
-        point = self._standards.point if queue.rules.settings.looks_up else None
+        point = self._standards.point
         if point is None or step.in_clear or not tls_reporting.is_counted(queue):
             return
         domain, now = lookup_name(queue.key.domain), self.services.clock.now()
@@ -209,14 +214,16 @@ class Opener:
             return Wait(when, "outbound_throttle_connections of its Host")
         return None
 
-    async def _published(self, key: Key, rules: Rules) -> Published | TransientFailure:
+    async def _published(self, key: Key, settings: DeliverySettings) -> Published | TransientFailure:
         """What the domain has published, where that is looked up; or why nothing may leave for it."""
-        return await self._standards.of_domain(key.domain, rules.settings) if rules.settings.looks_up else NOTHING
+        if not settings.looks_up:
+            return NOTHING
+        return await self._standards.of_domain(key.domain, settings, requiretls=key.request == "requiretls")
 
-    async def _demand(self, key: Key, rules: Rules, host: Host, published: Published) -> Demand | Refused:
-        """What a host has to prove."""
+    async def _demand(self, key: Key, rules: Rules, host: Host, published: Published | None) -> Demand | Refused:
+        """What a host has to prove; `published` is None where nothing is looked up."""
         names = certificate_names(host.name, key.domain, key.via)
-        if not rules.settings.looks_up:
+        if published is None:
             return plain(rules.tls, names)
         return await self._standards.of_host(host, names, rules.tls, lookup_name(key.domain), published)
 
@@ -285,4 +292,4 @@ class Opener:
 def _whose(key: Key, rules: Rules) -> Hashable:
     """Who is to leave a host alone after a TLS failure: certificates are compared with names of the destination, so
     another one may fare better with the same host."""
-    return rules.tls, key.domain, key.via
+    return rules.tls, key.domain, key.via, key.request

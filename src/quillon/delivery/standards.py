@@ -60,19 +60,36 @@ class Standards:
             self._refresh_at = self.clock.now() + HOUR
             await self.policies.refresh_all()
 
-    async def of_domain(self, domain: str, settings: DeliverySettings) -> Published | TransientFailure:
+    async def wanted(self, settings: DeliverySettings, request: str) -> DeliverySettings:
+        """Settings with what is looked up for messages whose senders have a request of their own (RFC 8689)."""
+        if request == "requiretls":
+            dane = settings.dane
+            if dane == "false" and not await self.validator.ask():
+                dane = "true"
+            return replace(settings, use_dane=dane, enable_dane=True, use_mta_sts=True, enable_mta_sts=True)
+        if request == "no":
+            dane = "mandatory" if settings.dane == "mandatory" else "false"
+            return replace(settings, use_dane=dane, use_mta_sts=False)
+        return settings
+
+    async def of_domain(
+        self, domain: str, settings: DeliverySettings, *, requiretls: bool = False
+    ) -> Published | TransientFailure:
         """What a domain has published for all its hosts; or why nothing may leave for it."""
         if settings.dane != "false" and (problem := await self.check()):
             return TransientFailure(
                 replies.NOT_VALIDATING.because(problem), Stage.NOT_CONNECTED, cause="resolver_not_validating"
             )
-        mandatory = settings.dane == "mandatory"
-        if not settings.mta_sts or not _has_policy(domain, settings):
-            return replace(NOTHING, mandatory=True) if mandatory else NOTHING
+        mandatory, has_policy = settings.dane == "mandatory", _has_policy(domain, settings)
+        if not settings.mta_sts or not has_policy:
+            if not mandatory and not requiretls:
+                return NOTHING
+            return Published(mandatory=mandatory, requires_tls=requiretls, local=not has_policy)
         found = await self.policies.find(domain)
         if found.result and self.point is not None:
             self.point(tls_reporting.not_found(found.result, found.detail, domain, self.clock.now()))
-        return Published(mandatory=mandatory, sts=found.policy, sts_until=self.clock.now() + found.ttl)
+        until = self.clock.now() + found.ttl
+        return Published(mandatory=mandatory, sts=found.policy, sts_until=until, requires_tls=requiretls)
 
     async def of_host(
         self, host: Host, names: tuple[str, ...], tls: OutboundTls, domain: str, published: Published

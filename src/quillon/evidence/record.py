@@ -88,6 +88,8 @@ def _attempted(event: Attempted, salt: bytes) -> Row:
         "reasons": list(event.reasons),
     }
     row["host"] = {"name": event.host, "ip": outcome.remote_ip, "from": event.local_ip}
+    if event.message.batch.tls_request:
+        row["request"] = event.message.batch.tls_request
     row["binding"] = f"{event.message.binding_group}/{event.message.binding}"
     row["clear"] = _in_clear(event)
     return row

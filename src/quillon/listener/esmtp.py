@@ -540,12 +540,14 @@ class EsmtpSession:
         context.message["mailfrom_string"] = shown.cut(event.line, shown.CONTEXT_VALUE)
         context.message["mailfrom_localpart"] = event.mailbox.local
         context.message["mailfrom_domain"] = event.mailbox.domain
+        if event.requiretls:
+            context.message["requiretls"] = "true"
         context.connection["connection_message_count"] = str(session.messages)
 
         def decided(refusal: Reply | None) -> None:
             session.respond(refusal or self._own_words(Phase.MAILFROM))
             if refusal is None:
-                self._transaction.begin(event.mailbox)
+                self._transaction.begin(event.mailbox, requiretls=event.requiretls)
                 self._rcpt_commands = 0
             self._close_if_told(session)
 

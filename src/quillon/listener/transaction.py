@@ -49,6 +49,7 @@ class Transaction:
         self._context = context
         self._security = security
         self._sender = NULL_PATH
+        self._requiretls = False
         self._batch_id = number
         self._mail_data: MailData | None = None
         self._deciding = False
@@ -59,9 +60,10 @@ class Transaction:
         """Whether mail data are coming in, or wait for their commit."""
         return self._mail_data is not None or self._deciding or self.committing
 
-    def begin(self, sender: Mailbox) -> None:
+    def begin(self, sender: Mailbox, *, requiretls: bool = False) -> None:
         """MAIL FROM has been accepted."""
         self._sender = sender
+        self._requiretls = requiretls
         self._info.recipients = Recipients()
         self._batch_id = self._services.ids.next(self._services.clock.now())
 
@@ -78,6 +80,7 @@ class Transaction:
         self._deciding = self.committing = False
         self._info.recipients = Recipients()
         self._sender = NULL_PATH
+        self._requiretls = False
 
     # recipients -----------------------------------------------------------------------------------------------
 
@@ -200,6 +203,7 @@ class Transaction:
             self._security.facts,
             servers,
             self._missing,
+            requiretls=self._requiretls,
         )
         self._mail_data = None  # reception has it from here on
         self._deciding = True

@@ -121,8 +121,9 @@ class Batch:
     """One accepted transaction. Times are seconds since the epoch, sizes octets.
 
     `body` is the whole message in wire form without dot-stuffing or end mark; None while it is not resident. `path`
-    names the file that holds a body over large_message_threshold. `eight_bit` tells of octets above 127. `left` counts
-    the messages that are not done: with the last one the batch goes. `place` is the spool's note of where it lies.
+    names the file that holds a body over large_message_threshold. `eight_bit` tells of octets above 127. `tls_request`
+    is what the sender wants of its way (RFC 8689): requiretls, no (TLS-Required: No), or empty. `left` counts the
+    messages that are not done: with the last one the batch goes. `place` is the spool's note of where it lies.
     """
 
     id: MessageId
@@ -133,6 +134,7 @@ class Batch:
     body: bytes | None
     path: str = ""
     eight_bit: bool = False
+    tls_request: str = ""
     left: int = 1
     connection_context: Mapping[str, str] = field(default_factory=dict)
     message_context: Mapping[str, str] = field(default_factory=dict)

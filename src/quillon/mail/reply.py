@@ -202,6 +202,8 @@ TLSA_LOOKUP_FAILED = _r("451 4.7.5 [internal] TLSA records could not be looked u
 MX_NOT_IN_POLICY = _r("451 4.7.5 [internal] the MTA-STS policy of the domain does not name this host")
 NOT_VALIDATING = _r("451 4.3.5 [internal] the resolver does not validate DNSSEC, which use_dane needs")
 
+REQUIRETLS_NEEDED = _r("550 5.7.30 [internal] REQUIRETLS support required")
+REQUIRETLS_INSECURE = _r("550 5.7.30 [internal] REQUIRETLS: nothing proves that this is a host of the domain")
 NO_EVIDENCE = _r("451 4.3.0 [internal] no evidence can be written, without which nothing is taken")
 DEMAND_LOST = _r("451 4.3.5 [internal] the stanza or policy that this message was to be sent under holds no more")
 

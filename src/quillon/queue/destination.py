@@ -30,13 +30,15 @@ _LOOKED_AT = 16  # groups in search of another host that are looked through for 
 
 class Key(NamedTuple):
     """What a queue belongs to. `via` is set where the recipient's own stanza rules TLS behind a gateway, `override`
-    where its messages have TLS or AUTH of their own."""
+    where its messages have TLS or AUTH of their own, `request` where their senders want more or less of TLS
+    (`Batch.tls_request`)."""
 
     binding_group: str
     binding: str
     domain: str
     via: str = ""
     override: Hashable = None
+    request: str = ""
 
     def leaves_from(self, name: str) -> bool:
         """Whether a name is that of its binding, or of the group that holds it. Bindings that stand alone are of the
@@ -45,7 +47,8 @@ class Key(NamedTuple):
 
 
 def key_of(message: Message) -> Key:
-    return Key(message.binding_group, message.binding, message.destination, message.via, message.override)
+    request = message.batch.tls_request
+    return Key(message.binding_group, message.binding, message.destination, message.via, message.override, request)
 
 
 class Connection(Protocol):

@@ -38,7 +38,8 @@ class Envelope(NamedTuple):
     """One transaction as the client gave it, with the recipients that policy may change.
 
     The first of `authserv_ids` names us in Authentication-Results, and no field from outside may claim to be of any of
-    them. `missing` gives the fields that a header section lacks and will be given.
+    them. `missing` gives the fields that a header section lacks and will be given. `requiretls` tells that the client
+    has said REQUIRETLS.
     """
 
     batch_id: MessageId
@@ -49,6 +50,7 @@ class Envelope(NamedTuple):
     tls: TlsFacts | None = None
     authserv_ids: tuple[str, ...] = ()
     missing: Callable[[bytes], bytes] = lambda head: b""
+    requiretls: bool = False
 
     @classmethod
     def internal(cls, batch_id: MessageId, sender: Mailbox, recipients: Iterable[Mailbox]) -> Envelope:
@@ -248,6 +250,7 @@ class Reception:
         """One batch for the copies that are as they came, one for each that policy has made another of."""
         own = next(iter(envelope.authserv_ids), "")
         added = content.authentication_results(own, context)
+        request = content.tls_request(mail_data.head, requiretls=envelope.requiretls)
         shared: list[Copy] = []
         apart: list[Copy] = []
         for copy in kept:
@@ -260,7 +263,7 @@ class Reception:
                 fit = content.without_results(first.content, envelope.authserv_ids)
                 body, path, size = mail_data.copy(first.number.number, fit.rest, added + fit.in_front)
                 batch = self._batch(envelope, first.number, first.sender, context, size, not fit.whole.isascii())
-                batch.body, batch.path = body, path
+                batch.body, batch.path, batch.tls_request = body, path, request
                 out.append((batch, await each(partial(self._message, batch), copies)))
         except OSError as error:
             self._panic(f"spool: cannot write a body: {error.strerror}")
@@ -278,7 +281,7 @@ class Reception:
             return replies.SPOOL_FAILED
         body, path = mail_data.finish()
         batch = self._batch(envelope, envelope.batch_id, decision.sender, context, mail_data.size, mail_data.eight_bit)
-        batch.body, batch.path = body, path
+        batch.body, batch.path, batch.tls_request = body, path, request
         out.append((batch, await each(partial(self._message, batch), shared)))
         return out
 

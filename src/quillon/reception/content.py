@@ -177,3 +177,14 @@ def without_results(content: Content, authserv_ids: Collection[str]) -> Content:
     clean = content.copy()
     clean.head = head
     return clean
+
+
+_TLS_REQUIRED_NO = re.compile(rb"^tls-required[ \t]*:[ \t]*no[ \t]*(?:\r\n(?![ \t])|\Z)", re.IGNORECASE | re.MULTILINE)
+
+
+def tls_request(head: bytes, *, requiretls: bool) -> str:
+    """What the sender wants of the way of a message: requiretls, which the client has said; no, by the field
+    TLS-Required: No, which is void beside it (RFC 8689 3 and 5); else nothing."""
+    if requiretls:
+        return "requiretls"
+    return "no" if header.has(head, b"tls-required") and _TLS_REQUIRED_NO.search(head) is not None else ""

@@ -21,12 +21,16 @@ from quillon.config.model import Config
 from quillon.mail import header
 from quillon.mail.address import NULL_PATH, AddressError, Mailbox, parse_mailbox
 from quillon.mail.message import NULL_ID, Batch, IdSource, Message, Origin
+from quillon.reception import content
 from quillon.reception.mail_data import MailData
 from quillon.spool.bodies import sync
 from quillon.spool.errors import SpoolError
 from quillon.spool.store import Store
 
-_FRONT = re.compile(rb"(?:Return-Path:[^\r\n]*\r\n)?X-Envelope-From: <([^\r\n]*)>\r\nX-Envelope-To: <([^\r\n]*)>\r\n")
+_FRONT = re.compile(
+    rb"(?:Return-Path:[^\r\n]*\r\n)?X-Envelope-From: <([^\r\n]*)>\r\nX-Envelope-To: <([^\r\n]*)>\r\n"
+    rb"(X-Envelope-TLS: requiretls\r\n)?"
+)
 _LINE_END = re.compile(rb"\r*\n|\r")
 
 
@@ -41,12 +45,15 @@ class Letter:
     sender: Mailbox
     recipient: Mailbox
     body: bytes
+    requiretls: bool = False
 
 
-def front(sender: Mailbox, recipient: Mailbox, body: bytes) -> bytes:
+def front(sender: Mailbox, recipient: Mailbox, body: bytes, *, requiretls: bool = False) -> bytes:
     """What `letter` finds an envelope in, to stand in front of a message; with the Return-Path that a mailbox wants."""
     known = b"" if header.has(header.section(body), b"return-path") else f"Return-Path: <{sender}>\r\n".encode()
-    return known + f"X-Envelope-From: <{sender}>\r\nX-Envelope-To: <{recipient}>\r\n".encode("utf-8", "surrogateescape")
+    demanded = b"X-Envelope-TLS: requiretls\r\n" if requiretls else b""
+    envelope = f"X-Envelope-From: <{sender}>\r\nX-Envelope-To: <{recipient}>\r\n".encode("utf-8", "surrogateescape")
+    return known + envelope + demanded
 
 
 def letter(data: bytes, name: str, sender: str | None, recipient: str | None) -> Letter:
@@ -57,7 +64,7 @@ def letter(data: bytes, name: str, sender: str | None, recipient: str | None) ->
     found = _FRONT.match(body)
     if found is not None:
         body = body[found.end() :]
-    said = [part.decode("utf-8", "surrogateescape") for part in found.groups()] if found else [None, None]
+    said = [part.decode("utf-8", "surrogateescape") for part in found.groups()[:2]] if found else [None, None]
     sender = said[0] if sender is None else sender
     recipient = said[1] if recipient is None else recipient
     if sender is None or recipient is None:
@@ -66,7 +73,8 @@ def letter(data: bytes, name: str, sender: str | None, recipient: str | None) ->
         raise ImportFault(f"{name}: there is no message in it")
     if b"\0" in body:
         raise ImportFault(f"{name}: it has octets of value 0, which no message may have (RFC 5322 4)")
-    return Letter(_mailbox(sender, name, null=True), _mailbox(recipient, name), body)
+    demanded = found is not None and found[3] is not None
+    return Letter(_mailbox(sender, name, null=True), _mailbox(recipient, name), body, demanded)
 
 
 def _mailbox(text: str, name: str, *, null: bool = False) -> Mailbox:
@@ -153,6 +161,7 @@ async def _store_all(store: Store, letters: list[Letter], config: Config) -> lis
         mail_data = MailData(store, number.number, threshold, lambda _: b"", 0)
         body, path, size = mail_data.copy(number.number, one.body, b"")
         batch = Batch(number, one.sender, origin, now, size, body, path, eight_bit=not one.body.isascii())
+        batch.tls_request = content.tls_request(header.section(one.body), requiretls=one.requiretls)
         routing = config.outbound.routing("default", "default", one.recipient.domain)
         message = Message(ids.next(now), batch, one.recipient, routing_domain=routing.domain, via=routing.via)
         message.demand = config.outbound.demand("default", "default", routing.domain, routing.via)

@@ -49,6 +49,7 @@ class Transaction:
     recipients: Sequence[Mailbox]
     size: int
     say_eight_bit: bool = False
+    requiretls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,8 @@ class ClientSession:
         self._mail_reply, self._rcpt_replies = None, []
         size = f" SIZE={transaction.size}" if "SIZE" in self.extensions else ""
         eight = " BODY=8BITMIME" if transaction.say_eight_bit and "8BITMIME" in self.extensions else ""
-        mail = f"MAIL FROM:<{transaction.sender}>{size}{eight}\r\n".encode("ascii", "replace")
+        tls = " REQUIRETLS" if transaction.requiretls else ""
+        mail = f"MAIL FROM:<{transaction.sender}>{size}{eight}{tls}\r\n".encode("ascii", "replace")
         if "PIPELINING" not in self.extensions:
             self._say(mail, Stage.DURING_MAIL, self._mail)
             return

@@ -41,6 +41,7 @@ class PathCommand(NamedTuple):
     mailbox: Mailbox
     size: int | None = None
     eight_bit: bool = False
+    requiretls: bool = False
 
 
 def split(line: str) -> tuple[str, str]:
@@ -49,8 +50,9 @@ def split(line: str) -> tuple[str, str]:
     return verb.upper(), argument
 
 
-def parse_path(argument: str, rules: PathRules, *, sender: bool) -> PathCommand | SyntaxFault:
-    """The argument of MAIL (`sender`) or RCPT."""
+def parse_path(argument: str, rules: PathRules, *, sender: bool, requiretls: bool = False) -> PathCommand | SyntaxFault:
+    """The argument of MAIL (`sender`) or RCPT; `requiretls` tells whether that is offered, and with it the parameter of
+    MAIL."""
     wrong = replies.MAIL_SYNTAX if sender else replies.RCPT_SYNTAX
     word = "FROM:" if sender else "TO:"
     if argument[: len(word)].upper() != word:
@@ -71,23 +73,31 @@ def parse_path(argument: str, rules: PathRules, *, sender: bool) -> PathCommand 
         return PathCommand(mailbox)
     if not rest.startswith(" "):
         return SyntaxFault(wrong)
-    return _parameters(mailbox, rest.split(), sender, rules.auth)
+    return _parameters(mailbox, rest.split(), sender, auth=rules.auth, requiretls=requiretls)
 
 
-def _parameters(mailbox: Mailbox, words: list[str], sender: bool, auth: bool) -> PathCommand | SyntaxFault:
+def _parameters(
+    mailbox: Mailbox, words: list[str], sender: bool, *, auth: bool, requiretls: bool
+) -> PathCommand | SyntaxFault:
     found: dict[str, str] = {}
     for word in words:
         match = _PARAMETER.match(word)
         if match is None or match[1].upper() in found:
             return SyntaxFault(replies.MAIL_SYNTAX if sender else replies.RCPT_SYNTAX)
         found[match[1].upper()] = match[2] or ""
-    return _mail_parameters(mailbox, found, auth) if sender else SyntaxFault(replies.UNKNOWN_PARAMETER)
+    if not sender:
+        return SyntaxFault(replies.UNKNOWN_PARAMETER)
+    return _mail_parameters(mailbox, found, auth=auth, requiretls=requiretls)
 
 
-def _mail_parameters(mailbox: Mailbox, found: Mapping[str, str], auth: bool) -> PathCommand | SyntaxFault:
-    """SIZE (RFC 1870), BODY (RFC 6152), AUTH (RFC 4954 5); any other is one that EHLO did not offer."""
+def _mail_parameters(
+    mailbox: Mailbox, found: Mapping[str, str], *, auth: bool, requiretls: bool
+) -> PathCommand | SyntaxFault:
+    """SIZE (RFC 1870), BODY (RFC 6152), AUTH (RFC 4954 5), REQUIRETLS (RFC 8689 4); any other is one that EHLO did not
+    offer."""
     size: int | None = None
     eight_bit = False
+    required = False
     for keyword, value in found.items():
         if keyword == "SIZE" and _SIZE.match(value):
             size = int(value)
@@ -95,8 +105,12 @@ def _mail_parameters(mailbox: Mailbox, found: Mapping[str, str], auth: bool) -> 
             eight_bit = value.upper() == "8BITMIME"
         elif keyword in ("SIZE", "BODY"):
             return SyntaxFault(replies.MAIL_SYNTAX)
+        elif keyword == "REQUIRETLS" and requiretls:
+            if value:
+                return SyntaxFault(replies.MAIL_SYNTAX)
+            required = True
         elif keyword == "AUTH" and auth and value:
             continue  # whom the client speaks for: nobody is trusted to say so, which RFC 4954 5 treats as AUTH=<>
         else:
             return SyntaxFault(replies.UNKNOWN_PARAMETER)
-    return PathCommand(mailbox, size, eight_bit)
+    return PathCommand(mailbox, size, eight_bit, required)

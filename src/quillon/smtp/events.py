@@ -39,6 +39,7 @@ class MailFrom(NamedTuple):
     line: str
     size: int | None
     eight_bit: bool
+    requiretls: bool = False
 
 
 class RcptTo(NamedTuple):

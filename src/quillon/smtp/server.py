@@ -351,7 +351,10 @@ class ServerSession:
         out = []
         taken = {name.partition(" ")[0] for name, there in self._capabilities.items() if not there}
         for keyword in KEYWORDS:
-            if keyword.name in taken or (keyword.when in (When.LISTED, When.TRUSTED) and not self._lists(keyword.name)):
+            listed = keyword.when in (When.LISTED, When.TRUSTED, When.IN_TLS)
+            if keyword.name in taken or (listed and not self._lists(keyword.name)):
+                continue
+            if keyword.when is When.IN_TLS and not self.in_tls:
                 continue
             if keyword.when is When.TRUSTED and not self.trusted:
                 continue
@@ -369,6 +372,9 @@ class ServerSession:
     def _lists(self, keyword: str) -> bool:
         return keyword in self.settings.smtp_extensions
 
+    def _offers_requiretls(self) -> bool:
+        return self.in_tls and self._lists("REQUIRETLS") and self._capabilities.get("REQUIRETLS", True)
+
     def _offers_starttls(self) -> bool:
         return self._can_starttls and not self.in_tls and self._lists_starttls()
 
@@ -381,7 +387,7 @@ class ServerSession:
         limit = self.settings.max_receptions_per_connection
         if limit and self.messages >= limit:
             return self._refuse(replies.MESSAGES_PER_CONNECTION)
-        command = parse_path(argument, self._rules, sender=True)
+        command = parse_path(argument, self._rules, sender=True, requiretls=self._offers_requiretls())
         if isinstance(command, SyntaxFault):
             return self._refuse(command.reply)
         refusal = self._check_sender(command)
@@ -389,7 +395,7 @@ class ServerSession:
             return self._refuse(refusal)
         domain = self.settings.domain_for_unqualified_sender_address
         mailbox = _qualified(command.mailbox, domain)
-        return MailFrom(mailbox, line, command.size, command.eight_bit)
+        return MailFrom(mailbox, line, command.size, command.eight_bit, command.requiretls)
 
     def _check_sender(self, command: PathCommand) -> Reply | None:
         settings, mailbox = self.settings, command.mailbox

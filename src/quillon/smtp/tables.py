@@ -127,6 +127,7 @@ class When(Enum):
     LISTED = "where SMTP_Extensions lists it"
     TRUSTED = "where SMTP_Extensions lists it, and the client is one of Trusted_Clients"
     STARTTLS = "where SMTP_Extensions lists it, there is a certificate, and no TLS yet"
+    IN_TLS = "where SMTP_Extensions lists it, and inside TLS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,7 @@ KEYWORDS: tuple[Keyword, ...] = (
     Keyword("SIZE", When.ALWAYS, "RFC 1870"),
     Keyword("ENHANCEDSTATUSCODES", When.LISTED, "RFC 2034"),
     Keyword("STARTTLS", When.STARTTLS, "RFC 3207"),
+    Keyword("REQUIRETLS", When.IN_TLS, "RFC 8689"),
     Keyword("HELP", When.ALWAYS, "RFC 5321 4.1.1.8"),
     Keyword("XCLIENT", When.TRUSTED, "postfix.org/XCLIENT_README", " ".join(XCLIENT_ATTRIBUTES)),
     Keyword("XREMOTEIP", When.TRUSTED, "manual, esmtp_listener.extensions"),

@@ -21,6 +21,8 @@ from quillon.mail.address import Mailbox
 from quillon.mail.message import TLS_STRENGTH, VERIFY_STRENGTH, Batch, Message, MessageId, Origin, TlsDemand
 
 VERSION = 1  # of batches
+REQUEST_VERSION = 2  # of those with a request for TLS, which an older Quillon must not take for one without
+TLS_REQUESTS = ("", "requiretls", "no")
 MESSAGE_VERSION = 4  # what 1 to 3 lack stands in _LACKING
 _NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 # what a layout lacks that the next one has: priority, context and refusal; the domain chosen and the demand; notices
@@ -52,7 +54,7 @@ def encode_batch(batch: Batch) -> str:
     origin = batch.origin
     return _encode(
         [
-            VERSION,
+            REQUEST_VERSION if batch.tls_request else VERSION,
             batch.sender.local,
             batch.sender.domain,
             origin.source_ip,
@@ -65,6 +67,7 @@ def encode_batch(batch: Batch) -> str:
             batch.eight_bit,
             dict(batch.connection_context),
             dict(batch.message_context),
+            *([batch.tls_request] if batch.tls_request else []),
         ]
     )
 
@@ -73,8 +76,11 @@ def decode_batch(number: int, text: str, path: str) -> Batch:
     """The batch of a row, its body not resident. Raises RecordError."""
     with _reading("batch"):
         version, *rest = json.loads(text)
-        if version != VERSION:
+        if version not in (VERSION, REQUEST_VERSION):
             raise RecordError(f"layout {version!r} is not one that this version reads")
+        request = rest.pop() if version == REQUEST_VERSION else ""
+        if request not in TLS_REQUESTS:
+            raise RecordError(f"{request!r:.80} is no request for TLS")
         local, domain, ip, protocol, connection, pathway, group, received, size, eight_bit, conn, mess = rest
         return Batch(
             id=_id(number),
@@ -85,6 +91,7 @@ def decode_batch(number: int, text: str, path: str) -> Batch:
             body=None,
             path=path,
             eight_bit=bool(eight_bit),
+            tls_request=request,
             connection_context=_texts(conn),
             message_context=_texts(mess),
         )

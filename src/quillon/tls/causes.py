@@ -223,6 +223,18 @@ CAUSES: dict[str, Cause] = {
         "curl https://mta-sts.DOMAIN/.well-known/mta-sts.txt",
         "",
     ),
+    "no_requiretls": Cause(
+        "The sender has said REQUIRETLS, and the host does not offer it (RFC 8689): it might go on in clear.",
+        "Ask the partner for it, or send without REQUIRETLS: TLS = required and TLS_Verify = host for that Domain.",
+        f"{_SHOW} -crlf",
+        "",
+    ),
+    "requiretls_insecure": Cause(
+        "The sender has said REQUIRETLS, and neither DNSSEC nor MTA-STS nor the configuration names the host.",
+        "The partner has to sign its zone or publish a policy; or name its hosts by Routes or Gateway.",
+        "dig +dnssec MX DOMAIN",
+        "",
+    ),
     "resolver_not_validating": Cause(
         "use_dane is set, and the resolver's answers cannot be relied on: mail waits rather than go without DANE.",
         "Run a validating resolver on this machine and name it in DNS_Servers, or one that you trust like it in"
