@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "posture": ("posture", "tell what a partner did with TLS day by day, out of the evidence"),
     "dry-run": ("posture", "tell what stricter settings would have held back, out of the evidence"),
     "tls-probe": ("tls_probe", "tell what a host does with TLS"),
+    "tls-setup": ("tls_setup", "print what a domain of yours should publish of its TLS, and check what it does"),
     "selftest": ("selftest", "run a configuration's deliveries against broken peers"),
     "fault-farm": ("fault_farm", "run peers that are broken in one way each"),
     "password": ("password", "make a line for a file of users, for AUTH"),

@@ -1,0 +1,171 @@
+"""What `tls-setup` prints is what senders obey, and what it calls a problem is what keeps their mail away."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import smtplib
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from quillon.cli.main import main
+from quillon.lab.pki import DAY, Authority
+from quillon.lab.sink import inbound_tls
+from quillon.standards.setup import Found, Identity, Published, ee, policy_id, policy_text, setup
+from tests.support.peers import require_root
+from tests.support.policies import Answer, PolicyHost
+from tests.support.server import Server, free_port
+from tests.support.sinks import SinkThread
+from tests.support.zones import Zones
+
+HOST, DOMAIN = "mx.ours.test", "ours.test"
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture(scope="module")
+def ders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Certificates by name: in use, another one, one of another host, one that ends soon."""
+    authority = Authority(tmp_path_factory.mktemp("setup"))
+    issued = {
+        "used": authority.issue("used", [HOST]),
+        "next": authority.issue("next", [HOST]),
+        "other": authority.issue("other", ["mx.elsewhere.test"]),
+        "ends": authority.issue("ends", [HOST], life=5 * DAY),
+    }
+    return {
+        name: x509.load_pem_x509_certificates(one.certificate.read_bytes())[0].public_bytes(Encoding.DER)
+        for name, one in issued.items()
+    }
+
+
+def wire(der: bytes) -> str:
+    record = ee(der)
+    return (bytes([record.usage, record.selector, record.matching]) + record.data).hex()
+
+
+def good(ders: dict[str, bytes]) -> Published:
+    policy = policy_text("enforce", [HOST])
+    return Published(
+        ((10, HOST),),
+        True,
+        {HOST: Found((wire(ders["used"]),), True)},
+        Found((f"v=STSv1; id={policy_id(policy)};",)),
+        Found(tuple(policy.splitlines())),
+        Found(("v=TLSRPTv1; rua=mailto:x@ours.test",)),
+    )
+
+
+def found(published: Published, *identities: Identity) -> Any:
+    return setup(DOMAIN, identities, published, "enforce", "mailto:x@ours.test", NOW)
+
+
+def test_what_is_right_has_no_problem(ders: dict[str, bytes]) -> None:
+    result = found(good(ders), Identity("used.pem", ders["used"]))
+    assert (result.problems, result.notes) == ((), ())
+    assert result.zone[0] == f"_25._tcp.{HOST}. 3600 IN TLSA {ee(ders['used'])}"
+    assert policy_id(policy_text("enforce", [HOST])) != policy_id(policy_text("testing", [HOST]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tlsa": {}}, "no TLSA record is published"),
+        (
+            {"tlsa": {HOST: Found(problem="the lookup failed (SERVFAIL)")}},
+            "who obeys DANE sends nothing to mx.ours.test",
+        ),
+        ({"tlsa": {HOST: Found(("030101" + "ab" * 32,))}}, "who obeys DANE sends nothing now"),
+        ({"tlsa": {HOST: Found(("0301",))}}, "no usable TLSA record"),
+        ({"sts": Found()}, "_mta-sts.ours.test: no record is published"),
+        ({"sts": Found(("v=STSv1; id=!",))}, "malformed"),
+        ({"policy": Found(problem="mta-sts.ours.test has no address")}, "has no address"),
+        (
+            {"policy": Found(("version: STSv1", "mode: enforce", "mx: mx2.ours.test", "max_age: 60"))},
+            "does not name mx.ours",
+        ),
+        ({"policy": Found(("version: STSv1", "mode: none", "max_age: 60"))}, "mode none"),
+        ({"policy": Found(("<html>",))}, "is none"),
+    ],
+)
+def test_what_is_wrong_is_told(ders: dict[str, bytes], change: dict[str, Any], words: str) -> None:
+    result = found(dataclasses.replace(good(ders), **change), Identity("used.pem", ders["used"]))
+    assert any(words in problem for problem in result.problems), result.problems
+
+
+def test_a_key_that_comes_next_wants_its_record_before_it_is_used(ders: dict[str, bytes]) -> None:
+    used, new = Identity("used.pem", ders["used"]), Identity("next.pem", ders["next"], True)
+    result = found(good(ders), used, new)
+    assert [line.split()[0] for line in result.zone[:2]] == [f"_25._tcp.{HOST}."] * 2
+    assert "the next key (next.pem) has no record yet" in result.problems[0]
+    both = Found((wire(ders["used"]), wire(ders["next"])), True)
+    assert found(dataclasses.replace(good(ders), tlsa={HOST: both}), used, new).problems == ()
+
+
+def test_hosts_of_others_certificates_that_end_and_unsigned_zones_are_noted(ders: dict[str, bytes]) -> None:
+    result = found(good(ders), Identity("other.pem", ders["other"]))
+    assert "no certificate of this configuration names it" in result.notes[0]
+    result = found(good(ders), Identity("used.pem", ders["used"]), Identity("ends.pem", ders["ends"]))
+    assert any("ends.pem ends in" in note for note in result.notes)
+    result = found(dataclasses.replace(good(ders), mx_secure=False), Identity("used.pem", ders["used"]))
+    assert any("sign the zone" in note for note in result.notes)
+
+
+@pytest.fixture
+def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Our server's certificate, a sink that has it, a DNS that knows the host alone, and a web server for the policy."""
+    require_root()  # port 443
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.write()))
+    own, web = authority.issue("own", [HOST]), authority.issue("web", [f"mta-sts.{DOMAIN}"])
+    port = 25
+    sink = SinkThread(host="127.0.8.1", port=port, tls=inbound_tls(str(own.certificate), str(own.key)))
+    host = PolicyHost("127.0.8.2", web, Answer())
+    rows = f"{DOMAIN}. 2 IN MX 10 {HOST}.\n{HOST}. 2 IN A 127.0.8.1\nmta-sts.{DOMAIN}. 2 IN A 127.0.8.2\n"
+    zones = Zones(tmp_path / "dns", rows)
+    file = tmp_path / "ours.conf"
+    file.write_text(
+        f'DNS_Servers = ( "127.0.0.1:{zones.port}" )\nESMTP_Listener {{ TLS_Certificate = "{own.certificate}"'
+        f' TLS_Key = "{own.key}" Listen ":2525" {{ }} }}\n'
+    )
+    yield {"zones": zones, "rows": rows, "web": host, "sink": sink, "file": file, "ca": tmp_path / "ca.pem"}
+    zones.stop()
+    host.stop()
+    sink.stop()
+
+
+@pytest.mark.peer
+def test_what_it_prints_is_what_senders_obey(ours: dict[str, Any], server: Callable[..., Server], capsys: Any) -> None:
+    command = ["tls-setup", DOMAIN, "-c", str(ours["file"]), "--mode", "enforce"]
+    assert main(command) == 1
+    said = capsys.readouterr().out
+    assert "PROBLEM  _25._tcp.mx.ours.test: no TLSA record is published" in said
+    assert main([*command, "--json"]) == 1
+    made = json.loads(capsys.readouterr().out)
+    assert main([*command, "--policy"]) == 1
+    ours["web"].answer = Answer(capsys.readouterr().out.encode())
+    ours["zones"].write(ours["rows"] + "\n".join(made["zone"]).replace(" 3600 IN", " 2 IN") + "\n")
+    ours["zones"].restart()
+    assert main(command) == 0
+    assert "PROBLEM" not in capsys.readouterr().out
+    port = free_port()
+    for options, standard in (("use_dane = true", "dane"), ("use_mta_sts = true", "mta-sts")):
+        running = server(
+            f"""{options} TLS_CA = "{ours["ca"]}" DNS_Servers = ( "127.0.0.1:{ours["zones"].port}" )
+            ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}""",
+            name=standard,
+        ).start()
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            client.sendmail("a@sender.test", [f"b@{DOMAIN}"], "Subject: x\r\n\r\nhello\r\n")
+        tls = running.wait_attempts(f"b@{DOMAIN}")[f"b@{DOMAIN}"]["tls"]
+        assert (tls["standard"], tls["verified"]) == (standard, True)
+        running.stop()
+    bare = ours["file"].with_name("bare.conf")
+    bare.write_text(f'DNS_Servers = ( "127.0.0.1:{ours["zones"].port}" )\n')
+    assert main(["tls-setup", DOMAIN, "-c", str(bare)]) == 1
+    assert "there is nothing to publish" in capsys.readouterr().err
