@@ -323,3 +323,27 @@ def test_posture_and_dry_run_tell_what_was_and_what_would_have_been(proven: Serv
     assert "    host 127.0.0.1: 1\n" in capsys.readouterr().out
     for wrong in (["TLS=yes"], ["TLS"], ["Retries=3"], ["TLS=no", "--since", "yesterday"]):
         assert prove(proven, "dry-run", *wrong) == 1
+
+
+@pytest.mark.peer
+def test_a_message_is_found_by_what_people_know_of_it(proven: Server, capsys: Any) -> None:
+    def found(*words: str) -> dict[str, Any]:
+        capsys.readouterr()
+        status = prove(proven, "find", "--json", *words)
+        said: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert status == (0 if said["waiting"] or said["records"] else 1)
+        return said
+
+    held = found("--message-id", "<held.test-1@sender.test>")
+    assert [row["recipient"] for row in held["waiting"]] == ["Someone@held.test"]
+    assert {row["kind"] for row in held["records"]} == {"reception", "attempt"}
+    good = found("--recipient", "someone@good.test")
+    assert good["waiting"] == []
+    assert [row["kind"] for row in good["records"]] == ["reception", "attempt"]
+    assert len(found("--subject", "EVIDENCE ")["records"]) >= 6
+    assert found("--subject", "evident") == {"waiting": [], "records": []}
+    assert found("--sender-domain", "sender.test", "--since", "2100-01-01")["records"] == []
+    assert len(found("--id", good["records"][0]["batch"])["records"]) == 2
+    assert prove(proven, "find", "--recipient", "someone@held.test") == 0
+    assert "waits in worker-0 for Someone@held.test" in capsys.readouterr().out
+    assert prove(proven, "find") == 1

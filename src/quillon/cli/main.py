@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "run in the foreground"),
     "console": ("console", "ask a running server; `quillon console help` lists what"),
     "check": ("check", "check a configuration and the files it names"),
+    "find": ("find", "tell where a message is, or what became of it"),
     "spool": ("spool", "look into the spool, put mail into it, repair it"),
     "explain": ("explain", "tell where each effective option comes from"),
     "policy": ("policy", "look at the policies of a configuration, try them on a dialog"),

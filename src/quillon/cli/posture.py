@@ -49,7 +49,7 @@ def posture(given: argparse.Namespace) -> int:
     if isinstance(settings, int):
         return settings
     try:
-        rows = list(_rows(settings, _since(given.since), given.domain.lower()))
+        rows = list(_rows(settings, since(given.since), given.domain.lower()))
     except (DamagedError, OSError, ValueError) as error:
         return _fail(str(error))
     days = records.posture(rows)
@@ -76,7 +76,7 @@ def dry_run(given: argparse.Namespace) -> int:
         return settings
     try:
         tls, verify = _wanted(given.settings)
-        trials = records.dry_run(_rows(settings, _since(given.since), given.domain.lower() or "all"), tls, verify)
+        trials = records.dry_run(_rows(settings, since(given.since), given.domain.lower() or "all"), tls, verify)
     except (DamagedError, OSError, ValueError) as error:
         return _fail(str(error))
     if not trials:
@@ -104,7 +104,7 @@ def _fail(text: str) -> int:
     return 1
 
 
-def _since(text: str) -> str:
+def since(text: str) -> str:
     """The begin of what is looked at, as records write times. Raises ValueError."""
     days = re.fullmatch(r"(\d{1,5})d", text)
     if days is not None:

@@ -64,7 +64,7 @@ def prove(given: argparse.Namespace) -> int:
         print(json.dumps([one.row for one in found], indent=2))
     else:
         for one in found:
-            print(_line(one.row))
+            print(record_line(one.row))
         if given.output:
             print(f"{given.output}: {len(found)} records with their proofs")
     return 0
@@ -107,7 +107,8 @@ def _is_of(found: proof.Found, recipient: str) -> bool:
     return bool(salt) and who(recipient, salt) == found.row.get("recipient")
 
 
-def _line(row: dict[str, Any]) -> str:
+def record_line(row: dict[str, Any]) -> str:
+    """One record for people."""
     tls = row.get("tls") or {}
     shown = f"{tls['protocol']} {tls['cipher']} {tls['level']}" if tls.get("protocol") else "in clear"
     if row["kind"] == "reception":

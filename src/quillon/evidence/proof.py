@@ -116,6 +116,12 @@ def salt_of(found: Found) -> bytes:
     """The salt of a record; empty where it was deleted."""
     with (found.log / "salts").open("rb") as file:
         salt = os.pread(file.fileno(), SALT, found.place * SALT)
+    return salt_at(salt, 0)
+
+
+def salt_at(salts: bytes, place: int) -> bytes:
+    """One of many salts; empty where it was deleted."""
+    salt = salts[place * SALT : (place + 1) * SALT]
     return salt if len(salt) == SALT and any(salt) else b""
 
 

@@ -72,6 +72,7 @@ def _received(event: Received, salt: bytes) -> Row:
     if batch.body is not None:
         row["sha256"] = hashlib.sha256(batch.body).hexdigest()
         row["message_id"] = message_id(batch.body)
+        row["subject_sha256"] = subject_hash(subject_of(batch.body))
     return row
 
 
@@ -163,6 +164,18 @@ def message_id(data: bytes) -> str:
     """The Message-ID of mail data, "" for none."""
     found = _MESSAGE_ID.search(header.section(data))
     return shown.line(found[1].strip().decode("utf-8", "replace"), shown.NAME) if found is not None else ""
+
+
+def subject_of(data: bytes) -> str:
+    """The subject of mail data as people read it, "" for none."""
+    found = header.values(header.section(data), "subject")
+    return header.decoded(found[0]) if found else ""
+
+
+def subject_hash(subject: str) -> str:
+    """By which a subject is found without standing in the log: SHA-256 of its words in lower case; "" for none."""
+    words = " ".join(subject.lower().split())
+    return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest() if words else ""
 
 
 def _when(time: float) -> str:
