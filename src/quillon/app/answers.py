@@ -273,7 +273,7 @@ class Answers:
         return [_cache_row(row) for row in self._worker.contexts.rows()]
 
     async def _renew(self, _words: list[str]) -> Rows:
-        self._worker.tell_reloaded(self._worker.contexts.renew())
+        self._worker.upkeep.tell_reloaded(self._worker.contexts.renew())
         return []
 
     async def _cached(self, words: list[str]) -> Rows:

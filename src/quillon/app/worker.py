@@ -7,14 +7,11 @@ itself, so that none is left behind.
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import ipaddress
 import json
 import os
-import random
 import re
-import resource
 import signal
 import socket
 import sys
@@ -30,12 +27,10 @@ import uvloop
 
 from quillon.app import compose, suspended
 from quillon.app.answers import Answers
-from quillon.app.tls_reports import TlsReports
-from quillon.app.watchman import Watchman
+from quillon.app.upkeep import Upkeep
 from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.settings import share
-from quillon.delivery import report
 from quillon.delivery.bounce import Bouncer
 from quillon.delivery.connection import ConnectionServices
 from quillon.delivery.dispatcher import Dispatcher, Share
@@ -53,7 +48,6 @@ from quillon.listener.recorder import Recorder
 from quillon.listener.services import Counts, OpenSession, SessionServices
 from quillon.log.metrics import Metrics
 from quillon.log.sink import Loggers
-from quillon.log.watch import TlsWatch
 from quillon.lua.msys import audit, db
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
@@ -65,24 +59,19 @@ from quillon.modules.load import LoadError, Policies, Services
 from quillon.net.channel import Channel
 from quillon.net.clock import Deadlines, SystemClock
 from quillon.net.turns import Turns
-from quillon.policy.context import Context
 from quillon.policy.environment import Lookup
-from quillon.policy.hook import Call, Hook, Policy, PolicyError, Session, words_of
+from quillon.policy.hook import Policy, PolicyError, words_of
 from quillon.policy.tls import TlsHooks
 from quillon.reception.accept import Envelope, Reception, ResidentBodies
 from quillon.reception.mail_data import MailData
 from quillon.spool.errors import SpoolError, is_full
 from quillon.spool.room import Room
 from quillon.spool.store import Store
-from quillon.standards.tlsrpt import DataPoint
-from quillon.tls.context import Reloaded
 
 FAULTY = 3  # exit status: starting anew will not help
 WAITING = 4  # exit status: it may help later, as for room on the disk
 READ_SECONDS = 60.0  # until an answer that the supervisor does not read is given up
-WATCH = 30.0  # seconds between looks at queue, disk and certificates for alerts
 FLUSH = 10.0  # seconds that evidence and spool have for what is to be written at the end
-REFRESH = 5.0  # seconds between looks at the files of TLS contexts
 MOST_CHANGED = 50  # demands that are lost or weaker that the answer to a reload names
 SAID = 12000  # characters of what went wrong, in an answer
 ANSWER = 16384  # octets of an answer to the console, after which a new datagram begins
@@ -96,9 +85,9 @@ class Worker:
     ) -> None:
         self.config = config
         self.number = number
-        self._count = count
+        self.count = count
         self._sockets = sockets
-        self._channel = channel
+        self.channel = channel
         self.clock = SystemClock()
         self._servers: dict[str, asyncio.AbstractServer] = {}
         self._draining = asyncio.Event()
@@ -106,17 +95,10 @@ class Worker:
         self.metrics = Metrics()
         self.recorder: Recorder | None = None
         self.started = self.clock.now()
-        self._watchman: Watchman | None = None
-        self._tls_watch = TlsWatch()
-        self._told_of: set[str] = set()  # conditions that hold
-        self._watches_at = 0.0
-        self._signs_at = 0.0
         self.evidence: Evidence | None = None
-        self._suspended = (0, 0)  # the state of the file of suspensions that was last looked at
         self._orders: set[asyncio.Task[None]] = set()
         self._intake = intake.Intake(lambda: self.services)
-        self._short = False
-        self._exhausted = False
+        self.upkeep = Upkeep(self)
 
     async def run(self) -> None:
         """Until drained. Raises SpoolError, LoadError and OSError for what keeps it from starting."""
@@ -127,7 +109,7 @@ class Worker:
         self._loggers.open()
         self._open_spool()
         await self._build(self.config)
-        loop.add_reader(self._channel.fileno(), self._told)
+        loop.add_reader(self.channel.fileno(), self._told)
         self._deadlines.start()
         self.store.start()
         if self.evidence is not None:
@@ -137,13 +119,11 @@ class Worker:
         await self._take_in(self.config)
         self.dispatcher.start(self.store.recovered())
         self._start_heartbeat()
-        self._look_at_room()
-        self._refreshing = self._loop.call_later(REFRESH, self._refresh)
         gc.collect()
         gc.freeze()
         gc.set_threshold(20000, 50, 50)
-        self._look_after_standards()
-        self._channel.send({"event": "ready"})
+        self.upkeep.start()
+        self.channel.send({"event": "ready"})
         await self._draining.wait()
         await self._drain()
 
@@ -153,7 +133,7 @@ class Worker:
         self.store = Store(base / f"worker-{self.number}", node.spool_mode, self.report)
         for folder in sorted(base.glob("worker-*")):
             name = folder.name.removeprefix("worker-")
-            if not re.fullmatch("[0-9]+", name) or int(name) < self._count or int(name) % self._count != self.number:
+            if not re.fullmatch("[0-9]+", name) or int(name) < self.count or int(name) % self.count != self.number:
                 continue
             try:
                 taken = self.store.adopt(folder)
@@ -168,17 +148,16 @@ class Worker:
         node = config.node()
         self._deadlines = Deadlines(self.clock)
         self.contexts = compose.contexts(config, self.clock, self.report)
-        self._hostname = compose.hostname(node)
+        self.hostname = compose.hostname(node)
         self.resolver = compose.resolver(node, self.clock)
         self._shared: dict[str, Any] = {}
         self.policies = await policies.load(config, self.clock, self.report, self._policy_services())
         self._hooks = TlsHooks(self.policies.policy, config.folder)
         self._ids = IdSource(os.getpid(), self.store.newest)
         self.evidence = self._evidence_of(config)
-        self._resident_bodies = ResidentBodies(share(node.max_resident_messages, self._count))
+        self._resident_bodies = ResidentBodies(share(node.max_resident_messages, self.count))
         self.finder = HostFinder(self.resolver, node, self.clock, compose.own(config))
         self.standards = compose.standards(node, self.resolver, self.clock, self.report)
-        self._tls_reports = self._reports_of(config)
         self._counts = Counts()
         octets, inodes = node.spool_minimum_free_space, node.spool_minimum_free_inodes
         self.room = Room(self.store.folder, octets, inodes, self.clock.now)
@@ -197,7 +176,7 @@ class Worker:
             log=self.log,
             evidence=self.evidence,
         )
-        self._bouncer = Bouncer(config, self._reception, self.store, self._ids, self.clock, self._hostname)
+        self._bouncer = Bouncer(config, self._reception, self.store, self._ids, self.clock, self.hostname)
         self.dispatcher = Dispatcher(
             config=config,
             store=self.store,
@@ -212,27 +191,27 @@ class Worker:
                 self._hooks,
                 keep=self.evidence.keep if self.evidence is not None else None,
             ),
-            hostname=self._hostname,
-            share=Share(self._count),
+            hostname=self.hostname,
+            share=Share(self.count),
             log=self.log,
-            say=self._channel.send,
+            say=self.channel.send,
             prove=self.evidence.prove if self.evidence is not None else at_once,
             trouble=self._trouble,
             curfew=compose.curfew(config),
             suspensions=suspended.read(Path(node.spoolbase), self.report),
         )
-        self._answers = Answers(self)
-        self._watchman = self._watchman_of(config)
+        self.answers = Answers(self)
+        self.upkeep.configure(config)
         self.services = self._session_services(config, self.policies)
 
     def _policy_services(self) -> Services:
         """What policies may use of this worker."""
         return Services(
             lookup=self._lookup,
-            inject=self._inject,
+            inject=self.inject,
             sessions=self._count_sessions,
             delay_domain=lambda domain, note: _drop(self.dispatcher.sorting.delay_domain(domain, note)),
-            hostname=self._hostname,
+            hostname=self.hostname,
             shared=self._shared,
         )
 
@@ -242,7 +221,7 @@ class Worker:
             self.recorder.looked_up(name, kind, server, found)
         return found
 
-    async def _inject(self, sender: Mailbox, recipients: Sequence[Mailbox], data: bytes) -> None:
+    async def inject(self, sender: Mailbox, recipients: Sequence[Mailbox], data: bytes) -> None:
         """A message of a policy's own. Raises PolicyError if it cannot be stored."""
         number = self._ids.next(self.clock.now())
         envelope = Envelope.internal(number, sender, recipients)
@@ -275,8 +254,8 @@ class Worker:
             ids=self._ids,
             clock=self.clock,
             deadlines=self._deadlines,
-            hostname=self._hostname,
-            workers=self._count,
+            hostname=self.hostname,
+            workers=self.count,
             log=self.log,
             counts=self._counts,
             sessions=self.sessions,
@@ -294,7 +273,7 @@ class Worker:
             backlog = next((s.backlog for s in self.config.inbound.listens() if s.name == name), 500)
             self._servers[name] = await loop.create_server(make, sock=sock, backlog=backlog)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside."""
         task = asyncio.get_running_loop().create_task(work)
         self._orders.add(task)
@@ -302,7 +281,7 @@ class Worker:
 
     def _evidence_of(self, config: Config) -> Evidence | None:
         """The log of evidence, if one is kept. Raises LoadError."""
-        given = config.stanzas.evidence(config.node().spoolbase, self._hostname)
+        given = config.stanzas.evidence(config.node().spoolbase, self.hostname)
         if given is None:
             return None
         source = Source(given.node, self.number, config.digest)
@@ -313,42 +292,10 @@ class Worker:
         except OSError as error:
             raise LoadError(f"evidence: {error.filename or given.folder}: {error.strerror}") from None
 
-    def _reports_of(self, config: Config) -> TlsReports | None:
-        """Who counts handshakes for reports of SMTP TLS, if they are sent."""
-        given, folder = config.stanzas.tls_reports(), Path(config.node().spoolbase, "tlsrpt")
-        made = None
-        if given is not None:
-            spread = random.random()  # noqa: S311 - spreads load
-            made = TlsReports(given, folder, self.number, self.resolver, self.clock, self._inject, self.report, spread)
-        heard = made is not None or bool(self.policies.policy.hooks(Hook.TLS_REPORTING))
-        self.standards.point = self._shake_hands if heard else None
-        return made
-
-    def _shake_hands(self, point: DataPoint) -> None:
-        """A handshake with a host, for scripts and for reports."""
-        policy = self.policies.policy
-        if policy.hooks(Hook.TLS_REPORTING):
-            call = Call(Hook.TLS_REPORTING, Session(f"{point.ip}:0", "", ""), Context())
-            policy.answers(Hook.TLS_REPORTING, call, json.dumps(point.as_json()))
-        if self._tls_reports is not None:
-            self._tls_reports.add(point)
-
     def _trouble(self) -> str:
         """What is wrong with this server, so that nothing may leave; "" for nothing."""
         failing = self.evidence.failing if self.evidence is not None else ""
         return f"no evidence can be written: {failing}" if failing else ""
-
-    def _sign(self) -> None:
-        """A checkpoint of the evidence, when it is time for one."""
-        if self.evidence is not None and self.clock.now() >= self._signs_at:
-            given = self.config.stanzas.evidence("", "")
-            self._signs_at = self.clock.now() + (given.checkpoint_interval if given is not None else 60)
-            self.evidence.checkpoint()
-
-    def _watchman_of(self, config: Config) -> Watchman | None:
-        """Who watches, if the configuration wants alerts."""
-        given = config.stanzas.alerts()
-        return Watchman(given, self._hostname, self._inject, self.report) if given is not None else None
 
     async def _take_in(self, config: Config) -> None:
         """Take messages that come by HTTP, if there is a listener for them."""
@@ -365,9 +312,7 @@ class Worker:
         self._loggers.log(event)
         if self.evidence is not None and isinstance(event, (HostFailed, Rejected)):
             self.evidence.note(event)
-        if self._watchman is not None:
-            for alert in self._tls_watch.see(event):
-                self._alert(alert)
+        self.upkeep.see(event)
 
     def report(self, text: str) -> None:
         """A panic line, from whichever thread."""
@@ -393,9 +338,9 @@ class Worker:
     # what the supervisor says ---------------------------------------------------------------------------------
 
     def _told(self) -> None:
-        got = self._channel.receive()
+        got = self.channel.receive()
         if got is None:
-            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            asyncio.get_running_loop().remove_reader(self.channel.fileno())
             self._draining.set()
             return
         message, descriptors = got
@@ -408,9 +353,9 @@ class Worker:
             self._draining.set()
         elif message["do"] == "console":
             ordered = self._ordered(message["id"], message["command"], message["words"], message["who"])
-            self._start(ordered)
-        elif message["do"] == "announce" and self._watchman is not None:
-            self._start(self._watchman.tell(Alert(*message["alert"]), self.clock.now()))
+            self.spawn(ordered)
+        elif message["do"] == "announce":
+            self.upkeep.announce(Alert(*message["alert"]))
         elif message["do"] == "reopen":
             self._reopen()
         elif message["do"] == "leased":
@@ -422,13 +367,13 @@ class Worker:
 
     def _tell_failure(self, client: str) -> None:
         """A failed authentication, for the other workers; not worth waiting for."""
-        self._channel.send({"event": "guessed", "client": client}, wait=False)
+        self.channel.send({"event": "guessed", "client": client}, wait=False)
 
     async def _ordered(self, number: int, command: str, words: list[str], who: str) -> None:
         """A command of the console; what goes wrong in it is its answer."""
         rows: list[Any]
         try:
-            rows = await self._answers.to(command, words, who)
+            rows = await self.answers.to(command, words, who)
         except (OSError, ValueError, PolicyError) as error:
             rows = [{"error": str(error)[:SAID]}]
         except Exception as error:
@@ -449,7 +394,7 @@ class Worker:
         for n, part in enumerate(parts, 1):
             message = {"event": "answer", "id": number, "rows": part, "last": n == len(parts)}
             end = self.clock.now() + READ_SECONDS
-            while not self._channel.send(message, wait=False):  # the supervisor reads it a turn at a time
+            while not self.channel.send(message, wait=False):  # the supervisor reads it a turn at a time
                 if self.clock.now() >= end:
                     return
                 await asyncio.sleep(0.005)
@@ -459,82 +404,6 @@ class Worker:
             self._loggers.open()
         except OSError as error:
             self.report(f"cannot open log {error.filename}: {error.strerror}")
-
-    def _refresh(self) -> None:
-        """Certificates and keys that have changed on disk."""
-        self._refreshing = self._loop.call_later(REFRESH, self._refresh)
-        self.tell_reloaded(self.contexts.refresh())
-        self._look_at_room()
-        self._look_at_descriptors()
-        self._look_after_standards()
-        self._sign()
-        if self._tls_reports is not None:
-            self._start(self._tls_reports.look_after())
-        stamp = suspended.stamp(Path(self.config.node().spoolbase))
-        if stamp != self._suspended:
-            self._suspended = stamp
-            self._start(self._answers.orders.follow())
-        if self._watchman is not None and self.clock.now() >= self._watches_at:
-            self._watches_at = self.clock.now() + WATCH
-            self._start(self._watch())
-
-    def _look_after_standards(self) -> None:
-        outbound = self.config.outbound
-        if outbound.first_with_dane is not None or outbound.uses_mta_sts:
-            dane = outbound.first_with_dane is not None
-            self._start(self.standards.look_after(dane=dane, policies=self.number == 0 and outbound.uses_mta_sts))
-
-    async def _watch(self) -> None:
-        """Look at what alerts are about, and tell of it."""
-        watchman = self._watchman
-        if watchman is None:
-            return
-        found = watchman.look(
-            waiting=sum(await report.totals(self.dispatcher.queues)),
-            oldest=await self._answers.oldest(),
-            free=self.room.free,
-            refuses=self.room.shortage() or self.store.failing,
-            ends=await self._answers.certificates(),
-            workers=self._count,
-            now=self.clock.now(),
-        )
-        for alert in found:
-            if alert.on or alert.key in self._told_of:
-                self._alert(alert)
-            (self._told_of.add if alert.on else self._told_of.discard)(alert.key)
-
-    def _alert(self, alert: Alert) -> None:
-        """To the supervisor, which says whether it is news."""
-        self._channel.send({"event": "alert", "alert": list(alert)}, wait=False)
-
-    def _look_at_room(self) -> None:
-        """Tell once that no mail is taken for want of room, and once that it is again."""
-        shortage = self.room.shortage()
-        if bool(shortage) != self._short:
-            self._short = bool(shortage)
-            refused = f"spool: no new mail is taken (452 4.3.1): {shortage}"
-            self.report(refused if shortage else "spool: mail is taken again")
-
-    def _look_at_descriptors(self) -> None:
-        """Tell once that no descriptor is left, without which clients are hung up on before a word is said."""
-        try:
-            os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-            exhausted = False
-        except OSError as error:
-            exhausted = error.errno in (errno.EMFILE, errno.ENFILE)
-        if exhausted != self._exhausted:
-            self._exhausted = exhausted
-            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            gone = f"has no descriptor left of {limit}: raise LimitNOFILE; clients are hung up on"
-            self.report(f"system: worker {self.number} {gone if exhausted else 'has descriptors again'}")
-
-    def tell_reloaded(self, reloaded: list[Reloaded]) -> None:
-        """What became of TLS contexts: a notice, or a panic line for one that could not be loaded."""
-        for done, text in reloaded:
-            if done:
-                self.log(Notice(self.clock.now(), f"tls: {text}"))
-            else:
-                self.report(f"tls: {text}")
 
     async def _reload(self, new: dict[str, socket.socket], number: int, digest: str, missing: int) -> None:
         """Read the configuration again and use it, or keep the running one and say why. `digest` is that of the files
@@ -555,9 +424,9 @@ class Worker:
                     sock.close()
                 text = str(error) if isinstance(error, (LoadError, OSError)) else f"unexpected {error!r}"
                 self.log(Panic(self.clock.now(), f"config: reload refused, the running configuration stays: {text}"))
-                self._channel.send({"event": "refused", "round": number, "text": text[:SAID]})
+                self.channel.send({"event": "refused", "round": number, "text": text[:SAID]})
                 return
-        self._channel.send({"event": "reloaded", "round": number, "changed": list(changed.items())[:MOST_CHANGED]})
+        self.channel.send({"event": "reloaded", "round": number, "changed": list(changed.items())[:MOST_CHANGED]})
 
     async def _adopt(self, config: Config, new: dict[str, socket.socket]) -> Counter[str]:
         node = config.node()
@@ -586,16 +455,13 @@ class Worker:
         self.resolver = resolver
         self.contexts = contexts
         self._hooks = TlsHooks(policy, config.folder)
-        self._hostname = compose.hostname(node)
-        self._watchman = self._watchman_of(config)
-        if self._tls_reports is not None:
-            self._tls_reports.write()
-        self._resident_bodies.limit = share(node.max_resident_messages, self._count)
+        self.hostname = compose.hostname(node)
+        self._resident_bodies.limit = share(node.max_resident_messages, self.count)
         if self.evidence is not None:
             self.evidence.source = self.evidence.source._replace(configuration=config.digest)
         self.finder.reconfigure(resolver, node, compose.own(config))
         self.standards.reconfigure(resolver, compose.sts_policies(node, resolver, self.clock, self.report))
-        self._tls_reports = self._reports_of(config)
+        self.upkeep.configure(config)
         self._bouncer.config = config
         self._reception.reconfigure(config, policy)
         self.services = self._session_services(config, loaded)
@@ -623,7 +489,6 @@ class Worker:
 
     async def _drain(self) -> None:
         """Take no more, let what is under way end, close the spool."""
-        self._refreshing.cancel()
         self._intake.close()
         for server in self._servers.values():
             server.close()
@@ -642,8 +507,7 @@ class Worker:
             if not session.committing:
                 session.end(replies.SHUTTING_DOWN)
         await stopping
-        if self._tls_reports is not None:
-            self._tls_reports.write()
+        self.upkeep.stop()
         if self.evidence is not None:
             end = self.clock.now() + FLUSH
             while not (self.evidence.idle and self.store.idle) and self.clock.now() < end:  # noqa: ASYNC110 - two
