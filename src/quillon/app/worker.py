@@ -196,7 +196,7 @@ class Worker:
             log=self.log,
             say=self.channel.send,
             prove=self.evidence.prove if self.evidence is not None else at_once,
-            trouble=self._trouble,
+            trouble=self._trouble if self.evidence is not None else None,
             curfew=compose.curfew(config),
             suspensions=suspended.read(Path(node.spoolbase), self.report),
         )

@@ -307,7 +307,7 @@ class Connection:
         clear text after a handshake that failed."""
         if self._in_clear or self.demand.standard:
             return False
-        demand = replace(self.demand, names=names)
+        demand = self.demand._replace(names=names)
         if self.verdict is not None:
             if self.services.hooks.asks(Hook.OUTBOUND_VERIFY):
                 return False

@@ -41,8 +41,7 @@ from quillon.tls.tlsa import Tlsa, match
 from quillon.tls.verdict import Verdict, chain_cause
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(NamedTuple):
     """`configured` is what configuration and policy say, `tls` are the settings in force, `names` those that a
     certificate may bear. With `tlsa` the certificate has to be the one of a record, and with some of them for one of
     `tlsa_names`, whatever else `tls` demands.
@@ -117,8 +116,7 @@ def demand(
     verified = found.tls
     if not found.tlsa:
         verified = replace(tls, tls="required", tls_verify="host", tls_ca=tls.tls_ca or SYSTEM_TRUST)
-    return replace(
-        found,
+    return found._replace(
         tls=verified,
         names=found.names if published.local else (host.name,),
         standard=found.standard or "requiretls",
@@ -158,15 +156,15 @@ def _demand(
         return _by_dane(base, found, fit, domain)
     if policy is not None and enforced:
         verified = replace(tls, tls="required", tls_verify="host", tls_ca=tls.tls_ca or SYSTEM_TRUST)
-        return replace(
-            base, tls=verified, names=(host.name,), standard="mta-sts", words=f"the MTA-STS policy of {policy.domain}"
+        return base._replace(
+            tls=verified, names=(host.name,), standard="mta-sts", words=f"the MTA-STS policy of {policy.domain}"
         )
     if found is not None and found.records:
         words = f"the TLSA records of {found.name}, none of which is usable"
-        return replace(base, tls=replace(tls, tls="required"), standard="dane", words=words)
+        return base._replace(tls=replace(tls, tls="required"), standard="dane", words=words)
     if policy is not None and policy.mode == "testing" and tls.tls_verify == "no":
         # the domain wants to know what it would meet with; what is only looked at holds nothing
-        return replace(base, tls=replace(tls, tls_verify="optional", tls_ca=tls.tls_ca or SYSTEM_TRUST))
+        return base._replace(tls=replace(tls, tls_verify="optional", tls_ca=tls.tls_ca or SYSTEM_TRUST))
     return base
 
 
@@ -213,8 +211,7 @@ def _by_dane(base: Demand, found: TlsaFound, fit: tuple[Tlsa, ...], domain: str)
     own = tls.tls_verify in ("ca", "host") and tls.tls_ca not in (None, "", SYSTEM_TRUST)
     # a session that is resumed shows no chain to hold against the records
     strict = replace(tls, tls="required", tls_verify=tls.tls_verify if own else "no", tls_session_resumption=False)
-    return replace(
-        base,
+    return base._replace(
         tls=strict,
         tlsa=fit,
         tlsa_names=tuple(dict.fromkeys(name for name in (found.base, domain) if name)),

@@ -88,7 +88,7 @@ class Dispatcher:
     say: Callable[[dict[str, Any]], object] = lambda _: None  # to the node
     connect: Callable[..., Connection] = Connection
     prove: Prove = at_once
-    trouble: Callable[[], str] = lambda: ""  # what is wrong with this server, so that nothing may leave
+    trouble: Callable[[], str] | None = None  # what is wrong with this server, so that nothing may leave
     curfew: InitVar[Curfew] = Curfew()  # noqa: RUF009 - it is not changed
     suspensions: InitVar[Suspensions | None] = None
     memory: HostMemory = field(default_factory=HostMemory)

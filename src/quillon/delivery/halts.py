@@ -22,14 +22,14 @@ class Halt(NamedTuple):
 
 
 class Halts:
-    """`log` takes events; `trouble` tells what is wrong with this server, "" for nothing."""
+    """`log` takes events; `trouble` tells what is wrong with this server, "" for nothing; None where nothing can be."""
 
     def __init__(
         self,
         curfew: Curfew,
         suspensions: Suspensions,
         log: Callable[[Event], None],
-        trouble: Callable[[], str] = lambda: "",
+        trouble: Callable[[], str] | None = None,
     ) -> None:
         self.suspensions = suspensions
         self._trouble = trouble
@@ -44,8 +44,7 @@ class Halts:
 
     def of(self, key: Key, now: float) -> Halt | None:
         """What keeps a destination from sending, None if nothing does."""
-        trouble = self._trouble()
-        if trouble:
+        if self._trouble is not None and (trouble := self._trouble()):
             return Halt(now + SOON, trouble)
         suspension = self.suspensions.of(key, now)
         if suspension is not None:

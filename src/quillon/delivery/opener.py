@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 from quillon.config.model import Config
 from quillon.config.outbound import lookup_name
-from quillon.config.settings import DeliverySettings
 from quillon.delivery import tls_reporting
 from quillon.delivery.attempt import Attempt, Obstacle, TryHost
 from quillon.delivery.connection import Connection, ConnectionServices, Obstructed, Owner
-from quillon.delivery.demand import NOTHING, Demand, Published, Refused
+from quillon.delivery.demand import Demand, Published, Refused
 from quillon.delivery.host_memory import HostMemory
 from quillon.delivery.hosts import HostFinder
 from quillon.delivery.route import Host
@@ -116,30 +115,32 @@ class Opener:
             names = tuple(sorted({f"{host.name}:{host.port}" for host in found}))
             if not self._share_site(queue, names, now()):
                 return Wait(now(), "as many connections as are allowed to its hosts")
-        published = await self._published(key, settings)
-        if isinstance(published, TransientFailure):
-            return Nothing(Failed(published), site=True)
+        published: Published | None = None
+        if settings.looks_up:
+            requiretls = key.request == "requiretls"
+            about = await self._standards.of_domain(key.domain, settings, requiretls=requiretls)
+            if isinstance(about, TransientFailure):
+                return Nothing(Failed(about), site=True)
+            published = about
         attempt = self._attempt(key, rules, found, trail)
         if isinstance(attempt, Wait):
             return attempt
         takes_over = self._migrates and not settings.looks_up
         if takes_over and (idle := self._siblings.find(queue, attempt.best(), ehlo_name)) is not None:
             return Ready(idle, trail or Trail())
-        looks_up = settings.looks_up
-        return await self._try(queue, attempt, published, ehlo_name, login, first=trail is None, looks_up=looks_up)
+        return await self._try(queue, attempt, published, ehlo_name, login, first=trail is None)
 
     async def _try(
         self,
         queue: DestinationQueue[Connection],
         attempt: Attempt,
-        published: Published,
+        published: Published | None,
         ehlo_name: str,
         login: Login | None,
         *,
         first: bool,
-        looks_up: bool,
     ) -> Opening:
-        """Go from host to host until one takes messages."""
+        """Go from host to host until one takes messages; `published` is None where nothing is looked up."""
         key, rules, services = queue.key, queue.rules, self.services
         facts: TlsFacts | None = None
         obstacle: Obstacle | None = None
@@ -147,13 +148,17 @@ class Opener:
         while (step := attempt.next_step()) is not None:
             if (wait := self._no_turn(queue, step.host)) is not None:
                 return wait
-            demand = await self._demand(key, rules, step.host, published if looks_up else None)
+            names = certificate_names(step.host.name, key.domain, key.via)
+            demand: Demand | Refused = plain(rules.tls, names)
+            if published is not None:
+                domain = lookup_name(key.domain)
+                demand = await self._standards.of_host(step.host, names, rules.tls, domain, published)
             if isinstance(demand, Refused):
                 failed = Failed(demand.outcome(step.host.ip), None, step.host.name)
                 opened: Connection | Obstructed = Obstructed(Obstacle.BARRED, failed)
             else:
                 opened = await self._open(queue, demand, step, ehlo_name, login)
-            if looks_up:
+            if published is not None:
                 self._tell_handshake(queue, step, demand, opened, published)
             if not isinstance(opened, Obstructed):
                 if step.in_clear and facts is not None:
@@ -213,19 +218,6 @@ class Opener:
         if self.config.outbound.throttles_hosts and (when := self._throttles.host_turn(queue, host.name, now)) > now:
             return Wait(when, "outbound_throttle_connections of its Host")
         return None
-
-    async def _published(self, key: Key, settings: DeliverySettings) -> Published | TransientFailure:
-        """What the domain has published, where that is looked up; or why nothing may leave for it."""
-        if not settings.looks_up:
-            return NOTHING
-        return await self._standards.of_domain(key.domain, settings, requiretls=key.request == "requiretls")
-
-    async def _demand(self, key: Key, rules: Rules, host: Host, published: Published | None) -> Demand | Refused:
-        """What a host has to prove; `published` is None where nothing is looked up."""
-        names = certificate_names(host.name, key.domain, key.via)
-        if published is None:
-            return plain(rules.tls, names)
-        return await self._standards.of_host(host, names, rules.tls, lookup_name(key.domain), published)
 
     async def _open(
         self, queue: DestinationQueue[Connection], demand: Demand, step: TryHost, ehlo_name: str, login: Login | None

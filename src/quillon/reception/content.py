@@ -187,4 +187,4 @@ def tls_request(head: bytes, *, requiretls: bool) -> str:
     TLS-Required: No, which is void beside it (RFC 8689 3 and 5); else nothing."""
     if requiretls:
         return "requiretls"
-    return "no" if header.has(head, b"tls-required") and _TLS_REQUIRED_NO.search(head) is not None else ""
+    return "no" if b"tls-required" in head.lower() and _TLS_REQUIRED_NO.search(head) is not None else ""
