@@ -27,7 +27,8 @@ from quillon.standards.tlsrpt import Counts, DataPoint, day_of, destinations
 
 WRITE = 60.0  # seconds between two writes of the counts
 LATE = 2 * 86400.0  # seconds behind the end of a day after which what could not be sent is given up
-_RETRY = 3600.0
+_LOOK = 60.0  # seconds between two looks whether a day is over
+_RETRY = 3600.0  # and where something could not be sent
 _PATIENCE = 30.0  # seconds for a report over HTTPS
 _FILE = re.compile(r"(\d{4}-\d\d-\d\d)\.worker-\d+\.json")
 
@@ -62,6 +63,7 @@ class TlsReports:
         self._changed = False
         self._write_at = 0.0
         self._send_at = 0.0
+        self._sending = False
 
     def add(self, point: DataPoint) -> None:
         """One more handshake."""
@@ -92,9 +94,12 @@ class TlsReports:
         if now >= self._write_at:
             self._write_at = now + WRITE
             self.write()
-        if self._number == 0 and now >= self._send_at:
-            self._send_at = now + min(_RETRY, 60.0 if self._delay else 1.0)
-            await self.send_due()
+        if self._number == 0 and now >= self._send_at and not self._sending:
+            self._send_at, self._sending = now + _LOOK, True
+            try:
+                await self.send_due()
+            finally:
+                self._sending = False
 
     async def send_due(self) -> None:
         """Send what is due of days that are over."""

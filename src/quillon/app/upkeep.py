@@ -160,10 +160,10 @@ class Upkeep:
 
     def _sign(self) -> None:
         """A checkpoint of the evidence, when it is time for one."""
-        if self._worker.evidence is not None and self._worker.clock.now() >= self._signs_at:
+        evidence, now = self._worker.evidence, self._worker.clock.now()
+        if evidence is not None and now >= self._signs_at and evidence.checkpoint():
             given = self._worker.config.stanzas.evidence("", "")
-            self._signs_at = self._worker.clock.now() + (given.checkpoint_interval if given is not None else 60)
-            self._worker.evidence.checkpoint()
+            self._signs_at = now + (given.checkpoint_interval if given is not None else 60)
 
     def _watchman_of(self, config: Config) -> Watchman | None:
         """Who watches, if the configuration wants alerts."""

@@ -13,6 +13,7 @@ changes a record that a checkpoint covers changes the root that the checkpoint h
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import zlib
@@ -56,13 +57,16 @@ class LogFiles:
             self.end = 0  # octets of `entries` that hold whole records
             self.size = 0
             self._find_end()
+            if append:
+                _sync_folder(folder)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         if self._append and self._leaves:
-            self.flush()
+            with contextlib.suppress(OSError):  # it is made anew of the entries
+                self.flush()
         for file in self._files:
             file.close()
 
@@ -183,26 +187,36 @@ class LogFiles:
 
     def appended(self, records: Sequence[bytes], *, flush: bool = True) -> None:
         """Records stand at the end of `entries`: note what is made of them, which is written by `flush`, or when it is
-        much. Raises OSError."""
+        much. What cannot be written now stays noted, for the records themselves are on disk."""
         for record in records:
             self._starts.append(_PLACE.pack(self.end))
             self.end += _HEAD.size + len(record)
         self._leaves += map(tree.leaf, records)
         self.size += len(records)
         if flush and len(self._leaves) >= _AT_ONCE:
-            self.flush()
+            with contextlib.suppress(OSError):
+                self.flush()
 
     def flush(self) -> None:
         """Write what was noted. Raises OSError."""
         first = self.size - len(self._leaves)
         _write(self._places.fileno(), b"".join(self._starts), first * _PLACE.size)
         _write(self._levels[0].fileno(), b"".join(self._leaves), first * HASH)
-        self._starts.clear()
-        self._leaves.clear()
         for level in range(1, _LEVELS):
             for index in range(first >> (tree.TILE * level), self.size >> (tree.TILE * level)):
                 below = self.hashes(level - 1, index << tree.TILE, 1 << tree.TILE)
                 _write(self._levels[level].fileno(), tree.above(below), index * HASH)
+        self._starts.clear()
+        self._leaves.clear()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names of new files on disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def framed(records: Sequence[bytes]) -> list[bytes]:

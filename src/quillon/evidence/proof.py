@@ -8,7 +8,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,18 +68,25 @@ def find(folder: Path, wanted: Sequence[str]) -> Iterator[Found]:
     DamagedError, OSError."""
     words = {word.strip() for word in wanted}
     batches: set[str] = set(words)
+    texts = _as_written(words)
     for log in logs(folder):
         for _, octets in _records(log):
-            if any(word.encode() in octets for word in words) and b'"message_id"' in octets:
+            if b'"message_id"' in octets and any(text in octets for text in texts):
                 row = json.loads(octets)
                 if words & {row.get("message_id", ""), row.get("message_id", "").strip("<>")}:
                     batches.add(row["batch"])
+    texts = _as_written(batches)
     for log in logs(folder):
         for place, octets in _records(log):
-            if any(word.encode() in octets for word in batches):
+            if any(text in octets for text in texts):
                 row = json.loads(octets)
                 if batches & {row.get("id", ""), row.get("batch", "")}:
                     yield Found(log, place, octets, row)
+
+
+def _as_written(words: Iterable[str]) -> list[bytes]:
+    """Texts as they stand in a record."""
+    return [json.dumps(word, ensure_ascii=False)[1:-1].encode("utf-8", "surrogatepass") for word in words if word]
 
 
 def _records(log: Path) -> Iterator[tuple[int, bytes]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quillon.evidence import keys, tree
-from quillon.evidence.files import LogFiles, framed
+from quillon.evidence.files import DamagedError, LogFiles, framed
 from quillon.evidence.note import Checkpoint, Signer
 from quillon.evidence.record import SALT, Recorded, Source, encode, row_of
 from quillon.net.clock import Clock
@@ -24,6 +24,7 @@ from quillon.spool.committer import Committer, Plan, call_all
 
 _HOUR = 3600.0
 MOST = 1000  # records of one write
+MOST_WAITING = 10_000  # records that wait for a disk which takes none
 LATER = 0.02  # seconds that a record may wait which no client waits for: each write and sync costs what a record costs
 
 
@@ -59,6 +60,7 @@ class Evidence:
         self._waiting: list[_Entry] = []
         self._signed = -1  # records under the last checkpoint
         self._kept_at = 0.0  # when one went into `checkpoints`
+        self._left_out = 0
         self._timer: asyncio.TimerHandle | None = None
         self._known: set[str] = set()  # certificates that are on disk
         self._committer: Committer[_Group] = Committer(
@@ -85,7 +87,11 @@ class Evidence:
         return self._files.size
 
     def note(self, event: Recorded) -> None:
-        """Record an event that nothing waits for."""
+        """Record an event that nothing waits for. While nothing can be written, only so many of them are kept; that
+        others are missing is told."""
+        if len(self._waiting) >= MOST_WAITING:
+            self._left_out += 1
+            return
         self._waiting.append(_Entry(event, self.source, None))
         self._later()
 
@@ -167,30 +173,39 @@ class Evidence:
             self._waiting = [entry for entry in group.entries + self._waiting if entry.otherwise not in undone]
             call_all([_called(otherwise) for otherwise in undone if otherwise is not None], None)
             return
+        if self._left_out:
+            self._report(f"evidence: {self._left_out} records of refusals and failed hosts were not kept meanwhile")
+            self._left_out = 0
         call_all([_called(entry.then) for entry in group.entries if entry.then is not None], None)
 
     # checkpoints ----------------------------------------------------------------------------------------------
 
-    def checkpoint(self) -> None:
-        """Sign what there is, if that is more than the last time. Called when nothing is being written."""
-        size = self._files.size
-        if size == self._signed or self._committer.busy:
-            return
-        now = self._clock.now()
+    def checkpoint(self) -> bool:
+        """Sign what there is, if that is more than the last time; False where it has to be asked for again, since
+        something is being written now."""
+        if self._committer.busy:
+            return False
+        if self._files.size != self._signed:
+            try:
+                self._sign()
+            except (OSError, DamagedError) as error:
+                self._report(f"evidence: {self.folder}/checkpoint: {error}")
+        return True
+
+    def _sign(self) -> None:
+        """Raises OSError, DamagedError."""
+        size, now = self._files.size, self._clock.now()
         self._files.flush()
         found = Checkpoint(self._signer.name, size, tree.root(self._files, size), int(now))
         note = self._signer.sign(found.text())
-        try:
-            new = self.folder / "checkpoint.new"
-            new.write_text(note, encoding="utf-8")
-            os.replace(new, self.folder / "checkpoint")
-            if now - self._kept_at >= _HOUR:
-                with (self.folder / "checkpoints").open("a", encoding="utf-8") as file:
-                    file.write(note + "\n")
-                self._kept_at = now
-            self._signed = size
-        except OSError as error:
-            self._report(f"evidence: {self.folder}/checkpoint: {error.strerror}")
+        new = self.folder / "checkpoint.new"
+        new.write_text(note, encoding="utf-8")
+        os.replace(new, self.folder / "checkpoint")
+        if now - self._kept_at >= _HOUR:
+            with (self.folder / "checkpoints").open("a", encoding="utf-8") as file:
+                file.write(note + "\n")
+            self._kept_at = now
+        self._signed = size
 
     @property
     def idle(self) -> bool:

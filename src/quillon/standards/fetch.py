@@ -61,7 +61,11 @@ def _context() -> ssl.SSLContext:
 async def _get(host: str, address: str, port: int) -> bytes:
     literal = f"[{address}]" if ":" in address else address
     url = f"https://{literal}:{port}/.well-known/mta-sts.txt"
-    headers = {"Host": host if port == PORT else f"{host}:{port}", "User-Agent": "Quillon"}
+    headers = {
+        "Host": host if port == PORT else f"{host}:{port}",
+        "User-Agent": "Quillon",
+        "Accept-Encoding": "identity",
+    }
     body = bytearray()
     try:
         async with (
@@ -73,7 +77,9 @@ async def _get(host: str, address: str, port: int) -> bytes:
             kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if kind != "text/plain":
                 raise FetchError(f"{host} sends {kind or 'no Content-Type'}, and not text/plain")
-            async for piece in answer.aiter_bytes():
+            if answer.headers.get("Content-Encoding", "identity") != "identity":
+                raise FetchError(f"{host} sends it in {answer.headers['Content-Encoding']}, which was not asked for")
+            async for piece in answer.aiter_raw():
                 body += piece
                 if len(body) > MOST_OCTETS:
                     raise FetchError(f"{host} sends more than {MOST_OCTETS} octets", "sts-policy-invalid")
