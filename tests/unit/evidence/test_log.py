@@ -196,3 +196,28 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     files.append([b"y"])
     assert files.record(10) == b"y"
     files.close()
+
+
+def test_hashes_that_cannot_be_written_take_nothing_from_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path, 10)
+    files = LogFiles(tmp_path, append=True)
+    records = [b"more %d" % n for n in range(300)]
+    with monkeypatch.context() as patched:
+
+        def full() -> None:
+            raise OSError(28, "No space left on device")
+
+        patched.setattr(files, "flush", full)
+        for record in records:
+            files.append([record])
+    assert files.size == 310
+    assert files.record(309) == records[-1]
+    files.append([b"the last"])
+    files.close()
+    again = LogFiles(tmp_path)
+    everything = [record for _, record in again.records()]
+    assert everything[10:] == [*records, b"the last"]
+    assert tree.root(again, 311) == tree.root(Kept(everything), 311)
+    again.close()
