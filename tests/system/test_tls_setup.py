@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import smtplib
+import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,7 +124,12 @@ def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
     authority = Authority(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.write()))
     own, web = authority.issue("own", [HOST]), authority.issue("web", [f"mta-sts.{DOMAIN}"])
-    port = 25
+    port = 25  # as MX records have it
+    with socket.socket() as sock:
+        try:
+            sock.bind(("127.0.8.1", port))
+        except OSError:
+            pytest.skip("a mail server listens on this machine's port 25 already")
     sink = SinkThread(host="127.0.8.1", port=port, tls=inbound_tls(str(own.certificate), str(own.key)))
     host = PolicyHost("127.0.8.2", web, Answer())
     rows = f"{DOMAIN}. 2 IN MX 10 {HOST}.\n{HOST}. 2 IN A 127.0.8.1\nmta-sts.{DOMAIN}. 2 IN A 127.0.8.2\n"
