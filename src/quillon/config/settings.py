@@ -47,6 +47,8 @@ class InboundTls:
     tls_allow_renegotiation: bool
     tls_dhparams_file: str | None
     tls_enable_dhe_ciphers: bool
+    tls_crl: str | None
+    tls_crl_check: str
     tls_identities: tuple[TlsIdentity, ...] = ()
 
 
@@ -68,6 +70,8 @@ class OutboundTls:
     tls_session_resumption: bool
     tls_dhparams_file: str | None
     tls_enable_dhe_ciphers: bool
+    tls_crl: str | None
+    tls_crl_check: str
 
 
 @dataclass(frozen=True, slots=True)

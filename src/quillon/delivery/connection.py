@@ -276,7 +276,7 @@ class Connection:
 
     def _judge(self, engine: Engine) -> Judgement:
         """What the handshake is worth: by policy, by what is demanded."""
-        verdict = self.verdict = engine.verdict()
+        verdict = self.verdict = self.services.contexts.verdict(self.demand.tls, engine)
         hooks = self.services.hooks
         if hooks.asks(Hook.OUTBOUND_VERIFY):
             call = Call(Hook.OUTBOUND_VERIFY, Session(self.remote_ip, "", ""), Context())

@@ -46,8 +46,8 @@ async def run(folder: Path, settings: DeliverySettings, columns: list[OutboundTl
 
 
 def trusting(tls: OutboundTls, farm: Farm) -> OutboundTls:
-    """The same settings with the farm's authority where there was one."""
-    return dataclasses.replace(tls, tls_ca=str(farm.ca)) if tls.tls_ca else tls
+    """The same settings with the farm's authority where there was one, which has no revocation lists."""
+    return dataclasses.replace(tls, tls_ca=str(farm.ca), tls_crl=None) if tls.tls_ca else tls
 
 
 def lets_through(fault: Fault, result: Result) -> bool:

@@ -65,7 +65,7 @@ class SessionTls:
     def secured(self) -> None:
         """The handshake ended well: tell policy and log."""
         assert self._engine is not None
-        verdict = self._engine.verdict()
+        verdict = self._services.contexts.verdict(self.settings, self._engine)
         if self.record is not None:
             self.record.tls(verdict)
         if self._services.hooks.asks(Hook.INBOUND_VERIFY):

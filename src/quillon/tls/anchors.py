@@ -27,6 +27,11 @@ class Anchors:
         self._load()
         return self._ders
 
+    @property
+    def certificates(self) -> list[x509.Certificate]:
+        """All of them."""
+        return self._load()
+
     def _load(self) -> list[x509.Certificate]:
         if self._loaded is None:
             try:

@@ -146,10 +146,22 @@ CAUSES: dict[str, Cause] = {
         "mismatch",
     ),
     "revoked": Cause(
-        "The certificate is revoked. (This version reads no revocation lists: policy alone can find it.)",
+        "The certificate is revoked: a list of TLS_CRL names it, or a policy module says so.",
         "Have a new one issued.",
         f"{_VERIFY} -crl_check",
         "",
+    ),
+    "crl_missing": Cause(
+        "TLS_CRL has no revocation list of the certificate's issuer, and TLS_CRL_Check = hard wants one.",
+        "Add the list of that authority to the file, or set TLS_CRL_Check = soft.",
+        f"{_VERIFY} -crl_check",
+        "unable to get certificate CRL",
+    ),
+    "crl_outdated": Cause(
+        "The revocation list of the certificate's issuer was to be renewed before now (TLS_CRL).",
+        "Fetch the new list: a cron job has to renew the file.",
+        f"{_VERIFY} -crl_check",
+        "CRL has expired",
     ),
     "wrong_purpose": Cause(
         "The certificate may not be used for this purpose (extended key usage).",

@@ -10,13 +10,16 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, NamedTuple, TypeVar
 
 from quillon.config.settings import InboundTls, OutboundTls
+from quillon.tls.anchors import Anchors
 from quillon.tls.engine import ClientContext, ContextError, Engine, ServerContext
 from quillon.tls.gnutls_context import GnuTLSClient, GnuTLSServer
 from quillon.tls.openssl_context import OpenSSLClient, OpenSSLServer
+from quillon.tls.revocation import Revocations
+from quillon.tls.verdict import Verdict
 
 S = TypeVar("S", InboundTls, OutboundTls)
 C = TypeVar("C", ServerContext, ClientContext)
@@ -56,6 +59,7 @@ class Contexts:
         self._clock = clock
         self._inbound: dict[InboundTls, _Held[ServerContext]] = {}
         self._outbound: dict[OutboundTls, _Held[ClientContext]] = {}
+        self._lists: dict[InboundTls | OutboundTls, tuple[Revocations, Anchors]] = {}
 
     def server(self, settings: InboundTls) -> Engine:
         """An engine for a session that a client opened. Raises ContextError."""
@@ -91,10 +95,36 @@ class Contexts:
             held = self._outbound[settings] = _Held(self._new_client(settings), stamps, self._clock())
         return held
 
+    def verdict(self, settings: InboundTls | OutboundTls, engine: Engine) -> Verdict:
+        """What a handshake found out under some settings: as the engine says, and as revocation lists do."""
+        verdict = engine.verdict()
+        if settings.tls_crl is None or not verdict.checked or verdict.cause:
+            return verdict
+        lists, anchors = self._lists_of(settings)
+        hard = settings.tls_crl_check == "hard"
+        errors = lists.errors(engine.chain(), anchors.certificates, self._clock(), hard=hard)
+        return replace(verdict, errors=(*verdict.errors, *errors)) if errors else verdict
+
+    def _lists_of(self, settings: InboundTls | OutboundTls) -> tuple[Revocations, Anchors]:
+        """Raises ContextError."""
+        found = self._lists.get(settings)
+        if found is None:
+            ca = settings.tls_client_ca if isinstance(settings, InboundTls) else settings.tls_ca
+            found = self._lists[settings] = Revocations(settings.tls_crl or ""), Anchors(ca)
+        return found
+
     def _new_server(self, settings: InboundTls) -> ServerContext:
+        if settings.tls_crl is not None:
+            self._lists.pop(settings, None)
+            self._lists_of(settings)
+            settings = replace(settings, tls_session_resumption=False)  # a resumed session shows no chain
         return GnuTLSServer(settings) if settings.tls_engine == "gnutls" else OpenSSLServer(settings, self._clock)
 
     def _new_client(self, settings: OutboundTls) -> ClientContext:
+        if settings.tls_crl is not None and settings.tls_verify != "no":
+            self._lists.pop(settings, None)
+            self._lists_of(settings)
+            settings = replace(settings, tls_session_resumption=False)
         return GnuTLSClient(settings) if settings.tls_engine == "gnutls" else OpenSSLClient(settings, self._clock)
 
     # the cache ------------------------------------------------------------------------------------------------
@@ -139,7 +169,7 @@ class Contexts:
 
 def _stamps(settings: InboundTls | OutboundTls) -> Stamps:
     """The files of some settings with what tells one state of a file from another; zeros for one that is gone."""
-    paths = [settings.tls_certificate, settings.tls_key, settings.tls_dhparams_file]
+    paths = [settings.tls_certificate, settings.tls_key, settings.tls_dhparams_file, settings.tls_crl]
     if isinstance(settings, InboundTls):
         paths.append(settings.tls_client_ca)
         paths += [path for one in settings.tls_identities for pair in one.pairs for path in pair]

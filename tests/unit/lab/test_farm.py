@@ -171,6 +171,8 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "tls_session_resumption": (False, True),
     "tls_dhparams_file": (None,),  # of the receiving role
     "tls_enable_dhe_ciphers": (False, True),
+    "tls_crl": (None,),  # tests/system/test_revocation.py
+    "tls_crl_check": ("hard",),
 }
 FOLLOWS = {"tls_engine", "tls_key"}  # the parameter of the test, and the certificate's
 
