@@ -63,6 +63,7 @@ CASES = {
     "none": Case(CLEAR, "version: STSv1\nmode: none\nmax_age: 60\n", tls=False),
     "missing-type": Case(CLEAR, headers={}, tls=False),
     "html": Case(CLEAR, headers={"Content-Type": "text/html"}, tls=False),
+    "redirect-to-no-name": Case(CLEAR, status=301, headers=TEXT | {"Location": "https://xn--a/"}, tls=False),
     "gzip": Case(CLEAR, headers=TEXT | {"Content-Encoding": "gzip"}, tls=False),
     "redirect": Case(CLEAR, status=301, headers=TEXT | {"Location": "https://mta-sts.good.test/"}, tls=False),
     "not-found": Case(CLEAR, status=404, tls=False),

@@ -60,12 +60,16 @@ def _server(text: str) -> tuple[str, int]:
     return match[1] or match[3], int(match[2] or match[4] or 53)
 
 
-def standards(node: NodeSettings, resolver: Resolver, clock: Clock, report: Callable[[str], None]) -> Standards:
-    """What looks up what domains publish about the TLS of their mail."""
-    return Standards(resolver, sts_policies(node, resolver, clock, report), clock, report)
+def standards(
+    node: NodeSettings, resolver: Resolver, clock: Clock, report: Callable[[str], None], *, writes: bool = True
+) -> Standards:
+    """What looks up what domains publish about the TLS of their mail; without `writes` nothing on disk is touched."""
+    return Standards(resolver, sts_policies(node, resolver, clock, report, writes=writes), clock, report)
 
 
-def sts_policies(node: NodeSettings, resolver: Resolver, clock: Clock, report: Callable[[str], None]) -> StsPolicies:
+def sts_policies(
+    node: NodeSettings, resolver: Resolver, clock: Clock, report: Callable[[str], None], *, writes: bool = True
+) -> StsPolicies:
     """The MTA-STS policies that are kept on disk, and those to come."""
     return StsPolicies(
         resolver,
@@ -75,6 +79,7 @@ def sts_policies(node: NodeSettings, resolver: Resolver, clock: Clock, report: C
         report,
         aliases=node.mta_sts_dns_cname_max_depth,
         spread=random.uniform(0.8, 1.2),  # noqa: S311 - spreads load
+        writes=writes,
     )
 
 

@@ -6,6 +6,7 @@ DAY.sent.json       domains whose report is on its way, so that no restart sends
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import json
@@ -28,6 +29,7 @@ from quillon.standards.tlsrpt import Counts, DataPoint, day_of, destinations
 WRITE = 60.0  # seconds between two writes of the counts
 LATE = 2 * 86400.0  # seconds behind the end of a day after which what could not be sent is given up
 _LOOK = 60.0  # seconds between two looks whether a day is over
+MOST_URIS = 5  # of a domain that get its report
 _RETRY = 3600.0  # and where something could not be sent
 _PATIENCE = 30.0  # seconds for a report over HTTPS
 _FILE = re.compile(r"(\d{4}-\d\d-\d\d)\.worker-\d+\.json")
@@ -141,17 +143,13 @@ class TlsReports:
         contact = str(self.settings.contact or self.settings.sender)
         row = counts.report(domain, day, self.settings.organization, contact, report_id)
         octets = gzip.compress(json.dumps(row).encode(), mtime=0)
-        results = [await self._give(uri, domain, day, report_id, octets) for uri in uris]
+        results = [await self._give(uri, domain, day, report_id, octets) for uri in uris[:MOST_URIS]]
         return not uris or any(results)
 
     async def _give(self, uri: str, domain: str, day: str, report_id: str, octets: bytes) -> bool:
         try:
             if uri.lower().startswith("https:"):
-                async with httpx.AsyncClient(trust_env=False, timeout=_PATIENCE) as client:
-                    answer = await client.post(uri, content=octets, headers={"Content-Type": "application/tlsrpt+gzip"})
-                if answer.is_success:
-                    return True
-                raise ValueError(f"status {answer.status_code}")
+                return await _posted(uri, octets)
             mailbox = parse_mailbox(unquote(urlsplit(uri).path))
             settings = self.settings
             mail = tls_report.render(
@@ -209,6 +207,20 @@ class TlsReports:
             if file.startswith(f"{day}."):
                 with contextlib.suppress(OSError):
                     os.unlink(self._folder / file)
+
+
+async def _posted(uri: str, octets: bytes) -> bool:
+    """Post a report; what is answered but for the status is nobody's concern. Raises httpx.HTTPError, ValueError,
+    TimeoutError."""
+    headers = {"Content-Type": "application/tlsrpt+gzip"}
+    async with (
+        asyncio.timeout(_PATIENCE),
+        httpx.AsyncClient(trust_env=False, timeout=_PATIENCE) as client,
+        client.stream("POST", uri, content=octets, headers=headers) as answer,
+    ):
+        if not answer.is_success:
+            raise ValueError(f"status {answer.status_code}")
+    return True
 
 
 def _end_of(day: str) -> float:

@@ -81,7 +81,7 @@ async def _published(config: Config, given: argparse.Namespace) -> survey.Survey
     except LoadError as error:
         return survey.Survey(routing.domain, str(error))
     finder = HostFinder(resolver, node, clock, compose.own(config))
-    standards = compose.standards(node, resolver, clock, lambda text: print(text, file=sys.stderr))
+    standards = compose.standards(node, resolver, clock, lambda text: print(text, file=sys.stderr), writes=False)
     return await survey.survey(config, group, given.binding, domain, finder, standards)
 
 

@@ -88,7 +88,8 @@ async def _run(config: Config, given: argparse.Namespace) -> int:
         tls = dataclasses.replace(tls, tls_ca=given.ca)
     resolver = compose.resolver(config.node(), clock)
     found = await _hosts(config, given.host, routing.domain, settings, HostFinder(resolver, config.node(), clock))
-    standards = compose.standards(config.node(), resolver, clock, lambda text: print(text, file=sys.stderr))
+    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
+    standards = compose.standards(config.node(), resolver, clock, say, writes=False)
     known = await survey.of_hosts(config, group, given.binding, domain, found, settings, standards)
     # somebody sits in front of it
     settings = dataclasses.replace(settings, connect_timeout=PATIENCE, ehlo_timeout=PATIENCE)

@@ -355,7 +355,10 @@ class Connection:
     def exhausted(self) -> bool:
         """Whether max_deliveries_per_connection is reached, or what was demanded of the host has to be found anew."""
         limit = self.settings.max_deliveries_per_connection
-        return (bool(limit) and self.delivered >= limit) or self.services.clock.now() >= self.demand.until
+        if bool(limit) and self.delivered >= limit:
+            return True
+        # what it was made for it takes, however short what DNS said holds
+        return self.delivered > 0 and self.services.clock.now() >= self.demand.until
 
     def deliver(self, messages: list[Message], body: bytes | str) -> None:
         """Send one batch; `body` is the mail data or the path of its file."""

@@ -32,7 +32,7 @@ from quillon.mail import reply as replies
 from quillon.mail.outcome import PermanentFailure, Stage, TransientFailure
 from quillon.mail.reply import Reply
 from quillon.mail.shown import NAME, line
-from quillon.standards.dane import TlsaFound
+from quillon.standards.dane import LOOK_AGAIN, TlsaFound
 from quillon.standards.mta_sts import StsPolicy
 from quillon.standards.tlsrpt import NO_POLICY_FOUND, PolicyFound
 from quillon.tls.engine import SYSTEM_TRUST
@@ -85,11 +85,15 @@ class Refused(NamedTuple):
         return kind(self.reply, Stage.NOT_CONNECTED, ip, self.cause)
 
 
+MOST_TOLD = 8  # TLSA records of a host that are told to people
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
     """What was found out for one host. `mandatory` tells that mail waits where there are no usable TLSA records
     (use_dane = mandatory); `sts` is the policy of the domain, `sts_until` when its TXT record is to be asked again.
-    `requires_tls` tells that the sender has said REQUIRETLS, `local` that the operator has named the host."""
+    `requires_tls` tells that the sender has said REQUIRETLS, `local` that the operator has named the host, `uncertain`
+    that something could not be looked up."""
 
     tlsa: TlsaFound | None = None
     mandatory: bool = False
@@ -97,6 +101,7 @@ class Published:
     sts_until: float = math.inf
     requires_tls: bool = False
     local: bool = False
+    uncertain: bool = False
 
 
 NOTHING = Published()
@@ -111,8 +116,9 @@ def demand(
         return found
     policy = published.sts
     named = policy is not None and policy.mode != "none" and policy.permits(host.name)
-    if not (found.tlsa or host.bases or named or published.local):
-        return Refused(replies.REQUIRETLS_INSECURE.because(host.name), "requiretls_insecure", found.policy)
+    if not (found.tlsa or host.named_securely or named or published.local):
+        reply = replies.REQUIRETLS_UNCERTAIN if published.uncertain else replies.REQUIRETLS_INSECURE
+        return Refused(reply.because(host.name), "requiretls_insecure", found.policy)
     verified = found.tls
     if not found.tlsa:
         verified = replace(tls, tls="required", tls_verify="host", tls_ca=tls.tls_ca or SYSTEM_TRUST)
@@ -150,7 +156,7 @@ def _demand(
         *_of_sts(policy),
         f"configuration: TLS = {tls.tls}, TLS_Verify = {tls.tls_verify}",
     ]
-    until = min(now + found.ttl if found is not None and found.records else math.inf, _sts_until(published))
+    until = min(now + (found.ttl if found is not None else LOOK_AGAIN), _sts_until(published))
     base = Demand(tls, tls, tuple(names), until=until, reasons=tuple(reasons), policy=named)
     if found is not None and fit:
         return _by_dane(base, found, fit, domain)
@@ -171,7 +177,7 @@ def _demand(
 def _policy(found: TlsaFound | None, policy: StsPolicy | None, domain: str) -> PolicyFound:
     """What rules, as RFC 8460 4.4 names it."""
     if found is not None and (found.records or found.failed):
-        return PolicyFound("tlsa", found.base, tuple(str(record) for record in found.records))
+        return PolicyFound("tlsa", found.base, tuple(str(record) for record in found.records[:MOST_TOLD]))
     if policy is not None and policy.mode != "none":
         return PolicyFound("sts", policy.domain, policy.lines(), policy.mx)
     return PolicyFound("no-policy-found", domain)
@@ -221,7 +227,7 @@ def _by_dane(base: Demand, found: TlsaFound, fit: tuple[Tlsa, ...], domain: str)
 
 
 def _sts_until(published: Published) -> float:
-    return math.inf if published.sts is None else min(published.sts.expires, published.sts_until)
+    return published.sts_until if published.sts is None else min(published.sts.expires, published.sts_until)
 
 
 def _of_dane(found: TlsaFound | None, fit: tuple[Tlsa, ...]) -> list[str]:
@@ -229,7 +235,9 @@ def _of_dane(found: TlsaFound | None, fit: tuple[Tlsa, ...]) -> list[str]:
         return []
     shown = [f"DANE: TLSA {found.name} {record}" for record in fit]
     lame = [record for record in found.records if record not in fit]
-    return shown + [f"DANE: TLSA {found.name} {record}, which is not used" for record in lame]
+    shown += [f"DANE: TLSA {found.name} {record}, which is not used" for record in lame]
+    more = len(shown) - MOST_TOLD
+    return [*shown[:MOST_TOLD], f"DANE: TLSA {found.name}, {more} more"] if more > 0 else shown
 
 
 def _of_sts(policy: StsPolicy | None) -> list[str]:

@@ -158,7 +158,7 @@ class HostFinder:
             return [Host(name, name, port)], ""
         kinds = ("AAAA", "A") if self._node.use_ipv6 else ("A",)
         addresses: list[str] = []
-        bases: dict[str, tuple[str, ...]] = {}
+        bases: dict[str, tuple[tuple[str, ...], str]] = {}
         detail = ""
         for kind in kinds:
             answer = await self._resolver.lookup(name, kind)
@@ -170,7 +170,11 @@ class HostFinder:
             elif answer.status == "failed":
                 detail = answer.detail
         self._clock.shuffle(addresses)
-        return [Host(name, ip, port, bases=bases.get(ip, ())) for ip in addresses], detail
+        hosts = []
+        for ip in addresses:
+            names, failed = bases.get(ip, ((), ""))
+            hosts.append(Host(name, ip, port, bases=names, dane_failed=failed, named_securely=secure))
+        return hosts, detail
 
     def _failed(self, domain: str, settings: DeliverySettings, detail: str = "") -> TransientFailure | PermanentFailure:
         self._count(domain, settings)

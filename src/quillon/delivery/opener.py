@@ -105,8 +105,9 @@ class Opener:
         self, queue: DestinationQueue[Connection], trail: Trail | None, ehlo_name: str, login: Login | None
     ) -> Opening:
         """A connection for a destination; `trail` is that of messages that have been to some of its hosts."""
-        key, rules = queue.key, queue.rules
-        now = self.services.clock.now
+        # whatever a reload changes meanwhile: a connection is made under what it was looked up for, or not used
+        key, rules, services = queue.key, queue.rules, self.services
+        now = services.clock.now
         settings = await self._standards.wanted(rules.settings, key.request) if key.request else rules.settings
         found = await self._finder.find(key.domain, settings)
         if not isinstance(found, list):
@@ -118,7 +119,13 @@ class Opener:
         published: Published | None = None
         if settings.looks_up:
             requiretls = key.request == "requiretls"
-            about = await self._standards.of_domain(key.domain, settings, requiretls=requiretls)
+            about = await self._standards.of_domain(
+                key.domain,
+                settings,
+                requiretls=requiretls,
+                routed=tls_reporting.is_routed(queue),
+                tell=tls_reporting.is_counted(queue),
+            )
             if isinstance(about, TransientFailure):
                 return Nothing(Failed(about), site=True)
             published = about
@@ -128,11 +135,13 @@ class Opener:
         takes_over = self._migrates and not settings.looks_up
         if takes_over and (idle := self._siblings.find(queue, attempt.best(), ehlo_name)) is not None:
             return Ready(idle, trail or Trail())
-        return await self._try(queue, attempt, published, ehlo_name, login, first=trail is None)
+        return await self._try(queue, rules, services, attempt, published, ehlo_name, login, first=trail is None)
 
     async def _try(
         self,
         queue: DestinationQueue[Connection],
+        rules: Rules,
+        services: ConnectionServices,
         attempt: Attempt,
         published: Published | None,
         ehlo_name: str,
@@ -141,7 +150,7 @@ class Opener:
         first: bool,
     ) -> Opening:
         """Go from host to host until one takes messages; `published` is None where nothing is looked up."""
-        key, rules, services = queue.key, queue.rules, self.services
+        key = queue.key
         facts: TlsFacts | None = None
         obstacle: Obstacle | None = None
         unreachable = True
@@ -157,7 +166,7 @@ class Opener:
                 failed = Failed(demand.outcome(step.host.ip), None, step.host.name)
                 opened: Connection | Obstructed = Obstructed(Obstacle.BARRED, failed)
             else:
-                opened = await self._open(queue, demand, step, ehlo_name, login)
+                opened = await self._open(key, rules, services, demand, step, ehlo_name, login)
             if published is not None:
                 self._tell_handshake(queue, step, demand, opened, published)
             if not isinstance(opened, Obstructed):
@@ -220,13 +229,18 @@ class Opener:
         return None
 
     async def _open(
-        self, queue: DestinationQueue[Connection], demand: Demand, step: TryHost, ehlo_name: str, login: Login | None
+        self,
+        key: Key,
+        rules: Rules,
+        services: ConnectionServices,
+        demand: Demand,
+        step: TryHost,
+        ehlo_name: str,
+        login: Login | None,
     ) -> Connection | Obstructed:
         """Bring a connection to the point where it takes messages; why it does not, if so."""
-        domain = lookup_name(queue.key.domain)
-        connection = self._connect(
-            self.services, queue.rules.settings, demand, domain, ehlo_name, login=login, owner=self._owner
-        )
+        domain = lookup_name(key.domain)
+        connection = self._connect(services, rules.settings, demand, domain, ehlo_name, login=login, owner=self._owner)
         self._memory.opening(step.host.name)
         try:
             obstructed = await connection.open(step)

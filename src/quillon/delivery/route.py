@@ -17,13 +17,16 @@ from quillon.mail.address import literal_address
 class Host:
     """One address to connect to; `name` is what its certificate is compared with. Hosts of one `rank` are equally good,
     those of a higher one are for when they fail. `bases` are the names under which TLSA records may stand, where DANE
-    is wanted and DNS was secure so far."""
+    is wanted and DNS was secure so far, `dane_failed` tells why that is not known; `named_securely` that the MX records
+    validate, or the operator names the host."""
 
     name: str
     ip: str
     port: int
     rank: int = field(default=0, compare=False)
     bases: tuple[str, ...] = field(default=(), compare=False)
+    dane_failed: str = field(default="", compare=False)
+    named_securely: bool = field(default=False, compare=False)
 
     @property
     def peer(self) -> str:

@@ -15,7 +15,7 @@ from quillon.mail.outcome import Stage, TransientFailure
 from quillon.net.clock import Clock
 from quillon.net.resolver import Resolver
 from quillon.standards import dane
-from quillon.standards.dane import Validator
+from quillon.standards.dane import TlsaFound, Validator
 from quillon.standards.sts_policies import StsFound, StsPolicies
 from quillon.standards.tlsrpt import DataPoint
 
@@ -73,31 +73,42 @@ class Standards:
         return settings
 
     async def of_domain(
-        self, domain: str, settings: DeliverySettings, *, requiretls: bool = False
+        self,
+        domain: str,
+        settings: DeliverySettings,
+        *,
+        requiretls: bool = False,
+        routed: bool = False,
+        tell: bool = False,
     ) -> Published | TransientFailure:
-        """What a domain has published for all its hosts; or why nothing may leave for it."""
+        """What a domain has published for all its hosts; or why nothing may leave for it. `routed` tells that a gateway
+        has brought mail there, `tell` whether a policy that cannot be had is a matter for reports."""
         if settings.dane != "false" and (problem := await self.check()):
             return TransientFailure(
                 replies.NOT_VALIDATING.because(problem), Stage.NOT_CONNECTED, cause="resolver_not_validating"
             )
-        mandatory, has_policy = settings.dane == "mandatory", _has_policy(domain, settings)
+        mandatory, has_policy = settings.dane == "mandatory", not routed and _has_policy(domain, settings)
         if not settings.mta_sts or not has_policy:
             if not mandatory and not requiretls:
                 return NOTHING
             return Published(mandatory=mandatory, requires_tls=requiretls, local=not has_policy)
         found = await self.policies.find(domain)
-        if found.result and self.point is not None:
+        if tell and found.result and self.point is not None:
             self.point(tls_reporting.not_found(found.result, found.detail, domain, self.clock.now()))
         until = self.clock.now() + found.ttl
-        return Published(mandatory=mandatory, sts=found.policy, sts_until=until, requires_tls=requiretls)
+        uncertain = found.failed or bool(self.validator.problem)
+        return Published(
+            mandatory=mandatory, sts=found.policy, sts_until=until, requires_tls=requiretls, uncertain=uncertain
+        )
 
     async def of_host(
         self, host: Host, names: tuple[str, ...], tls: OutboundTls, domain: str, published: Published
     ) -> Demand | Refused:
         """What holds for one host, as `demand` says."""
-        if host.bases:
-            found = await dane.find(self.resolver, host.bases, host.port)
-            published = replace(published, tlsa=found)
+        if host.dane_failed:
+            published = replace(published, tlsa=TlsaFound(host.name, host.name, failed=host.dane_failed))
+        elif host.bases:
+            published = replace(published, tlsa=await dane.find(self.resolver, host.bases, host.port))
         return demand(tls, names, host, domain, published, self.clock.now())
 
     async def sts(self, domain: str, settings: DeliverySettings) -> StsFound | None:

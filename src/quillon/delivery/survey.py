@@ -55,7 +55,7 @@ async def of_hosts(
     routing = config.outbound.routing(group, binding, recipient)
     _, tls = config.outbound.delivery(group, binding, routing.domain, routing.via)
     domain = routing.domain
-    published = await standards.of_domain(domain, settings)
+    published = await standards.of_domain(domain, settings, routed=domain != recipient.lower())
     problem = ""
     if not isinstance(published, Published):
         problem, published = str(published.reply), Published()

@@ -18,6 +18,7 @@ from quillon.standards.mta_sts import StsPolicy
 from quillon.standards.tlsrpt import DataPoint, PolicyFound, result_of
 from quillon.tls.verdict import Verdict
 
+_OURS = frozenset({"no_requiretls", "requiretls_insecure", "bad_local_settings"})  # causes that reports say nothing of
 _LOOKED_AT = 20  # messages that wait, by which a connection is known to be for reports
 
 
@@ -27,8 +28,16 @@ def is_counted(queue: DestinationQueue[Any]) -> bool:
     return any(message.batch.origin.protocol != "internal" for message in waiting)
 
 
-def refused(refusal: Refused, host: Host, domain: str, now: float) -> DataPoint:
-    """Of a host that must get nothing."""
+def is_routed(queue: DestinationQueue[Any]) -> bool:
+    """Whether a gateway of the operator's has brought all that waits there."""
+    waiting: list[Message] = list(islice(queue.messages(), _LOOKED_AT))
+    return bool(waiting) and all(message.wanted_domain != message.destination for message in waiting)
+
+
+def refused(refusal: Refused, host: Host, domain: str, now: float) -> DataPoint | None:
+    """Of a host that must get nothing; None where that is no fault of the domain's."""
+    if refusal.cause in _OURS:
+        return None
     result = result_of(refusal.cause)
     return DataPoint(now, domain, refusal.policy, result, refusal.cause, "", host.name, host.ip)
 
@@ -37,7 +46,7 @@ def failed(
     demanded: Demand, obstacle: Obstacle, cause: str, host: Host, local_ip: str, domain: str, now: float
 ) -> DataPoint | None:
     """Of a connection that did not come about; None where TLS was not why."""
-    if obstacle not in (Obstacle.NEGOTIATION, Obstacle.REJECTED) or not cause:
+    if obstacle not in (Obstacle.NEGOTIATION, Obstacle.REJECTED) or not cause or cause in _OURS:
         return None
     return DataPoint(now, domain, demanded.policy, result_of(cause), cause, local_ip, host.name, host.ip)
 

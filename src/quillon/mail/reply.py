@@ -203,6 +203,7 @@ MX_NOT_IN_POLICY = _r("451 4.7.5 [internal] the MTA-STS policy of the domain doe
 NOT_VALIDATING = _r("451 4.3.5 [internal] the resolver does not validate DNSSEC, which use_dane needs")
 
 REQUIRETLS_NEEDED = _r("550 5.7.30 [internal] REQUIRETLS support required")
+REQUIRETLS_UNCERTAIN = _r("451 4.7.5 [internal] REQUIRETLS: it is not known now whether this is a host of the domain")
 REQUIRETLS_INSECURE = _r("550 5.7.30 [internal] REQUIRETLS: nothing proves that this is a host of the domain")
 NO_EVIDENCE = _r("451 4.3.0 [internal] no evidence can be written, without which nothing is taken")
 DEMAND_LOST = _r("451 4.3.5 [internal] the stanza or policy that this message was to be sent under holds no more")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dns.asyncresolver
@@ -30,8 +30,10 @@ NEGATIVE_TTL = 60
 FAILURE_TTL = 5  # seconds for which a question that found no answer is not asked again
 _CACHE_SIZE = 65536
 _PATIENCE = 10.0  # seconds
+PROBE = 5.0  # seconds for a server to say whether it validates
 # types whose records rule how others are believed: they hold no longer than they say
 _AS_LONG_AS_SAID = frozenset({"TLSA", "CNAME"})
+_COUNTED_DOWN = frozenset({"TLSA", "TXT"})  # of which it is asked how long they hold from now on
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,8 @@ class Resolver:
         now = self._clock.now()
         known = self._cache.get(key)
         if known is not None and known[0] > now:
-            return known[1]
+            until, answer = known
+            return replace(answer, ttl=max(int(until - now), 0)) if kind in _COUNTED_DOWN else answer
         task = self._running.get(key)
         if task is None:
             # many messages for one domain ask one question
@@ -126,10 +129,23 @@ class Resolver:
         validates says so of it."""
         if self.untrusted:
             return f"{', '.join(self.untrusted)} is not trusted to have validated: it is not on this machine"
-        answer = await self._ask(dns.name.root, "NS", self._resolver)
-        if answer.status == "failed":
-            return f"no answer: {answer.detail}"
-        return "" if answer.secure else f"{self._servers} does not validate: the NS records of the root come without AD"
+        detail, good = "", False
+        for server in self._resolver.nameservers:
+            # each by itself: a name that does not validate with one is asked of the next one
+            alone = dns.asyncresolver.Resolver(configure=False)
+            alone.nameservers, alone.search, alone.lifetime = [server], [], PROBE
+            alone.nameserver_ports = self._resolver.nameserver_ports
+            alone.use_edns(0, dns.flags.DO, 1232)
+            alone.flags = self._resolver.flags
+            try:
+                found = await alone.resolve(dns.name.root, "NS", raise_on_no_answer=False)
+            except (dns.exception.DNSException, OSError) as error:
+                detail = f"no answer of {server}: {type(error).__name__}"
+                continue
+            if not found.response.flags & dns.flags.AD:
+                return f"{server} does not validate: the NS records of the root come without AD"
+            good = True
+        return "" if good else detail
 
     def forget(self, name: str) -> int:
         """Ask anew for a name when it is wanted next; gives how many answers were known."""

@@ -36,8 +36,14 @@ class Trail:
         known = self.failed
         cause = known.outcome.cause if known is not None else ""
         keep = known is not None and (_told(known) > _told(failed) or (cause and cause != failed.outcome.cause))
+        if known is not None and _is_final(known) != _is_final(failed):
+            keep = not _is_final(known)  # as long as one host may take it later, nothing is over
         told = known if keep else failed
         return replace(self, tried=self.tried | {peer}, sessions=self.sessions + session, failed=told)
+
+
+def _is_final(failed: Failed) -> bool:
+    return isinstance(failed.outcome, PermanentFailure)
 
 
 def _told(failed: Failed) -> int:

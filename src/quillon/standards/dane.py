@@ -12,8 +12,12 @@ from quillon.net.clock import Clock
 from quillon.net.resolver import Answer, Resolver
 from quillon.tls.tlsa import Tlsa, tlsa, usable
 
-_GOOD_FOR = 600.0  # seconds that a resolver found good is relied on
+_GOOD_FOR = 30.0  # seconds that a resolver found good is relied on
+MOST_RECORDS = 64  # of a host that are looked at: nobody has reason for more
 _BAD_FOR = 15.0  # seconds until one found bad is asked again
+
+
+LOOK_AGAIN = 300  # seconds after which it is looked again whether there are any
 
 
 class TlsaFound(NamedTuple):
@@ -34,29 +38,34 @@ class TlsaFound(NamedTuple):
         return usable(self.records)
 
 
-async def bases(resolver: Resolver, name: str, answer: Answer) -> tuple[str, ...]:
+async def bases(resolver: Resolver, name: str, answer: Answer) -> tuple[tuple[str, ...], str]:
     """The names under which TLSA records of a host may stand, in the order in which they are asked for, by the answer
-    to the question for its addresses; none where that is not secure (RFC 7672 2.2.2 and 2.2.3)."""
+    to the question for its addresses; none where that is not secure (RFC 7672 2.2.2 and 2.2.3). And why it cannot be
+    told, if so: then the host must not be used."""
     if answer.secure:
-        return (answer.canonical, name) if answer.aliases else (name,)
+        return ((answer.canonical, name) if answer.aliases else (name,)), ""
     if answer.aliases:
         alias = await resolver.lookup(name, "CNAME")
+        if alias.status == "failed":
+            return (), f"CNAME: {alias.detail}"
         if alias.status == "ok" and alias.secure:
-            return (name,)
-    return ()
+            return (name,), ""
+    return (), ""
 
 
 async def find(resolver: Resolver, names: tuple[str, ...], port: int) -> TlsaFound:
     """The TLSA records of a host, of the first of its `bases` that has secure ones."""
+    ttl = LOOK_AGAIN
     for base in names:
         name = f"_{port}._tcp.{base}"
         answer = await resolver.lookup(name, "TLSA")
         if answer.status == "failed":
             return TlsaFound(name, base, failed=answer.detail)
         if answer.status == "ok" and answer.secure:
-            records = tuple(tlsa(bytes.fromhex(text)) for _, text in answer.records)
+            records = tuple(tlsa(bytes.fromhex(text)) for _, text in answer.records[:MOST_RECORDS])
             return TlsaFound(name, base, records, answer.ttl)
-    return TlsaFound()
+        ttl = min(ttl, answer.ttl)
+    return TlsaFound(ttl=ttl)
 
 
 class Validator:

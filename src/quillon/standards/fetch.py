@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from functools import lru_cache
 
 import httpx
 
@@ -16,6 +17,8 @@ from quillon.standards.mta_sts import MOST_OCTETS
 
 PATIENCE = 20.0  # seconds for all of it; a message waits for the first answer
 PORT = 443
+MOST_ADDRESSES = 4  # of a policy host that are tried
+_TRUST_LIFE = 3600.0  # seconds
 
 
 class FetchError(Exception):
@@ -33,9 +36,11 @@ async def fetch(resolver: Resolver, domain: str, *, use_ipv6: bool = False, port
     failed: FetchError | None = None
     try:
         async with asyncio.timeout(PATIENCE):
-            for address in await _addresses(resolver, host, use_ipv6=use_ipv6):
+            addresses = (await _addresses(resolver, host, use_ipv6=use_ipv6))[:MOST_ADDRESSES]
+            context = await asyncio.to_thread(_context, int(asyncio.get_running_loop().time() / _TRUST_LIFE))
+            for address in addresses:
                 try:
-                    return await _get(host, address, port)
+                    return await _get(host, address, port, context)
                 except FetchError as error:
                     failed = failed or error
     except TimeoutError:
@@ -51,14 +56,15 @@ async def _addresses(resolver: Resolver, host: str, *, use_ipv6: bool) -> list[s
     return found
 
 
-def _context() -> ssl.SSLContext:
-    """Trust of the system; SSL_CERT_FILE and SSL_CERT_DIR of the environment go before it."""
+@lru_cache(maxsize=1)
+def _context(_hour: int) -> ssl.SSLContext:
+    """Trust of the system, read each hour; SSL_CERT_FILE and SSL_CERT_DIR of the environment go before it."""
     context = ssl.create_default_context()
     context.hostname_checks_common_name = False
     return context
 
 
-async def _get(host: str, address: str, port: int) -> bytes:
+async def _get(host: str, address: str, port: int, context: ssl.SSLContext) -> bytes:
     literal = f"[{address}]" if ":" in address else address
     url = f"https://{literal}:{port}/.well-known/mta-sts.txt"
     headers = {
@@ -69,7 +75,7 @@ async def _get(host: str, address: str, port: int) -> bytes:
     body = bytearray()
     try:
         async with (
-            httpx.AsyncClient(verify=_context(), trust_env=False, timeout=PATIENCE) as client,
+            httpx.AsyncClient(verify=context, trust_env=False, timeout=PATIENCE) as client,
             client.stream("GET", url, headers=headers, extensions={"sni_hostname": host}) as answer,
         ):
             if answer.status_code != 200:
@@ -83,7 +89,9 @@ async def _get(host: str, address: str, port: int) -> bytes:
                 body += piece
                 if len(body) > MOST_OCTETS:
                     raise FetchError(f"{host} sends more than {MOST_OCTETS} octets", "sts-policy-invalid")
-    except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
+    except FetchError:
+        raise
+    except Exception as error:  # a stranger's octets: the library has an exception for each way to be wrong
         words = str(error) or type(error).__name__
         wrong = isinstance(error.__cause__, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in words
         result = "sts-webpki-invalid" if wrong else "sts-policy-fetch-error"

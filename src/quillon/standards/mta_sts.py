@@ -10,8 +10,8 @@ from quillon.mail.shown import NAME, line
 from quillon.tls.identity import name_matches
 
 MOST_OCTETS = 65536  # of a policy (RFC 8461 3.3)
+LONGEST_RECORD = 1024  # characters of a TXT record
 LONGEST = 31557600  # seconds that a policy may be kept, whatever it says (RFC 8461 3.2)
-_DELIMITER = re.compile(r"[ \t]*;[ \t]*")
 _FIELD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}=[\x21-\x3A\x3C\x3E-\x7E]+")
 _ID = re.compile(r"[A-Za-z0-9]{1,32}")
 _NAME = re.compile(r"(?:\*\.)?(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})\.)*[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})\.?")
@@ -59,12 +59,14 @@ def _covers(pattern: str, name: str) -> bool:
 def record_id(texts: Iterable[str]) -> str:
     """The id that the TXT records of `_mta-sts` tell, "" where the domain has no policy: none of the records is of this
     version. Raises PolicyError for several, and for one that is malformed (RFC 8461 3.1)."""
-    found = [text for text in texts if re.match(r"v=STSv1[ \t]*;", text)]
+    found = [text for text in texts if re.match(r"v=STSv1[ \t]{0,16};", text)]
     if not found:
         return ""
     if len(found) > 1:
         raise PolicyError(f"{len(found)} TXT records begin with v=STSv1")
-    fields = [field for field in _DELIMITER.split(found[0].strip(" \t"))[1:] if field]
+    if len(found[0]) > LONGEST_RECORD:
+        raise PolicyError(f"the TXT record has more than {LONGEST_RECORD} characters")
+    fields = [field for part in found[0].split(";")[1:] if (field := part.strip(" \t"))]
     ids = [field[3:] for field in fields if field.startswith("id=")]
     if not ids or not _ID.fullmatch(ids[0]) or not all(_FIELD.fullmatch(field) for field in fields):
         raise PolicyError(f"the TXT record is malformed: {line(found[0], NAME)}")

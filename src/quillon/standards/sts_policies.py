@@ -9,6 +9,7 @@ has changed is known before mail fails for the old one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from quillon.standards.mta_sts import PolicyError, StsPolicy, parse_policy, reco
 REFRESH = 86400.0  # seconds until a policy is fetched again, id changed or not
 BACKOFF = 300.0  # seconds that a failed fetch is not repeated (RFC 8461 3.3)
 _MOST = 100_000  # domains that are kept in memory
+_AT_ONCE = 20  # policies that are looked at between two turns of the loop
 _ONLY_HERE = 0  # instead of the time of a file that could not be written
 _DOMAIN = re.compile(r"(?=.{1,240}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})+\Z")
 
@@ -34,12 +36,14 @@ Fetch = Callable[[str], Awaitable[bytes]]
 
 class StsFound(NamedTuple):
     """What is known of a domain: a policy, or none. `result` (of RFC 8460 4.3) and `detail` tell what has gone wrong on
-    the way, though there may be a policy all the same. `ttl` is that of the TXT record, in seconds."""
+    the way, though there may be a policy all the same. `ttl` is that of the TXT record, in seconds; `failed` tells that
+    it could not be found out whether there is a policy."""
 
     policy: StsPolicy | None
     result: str = ""
     detail: str = ""
     ttl: int = 60
+    failed: bool = False
 
 
 class _Failed(NamedTuple):
@@ -52,7 +56,8 @@ class _Failed(NamedTuple):
 class StsPolicies:
     """`folder` keeps the policies. `fetch` gives what a domain publishes, and raises FetchError; `report` takes lines
     for the paniclog; with more than `aliases` CNAME records in a row before the TXT record there is no policy. `spread`
-    is a factor about 1 by which workers refresh at different times."""
+    is a factor about 1 by which workers refresh at different times. Without `writes` nothing on disk is touched, as
+    becomes a command that only looks."""
 
     def __init__(
         self,
@@ -64,7 +69,9 @@ class StsPolicies:
         *,
         aliases: int = 5,
         spread: float = 1.0,
+        writes: bool = True,
     ) -> None:
+        self._writes = writes
         self._resolver = resolver
         self._fetch = fetch
         self._folder = folder
@@ -88,7 +95,7 @@ class StsPolicies:
         except PolicyError as error:
             return StsFound(kept, "sts-policy-invalid", str(error), answer.ttl)
         if not found:
-            return StsFound(kept, "", "", answer.ttl)
+            return StsFound(kept, "", "", answer.ttl, answer.status == "failed")
         if kept is not None and kept.id == found:
             if self._is_stale(kept):
                 self._start(name, found)
@@ -116,16 +123,28 @@ class StsPolicies:
         """Fetch again what is kept and due, used or not, for a policy that lapses is a protection lost (RFC 8461 10.2);
         gives how many. Those that have expired are taken off the disk."""
         due = 0
-        for name in self.domains():
+        for number, name in enumerate(await asyncio.to_thread(self.domains)):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
             policy = self.kept(name)
             if policy is None:
-                self._forget(name)
+                self._expire(name)
             elif self._is_stale(policy):
                 due += 1
-                await self.find(name)
-                if name in self._running:
-                    await asyncio.shield(self._running[name])
+                try:
+                    await self.find(name)
+                    if name in self._running:
+                        await asyncio.shield(self._running[name])
+                except Exception as defect:  # of one domain, which must not keep the others from being refreshed
+                    self._report(f"mta_sts: {name}: unexpected {defect!r}")
         return due
+
+    def _expire(self, domain: str) -> None:
+        """Take a policy off the disk whose time is over."""
+        with contextlib.suppress(OSError):
+            policy = self._load(domain)
+            if policy is not None and policy.expires <= self._clock.now():
+                self._forget(domain)
 
     def domains(self) -> list[str]:
         """Domains of which something is on disk."""
@@ -138,11 +157,18 @@ class StsPolicies:
         """The policy that is kept of a domain, if it has not expired."""
         try:
             stamp = os.stat(self._file(domain)).st_mtime_ns
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             stamp = _ONLY_HERE
+        except OSError:
+            stamp = -1  # it may well be there
         known = self._known.get(domain)
         if known is None or known[0] != stamp:
-            policy = self._load(domain) if stamp != _ONLY_HERE else None
+            try:
+                policy = self._load(domain) if stamp != _ONLY_HERE else None
+            except OSError as error:
+                # no descriptor, a disk that fails: what is in memory holds, and what is on disk stays there
+                self._report(f"mta_sts: {self._file(domain)}: {error.strerror}")
+                return known[1] if known is not None and known[1].expires > self._clock.now() else None
             if policy is None:
                 self._known.pop(domain, None)
                 return None
@@ -171,7 +197,8 @@ class StsPolicies:
     async def _fetched(self, name: str, policy_id: str) -> StsFound:
         failed = self._failed.get(name)
         if failed is not None and failed.until > self._clock.now() and failed.id == policy_id:
-            return StsFound(self.kept(name), failed.result, failed.detail)
+            kept = self.kept(name)
+            return StsFound(kept, failed.result, failed.detail, failed=kept is None)
         try:
             body = await self._fetch(name)
             policy = parse_policy(body, name, policy_id, self._clock.now())
@@ -191,7 +218,7 @@ class StsPolicies:
         kept = self.kept(name)
         went = "the one that is kept stays in force" if kept is not None else "it has none in force"
         self._report(f"mta_sts: {name}: {result}: {words}; {went}")
-        return StsFound(kept, result, words)
+        return StsFound(kept, result, words, failed=kept is None)
 
     # on disk --------------------------------------------------------------------------------------------------
 
@@ -199,6 +226,7 @@ class StsPolicies:
         return self._folder / f"{domain}.json"
 
     def _load(self, domain: str) -> StsPolicy | None:
+        """Raises OSError."""
         try:
             row = json.loads(self._file(domain).read_bytes())
             return StsPolicy(
@@ -209,13 +237,16 @@ class StsPolicies:
                 int(row["max_age"]),
                 float(row["fetched"]),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             self._report(f"mta_sts: {self._file(domain)} cannot be read ({error}): it is fetched again")
             self._forget(domain)
             return None
 
     def _keep(self, policy: StsPolicy) -> None:
         """Write a policy, whole or not at all. What cannot be written is kept in memory."""
+        if not self._writes:
+            self._known[policy.domain] = _ONLY_HERE, policy
+            return
         file = self._file(policy.domain)
         new = file.with_name(f"{file.name}.{os.getpid()}.new")
         try:
@@ -229,6 +260,8 @@ class StsPolicies:
 
     def _forget(self, domain: str) -> None:
         self._known.pop(domain, None)
+        if not self._writes:
+            return
         try:
             os.unlink(self._file(domain))
         except OSError:

@@ -30,6 +30,7 @@ RESULTS = frozenset(_RESULTS.values()) | {
     "sts-policy-invalid",
     "sts-webpki-invalid",
 }
+MOST_POLICIES = 24  # different ones of a domain on one day
 MOST = 10_000  # different failures of a day that are kept of one domain
 
 
@@ -84,12 +85,14 @@ class Counts:
         self._good: Counter[tuple[str, PolicyFound]] = Counter()
         self._bad: Counter[tuple[str, PolicyFound, str, str, str, str, str]] = Counter()
         self._lines: Counter[str] = Counter()
+        self._policies: dict[str, set[PolicyFound]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._good or self._bad)
 
     def add(self, point: DataPoint, count: int = 1) -> None:
         """One more handshake."""
+        point = self._bounded(point)
         if not point.result:
             self._good[point.domain, point.policy] += count
             return
@@ -99,6 +102,15 @@ class Counts:
             if self._lines[point.domain] > MOST:
                 key = (point.domain, point.policy, point.result, "", "", "", "")
         self._bad[key] += count
+
+    def _bounded(self, point: DataPoint) -> DataPoint:
+        """The same without the policy's text where a domain has shown very many."""
+        known = self._policies.setdefault(point.domain, set())
+        if point.policy not in known:
+            if len(known) >= MOST_POLICIES:
+                return point._replace(policy=PolicyFound(point.policy.type, point.domain))
+            known.add(point.policy)
+        return point
 
     def domains(self) -> list[str]:
         """Those of which something was counted."""
@@ -114,7 +126,8 @@ class Counts:
         """Add what stands in a file. Raises ValueError, TypeError, KeyError for what is none."""
         for row in rows:
             for domain, kind, name, text, mx, count in row["good"]:
-                self._good[str(domain), PolicyFound(kind, name, tuple(text), tuple(mx))] += int(count)
+                policy = PolicyFound(kind, name, tuple(text), tuple(mx))
+                self.add(DataPoint(0.0, str(domain), policy), int(count))
             for domain, kind, name, text, mx, *failure, count in row["bad"]:
                 result, reason, local_ip, host, ip = map(str, failure)
                 policy = PolicyFound(kind, name, tuple(text), tuple(mx))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from cryptography.hazmat.primitives import serialization
@@ -145,6 +146,7 @@ def _differs(records: Sequence[Tlsa], chain: Sequence[bytes]) -> str:
     return f"TLSA {wanted}{more}; the host has {shown} (SHA-256)"
 
 
+@lru_cache(maxsize=64)
 def public_key(der: bytes) -> bytes | None:
     """SubjectPublicKeyInfo of a certificate; None for one that cannot be read."""
     parsed = Certificate(der).parsed

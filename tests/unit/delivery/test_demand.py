@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import pytest
@@ -11,7 +10,8 @@ import pytest
 from quillon.config.load import empty
 from quillon.delivery.demand import NOTHING, Demand, Published, Refused, demand
 from quillon.delivery.route import Host
-from quillon.standards.dane import TlsaFound
+from quillon.mail.outcome import PermanentFailure
+from quillon.standards.dane import LOOK_AGAIN, TlsaFound
 from quillon.standards.mta_sts import StsPolicy
 from quillon.tls.tlsa import Tlsa
 
@@ -62,7 +62,7 @@ def test_usable_records_rule(tls: str, verify: str, policy: StsPolicy | None) ->
     assert isinstance(own, Demand)
     assert not own.tls.tls_session_resumption
     assert own.tlsa_names == ("mx.bank.test", "bank.test")
-    assert own.until == (30.0 if policy is not None else 60.0)
+    assert own.until == 30.0, "the TXT record is asked again before the TLSA records"
 
 
 def test_records_of_which_none_is_usable_demand_tls() -> None:
@@ -112,4 +112,20 @@ def test_the_reasons_name_winner_and_losers() -> None:
     assert "3 1 1 7878" in found.reasons[0]
     plain = demand(PLAIN, NAMES, HOST, "bank.test", NOTHING, 0.0)
     assert isinstance(plain, Demand)
-    assert plain.until == math.inf
+    assert plain.until == LOOK_AGAIN, "what is not published today may be tomorrow"
+
+
+def test_requiretls_wants_somebody_to_vouch_for_the_host() -> None:
+    def asked(host: Host = HOST, **published: Any) -> Demand | Refused:
+        return demand(PLAIN, NAMES, host, "bank.test", Published(requires_tls=True, **published), 0.0)
+
+    secure = dataclasses.replace(HOST, named_securely=True)
+    for found in (asked(secure), asked(local=True), asked(sts=sts("testing")), asked(tlsa=GOOD)):
+        assert isinstance(found, Demand)
+        assert (found.requires_tls, found.tls.tls) == (True, "required")
+        assert found.tlsa or found.tls.tls_verify == "host"
+    bare, unknown = asked(), asked(uncertain=True)
+    assert isinstance(bare, Refused)
+    assert isinstance(unknown, Refused)
+    assert (bare.reply.permanent, unknown.reply.transient) == (True, True), "one lost answer bounces nothing"
+    assert isinstance(bare.outcome("192.0.2.1"), PermanentFailure)

@@ -46,6 +46,7 @@ def test_the_record(texts: list[str], found: str) -> None:
         ["v=STSv1; id=1-2"],
         ["v=STSv1; id=" + "1" * 33],
         ["v=STSv1; id=1; what"],
+        ["v=STSv1; id=1;" + " " * 60000 + ";"],
     ],
 )
 def test_a_record_that_is_none(texts: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,36 @@ def test_a_folder_that_cannot_be_written_keeps_policies_in_memory(world: World) 
 )
 def test_what_is_no_domain_has_no_policy(world: World, domain: str) -> None:
     assert world.run(world.policies.find(domain)).policy is None
+
+
+def test_a_disk_that_cannot_be_read_takes_no_policy_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.find()
+    fresh = world.worker()
+
+    def no_descriptor(_: Path) -> bytes:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", no_descriptor)
+        os.utime(world.folder / "bank.test.json", (1, 1))
+        assert mode(world.find()) == "enforce", "as it is in memory"
+        assert fresh.kept(DOMAIN) is None
+    assert (world.folder / "bank.test.json").exists()
+    assert fresh.kept(DOMAIN) is not None
+
+
+def test_a_command_that_looks_writes_nothing(world: World, tmp_path: Path) -> None:
+    looking = StsPolicies(world, world.fetch, world.folder, world, world.said.append, writes=False)  # type: ignore[arg-type]
+    assert mode(world.find(looking)) == "enforce"
+    assert not world.folder.exists()
+
+
+def test_one_domain_that_goes_wrong_keeps_no_other_from_being_refreshed(world: World) -> None:
+    world.find()
+    (world.folder / "aaa.test.json").write_text(
+        (world.folder / "bank.test.json").read_text().replace(DOMAIN, "aaa.test")
+    )
+    world.time += REFRESH + 1
+    assert world.run(world.policies.refresh_all()) == 2  # of aaa.test the lookup is a defect in this world
+    assert world.fetched == 2
+    assert "aaa.test: unexpected" in world.said[0]
