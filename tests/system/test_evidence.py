@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import random
 import shutil
 import smtplib
@@ -21,12 +22,15 @@ from typing import Any
 import pytest
 
 from quillon.cli.main import main
-from quillon.evidence import proof
+from quillon.evidence import proof, tree
 from quillon.evidence.files import LogFiles
 from quillon.lab.sink import inbound_tls
+from quillon.mail.reply import Reply
+from quillon.smtp.events import Data
 from tests.support.peers import require, require_root
 from tests.support.server import Server, free_port, until
 from tests.support.sinks import SinkThread
+from tests.support.unbound import port_on
 
 CONFIG = """
 evidence {{ node = mx1.quillon.test checkpoint_interval = 1 }}
@@ -347,3 +351,115 @@ def test_a_message_is_found_by_what_people_know_of_it(proven: Server, capsys: An
     assert prove(proven, "find", "--recipient", "someone@held.test") == 0
     assert "waits in worker-0 for Someone@held.test" in capsys.readouterr().out
     assert prove(proven, "find") == 1
+
+
+@pytest.mark.peer
+def test_the_servers_own_key_signs_no_change(proven: Server, capsys: Any) -> None:
+    """Somebody changes a record and its hash on disk, as if the server had written it, and lets the server go on."""
+    log = proven.folder / "spool/evidence/worker-0"
+    tampered(log, "changed")
+    with pytest.raises(AssertionError, match="it is not the log that its checkpoint has signed"):
+        proven.start()
+    proven._process = None
+    assert prove(proven, "proof", "audit") == 3
+    shutil.move(log, proven.folder / "aside")
+    proven.start()
+    proven.stop()
+
+
+def test_a_change_under_a_running_server_is_not_signed(server: Callable[..., Server]) -> None:
+    with SinkThread() as sink:
+        port = free_port()
+        running = server(CONFIG.format(port=port, clear=sink.port)).start()
+        send(port, "a@clear.test")
+        running.wait_attempts("a@clear.test")
+        log = running.folder / "spool/evidence/worker-0"
+        note = log / "checkpoint"
+        until(lambda: note.exists() and "\n2\n" in note.read_text(), "two records are signed", patience=20)
+        entries = (log / "entries").read_bytes()
+        size = int.from_bytes(entries[:4], "big")
+        record = entries[8 : 8 + size].replace(b'"node":"mx1.', b'"node":"mx2.')
+        (log / "entries").write_bytes(octets(record) + entries[8 + size :])
+        with (log / "level-0").open("r+b") as file:
+            file.write(tree.leaf(record))
+        send(port, "b@clear.test")
+        running.wait_attempts("b@clear.test")
+        until(
+            lambda: "hashes on disk are not those that were written" in "\n".join(running.log("paniclog.ec")),
+            "told",
+            20,
+        )
+        running.stop()
+        assert main(["proof", "audit", "-c", str(running.file)]) == 3
+
+
+@pytest.mark.peer
+def test_an_audit_needs_the_public_key_alone_and_sees_what_is_another_log(
+    proven: Server, tmp_path: Path, capsys: Any
+) -> None:
+    key = public_key(proven, capsys)
+    folder = proven.folder / "spool/evidence"
+    os.rename(folder / "key.pem", tmp_path / "key.pem")
+    assert prove(proven, "proof", "audit", "--key", str(key)) == 0
+    assert prove(proven, "proof", "audit") == 0
+    shutil.copytree(folder / "worker-0", folder / "worker-1")
+    assert prove(proven, "proof", "audit") == 3
+    assert "a checkpoint is of mx1.quillon.test/worker-0" in capsys.readouterr().out
+    shutil.rmtree(folder / "worker-1")
+    os.unlink(folder / "worker-0/checkpoint")
+    assert prove(proven, "proof", "audit") == 3
+    (folder / "worker-0/checkpoint").write_text("")
+    with pytest.raises(AssertionError, match="it is gone, and has signed logs|it is gone, and there are logs"):
+        proven.start()
+    proven._process = None
+
+
+@pytest.mark.peer
+def test_the_verifier_does_not_hang_on_assertions(proven: Server, capsys: Any) -> None:
+    key = public_key(proven, capsys)
+    folder = unpacked(proven, "clear.test-1@sender.test")
+    file = folder / "0002.json"
+    file.write_text(file.read_text().replace('"clear":', '"clear":1'))
+    command = [sys.executable, "-O", "-I", "verify.py", ".", str(key)]
+    assert subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 1
+
+
+def test_what_each_host_made_of_a_message_is_on_record(server: Callable[..., Server]) -> None:
+    """The first host takes all of it in clear and puts it off; the second one takes it."""
+    port, at = free_port(), port_on(["127.0.9.1", "127.0.9.2"])
+    later = SinkThread(
+        lambda e: Reply(451, "4.2.0", "<john.doe@two.test> later") if isinstance(e, Data) else None,
+        host="127.0.9.1",
+        port=at,
+    )
+    with later, SinkThread(host="127.0.9.2", port=at):
+        config = CONFIG.format(port=port, clear=1)
+        routes = f'Domain "two.test" {{ Routes = ( "127.0.9.1:{at}" "127.0.9.2:{at}" ) }}'
+        running = server(config + routes).start()
+        send(port, "x@two.test", message_id="two@two.test")
+        running.wait_attempts("x@two.test")
+        running.stop()
+        _, refused, taken = rows(running)
+        assert (refused["kind"], refused["outcome"], refused["host"]["ip"]) == ("host", "transient", "127.0.9.1")
+        assert refused["clear"] > 100
+        assert refused["reply"] == "451 4.2.0 <(address)> later", "no reply names a person"
+        assert (taken["kind"], taken["outcome"], taken["id"]) == ("attempt", "delivered", refused["id"])
+
+
+def test_two_servers_do_not_write_into_one_log(server: Callable[..., Server], tmp_path: Path) -> None:
+    config = CONFIG.replace("evidence {{", f'evidence {{{{ folder = "{tmp_path}/shared"')
+    server(config.format(port=free_port(), clear=1)).start()
+    with pytest.raises(AssertionError, match="another server writes its evidence here"):
+        server(config.format(port=free_port(), clear=1), name="second").start()
+
+
+def test_large_messages_are_found_as_well(server: Callable[..., Server], capsys: Any) -> None:
+    with SinkThread() as sink:
+        port = free_port()
+        running = server("Large_Message_Threshold = 1000\n" + CONFIG.format(port=port, clear=sink.port)).start()
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            text = "Message-ID: <big@home>\r\nSubject: big\r\n\r\n" + "x" * 70 + "\r\n"
+            client.sendmail("a@sender.test", ["b@clear.test"], text + ("y" * 70 + "\r\n") * 200)
+        running.wait_attempts("b@clear.test")
+        running.stop()
+        assert prove(running, "prove", "big@home") == 0

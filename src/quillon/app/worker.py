@@ -52,7 +52,7 @@ from quillon.lua.msys import audit, db
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
 from quillon.mail.alert import Alert
-from quillon.mail.event import Event, HostFailed, Notice, Panic, Rejected
+from quillon.mail.event import Discarded, Event, HostFailed, Notice, Panic, Rejected
 from quillon.mail.message import IdSource, Message
 from quillon.modules import load as policies
 from quillon.modules.load import LoadError, Policies, Services
@@ -196,6 +196,7 @@ class Worker:
             log=self.log,
             say=self.channel.send,
             prove=self.evidence.prove if self.evidence is not None else at_once,
+            put_off=self.evidence.put_off if self.evidence is not None else None,
             trouble=self._trouble if self.evidence is not None else None,
             curfew=compose.curfew(config),
             suspensions=suspended.read(Path(node.spoolbase), self.report),
@@ -310,7 +311,7 @@ class Worker:
     def log(self, event: Event) -> None:
         self.metrics.count(event)
         self._loggers.log(event)
-        if self.evidence is not None and isinstance(event, (HostFailed, Rejected)):
+        if self.evidence is not None and isinstance(event, (HostFailed, Rejected, Discarded)):
             self.evidence.note(event)
         self.upkeep.see(event)
 

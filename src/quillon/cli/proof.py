@@ -30,6 +30,7 @@ def add(commands: Any) -> None:
     parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
     parser.add_argument("-o", "--output", metavar="FILE", help="write a proof (zip) that others can verify")
     parser.add_argument("--recipient", default="", metavar="ADDRESS", help="only records of this one, and prove that")
+    parser.add_argument("--key", metavar="FILE", help="the public key; by default public.pem beside the logs")
     parser.add_argument("--json", action="store_true", help="print the records")
     parser.set_defaults(run=prove)
     parser = commands.add_parser("proof")
@@ -37,6 +38,7 @@ def add(commands: Any) -> None:
     parser.add_argument("what", choices=("key", "audit", "erase"), help=words)
     parser.add_argument("message", nargs="*", metavar="ID", help="for erase: a message")
     parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
+    parser.add_argument("--key", metavar="FILE", help="the public key; by default public.pem beside the logs")
     parser.add_argument("--from", dest="begin", default="", metavar="TIME", help="audit: count from 2026-11-29T00 on")
     parser.add_argument("--to", dest="end", default="~", metavar="TIME", help="audit: count to before this time")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -55,7 +57,7 @@ def prove(given: argparse.Namespace) -> int:
         if not found:
             return _fail(f"there is no record of {' or '.join(given.message)} in {settings.folder}")
         if given.output:
-            Path(given.output).write_bytes(proof.bundle(found, _key(settings), given.recipient))
+            Path(given.output).write_bytes(proof.bundle(found, _key(settings, given), given.recipient))
     except (KeyFileError, DamagedError, NoteError, OSError) as error:
         return _fail(str(error))
     except ValueError as error:
@@ -76,7 +78,7 @@ def run(given: argparse.Namespace) -> int:
         return settings
     try:
         if given.what == "key":
-            return _print_key(settings)
+            return _print_key(settings, given)
         if given.what == "erase":
             return _erase(settings, given.message)
         return _audit(settings, given)
@@ -98,8 +100,9 @@ def _fail(text: str) -> int:
     return 1
 
 
-def _key(settings: EvidenceSettings) -> Ed25519PublicKey:
-    return keys.load(Path(settings.key)).public_key()
+def _key(settings: EvidenceSettings, given: argparse.Namespace) -> Ed25519PublicKey:
+    """The key to verify by. Raises KeyFileError."""
+    return keys.load_public(Path(given.key or Path(settings.folder, "public.pem")))
 
 
 def _is_of(found: proof.Found, recipient: str) -> bool:
@@ -122,8 +125,8 @@ def record_line(row: dict[str, Any]) -> str:
     return f"{row['at']} {row['id']} {row['outcome']} to {row['to']} by {where} {end}"
 
 
-def _print_key(settings: EvidenceSettings) -> int:
-    key = _key(settings)
+def _print_key(settings: EvidenceSettings, given: argparse.Namespace) -> int:
+    key = _key(settings, given)
     print(
         key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode(), end=""
     )
@@ -143,8 +146,8 @@ def _erase(settings: EvidenceSettings, messages: list[str]) -> int:
 
 
 def _audit(settings: EvidenceSettings, given: argparse.Namespace) -> int:
-    key, folder = _key(settings), Path(settings.folder)
-    found = [proof.audit(log, key) for log in proof.logs(folder)]
+    key, folder = _key(settings, given), Path(settings.folder)
+    found = [_audited(log, key, settings.node) for log in proof.logs(folder)]
     counts: Counter[str] = Counter()
     clear = 0
     for log in proof.logs(folder):
@@ -155,7 +158,7 @@ def _audit(settings: EvidenceSettings, given: argparse.Namespace) -> int:
                 if given.begin <= row["at"] < given.end:
                     counts[_kind(row)] += 1
                     clear += row.get("clear", 0)
-        except DamagedError:
+        except (DamagedError, ValueError, KeyError):
             pass  # told by the audit of that log
         finally:
             files.close()
@@ -173,6 +176,13 @@ def _audit(settings: EvidenceSettings, given: argparse.Namespace) -> int:
             print(f"{count:10} {name}")
         print(f"{clear:10} octets of messages sent in clear")
     return BROKEN if any(one.problems for one in found) else 0
+
+
+def _audited(log: Path, key: Ed25519PublicKey, node: str) -> proof.Audit:
+    try:
+        return proof.audit(log, key, node)
+    except OSError as error:
+        return proof.Audit(log, 0, 0, (f"{error.filename}: {error.strerror}",))
 
 
 def _kind(row: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from quillon.delivery.sorting import Sorting
 from quillon.delivery.standards import Standards
 from quillon.delivery.throttles import CONNECTIONS, MESSAGES, Throttles
 from quillon.mail import reply as replies
-from quillon.mail.event import Event, Panic
+from quillon.mail.event import Attempted, Event, Panic
 from quillon.mail.message import Message
 from quillon.mail.outcome import Delivered, Outcome, PermanentFailure, Stage, TransientFailure
 from quillon.net.turns import SHARE, in_slices
@@ -88,6 +88,7 @@ class Dispatcher:
     say: Callable[[dict[str, Any]], object] = lambda _: None  # to the node
     connect: Callable[..., Connection] = Connection
     prove: Prove = at_once
+    put_off: Callable[[Attempted], None] | None = None  # who records what one host of several made of a message
     trouble: Callable[[], str] | None = None  # what is wrong with this server, so that nothing may leave
     curfew: InitVar[Curfew] = Curfew()  # noqa: RUF009 - it is not changed
     suspensions: InitVar[Suspensions | None] = None
@@ -480,6 +481,8 @@ class Dispatcher:
         for message, outcome in sent.results:
             if isinstance(outcome, TransientFailure) and outcome.stage is not Stage.IDLE:
                 elsewhere.append((message, outcome))
+                if self.put_off is not None:
+                    self.put_off(self._refused_by(connection, message, outcome, now))
                 continue
             if isinstance(outcome, Delivered) and queue is not None:
                 queue.site.window.succeeded(now, queue.rules.connections + queue.rules.spare)
@@ -498,6 +501,12 @@ class Dispatcher:
             self.sorting.put_back(messages, after, same_rules=same)
         if queue is not None:
             self.queues.touch(queue, now)  # the window may have grown
+
+    def _refused_by(self, connection: Connection, message: Message, outcome: TransientFailure, now: float) -> Attempted:
+        """What one host made of a message that goes to the next one."""
+        demand = message.demand or override.demand_of(message, self.config)
+        facts, reasons = connection.facts, connection.demand.reasons
+        return Attempted(now, message, outcome, demand, facts, connection.host_name, connection.local_ip, reasons)
 
     def _working(self, connection: Connection, queue: Queue) -> int:
         """Over how many other connections of the same site a host takes mail."""

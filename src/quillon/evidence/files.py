@@ -14,6 +14,7 @@ changes a record that a checkpoint covers changes the root that the checkpoint h
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import struct
 import zlib
@@ -29,6 +30,7 @@ _LEVELS = 4  # that are kept: enough for 2**32 records
 HASH = 32
 MOST_OCTETS = 1 << 20  # of a record
 _CHUNK = 1 << 20
+_STEP_BACK = 512  # records that are looked at again where the last place or hash is not right
 _AT_ONCE = 64  # records whose places and hashes are written together
 
 
@@ -54,6 +56,8 @@ class LogFiles:
                 descriptor = os.open(folder / name, flags | os.O_CLOEXEC, mode)
                 self._files.append(os.fdopen(descriptor, "r+b" if append else "rb", buffering=0))
             self._entries, self._places, *self._levels = self._files
+            if append:
+                self._lock()
             self.end = 0  # octets of `entries` that hold whole records
             self.size = 0
             self._find_end()
@@ -62,6 +66,13 @@ class LogFiles:
         except BaseException:
             self.close()
             raise
+
+    def _lock(self) -> None:
+        """Raises DamagedError where another process writes here."""
+        try:
+            fcntl.flock(self._entries.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DamagedError(f"{self.folder}: another server writes its evidence here") from None
 
     def close(self) -> None:
         if self._append and self._leaves:
@@ -116,26 +127,41 @@ class LogFiles:
     def _scan(self, start: int, number: int) -> Iterator[tuple[int, bytes]]:
         """Whole records from an octet on, with the octet behind each. Raises DamagedError for one that is not what was
         written and has others behind it."""
-        descriptor, at, held = self._entries.fileno(), start, b""
+        descriptor, at = self._entries.fileno(), start
         total = os.fstat(descriptor).st_size
+        held, offset = b"", 0
         while True:
-            while len(held) < _HEAD.size or len(held) < _HEAD.size + _HEAD.unpack_from(held)[0]:
-                if len(held) >= _HEAD.size and _HEAD.unpack_from(held)[0] > MOST_OCTETS:
-                    raise DamagedError(f"{self.folder}/entries: record {number} at octet {at} is damaged")
+            length, check = _HEAD.unpack_from(held, offset) if len(held) - offset >= _HEAD.size else (-1, 0)
+            if length > MOST_OCTETS or (length == 0 and not self._only_zeros(at, total)):
+                raise DamagedError(f"{self.folder}/entries: record {number} at octet {at} is damaged")
+            if length == 0:
+                return  # room that was taken and not written
+            if length < 0 or len(held) - offset < _HEAD.size + length:
+                held = held[offset:]
                 more = os.pread(descriptor, _CHUNK, at + len(held))
                 if not more:
                     return
-                held += more
-            length, check = _HEAD.unpack_from(held)
-            record = held[_HEAD.size : _HEAD.size + length]
+                held, offset = held + more, 0
+                continue
+            begin = offset + _HEAD.size
+            record = held[begin : begin + length]
             end = at + _HEAD.size + length
             if zlib.crc32(record) != check:
-                if end >= total:
+                if end >= total or self._only_zeros(end, total):
                     return  # the last write was cut off
                 raise DamagedError(f"{self.folder}/entries: record {number} at octet {at} is damaged")
-            held = held[_HEAD.size + length :]
+            offset = begin + length
             at, number = end, number + 1
             yield at, record
+
+    def _only_zeros(self, at: int, total: int) -> bool:
+        """Whether nothing else stands behind an octet of `entries`."""
+        while at < total:
+            octets = os.pread(self._entries.fileno(), _CHUNK, at)
+            if octets.strip(b"\0"):
+                return False
+            at += len(octets) or total
+        return True
 
     # the end, and appending ------------------------------------------------------------------------------------
 
@@ -153,6 +179,7 @@ class LogFiles:
         for level, file in enumerate(self._levels):
             there = os.fstat(file.fileno()).st_size // HASH
             hashed = min(hashed, ((there + 1) << (tree.TILE * level)) - 1)  # the next hash would be due with one more
+        hashed = self._believable(hashed)
         first = max(hashed - 1, 0)  # the last one is looked at again: it may have been cut off
         start = 0
         if first:
@@ -168,6 +195,19 @@ class LogFiles:
         os.ftruncate(self._places.fileno(), self.size * _PLACE.size)
         for level, file in enumerate(self._levels):
             os.ftruncate(file.fileno(), (self.size >> (tree.TILE * level)) * HASH)
+
+    def _believable(self, known: int) -> int:
+        """How many of the places and hashes can be gone by: after a loss of power the last of them may be zeros."""
+        while known > 0:
+            with contextlib.suppress(DamagedError):
+                self.size = known
+                record = next(self._scan(self._place(known - 1), known - 1), None)
+                if record is not None and self.hashes(0, known - 1, 1) == [tree.leaf(record[1])]:
+                    behind = self._place(known - 1) if known > 1 else 1
+                    if known == 1 or self._place(known - 2) < behind:
+                        return known
+            known = max(known - _STEP_BACK, 0)
+        return 0
 
     def append(self, records: Sequence[bytes]) -> None:
         """Write records and sync them; then what is made of them. Raises OSError, with nothing appended."""

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 
 class KeyFileError(Exception):
@@ -32,9 +32,26 @@ def load(path: Path) -> Ed25519PrivateKey:
     return key
 
 
+def load_public(path: Path) -> Ed25519PublicKey:
+    """A public key of a file in PEM. Raises KeyFileError."""
+    try:
+        key = serialization.load_pem_public_key(path.read_bytes())
+    except OSError as error:
+        raise KeyFileError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise KeyFileError(f"{path}: {error}") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise KeyFileError(f"{path}: it is no Ed25519 key")
+    return key
+
+
 def load_or_make(path: Path) -> Ed25519PrivateKey:
     """The key of a file, which is made if it is not there. Raises KeyFileError."""
     if not path.exists():
+        if any(path.parent.glob("worker-*/checkpoint")):
+            raise KeyFileError(
+                f"{path}: it is gone, and there are logs that it has signed: put it back, or move them away"
+            )
         with contextlib.suppress(FileExistsError):  # another worker was faster
             _make(path)
     return load(path)

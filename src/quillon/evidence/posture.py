@@ -56,6 +56,8 @@ def posture(rows: Iterable[Row]) -> list[Day]:
     for row in rows:
         if row["kind"] not in ("attempt", "host") or not row["host"]["ip"]:
             continue
+        if row["kind"] == "attempt" and row["outcome"] == "transient":
+            continue  # each host that was tried has a record of its own
         key = row["at"][:10], row["host"]["name"] or row["host"]["ip"]
         days.setdefault(key, Day(*key)).note(row)
     found = [days[key] for key in sorted(days)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import os
@@ -34,7 +33,8 @@ verify.py       checks all of it; needs Python 3 and openssl, and nothing of Qui
 
     python3 verify.py . PUBLIC-KEY.pem
 
-The public key has to come to you another way than this file. The one that has signed, for comparison:
+The public key has to come to you another way than this file, and so has verify.py, for who forges the one forges the
+other: it is part of every Quillon (src/quillon/evidence/verify.py). The key that has signed, for comparison:
 
 {key}
 By hand: the signed text is what stands in NNNN.proof behind the first empty line, up to the next one with its line
@@ -66,7 +66,7 @@ def logs(folder: Path) -> list[Path]:
 def find(folder: Path, wanted: Sequence[str]) -> Iterator[Found]:
     """Records of messages by id, batch id or Message-ID: with a reception of one of them all that follows of it. Raises
     DamagedError, OSError."""
-    words = {word.strip() for word in wanted}
+    words = {word.strip() for word in wanted} - {""}
     batches: set[str] = set(words)
     texts = _as_written(words)
     for log in logs(folder):
@@ -165,6 +165,9 @@ def bundle(records: Sequence[Found], key: Ed25519PublicKey, recipient: str = "")
     return out.getvalue()
 
 
+MOST_PROBLEMS = 100  # that are told of one log
+
+
 class Audit(NamedTuple):
     """What an audit of one log has found: records, how many of them the checkpoint covers, and what is wrong."""
 
@@ -174,33 +177,60 @@ class Audit(NamedTuple):
     problems: tuple[str, ...]
 
 
-def audit(log: Path, key: Ed25519PublicKey) -> Audit:
-    """Compute a log's tree anew from its records, and compare it with what stands on disk and was signed: all
-    checkpoints that were kept, and the last. Raises OSError."""
+def audit(log: Path, key: Ed25519PublicKey, node: str) -> Audit:
+    """Compute a log's tree anew from its records, and compare it with what was signed of it: all checkpoints that were
+    kept, and the last. Each record has to say that it is of this log, and which number it has. Raises OSError."""
     problems: list[str] = []
-    hashes: list[bytes] = []
+    notes = sorted(_checkpoints(log, key, f"{node}/{log.name}", problems), key=lambda one: one.size)
+    edge, size, signed = tree.Edge(), 0, 0
+
+    def compare() -> None:
+        nonlocal signed
+        while notes and notes[0].size == size:
+            known = notes.pop(0)
+            signed = size
+            if known.root != edge.root():
+                problems.append(f"the checkpoint of {known.size} records signs others than those that are here")
+
+    compare()
     try:
-        for place, octets in _records(log):
-            hashes.append(tree.leaf(octets))
-            if json.loads(octets).get("seq") != place:
-                problems.append(f"record {place} says that it is number {json.loads(octets).get('seq')}")
+        for index, octets in _records(log):
+            problems += _misplaced(octets, index, log.name) if len(problems) < MOST_PROBLEMS else []
+            edge.push(tree.leaf(octets))
+            size += 1
+            compare()
     except DamagedError as error:
         problems.append(str(error))
-    signed = 0
+    problems += [f"the checkpoint of {known.size} records: there are only {size}" for known in notes]
+    if size and not (log / "checkpoint").exists():
+        problems.append("there is no checkpoint, so anything may have been changed behind the last that was kept")
+    return Audit(log, size, signed, tuple(dict.fromkeys(problems)))
+
+
+def _checkpoints(log: Path, key: Ed25519PublicKey, origin: str, problems: list[str]) -> list[Checkpoint]:
+    """Those of a log that the key has signed for it."""
+    found = []
     for text in _notes(log):
         try:
             known = note.read(text, key)
         except NoteError as error:
             problems.append(str(error))
             continue
-        signed = max(signed, known.size)
-        if known.size > len(hashes):
-            problems.append(f"the checkpoint of {known.size} records: there are only {len(hashes)}")
-        elif _root(hashes[: known.size]) != known.root:
-            problems.append(f"the checkpoint of {known.size} records signs others than those that are here")
-    if hashes and not signed and not problems:
-        problems.append("no checkpoint has been signed yet")
-    return Audit(log, len(hashes), signed, tuple(dict.fromkeys(problems)))
+        if known.origin != origin:
+            problems.append(f"a checkpoint is of {known.origin}, and not of {origin}")
+        else:
+            found.append(known)
+    return found
+
+
+def _misplaced(octets: bytes, index: int, log: str) -> list[str]:
+    """What a record says against its place."""
+    try:
+        row = json.loads(octets)
+        said = (row["seq"], f"worker-{row['worker']}")
+    except (ValueError, KeyError, TypeError):
+        return [f"record {index} cannot be read"]
+    return [] if said == (index, log) else [f"record {index} says that it is number {said[0]} of {said[1]}"]
 
 
 def _notes(log: Path) -> list[str]:
@@ -218,19 +248,3 @@ def _notes(log: Path) -> list[str]:
                 found.append("\n".join(lines).lstrip("\n") + "\n")
                 lines = []
     return found
-
-
-def _root(hashes: list[bytes]) -> bytes:
-    """The root over hashes of records (RFC 9162 2.1.1)."""
-    if not hashes:
-        return hashlib.sha256(b"").digest()
-    stack: list[tuple[int, bytes]] = []
-    for leaf in hashes:
-        size, found = 1, leaf
-        while stack and stack[-1][0] == size:
-            size, found = size * 2, tree.node(stack.pop()[1], found)
-        stack.append((size, found))
-    _, root = stack.pop()
-    while stack:
-        root = tree.node(stack.pop()[1], root)
-    return root

@@ -20,16 +20,17 @@ from typing import Any, NamedTuple
 import msgspec
 
 from quillon.mail import header, shown
-from quillon.mail.event import Attempted, HostFailed, Received, Rejected, TlsFacts
+from quillon.mail.event import Attempted, Discarded, HostFailed, Received, Rejected, TlsFacts
 from quillon.mail.outcome import Delivered, PermanentFailure, TransientFailure
 
 VERSION = 1
 SALT = 16  # octets
 _MESSAGE_ID = re.compile(rb"^message-id[ \t]*:((?:[^\r\n]|\r\n[ \t])*)", re.IGNORECASE | re.MULTILINE)
+_ADDRESS = re.compile(r"[^\s<>()\"',;:]+@[^\s<>()\"',;:]+")
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 _OUTCOMES = {Delivered: "delivered", TransientFailure: "transient", PermanentFailure: "permanent"}
 
-Recorded = Received | Attempted | HostFailed | Rejected
+Recorded = Received | Attempted | HostFailed | Rejected | Discarded
 Row = dict[str, Any]
 
 
@@ -53,7 +54,7 @@ def who(address: str, salt: bytes) -> str:
 
 def row_of(event: Recorded, source: Source, salt: bytes) -> Row:
     """The record of an event, but for its number."""
-    row: Row = {"v": VERSION, "at": _when(event.time), "node": source.node, "worker": source.worker}
+    row: Row = {"v": VERSION, "at": moment(event.time), "node": source.node, "worker": source.worker}
     row["configuration"] = source.configuration
     if isinstance(event, Received):
         return row | _received(event, salt)
@@ -61,7 +62,25 @@ def row_of(event: Recorded, source: Source, salt: bytes) -> Row:
         return row | _attempted(event, salt)
     if isinstance(event, HostFailed):
         return row | _host_failed(event)
+    if isinstance(event, Discarded):
+        return row | _discarded(event)
     return row | _rejected(event)
+
+
+def _discarded(event: Discarded) -> Row:
+    return {
+        "kind": "discard",
+        "connection": str(event.origin.connection_id),
+        "from": {"ip": event.origin.source_ip, "pathway": event.origin.pathway},
+        "module": event.module,
+        "reply": said(str(event.reply)),
+        "tls": None,
+    }
+
+
+def said(reply: str) -> str:
+    """A reply without the addresses that it names: they are of persons."""
+    return shown.cut(_ADDRESS.sub("(address)", reply), shown.REPLY)
 
 
 def _received(event: Received, salt: bytes) -> Row:
@@ -69,10 +88,15 @@ def _received(event: Received, salt: bytes) -> Row:
     row: Row = {"kind": "reception", **_message(event, salt), "size": batch.size, "tls": _tls(event.tls)}
     row["from"] = {"ip": batch.origin.source_ip, "protocol": batch.origin.protocol, "pathway": batch.origin.pathway}
     row["connection"] = str(batch.origin.connection_id)
-    if batch.body is not None:
-        row["sha256"] = hashlib.sha256(batch.body).hexdigest()
-        row["message_id"] = message_id(batch.body)
-        row["subject_sha256"] = subject_hash(subject_of(batch.body))
+    return row | (batch.digest or {})
+
+
+def digest_of(head: bytes, body: bytes | None) -> Row:
+    """What tells a message from others, once for all its recipients: out of its header section and, where that is in
+    memory, of all of its mail data."""
+    row: Row = {"message_id": message_id(head), "subject_sha256": subject_hash(subject_of(head))}
+    if body is not None:
+        row["sha256"] = hashlib.sha256(body).hexdigest()
     return row
 
 
@@ -117,7 +141,7 @@ def _rejected(event: Rejected) -> Row:
         "from": {"ip": event.remote.rpartition(":")[0].strip("[]"), "pathway": event.pathway},
         "state": event.state,
         "module": event.module,
-        "reply": shown.cut(str(event.reply), shown.REPLY),
+        "reply": said(str(event.reply)),
         "tls": _tls(event.tls),
     }
 
@@ -134,7 +158,7 @@ def _message(event: Received | Attempted, salt: bytes) -> Row:
 
 
 def _outcome(outcome: Delivered | TransientFailure | PermanentFailure) -> Row:
-    row: Row = {"outcome": _OUTCOMES[type(outcome)], "reply": shown.cut(str(outcome.reply), shown.REPLY)}
+    row: Row = {"outcome": _OUTCOMES[type(outcome)], "reply": said(str(outcome.reply))}
     if not isinstance(outcome, Delivered):
         row |= {"cause": outcome.cause, "stage": outcome.stage.text}
     return row
@@ -178,7 +202,8 @@ def subject_hash(subject: str) -> str:
     return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest() if words else ""
 
 
-def _when(time: float) -> str:
+def moment(time: float) -> str:
+    """A time as records have it."""
     second, rest = divmod(time, 1.0)
     return f"{_second(int(second))}.{int(rest * 1e6):06}Z"
 

@@ -60,6 +60,36 @@ def span(levels: Levels, start: int, end: int) -> bytes:
     return node(span(levels, start, start + half), span(levels, start + half, end))
 
 
+class Edge:
+    """The right edge of a tree: the roots of its perfect parts, the largest first, which is all that the root over it
+    needs and that a further record changes."""
+
+    def __init__(self, levels: Levels | None = None, size: int = 0) -> None:
+        self._parts: list[tuple[int, bytes]] = []
+        start = 0
+        for height in reversed(range(size.bit_length())):
+            if size >> height & 1:
+                assert levels is not None
+                self._parts.append((1 << height, perfect(levels, height, start >> height)))
+                start += 1 << height
+
+    def push(self, leaf_hash: bytes) -> None:
+        """One more record."""
+        size, found = 1, leaf_hash
+        while self._parts and self._parts[-1][0] == size:
+            size, found = size * 2, node(self._parts.pop()[1], found)
+        self._parts.append((size, found))
+
+    def root(self) -> bytes:
+        """The root over all of them."""
+        if not self._parts:
+            return hashlib.sha256(b"").digest()
+        *others, (_, found) = self._parts
+        for _, part in reversed(others):
+            found = node(part, found)
+        return found
+
+
 def inclusion(levels: Levels, index: int, size: int) -> list[bytes]:
     """The hashes that lead from a record to the root over the first `size` ones (RFC 9162 2.1.3.1). Raises ValueError
     for a record that is not among them."""

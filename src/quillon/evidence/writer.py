@@ -8,6 +8,7 @@ tells why, so that nothing new begins.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import secrets
@@ -15,10 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cryptography.hazmat.primitives import serialization
+
 from quillon.evidence import keys, tree
 from quillon.evidence.files import DamagedError, LogFiles, framed
-from quillon.evidence.note import Checkpoint, Signer
-from quillon.evidence.record import SALT, Recorded, Source, encode, row_of
+from quillon.evidence.note import Checkpoint, NoteError, Signer, read
+from quillon.evidence.record import SALT, VERSION, Recorded, Source, encode, moment, row_of
+from quillon.mail.event import Attempted
 from quillon.net.clock import Clock
 from quillon.spool.committer import Committer, Plan, call_all
 
@@ -33,6 +37,7 @@ class _Entry(NamedTuple):
     source: Source
     then: Callable[[], None] | None
     otherwise: Callable[[], None] | None = None
+    kind: str = ""
 
 
 class _Group(NamedTuple):
@@ -54,6 +59,9 @@ class Evidence:
         self._certificates.mkdir(parents=True, exist_ok=True)
         self._signer = Signer(f"{source.node}/worker-{number}", keys.load_or_make(key))
         self._files = LogFiles(self.folder, append=True)
+        self._edge = tree.Edge(self._files, self._files.size)
+        self._check()
+        self._publish(folder)
         self._salts = os.open(self.folder / "salts", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._clock = clock
         self._report = report
@@ -71,6 +79,33 @@ class Evidence:
             report=report,
             plan=self._plan,
         )
+
+    def _check(self) -> None:
+        """Hold what is on disk against the last checkpoint: what is not what was signed is not signed again. Raises
+        DamagedError."""
+        try:
+            text = (self.folder / "checkpoint").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return
+        try:
+            signed = read(text, self._signer.key.public_key())
+        except NoteError as error:
+            raise DamagedError(f"{self.folder}/checkpoint: {error}; quillon proof audit tells more") from None
+        same = signed.origin == self._signer.name and signed.size <= self._files.size
+        if not same or tree.root(self._files, signed.size) != signed.root:
+            raise DamagedError(
+                f"{self.folder}: it is not the log that its checkpoint has signed; quillon proof audit tells more. Move"
+                " the folder away to begin another one"
+            )
+
+    def _publish(self, folder: Path) -> None:
+        """The public key, for those who verify without the other one. Raises OSError."""
+        pem = self._signer.key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        new = folder / f"public.pem.{os.getpid()}.new"
+        new.write_bytes(pem)
+        os.replace(new, folder / "public.pem")
 
     def start(self) -> None:
         """On the event loop."""
@@ -148,24 +183,51 @@ class Evidence:
         salts = secrets.token_bytes(SALT * len(entries))
         records = []
         for n, entry in enumerate(entries):
-            row = row_of(entry.event, entry.source, salts[n * SALT : (n + 1) * SALT])
-            row["seq"] = self._files.size + n
-            records.append(encode(row))
+            records.append(self._record(entry, self._files.size + n, salts[n * SALT : (n + 1) * SALT]))
         return _Group(entries, records, salts)
+
+    def _record(self, entry: _Entry, number: int, salt: bytes) -> bytes:
+        """The octets of a record; of one that cannot be made, that it could not."""
+        try:
+            row = row_of(entry.event, entry.source, salt)
+            if entry.kind:
+                row["kind"] = entry.kind
+            return encode({**row, "seq": number})
+        except Exception as defect:
+            self._report(f"evidence: a record of {type(entry.event).__name__} cannot be made: {defect!r}")
+            row = {"v": VERSION, "kind": "unwritable", "at": moment(entry.event.time), "seq": number}
+            return encode({**row, "node": entry.source.node, "worker": entry.source.worker})
+
+    def put_off(self, event: Attempted) -> None:
+        """Record what one host made of a message that goes to the next one; nothing waits for it."""
+        self._waiting.append(_Entry(event, self.source, None, None, "host"))
+        self._later()
 
     def _plan(self, group: _Group) -> Plan:
         """The same as `_write`, for a thread that needs no interpreter."""
-        os.pwrite(self._salts, group.salts, self._files.size * SALT)
+        self._write_salts(group)
 
         def done(error: int) -> None:
             if not error:
                 self._files.appended(group.records)
+                self._grow(group.records)
 
         return Plan(self._files.descriptor, self._files.end, framed(group.records), done)
 
     def _write(self, group: _Group) -> None:
-        os.pwrite(self._salts, group.salts, self._files.size * SALT)
+        self._write_salts(group)
         self._files.append(group.records)
+        self._grow(group.records)
+
+    def _write_salts(self, group: _Group) -> None:
+        """Raises OSError."""
+        if os.pwrite(self._salts, group.salts, self._files.size * SALT) != len(group.salts):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _grow(self, records: Sequence[bytes]) -> None:
+        """These are in the tree, whatever becomes of the files beside it."""
+        for record in records:
+            self._edge.push(tree.leaf(record))
 
     def _settle(self, group: _Group, error: Exception | None) -> None:
         if error is not None:
@@ -196,10 +258,17 @@ class Evidence:
         """Raises OSError, DamagedError."""
         size, now = self._files.size, self._clock.now()
         self._files.flush()
-        found = Checkpoint(self._signer.name, size, tree.root(self._files, size), int(now))
+        root = self._edge.root()  # as it was written, not as it can be read now
+        if tree.root(self._files, size) != root:
+            self._report(f"evidence: {self.folder}: the hashes on disk are not those that were written")
+        os.fdatasync(self._salts)
+        found = Checkpoint(self._signer.name, size, root, int(now))
         note = self._signer.sign(found.text())
         new = self.folder / "checkpoint.new"
-        new.write_text(note, encoding="utf-8")
+        with new.open("w", encoding="utf-8") as file:
+            file.write(note)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(new, self.folder / "checkpoint")
         if now - self._kept_at >= _HOUR:
             with (self.folder / "checkpoints").open("a", encoding="utf-8") as file:

@@ -123,7 +123,8 @@ class Batch:
     `body` is the whole message in wire form without dot-stuffing or end mark; None while it is not resident. `path`
     names the file that holds a body over large_message_threshold. `eight_bit` tells of octets above 127. `tls_request`
     is what the sender wants of its way (RFC 8689): requiretls, no (TLS-Required: No), or empty. `left` counts the
-    messages that are not done: with the last one the batch goes. `place` is the spool's note of where it lies.
+    messages that are not done: with the last one the batch goes. `place` is the spool's note of where it lies,
+    `digest` what evidence says of it.
     """
 
     id: MessageId
@@ -139,6 +140,7 @@ class Batch:
     connection_context: Mapping[str, str] = field(default_factory=dict)
     message_context: Mapping[str, str] = field(default_factory=dict)
     place: Any = field(default=None, compare=False, repr=False)
+    digest: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(slots=True)

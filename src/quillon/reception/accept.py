@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from quillon.config.model import Config
 from quillon.config.settings import NodeSettings, ReceptionSettings
+from quillon.evidence.record import digest_of
 from quillon.evidence.writer import Evidence
 from quillon.mail import header
 from quillon.mail import reply as replies
@@ -251,6 +252,7 @@ class Reception:
         own = next(iter(envelope.authserv_ids), "")
         added = content.authentication_results(own, context)
         request = content.tls_request(mail_data.head, requiretls=envelope.requiretls)
+        proven = self._evidence is not None
         shared: list[Copy] = []
         apart: list[Copy] = []
         for copy in kept:
@@ -264,6 +266,7 @@ class Reception:
                 body, path, size = mail_data.copy(first.number.number, fit.rest, added + fit.in_front)
                 batch = self._batch(envelope, first.number, first.sender, context, size, not fit.whole.isascii())
                 batch.body, batch.path, batch.tls_request = body, path, request
+                batch.digest = digest_of(fit.rest if body is None else body, body) if proven else None
                 out.append((batch, await each(partial(self._message, batch), copies)))
         except OSError as error:
             self._panic(f"spool: cannot write a body: {error.strerror}")
@@ -282,6 +285,7 @@ class Reception:
         body, path = mail_data.finish()
         batch = self._batch(envelope, envelope.batch_id, decision.sender, context, mail_data.size, mail_data.eight_bit)
         batch.body, batch.path, batch.tls_request = body, path, request
+        batch.digest = digest_of(mail_data.head, body) if proven else None
         out.append((batch, await each(partial(self._message, batch), shared)))
         return out
 
