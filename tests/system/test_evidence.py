@@ -409,7 +409,7 @@ def test_an_audit_needs_the_public_key_alone_and_sees_what_is_another_log(
     os.unlink(folder / "worker-0/checkpoint")
     assert prove(proven, "proof", "audit") == 3
     (folder / "worker-0/checkpoint").write_text("")
-    with pytest.raises(AssertionError, match="it is gone, and has signed logs|it is gone, and there are logs"):
+    with pytest.raises(AssertionError, match="it is gone, and"):
         proven.start()
     proven._process = None
 

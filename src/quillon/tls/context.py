@@ -102,7 +102,10 @@ class Contexts:
             return verdict
         lists, anchors = self._lists_of(settings)
         hard = settings.tls_crl_check == "hard"
-        errors = lists.errors(engine.chain(), anchors.certificates, self._clock(), hard=hard)
+        own = verdict.certificate.parsed if verdict.certificate is not None else None
+        others = [certificate for certificate in engine.chain() if certificate != own]
+        chain = [own, *others] if own is not None else []  # OpenSSL leaves a client's own one out
+        errors = lists.errors(chain, anchors.certificates, self._clock(), hard=hard)
         return replace(verdict, errors=(*verdict.errors, *errors)) if errors else verdict
 
     def _lists_of(self, settings: InboundTls | OutboundTls) -> tuple[Revocations, Anchors]:
