@@ -104,8 +104,9 @@ class Contexts:
         hard = settings.tls_crl_check == "hard"
         own = verdict.certificate.parsed if verdict.certificate is not None else None
         others = [certificate for certificate in engine.chain() if certificate != own]
-        chain = [own, *others] if own is not None else []  # OpenSSL leaves a client's own one out
-        errors = lists.errors(chain, anchors.certificates, self._clock(), hard=hard)
+        errors = [("certificate_rejected", 0, "the certificate cannot be read")]
+        if own is not None:  # which OpenSSL leaves out of the chain of a client
+            errors = lists.errors([own, *others], anchors.certificates, self._clock(), hard=hard)
         return replace(verdict, errors=(*verdict.errors, *errors)) if errors else verdict
 
     def _lists_of(self, settings: InboundTls | OutboundTls) -> tuple[Revocations, Anchors]:

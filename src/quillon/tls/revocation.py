@@ -43,7 +43,9 @@ class Revocations:
         while certificate not in anchors and depth < _LONGEST:
             issuer = _issuer(certificate, [*chain[1:], *anchors])
             if issuer is None:
-                break  # the chain is not in order, which is found elsewhere
+                # the library has found a way to a trusted one that is not seen here
+                found += [("crl_missing", depth, f"the issuer is not at hand (depth {depth})")] if hard else []
+                break
             cause, words = self._ask(certificate, issuer, now)
             if cause == "revoked" or (cause and hard):
                 found.append((cause, depth, f"{words} (depth {depth})"))
