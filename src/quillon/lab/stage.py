@@ -87,11 +87,15 @@ class _Engine:
 class _Contexts:
     """Stands for the TLS contexts of a server."""
 
-    verdict: Verdict | None = None
+    given: Verdict | None = None  # the verdict that a handshake comes to
 
     def server(self, settings: InboundTls) -> _Engine:
         self.load(settings)
-        return _Engine(self.verdict)
+        return _Engine(self.given)
+
+    def verdict(self, _settings: object, engine: _Engine) -> Verdict:
+        """There are no revocation lists here: what is given holds."""
+        return engine.verdict()
 
     def load(self, settings: InboundTls) -> None:
         """Raises ContextError where the server would have nothing to show; files are not read."""
@@ -231,7 +235,7 @@ class Stage:
 
     def play(self, listen: str, remote: tuple[str, int], local: tuple[str, int]) -> Play:
         """Begin a session, in which no handshake ends until one is announced."""
-        self.contexts.verdict = None
+        self.contexts.given = None
         return Play(self, self._services, listen, remote, local)
 
     async def close(self) -> None:
@@ -255,7 +259,7 @@ class Play:
 
     def over_tls(self, verdict: Verdict) -> None:
         """What the next handshake finds out."""
-        self._stage.contexts.verdict = verdict
+        self._stage.contexts.given = verdict
 
     async def connect(self) -> list[str]:
         """The banner, over TLS where the listener has Use_SSL."""
