@@ -134,11 +134,15 @@ def test_it_goes_on_to_hosts_that_pass_it_on_and_to_no_others(
 
 @pytest.mark.peer
 def test_it_outlives_the_server_and_an_export(
-    world: World, server: Callable[..., Server], pki: Path, tmp_path: Path
+    world: World, server: Callable[..., Server], pki: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()
-    running = server(world.config(port, pki, "Suspend_Delivery = true")).start()
+    console = f'Control_Listener {{ Listen "{tmp_path}/c" {{ }} }}'
+    running = server(world.config(port, pki, f"Suspend_Delivery = true\n{console}")).start()
     required(port, "c@does-not.test")
+    capsys.readouterr()
+    assert main(["console", "-c", str(running.file), "domain", "does-not.test"]) == 0
+    assert "does-not.test (REQUIRETLS)" in capsys.readouterr().out
     running.stop()
     assert main(["spool", "export", "-c", str(running.file), str(tmp_path / "mail")]) == 0
     (file,) = (tmp_path / "mail").glob("*.eml")

@@ -17,6 +17,8 @@ ERROR = "error: "  # how a text begins that is no answer
 CONFIRM = "with --yes it is done"  # how an order ends that was counted only
 MAILQ = 20  # destinations that mailq lists unless it is told otherwise
 
+_REQUESTS = {"requiretls": "REQUIRETLS", "no": "TLS-Required: No"}  # of senders (RFC 8689)
+
 Rows = list[Any]
 Row = dict[str, Any]
 
@@ -152,6 +154,7 @@ def text_domain(rows: list[Row]) -> str:
     out = []
     for row in rows:
         via = f" (mail for {row['via']})" if row["via"] else ""
+        via += f" ({_REQUESTS[row['request']]})" if row["request"] else ""
         out.append(f"{row['binding']} {row['domain']}{via}, worker {row['worker']}: {row['state']}{_paused(row, now)}")
         next_at = f", the next in {span(row['next_at'] - now)}" if row["next_at"] else ""
         out.append(f"    messages: {row['active']} may leave, {row['delayed']} wait for their next attempt{next_at}")
@@ -261,6 +264,7 @@ def _message(row: Row) -> str:
         ("Binding", binding if group == "default" else f"{group}/{binding}"),
         ("State", row["state"]),
         ("Demanded", row["demand"]),
+        ("Sender Wants", _REQUESTS.get(row["request"], "")),
         ("Code", row["last_reply"] or "none yet"),
         ("Size", row["size"]),
     )

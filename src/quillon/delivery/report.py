@@ -87,6 +87,7 @@ def describe(queues: Queues[Connection], domain: str, config: Config, halts: Hal
                 "binding": binding_of(key),
                 "domain": key.domain,
                 "via": key.via,
+                "request": key.request,
                 "state": queue.state(now).value,
                 "paused_until": max(queue.paused_until, queue.silent_until),
                 "why": queue.why_paused,
@@ -135,6 +136,7 @@ def message(one: Message, queue: DestinationQueue[Connection] | None, now: float
         "last_reply": one.last_reply,
         "size": batch.size,
         "demand": str(one.demand) if one.demand is not None else "",
+        "request": batch.tls_request,
     }
 
 
