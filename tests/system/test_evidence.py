@@ -293,13 +293,15 @@ def test_a_disk_that_takes_no_evidence_takes_no_mail_and_lets_none_leave(server:
     ],
 )
 def test_a_key_that_cannot_be_used_is_told_at_the_start(
-    server: Callable[..., Server], mode: int, text: str, words: str
+    server: Callable[..., Server], capsys: Any, mode: int, text: str, words: str
 ) -> None:
     running = server(CONFIG.format(port=free_port(), clear=1))
     file = running.folder / "spool/evidence/key.pem"
     file.parent.mkdir(parents=True)
     file.write_text(text)
     file.chmod(mode)
+    assert main(["check", "-c", str(running.file)]) != 0
+    assert words in "".join(capsys.readouterr())
     with pytest.raises(AssertionError, match=words):
         running.start()
 

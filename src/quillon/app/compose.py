@@ -17,6 +17,7 @@ from quillon.config.settings import NodeSettings
 from quillon.config.syntax import Position
 from quillon.delivery.hosts import Own
 from quillon.delivery.standards import Standards
+from quillon.evidence import keys
 from quillon.listener import credentials
 from quillon.listener.sockets import BindError, is_possible
 from quillon.log.macros import compile_format
@@ -81,6 +82,19 @@ def sts_policies(
         spread=random.uniform(0.8, 1.2),  # noqa: S311 - spreads load
         writes=writes,
     )
+
+
+def _try_evidence(config: Config) -> list[str]:
+    """What is wrong with the key of evidence, where there is one already."""
+    node = config.node()
+    given = config.stanzas.evidence(node.spoolbase, hostname(node))
+    if given is None or not Path(given.key).exists():
+        return []
+    try:
+        keys.load(Path(given.key))
+    except keys.KeyFileError as error:
+        return [f"{next(config.root.of('evidence')).position}: evidence: {error}"]
+    return []
 
 
 def _try_dane(config: Config, clock: Clock) -> list[str]:
@@ -153,6 +167,7 @@ def try_out(config: Config, clock: Clock) -> list[str]:
     problems += _load_tls(config, Contexts(clock.now))
     problems += _try_formats(config)
     problems += _try_dane(config, clock)
+    problems += _try_evidence(config)
     return problems
 
 
