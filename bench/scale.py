@@ -1,9 +1,10 @@
 """What a large queue costs: deliveries, clients, memory and the start, beside the same server with none.
 
-    python bench/scale.py [--destinations 100000] [--queued 1000000] [--no-write]
+    python bench/scale.py [--destinations 100000] [--queued 1000000] [--servers quillon,postfix] [--no-write]
 
 One worker, so that its figures are those of one event loop. "Blocked" destinations are suspended, "dead" ones refuse
-connections. Ratios are of two runs in the same hour; the page is docs/performance-scale.md.
+connections. Ratios are of two runs in the same hour; the page is docs/performance-scale.md. Postfix, where it is asked
+to do the same, has a transport of each kind, which names the destinations by domain; it needs root.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import dns.flags
+import dns.message
+import dns.rdatatype
+import dns.rrset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -31,7 +37,7 @@ from quillon.mail.address import Mailbox
 from quillon.mail.message import NULL_ID, Batch, IdSource, Message, Origin
 from quillon.spool.record import encode_batch, encode_message
 from quillon.spool.store import Store
-from run import CACHE, Sink, build, cpu_seconds, descendants, free_port, load
+from run import CACHE, Server, Sink, build, cpu_seconds, descendants, free_port, load
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/performance-scale.md"
 KNOWN = CACHE / "scale.json"  # the last figures of each part, so that one can be measured again by itself
@@ -39,21 +45,64 @@ BODY = b"Subject: scale\r\n\r\n" + b"x" * 1000 + b"\r\n"
 
 
 @dataclass
-class Quillon:
-    """A server with one worker; `more` goes into its configuration."""
+class Mta:
+    """A server that tries again after so many seconds what a host did not take; 1,200 where that is not measured."""
 
     folder: Path
-    more: str = ""
+    retry: int = 1200
+    port: int = field(default_factory=free_port)
+    sink_port: int = field(default_factory=free_port)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[int]:
+        """Gives the process id of what is measured, once it answers."""
+        raise NotImplementedError
+        yield 0
+
+    def banner(self, patience: float = 60.0) -> float | None:
+        """Seconds until an honest client has its banner; None if it gets none."""
+        begin = time.monotonic()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), patience) as sock:
+            if sock.recv(100).startswith(b"220"):
+                return time.monotonic() - begin
+        return None
+
+    def queue(self, domain: str, count: int, destinations: int) -> None:
+        """Send messages to so many domains d0.DOMAIN ... and so on."""
+        options = ("-s", "200", "-D", str(destinations), "-t", f"r@{domain}", "-m", "100", "-w", "600")
+        command = [str(CACHE / "bin/smtpload"), "-c", "20", "-n", str(count), *options, f"127.0.0.1:{self.port}"]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1800, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(done.stdout + done.stderr)
+
+    def relay_us(self, pid: int, count: int) -> float:
+        """CPU of a process and all below it for each message relayed to one destination, in microseconds."""
+        sink = Sink(self.sink_port, tls=False)
+        try:
+            for number in (300, count):
+                before = cpu_seconds(pid)
+                sink.expect(number)
+                load(self.port, ("-m", "20", "-t", "r@one.ok.example"), number)
+                sink.wait()
+            return (cpu_seconds(pid) - before) / count * 1e6
+        finally:
+            sink.close()
+
+
+@dataclass
+class Quillon(Mta):
+    """Ours, with one worker."""
 
     def __post_init__(self) -> None:
-        self.port = free_port()
-        self.sink_port = free_port()
-        self.write(self.more)
+        self.write()
 
-    def write(self, more: str) -> None:
+    def write(self, more: str = "") -> None:
         """Its configuration, with other options."""
         (self.folder / "ecelerity.conf").write_text(
             f"""Hostname = mx.bench.example Workers = 1 PidFile = quillon.pid SpoolBase = spool
+            Retry_Interval = {self.retry} Max_Retry_Interval = {self.retry} Max_Retries = none
             Spool_Minimum_Free_Space = 1000000 Max_Resident_Messages = 1000 Drain_Timeout = 1
             ec_logger "main" {{ mainlog = mainlog.ec rejectlog = rejectlog.ec paniclog = paniclog.ec }}
             ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{self.port}" {{ }} }}
@@ -65,7 +114,6 @@ class Quillon:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[int]:
-        """Gives the process id of the worker once it answers."""
         with (self.folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "quillon", "serve", "-c", str(self.folder / "ecelerity.conf")],
@@ -86,42 +134,51 @@ class Quillon:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
 
-    def banner(self, patience: float = 60.0) -> float | None:
-        """Seconds until an honest client has its banner; None if it gets none."""
-        begin = time.monotonic()
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), patience) as sock:
-            if sock.recv(100).startswith(b"220"):
-                return time.monotonic() - begin
-        return None
 
-    def queue(self, domain: str, count: int, destinations: int) -> None:
-        """Send messages to so many domains d0.DOMAIN ... and so on."""
-        options = ("-s", "200", "-D", str(destinations), "-t", f"r@{domain}", "-m", "100", "-w", "600")
-        command = [str(CACHE / "bin/smtpload"), "-c", "20", "-n", str(count), *options, f"127.0.0.1:{self.port}"]
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(done.stdout + done.stderr)
+class Postfix(Mta):
+    """All its processes count."""
 
-    def relay_us(self, pid: int, count: int) -> float:
-        """CPU of the worker for each message relayed to one destination, in microseconds."""
-        sink = Sink(self.sink_port, tls=False)
-        try:
-            for number in (300, count):
-                before = cpu_seconds(pid)
-                sink.expect(number)
-                load(self.port, ("-m", "20", "-t", "r@one.ok.example"), number)
-                sink.wait()
-            return (cpu_seconds(pid) - before) / count * 1e6
-        finally:
-            sink.close()
+    @contextlib.contextmanager
+    def running(self) -> Iterator[int]:
+        told = {"MODE": "scale", "PROFILE": "tuned", "RETRY": str(self.retry)}
+        with Addresses(), Server("postfix", told, self.port, self.sink_port).running() as root:
+            yield root
+
+
+class Addresses:
+    """A DNS in which each name has an address: 127.0.0.77 below `dead`, else 127.0.0.1."""
+
+    def __enter__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.54", 53))
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # of a socket without connections, which is woken all the same
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while True:
+            data, client = self._socket.recvfrom(4096)
+            if not data:
+                return
+            asked = dns.message.from_wire(data)
+            answer = dns.message.make_response(asked)
+            answer.flags |= dns.flags.RA
+            name = asked.question[0].name
+            if asked.question[0].rdtype == dns.rdatatype.A:
+                address = "127.0.0.77" if b"dead" in name.labels else "127.0.0.1"
+                answer.answer.append(dns.rrset.from_text(name, 3600, "IN", "A", address))
+            self._socket.sendto(answer.to_wire(), client)
 
 
 class Waits:
     """The waits of an honest client for its banner, while something else goes on."""
 
-    def __init__(self, server: Quillon) -> None:
+    def __init__(self, server: Mta) -> None:
         self.found: list[float] = []
         self._server = server
         self._over = threading.Event()
@@ -148,10 +205,10 @@ class Waits:
         return max(self.found) * 1000
 
 
-def blocked(destinations: int) -> dict[str, float]:
+def blocked(kind: type[Mta], destinations: int) -> dict[str, float]:
     """A delivered message with blocked destinations against none."""
     with tempfile.TemporaryDirectory() as folder:
-        server = Quillon(Path(folder))
+        server = kind(Path(folder))
         with server.running() as pid:
             before = server.relay_us(pid, 5000)
             server.queue("blocked.example", destinations, destinations)
@@ -160,10 +217,10 @@ def blocked(destinations: int) -> dict[str, float]:
     return {"none": before, "blocked": after, "ratio": after / before}
 
 
-def dead(destinations: int) -> dict[str, float]:
+def dead(kind: type[Mta], destinations: int) -> dict[str, float]:
     """An honest client's wait with destinations queued, a tenth of them dead and tried again and again."""
     with tempfile.TemporaryDirectory() as folder:
-        server = Quillon(Path(folder), "Retry_Interval = 5 Max_Retry_Interval = 5 Max_Retries = none")
+        server = kind(Path(folder), retry=5)
         with server.running():
             with Waits(server) as idle:
                 time.sleep(3)
@@ -174,12 +231,12 @@ def dead(destinations: int) -> dict[str, float]:
     return {"idle_p99_ms": idle.p99(), "p99_ms": waits.p99(), "longest_ms": waits.longest()}
 
 
-def healthy(domains: int, ill: int) -> dict[str, float]:
+def healthy(kind: type[Mta], domains: int, ill: int) -> dict[str, float]:
     """How fast mail of healthy domains leaves beside dead ones, against all healthy: messages a second."""
     rates = []
     for number in (0, ill):
         with tempfile.TemporaryDirectory() as folder:
-            server = Quillon(Path(folder), "Retry_Interval = 60 Max_Retry_Interval = 60 Max_Retries = none")
+            server = kind(Path(folder), retry=60)
             with server.running():
                 if number:
                     server.queue("dead.example", number * 20, number)
@@ -239,7 +296,7 @@ def large(queued: int, destinations: int) -> dict[str, float]:
                 for line in Path(f"/proc/{pid}/status").read_text().splitlines()
                 if line.startswith("VmRSS")
             )
-            server.write("Retry_Interval = 1100")
+            server.write("Retry_Spread = 5")
             with Waits(server) as reloading:
                 os.kill(parent(pid), signal.SIGHUP)
                 time.sleep(1)
@@ -272,57 +329,58 @@ def main() -> int:
     parser.add_argument("--destinations", type=int, default=100_000)
     parser.add_argument("--queued", type=int, default=1_000_000)
     parser.add_argument("--only", default="blocked,dead,healthy,large")
+    parser.add_argument("--servers", default="quillon,postfix")
     parser.add_argument("--no-write", action="store_true", help="print only")
     given = parser.parse_args()
     build()
-    parts = {
-        "blocked": lambda: blocked(given.destinations),
-        "dead": lambda: dead(given.destinations),
-        "healthy": lambda: healthy(1000, 100),
-        "large": lambda: large(given.queued, given.destinations),
+    kinds: dict[str, type[Mta]] = {"quillon": Quillon, "postfix": Postfix}
+    parts: dict[str, Callable[[type[Mta]], dict[str, float]]] = {
+        "blocked": lambda kind: blocked(kind, given.destinations),
+        "dead": lambda kind: dead(kind, given.destinations),
+        "healthy": lambda kind: healthy(kind, 1000, 100),
     }
-    found: dict[str, dict[str, float]] = {}
-    for name in given.only.split(","):
-        found[name] = parts[name]()
-        print(name, {key: round(value, 2) for key, value in found[name].items()}, flush=True)
     known: dict[str, dict[str, float]] = json.loads(KNOWN.read_text()) if KNOWN.exists() else {}
-    known |= found
-    if not given.no_write:
-        KNOWN.write_text(json.dumps(known))
-        if len(known) == len(parts):
-            PAGE.write_text(report(known, given.destinations, given.queued))
+    for name in given.only.split(","):
+        for server in given.servers.split(",") if name in parts else ["quillon"]:
+            found = parts[name](kinds[server]) if name in parts else large(given.queued, given.destinations)
+            known[f"{name} {server}"] = found
+            print(name, server, {key: round(value, 2) for key, value in found.items()}, flush=True)
+            if not given.no_write:
+                KNOWN.write_text(json.dumps(known))
+    if not given.no_write and all(f"{name} quillon" in known for name in (*parts, "large")):
+        PAGE.write_text(report(known, given.destinations, given.queued))
     return 0
 
 
-def report(found: dict[str, dict[str, float]], destinations: int, queued: int) -> str:
+def report(known: dict[str, dict[str, float]], destinations: int, queued: int) -> str:
     """The page, in Markdown."""
-    one, two, three, four = (found[name] for name in ("blocked", "dead", "healthy", "large"))
     many = f"{destinations:,}"
     rows = (
-        (f"CPU of a relayed message with {many} blocked destinations, us", one["none"], one["blocked"]),
-        (
-            f"wait for a banner with {many} destinations, a tenth of them dead, p99, ms",
-            two["idle_p99_ms"],
-            two["p99_ms"],
-        ),
-        ("messages a second to 900 healthy domains, beside 100 dead ones", three["all_healthy"], three["beside_dead"]),
+        ("blocked", f"CPU of a relayed message with {many} blocked destinations, us", "none", "blocked"),
+        ("dead", f"wait for a banner with {many} destinations, a tenth of them dead, p99, ms", "idle_p99_ms", "p99_ms"),
+        ("healthy", "messages a second to 900 healthy domains, beside 100 dead ones", "all_healthy", "beside_dead"),
     )
-    lines = [
-        f"| {words} | {without:.0f} | {with_it:.0f} | {with_it / without:.2f} |" for words, without, with_it in rows
-    ]
+    lines = []
+    for part, words, key, bearing in rows:
+        for server in ("quillon", "postfix"):
+            if (one := known.get(f"{part} {server}")) is not None:
+                ratio = f"{one[bearing] / one[key]:.2f}"
+                lines.append(f"| {words} | {server.title()} | {one[key]:.0f} | {one[bearing]:.0f} | {ratio} |")
+    large = known["large quillon"]
     return f"""# Performance with a large queue
 
-Written by `make bench-scale` on {datetime.date.today().isoformat()}, {os.cpu_count()} cores, one worker. Each row is
-measured beside the same server without what it has to bear, in the same run.
+Written by `make bench-scale` on {datetime.date.today().isoformat()}, {os.cpu_count()} cores. Each row is
+measured beside the same server without what it has to bear, in the same run. Quillon has one worker here, and its
+CPU is that of the worker; Postfix (tuned as in `bench/postfix/start.sh`) has all its processes.
 
-| What | Without | With | Ratio |
-| --- | --- | --- | --- |
+| What | Server | Without | With | Ratio |
+| --- | --- | --- | --- | --- |
 {chr(10).join(lines)}
 
-With {queued:,} messages queued for {many} destinations a server answers {four["serves_s"]:.1f} s after its start,
-and has them all in their queues after {four["loaded_s"]:.0f} s; its worker takes {four["rss_mib"]:.0f} MiB then.
-While they are loaded 99 of 100 clients have their banner within {four["loading_p99_ms"]:.0f} ms. During a reload the
-longest wait for a banner is {four["reload_longest_ms"]:.0f} ms.
+With {queued:,} messages queued for {many} destinations Quillon answers {large["serves_s"]:.1f} s after its start,
+and has them all in their queues after {large["loaded_s"]:.0f} s; its worker takes {large["rss_mib"]:.0f} MiB then.
+While they are loaded 99 of 100 clients have their banner within {large["loading_p99_ms"]:.0f} ms. During a reload the
+longest wait for a banner is {large["reload_longest_ms"]:.0f} ms.
 """
 
 
