@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import parse_qs, urlsplit
 
 from quillon.mail.address import is_name
@@ -31,6 +32,11 @@ def parse_route(text: str, number: int, domain: str) -> Target:
     """One item of Routes; `number` is its place, which is its preference unless it says otherwise."""
     if text == "__mx__":
         return Target(domain, 0, mx=True, preference=number)
+    return _parsed(text, number)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str, number: int) -> Target:
     if not text.lower().startswith("smtp://"):
         host, port = named_host(text)
         return Target(host, port, mx=not is_ip(host), preference=number)

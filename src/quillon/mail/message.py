@@ -44,7 +44,14 @@ class MessageId(NamedTuple):
 
     @classmethod
     def from_number(cls, number: int) -> MessageId:
-        return cls(number >> 32, number >> 16 & 0xFFFF, number & 0xFFFF)
+        slot, pid = _begin(number >> 16)
+        return cls(slot, pid, number & 0xFFFF)
+
+
+@lru_cache(maxsize=4096)
+def _begin(high: int) -> tuple[int, int]:
+    """Slot and process id, one object each for all ids that share them: a full queue has millions of ids."""
+    return high >> 16, high & 0xFFFF
 
 
 @lru_cache(maxsize=1024)
