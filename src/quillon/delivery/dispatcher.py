@@ -296,6 +296,7 @@ class Dispatcher:
                 self._leave_to_others(opened.connection, before)
                 opened.connection.since = self.services.clock.now()  # it has a turn of its own
             self.memory.answered(queue.site.key)
+            queue.unreachable = False
             self.queues.connected(queue)
             self._of[opened.connection] = queue
             if opened.trail.failed is not None:
@@ -335,8 +336,17 @@ class Dispatcher:
         elif not self.memory.silent(queue.site.key, began, now, settings):
             why = f"no host can be reached: {nothing.failed.outcome.reply}"
             queue.pause(now + max(settings.host_failure_retry, SHORTEST_REST), why)
+            if not queue.unreachable:
+                queue.unreachable = True
+                self._spawn(self._release_bodies(queue))
             return
         self._fail_site(queue, nothing)
+
+    async def _release_bodies(self, queue: Queue) -> None:
+        """Make room in memory for mail that leaves soon."""
+        async for message in in_slices(queue.snapshot()):
+            if queue.unreachable:
+                self.resident_bodies.release(message.batch)
 
     def _fail_site(self, queue: Queue, nothing: Nothing) -> None:
         """Settle what waits in a destination by one failure of the whole site."""

@@ -107,8 +107,7 @@ class Sorting:
             self._dispatcher.settlement.settle(message, PermanentFailure(replies.BLACKHOLED, Stage.NOT_CONNECTED))
         else:
             queue = self._dispatcher.queues.submit(message, self._now())
-            most = queue.rules.settings.max_resident_active_queue
-            if queue.rules.suspended or 0 <= most < queue.waiting:
+            if queue.far:
                 self._dispatcher.resident_bodies.release(message.batch)  # room for those that leave soon
 
     def requeue(self, message: Message) -> None:

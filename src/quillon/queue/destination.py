@@ -135,6 +135,7 @@ class DestinationQueue(Generic[C]):
         "rules",
         "silent_until",
         "site",
+        "unreachable",
         "waiting",
         "wakes_at",
         "why_paused",
@@ -154,6 +155,7 @@ class DestinationQueue(Generic[C]):
         self.silent_until = 0.0
         self.paused_until = 0.0
         self.why_paused = ""
+        self.unreachable = False  # no host has answered for now, and what waits is in memory no more
         self.wakes_at = 0.0  # when `Queues` is to look at it again; 0: not at all
         self._again: Line[Group] = _EMPTY  # lines of their own once there is something in them
         self._first: Line[Group] = _EMPTY
@@ -378,6 +380,12 @@ class DestinationQueue(Generic[C]):
         """What kept it from sending, or from opening connections, is over."""
         self.silent_until = 0.0
         self.resume()
+
+    @property
+    def far(self) -> bool:
+        """Whether what comes now will not leave soon, as far as is known."""
+        most = self.rules.settings.max_resident_active_queue
+        return self.rules.suspended or self.unreachable or 0 <= most < self.waiting
 
     def renew(self, rules: Rules, epoch: int, caps: tuple[Limit, ...] = ()) -> None:
         """Other settings hold: whatever it has waited for by the old ones counts no more."""

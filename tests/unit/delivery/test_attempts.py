@@ -194,11 +194,12 @@ class World:
     def __post_init__(self) -> None:
         self.clock = VirtualClock(self.loop)
         self.store, self.bouncer = _Store(), _Bouncer()
+        self.resident_bodies = ResidentBodies(0)
         hooks = self.hooks = TlsHooks(NO_POLICY, "/")
         self.dispatcher = Dispatcher(
             config=self.config,
             store=self.store,  # type: ignore[arg-type]
-            resident_bodies=ResidentBodies(0),
+            resident_bodies=self.resident_bodies,
             finder=self,  # type: ignore[arg-type]
             standards=None,  # type: ignore[arg-type]
             bouncer=self.bouncer,  # type: ignore[arg-type]
@@ -225,6 +226,7 @@ class World:
         now = self.clock.now()
         batch = Batch(IDS.next(now), Mailbox("a", "x.test"), Origin("192.0.2.9", "esmtp", NULL_ID), now, 5, b"hello")
         batch.left = recipients
+        self.resident_bodies.admit(batch)
         found = [Message(IDS.next(now), batch, Mailbox(f"b{n}", domain)) for n in range(recipients)]
         for message in found:
             message.demand = self.config.outbound.demand("default", "default", domain)
@@ -299,6 +301,29 @@ def test_the_next_host_takes_what_the_first_cannot(obstacle: Obstacle, cause: st
     assert (event.message.tries, event.host) == (1, "mx2.y.test")
     (failed,) = [event for event in world.events if isinstance(event, HostFailed)]
     assert (failed.host, failed.outcome.cause) == ("mx1.y.test", cause)
+
+
+def test_mail_for_hosts_that_do_not_answer_takes_no_place_in_memory() -> None:
+    answers = False
+    bodies: list[bytes | None] = []
+
+    async def main(world: World) -> None:
+        nonlocal answers
+        waiting = [*world.send("y.test"), *world.send("y.test")]
+        await asyncio.sleep(5)
+        waiting += world.send("y.test")
+        bodies.extend(message.batch.body for message in waiting)
+        assert world.resident_bodies.count == 0
+        answers = True
+        await asyncio.sleep(600)
+        (prompt,) = world.send("y.test")
+        bodies.append(prompt.batch.body)
+        await asyncio.sleep(5)
+
+    peers = {A: Peer(connect=lambda: None if answers else obstructed(REFUSED, Obstacle.UNREACHABLE))}
+    world = simulate(main, peers, {"y.test": [A]})
+    assert bodies == [None, None, None, b"hello"]
+    assert len(world.outcomes(Delivered)) == 4
 
 
 @pytest.mark.parametrize("text", ["451 4.3.0 later", "421 4.3.2 closing", "450 4.2.0 greylisted"])
