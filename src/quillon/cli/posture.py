@@ -165,6 +165,7 @@ def _print_day(day: records.Day) -> None:
     parts = [_counts(day.protocols), _counts(day.groups), f"level {_counts(day.levels)}" if day.levels else ""]
     parts += [f"by {_counts(day.standards)}" if day.standards else "", f"{day.clear} in clear" if day.clear else ""]
     parts += [_counts(day.causes)] if day.causes else []
+    parts += [f"would have waited: {_counts(day.would_wait)}"] if day.would_wait else []
     print(f"{day.day} {day.host}: {day.attempts} attempts; {'; '.join(part for part in parts if part)}")
     for change in day.changes:
         print(f"    CHANGED: {change}")

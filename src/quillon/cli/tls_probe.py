@@ -99,7 +99,7 @@ async def _run(config: Config, given: argparse.Namespace) -> int:
     ehlo = compose.hostname(config.node())
     reports = []
     for host, demand in known.hosts:
-        names = certificate_names(host.name, routing.domain, routing.via)
+        names = certificate_names(tls, host.name, routing.domain, routing.via)
         sni = demand.tlsa_names[0] if isinstance(demand, Demand) and demand.tlsa_names else ""
         reports.append(await probe(host, names, settings, tls, services, ehlo, sni))
     deadlines.stop()

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from quillon.config import datasource
+from quillon.config.check_contracts import check_contracts
 from quillon.config.check_delivery import check_delivery
 from quillon.config.check_files import check_files
 from quillon.config.endpoint import parse_endpoint
@@ -57,6 +58,7 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
     _check_http(config, faults)
     _check_alerts(config, faults)
     _check_tls_reports(config, faults)
+    check_contracts(config, faults)
     return faults
 
 

@@ -42,6 +42,9 @@ def check_files(config: Config, node: Node, faults: list[Fault]) -> None:
                     "TLS_Client_CA has to be a file: public trust is no ground to trust a client",
                 )
             )
+    ca = node.settings.get("ca") if node.kind == "tls_contract" else None
+    if ca is not None and ca.value and ca.value != SYSTEM:
+        _certificates(ca, faults)
     _check_pair(config, node, faults)
     entry = node.settings.get("tls_dhparams_file")
     if entry is not None and _read(entry, faults) is not None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quillon.config.check import check
+from quillon.config.contracts import KIND as CONTRACT
 from quillon.config.endpoint import parse_endpoint
 from quillon.config.model import Config
 from quillon.config.nearest import did_you_mean
@@ -222,6 +223,8 @@ class _Builder:
         return inner | {kind for kinds in CHILDREN.values() for kind in kinds}
 
     def _instance(self, parent: Node, kind: str, scope: Scope) -> Node:
+        if kind == CONTRACT:
+            return parent.child(kind, self._label(kind, scope) or "", scope.name.position)
         label = scope.label.text if scope.label else kind
         others = [node.label for node in parent.of(kind) if node.label != label]
         if kind == "scriptlet" and others:
@@ -350,7 +353,7 @@ def _check_label(kind: str, label: str) -> str:
             return str(ipaddress.ip_network(label.strip("[]")))
         except ValueError as error:
             raise ValueError(f"Peer {label!r} is no IP address or CIDR block: {error}") from None
-    elif kind in ("domain", "host"):
+    elif kind in ("domain", "host", CONTRACT):
         if label.startswith("/"):
             if len(label) < 3 or not label.endswith("/"):
                 raise ValueError(f"{label!r}: a pattern stands between two slashes")

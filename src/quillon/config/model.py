@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from quillon.config.contracts import Contracts
 from quillon.config.inbound import Inbound
 from quillon.config.options import Table
 from quillon.config.outbound import Outbound
@@ -37,7 +38,12 @@ class Config:
     @cached_property
     def outbound(self) -> Outbound:
         """What holds for mail that leaves."""
-        return Outbound(self._tree)
+        return Outbound(self._tree, self.contracts)
+
+    @cached_property
+    def contracts(self) -> Contracts:
+        """TLS agreed on with partners."""
+        return Contracts(self._tree)
 
     @cached_property
     def stanzas(self) -> Stanzas:

@@ -10,6 +10,7 @@ raises ValueError with words for the operator. Types and what they become:
     address -> Mailbox         domain -> str                gateway -> (host, port or 0)
     limit -> int (-1: none)    port -> int                  routes -> tuple of checked str
     protocols -> frozenset[str]                             extensions -> tuple[str] in upper case
+    pins -> tuple of SHA-256 in hexadecimal digits
 
 `honoured` options work; `accepted` ones are read without effect and warned about; `refused` ones are errors unless
 they say what would happen anyway (their default), because leaving them out would weaken what was asked for.
@@ -140,7 +141,7 @@ def convert(option: Option, value: Value, folder: str) -> Any:
         raise ValueError(f"{option.name}: {error}") from None
 
 
-LISTS = ("list", "routes", "cidr_list", "domain_list", "extensions", "mechanisms", "patterns")
+LISTS = ("list", "routes", "cidr_list", "domain_list", "extensions", "mechanisms", "patterns", "pins")
 
 
 def default(option: Option, folder: str) -> Any:

@@ -10,9 +10,10 @@ import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from quillon.config.cache import Cache
+from quillon.config.contracts import Contract, Contracts
 from quillon.config.options import Option
 from quillon.config.routes import split_gateway
 from quillon.config.scope import Entry, Node, Resolution, ancestors, outbound_chain, resolve
@@ -34,11 +35,28 @@ class Routing:
     via: str = ""
 
 
+class Reported(NamedTuple):
+    """Values of TLS and TLS_Verify that are not enforced, and told of instead."""
+
+    tls: str
+    verify: str
+
+
+def _loosened(tls: OutboundTls) -> OutboundTls:
+    """What TLS_Enforce = report makes of it: no mail waits for it, and as much is found out as if it did."""
+    return replace(
+        tls,
+        tls="ifavailable" if tls.tls == "required" else tls.tls,
+        tls_verify="optional" if tls.tls_verify in ("ca", "host") else tls.tls_verify,
+    )
+
+
 class Outbound:
     """The sending side of a configuration."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, contracts: Contracts) -> None:
         self.tree = tree
+        self.contracts = contracts
         self._outbound: Cache[tuple[str, str, str, str], tuple[DeliverySettings, OutboundTls]] = Cache()
         self._routing: Cache[tuple[str, str, str], Routing] = Cache()
         self._for_recipients: Cache[tuple[str, str, str, str], DeliverySettings] = Cache()
@@ -77,7 +95,8 @@ class Outbound:
                 literal = f"[{host}]" if ":" in host else host
                 own = [node for node in chain if node.kind == "domain" and self._tls_options & node.settings.keys()]
                 own += [node for node in chain if node.kind == "domain" and "suspend_delivery" in node.settings]
-                found = Routing(f"{literal}:{port}" if port else literal, domain if own else "")
+                ruled = own or self.contract(domain) is not None
+                found = Routing(f"{literal}:{port}" if port else literal, domain if ruled else "")
             self._routing[key] = found
         return found
 
@@ -99,9 +118,32 @@ class Outbound:
                 settings = self._same(
                     DeliverySettings, chain, secure, make=lambda: replace(settings, suspend_delivery=True)
                 )
-            found = (settings, self._same(OutboundTls, secure))
+            found = (settings, self._agreed(self._same(OutboundTls, secure), secure, domain, via))
             self._outbound[key] = found
         return found
+
+    def contract(self, domain: str, via: str = "") -> Contract | None:
+        """The contract that rules TLS to a routing domain, if there is one: that of the recipient's own domain, which a
+        gateway takes mail for, goes first."""
+        found = self.contracts.of(lookup_name(via)) if via else None
+        found = found or self.contracts.of(lookup_name(domain))
+        return found if found is not None and found.outbound else None
+
+    def reported(self, group: str, binding: str, domain: str, via: str = "") -> Reported | None:
+        """What is not enforced and told instead; None where all is enforced. Arguments as of `delivery`."""
+        if self.delivery(group, binding, domain, via)[1].tls_enforce != "report":
+            return None
+        chain = outbound_chain(self.tree.root, group, binding, lookup_name(domain), lookup_name(via))
+        written = self._same(OutboundTls, chain)
+        return Reported(written.tls, written.tls_verify)
+
+    def _agreed(self, tls: OutboundTls, chain: list[Node], domain: str, via: str) -> OutboundTls:
+        contract = self.contract(domain, via)
+        if tls.tls_enforce == "report":
+            tls = self._same(OutboundTls, chain, [], make=lambda: _loosened(tls))
+        if contract is None:
+            return tls
+        return self._same(OutboundTls, chain, [self.contracts.node(contract)], make=lambda: contract.on(tls))
 
     def for_recipient(self, group: str, binding: str, domain: str, recipient: str) -> DeliverySettings:
         """What rules a message by itself on its way to a routing domain: retries, expiry, bounces and the like. Behind
@@ -142,16 +184,43 @@ class Outbound:
         found = self._demands.get(key)
         if found is None:
             chain = outbound_chain(self.tree.root, group, binding, lookup_name(domain), lookup_name(via))
-            found = self._same(TlsDemand, chain, make=lambda: self._demand(chain))
+            contract = self.contract(domain, via)
+            agreed = [self.contracts.node(contract)] if contract is not None else []
+            found = self._same(TlsDemand, chain, agreed, make=lambda: self._demand(chain, contract))
             self._demands[key] = found
         return found
 
-    def _demand(self, chain: list[Node]) -> TlsDemand:
-        values = [resolve(self.tree.table.options[name], chain, self.tree.folder) for name in DEMANDS]
+    def _demand(self, chain: list[Node], contract: Contract | None) -> TlsDemand:
+        tls = self.tree.build(OutboundTls, chain)
+        values = [self._with(contract, name, chain, tls) for name in DEMANDS]
         scopes = tuple(one.node.path if one.node is not None else "" for one in values)
         places = tuple(str(one.entry.position) if one.entry is not None else "" for one in values)
         tls, verify, fallback, ca = (one.value for one in values)
         return TlsDemand(tls, verify, fallback, ca or "", scopes, places)  # type: ignore[arg-type]
+
+    def _with(self, contract: Contract | None, name: str, chain: list[Node], tls: OutboundTls) -> Resolution:
+        """An option along a chain, under a contract; `tls` is what the chain says without it."""
+        found = resolve(self.tree.table.options[name], chain, self.tree.folder)
+        if name not in self._tls_options or (contract is None and tls.tls_enforce == "enforce"):
+            return found
+        loose = _loosened(tls) if tls.tls_enforce == "report" else tls
+        agreed = contract.on(loose) if contract is not None else loose
+        if getattr(agreed, name) == found.value:
+            return found
+        if contract is not None and getattr(agreed, name) != getattr(loose, name):
+            node, entry = (
+                self.contracts.node(contract),
+                self.contracts.entry(self.contracts.node(contract), name, agreed),
+            )
+        else:
+            why = resolve(self.tree.table.options["tls_enforce"], chain, self.tree.folder)
+            assert why.node is not None, "the default is to enforce"
+            assert why.entry is not None
+            node, entry = why.node, replace(why.entry, value=getattr(agreed, name), text=str(getattr(agreed, name)))
+        beaten = (
+            found.beaten if found.node is None or found.entry is None else ((found.node, found.entry), *found.beaten)
+        )
+        return Resolution(found.option, entry.value, node, entry, beaten)
 
     def option(self, option: str, group: str, binding: str, domain: str) -> Resolution:
         """One outbound option with its provenance; a throttle belongs to the stanza that sets it."""
@@ -191,6 +260,12 @@ class Outbound:
                 found += [(f'Binding_Group "{group}" > {name}', limit)] if limit > 0 else []
                 break
         return tuple(found)
+
+    @cached_property
+    def any_reported(self) -> bool:
+        """Whether any stanza says TLS_Enforce = report."""
+        entries = (node.settings.get("tls_enforce") for node in self.tree.root.walk())
+        return any(entry is not None and entry.value == "report" for entry in entries)
 
     @cached_property
     def throttles_hosts(self) -> bool:
@@ -262,7 +337,8 @@ class Outbound:
                 else chains.get(option.name, own if option.gateway else chain)
             )
 
-        return [resolve(option, chain_of(option), self.tree.folder) for option in rows]
+        contract, tls = self.contract(routing.domain, routing.via), self.tree.build(OutboundTls, secure)
+        return [self._with(contract, option.name, chain_of(option), tls) for option in rows]
 
 
 def lookup_name(domain: str) -> str:

@@ -46,9 +46,21 @@ CHILDREN: dict[str, tuple[str, ...]] = {
     "http_listener": ("listen",),
 }
 NAMED = frozenset(
-    {"binding_group", "binding", "domain", "host", "listen", "peer", "pathway_group", "pathway", "tls_identity"}
+    {
+        "binding_group",
+        "binding",
+        "domain",
+        "host",
+        "listen",
+        "peer",
+        "pathway_group",
+        "pathway",
+        "tls_contract",
+        "tls_identity",
+    }
 )
-_LOWERED = frozenset({"domain", "host", "listen", "peer", "tls_identity"})
+_LOWERED = frozenset({"domain", "host", "listen", "peer", "tls_contract", "tls_identity"})
+_WHOLE_WORDS = {"esmtp_listener": "ESMTP_Listener", "tls_contract": "TLS_Contract", "tls_identity": "TLS_Identity"}
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -155,9 +167,7 @@ def ancestors(node: Node) -> list[Node]:
 
 def spelled(kind: str) -> str:
     """A kind of scope as the manual writes it, such as ESMTP_Listener."""
-    if kind == "esmtp_listener":
-        return "ESMTP_Listener"
-    return "_".join(part.capitalize() for part in kind.split("_"))
+    return _WHOLE_WORDS.get(kind) or "_".join(part.capitalize() for part in kind.split("_"))
 
 
 @dataclass(frozen=True, slots=True)

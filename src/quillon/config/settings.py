@@ -54,7 +54,8 @@ class InboundTls:
 
 @dataclass(frozen=True, slots=True)
 class OutboundTls:
-    """TLS of one delivery. `tls` is no, ifavailable or required; `tls_verify` no, ca, host or optional."""
+    """TLS of one delivery. `tls` is no, ifavailable or required; `tls_verify` no, ca, host or optional; `tls_spki` are
+    SHA-256 in hexadecimal digits."""
 
     tls: str
     tls_ifavailable_fallback: bool
@@ -72,6 +73,9 @@ class OutboundTls:
     tls_enable_dhe_ciphers: bool
     tls_crl: str | None
     tls_crl_check: str
+    tls_names: tuple[str, ...]
+    tls_spki: tuple[str, ...]
+    tls_enforce: str
 
 
 @dataclass(frozen=True, slots=True)

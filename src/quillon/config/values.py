@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 import warnings
@@ -297,6 +298,21 @@ def _dictionary(value: Value) -> dict[str, str]:
     return {match[1]: match[2]}
 
 
+def _pins(value: Value) -> tuple[str, ...]:
+    """SHA-256 of public keys in hexadecimal digits, out of those or of Base64."""
+    found = []
+    for word in words(value):
+        text = word.text.removeprefix("sha256/").replace(":", "")
+        try:
+            octets = bytes.fromhex(text) if len(text) == 64 else base64.b64decode(text, validate=True)
+        except ValueError:
+            octets = b""
+        if len(octets) != 32:
+            raise ValueError(f"{word.text!r} is no SHA-256 of a public key: write 64 hexadecimal digits, or Base64")
+        found.append(octets.hex())
+    return tuple(found)
+
+
 SCALARS: dict[str, Callable[[str], Any]] = {
     "boolean": _boolean,
     "integer": _count,
@@ -327,4 +343,5 @@ CONTAINERS: dict[str, Callable[[Value], Any]] = {
     "extensions": _extensions,
     "mechanisms": _mechanisms,
     "patterns": _patterns,
+    "pins": _pins,
 }

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
+from quillon.config.contracts import Contract
 from quillon.config.model import Config
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.delivery import override
@@ -75,6 +76,10 @@ class Admission:
         own = key.override.tls if isinstance(key.override, override.Override) else None
         return settings, own or tls
 
+    def contract(self, key: Key) -> Contract | None:
+        """What has been agreed on for a destination."""
+        return self.config.outbound.contract(key.domain, key.via)
+
     def rules(self, key: Key) -> Rules:
         """As `settings`, in the shape that queues know: one object for all that the same stanzas rule."""
         settings, tls = self.settings(key)
@@ -99,7 +104,7 @@ class Admission:
         if self._is_asked(message):
             message.via = self._via(message)
             key = Key(message.binding_group, message.binding, message.destination, message.via)
-            message.override = override.of(message, *self.settings(key), self.hooks)
+            message.override = override.of(message, *self.settings(key), self.hooks, self.contract(key))
             place = self._judge(message)
         else:
             name = (message.binding_group, message.binding, message.destination, message.wanted_domain, message.demand)

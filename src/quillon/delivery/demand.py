@@ -154,7 +154,7 @@ def _demand(
     reasons = [
         *_of_dane(found, fit),
         *_of_sts(policy),
-        f"configuration: TLS = {tls.tls}, TLS_Verify = {tls.tls_verify}",
+        f"configuration: {_of_configuration(tls)}",
     ]
     until = min(now + (found.ttl if found is not None else LOOK_AGAIN), _sts_until(published))
     base = Demand(tls, tls, tuple(names), until=until, reasons=tuple(reasons), policy=named)
@@ -186,6 +186,11 @@ def _policy(found: TlsaFound | None, policy: StsPolicy | None, domain: str) -> P
 def judge(demanded: Demand, verdict: Verdict, certificates: Callable[[], Sequence[bytes]]) -> Judgement:
     """What a demand makes of a handshake; `certificates` gives those that the host sent in DER, its own first."""
     judgement = tls_policy.judge(demanded.tls, verdict, demanded.names)
+    agreed = demanded.tls.tls_names
+    if judgement.reply is None and agreed and demanded.names != agreed:
+        # a standard wants the host's own name in it, and the operator one of others: it has to bear both
+        other = tls_policy.judge(demanded.tls, verdict, agreed)
+        judgement = other if other.reply is not None else judgement
     if judgement.reply is not None:
         return replace(judgement, reply=demanded.told(judgement.reply))
     if not demanded.tlsa:
@@ -200,21 +205,21 @@ def judge(demanded: Demand, verdict: Verdict, certificates: Callable[[], Sequenc
 def foresee(demanded: Demand, observed: Observed, certificates: Sequence[bytes]) -> Foreseen:
     """What a delivery under a demand would do with a host that behaves as observed and sends these certificates."""
     foreseen = tls_policy.foresee(demanded.tls, observed, demanded.names)
-    if foreseen.way != "tls" or observed.verdict is None or not demanded.tlsa:
+    if foreseen.way != "tls" or observed.verdict is None:
         return foreseen
     judgement = judge(demanded, observed.verdict, lambda: certificates)
     return Foreseen("held" if judgement.reply is not None else "tls", judgement.verified, judgement.cause)
 
 
 def _chain_cause(leaf: bytes, above: Sequence[bytes], anchor: bytes) -> str:
-    return chain_cause(chain_error(leaf, above, anchor))
+    return chain_cause(chain_error(leaf, above, [anchor]))
 
 
 def _by_dane(base: Demand, found: TlsaFound, fit: tuple[Tlsa, ...], domain: str) -> Demand:
     """A certificate that a record names. What the configuration verifies by authorities of its own holds beside it, and
     what it verifies by those of the system does not: DANE stands in for them (RFC 7672 3.1.1)."""
     tls = base.tls
-    own = tls.tls_verify in ("ca", "host") and tls.tls_ca not in (None, "", SYSTEM_TRUST)
+    own = tls.tls_verify in ("ca", "host") and (tls.tls_ca not in (None, "", SYSTEM_TRUST) or bool(tls.tls_names))
     # a session that is resumed shows no chain to hold against the records
     strict = replace(tls, tls="required", tls_verify=tls.tls_verify if own else "no", tls_session_resumption=False)
     return base._replace(
@@ -238,6 +243,12 @@ def _of_dane(found: TlsaFound | None, fit: tuple[Tlsa, ...]) -> list[str]:
     shown += [f"DANE: TLSA {found.name} {record}, which is not used" for record in lame]
     more = len(shown) - MOST_TOLD
     return [*shown[:MOST_TOLD], f"DANE: TLSA {found.name}, {more} more"] if more > 0 else shown
+
+
+def _of_configuration(tls: OutboundTls) -> str:
+    words = f"TLS = {tls.tls}, TLS_Verify = {tls.tls_verify}"
+    words += f", TLS_Names = {', '.join(tls.tls_names)}" if tls.tls_names else ""
+    return words + (f", TLS_SPKI = {', '.join(tls.tls_spki)}" if tls.tls_spki else "")
 
 
 def _of_sts(policy: StsPolicy | None) -> list[str]:

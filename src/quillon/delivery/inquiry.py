@@ -42,8 +42,9 @@ class Inquiry:
             if not messages:
                 break
             for message in messages:
-                settings = dispatcher.admission.settings(key_of(message))
-                asked = override.asked(message, *settings, dispatcher.services.hooks)
+                key, admission = key_of(message), dispatcher.admission
+                known = (*admission.settings(key), dispatcher.services.hooks, admission.contract(key))
+                asked = override.asked(message, *known)
                 task = asyncio.get_running_loop().create_task(asyncio.wait_for(asked, PATIENCE))
                 self._asking.add(task)
                 task.add_done_callback(partial(self._asked, message, dispatcher.services))

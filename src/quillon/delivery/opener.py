@@ -157,7 +157,7 @@ class Opener:
         while (step := attempt.next_step()) is not None:
             if (wait := self._no_turn(queue, step.host)) is not None:
                 return wait
-            names = certificate_names(step.host.name, key.domain, key.via)
+            names = certificate_names(rules.tls, step.host.name, key.domain, key.via)
             demand: Demand | Refused = plain(rules.tls, names)
             if published is not None:
                 domain = lookup_name(key.domain)

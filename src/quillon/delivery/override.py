@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from quillon.config.contracts import KIND as CONTRACT
+from quillon.config.contracts import Contract
 from quillon.config.model import Config
 from quillon.config.outbound import DEMANDS
+from quillon.config.scope import Node
 from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.mail.message import TLS_STRENGTH, VERIFY_STRENGTH, Message, TlsDemand
 from quillon.mail.outcome import Delivered, Outcome, PermanentFailure, TransientFailure
@@ -105,12 +108,17 @@ def lost(message: Message, config: Config, now: TlsDemand, *, by_policy: bool) -
         if one.scope == "policy":
             if not by_policy:
                 return Held(f"the policy that demanded {before} is gone")
-        elif not any(one.option in node.settings for node in config.stanzas.at_path(one.scope)):
+        elif not any(_speaks_of(node, one.option) for node in config.stanzas.at_path(one.scope)):
             return Held(f"{one.scope} ({one.place}) demanded {before}, and says nothing of {one.option} any more")
         elif one.scope_now != one.scope:
             by = f"{one.scope_now} ({one.place_now})" if one.scope_now else f"the default of {one.option}"
             return Held(f"{one.scope} ({one.place}) demanded {before}, and {by}, which is weaker, goes before it")
     return None
+
+
+def _speaks_of(node: Node, option: str) -> bool:
+    """Whether a stanza says something of an option; a contract does by `outbound` alone, of all that it demands."""
+    return option in node.settings or (node.kind == CONTRACT and "outbound" in node.settings)
 
 
 def eased(message: Message, now: TlsDemand) -> str:
@@ -124,9 +132,10 @@ def eased(message: Message, now: TlsDemand) -> str:
 
 
 def of(
-    message: Message, settings: DeliverySettings, tls: OutboundTls, hooks: TlsHooks
+    message: Message, settings: DeliverySettings, tls: OutboundTls, hooks: TlsHooks, contract: Contract | None
 ) -> Override | Pending | str | None:
-    """What is particular to a message, or None; words if policy fails, with which the message has to wait.
+    """What is particular to a message, or None; words if policy fails, with which the message has to wait. What policy
+    says of TLS holds above what a `contract` wants, not below.
 
     The message is shown without its header, which may not be resident.
     """
@@ -137,13 +146,13 @@ def of(
     try:
         if set_here or settings.outbound_smtp_auth_type != "false":
             login = _login(_auth_call(message, settings), hooks.policy)
-        return _override(message, tls, hooks, login)
+        return _override(message, tls, hooks, login, contract)
     except HookFailed as error:
         return str(error)
 
 
 async def asked(
-    message: Message, settings: DeliverySettings, tls: OutboundTls, hooks: TlsHooks
+    message: Message, settings: DeliverySettings, tls: OutboundTls, hooks: TlsHooks, contract: Contract | None
 ) -> Override | str | None:
     """As `of`, once outbound_smtp_auth_config has been asked."""
     call = _auth_call(message, settings)
@@ -157,16 +166,20 @@ async def asked(
                     await said
             except Exception as error:
                 raise _failed(policy, f"{Hook.OUTBOUND_AUTH.value} error in {name}: {words_of(error)}") from None
-        return _override(message, tls, hooks, _login(call, policy))
+        return _override(message, tls, hooks, _login(call, policy), contract)
     except HookFailed as error:
         return str(error)
 
 
-def _override(message: Message, tls: OutboundTls, hooks: TlsHooks, login: Login | None) -> Override | None:
+def _override(
+    message: Message, tls: OutboundTls, hooks: TlsHooks, login: Login | None, contract: Contract | None
+) -> Override | None:
     """Raises HookFailed."""
     other = tls
     if hooks.asks(Hook.OUTBOUND_PARAMETERS):
         other = hooks.outbound_parameters(call_about(message, Hook.OUTBOUND_PARAMETERS), tls)
+        if contract is not None:
+            other = contract.on(other)
     if other == tls and login is None:
         return None
     return Override(other if other != tls else None, login)

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from quillon.config.model import Config
 from quillon.delivery import override
 from quillon.delivery.bounce import Bouncer
+from quillon.delivery.tls_policy import would_wait
 from quillon.mail.event import Attempted, Event, TlsFacts
 from quillon.mail.message import Message
-from quillon.mail.outcome import Outcome, PermanentFailure, TransientFailure
+from quillon.mail.outcome import Delivered, Outcome, PermanentFailure, TransientFailure
 from quillon.net.clock import Clock
 from quillon.policy.hook import Policy
 from quillon.queue import retry
@@ -88,7 +89,9 @@ class Settlement:
         if isinstance(settled, retry.Delay):
             override.requeued(message, now, policy)
         source = local_ip or self._source(message)
-        event = Attempted(now, message, outcome, demand, facts, host, source, reasons)
+        event = Attempted(
+            now, message, outcome, demand, facts, host, source, reasons, self._would_wait(message, outcome, facts)
+        )
         self._prove(event, lambda: self._follow(event, settled, quiet=quiet))
 
     def _follow(self, event: Attempted, settled: retry.Settled, *, quiet: bool) -> None:
@@ -103,6 +106,14 @@ class Settlement:
             assert isinstance(outcome, TransientFailure), "only these are tried again"
             self._kept(message, outcome, event.time)
             self._requeue(message)
+
+    def _would_wait(self, message: Message, outcome: Outcome, facts: TlsFacts | None) -> str:
+        """What TLS_Enforce = report tells of a delivery."""
+        if not isinstance(outcome, Delivered) or not self.config.outbound.any_reported:
+            return ""
+        group, binding = message.binding_group, message.binding
+        wanted = self.config.outbound.reported(group, binding, message.destination, message.via)
+        return would_wait(wanted, facts) if wanted is not None else ""
 
     def _source(self, message: Message) -> str:
         """The source address that the configuration wants for a message that no connection was there for."""

@@ -62,4 +62,5 @@ def _serves(connection: Connection, its: Queue, queue: Queue, ehlo_name: str) ->
     )
     if not same or not connection.usable or connection.exhausted:
         return False
-    return connection.turn_to(certificate_names(connection.host_name, key.domain, key.via), lookup_name(key.domain))
+    names = certificate_names(rules.tls, connection.host_name, key.domain, key.via)
+    return connection.turn_to(names, lookup_name(key.domain))

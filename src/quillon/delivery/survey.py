@@ -61,7 +61,7 @@ async def of_hosts(
         problem, published = str(published.reply), Published()
     rows = []
     for host in hosts:
-        names = certificate_names(host.name, domain, routing.via)
+        names = certificate_names(tls, host.name, domain, routing.via)
         rows.append((host, await standards.of_host(host, names, tls, lookup_name(domain), published)))
     return Survey(domain, problem, await standards.sts(domain, settings), tuple(rows))
 

@@ -16,12 +16,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from quillon.config.outbound import lookup_name
+from quillon.config.outbound import Reported, lookup_name
 from quillon.config.settings import OutboundTls
 from quillon.mail import reply as replies
+from quillon.mail.event import TlsFacts
 from quillon.mail.reply import Reply
 from quillon.mail.shown import NAME, joined
 from quillon.tls import identity
+from quillon.tls.proven import enough
 from quillon.tls.verdict import Certificate, Verdict, printable
 
 
@@ -56,7 +58,8 @@ class Judgement:
     """What TLS_Verify makes of a verdict: mail goes unless there is a `reply`.
 
     `level` is what has been proven, whatever was demanded: none, ca (a trusted chain), host (and one of the names
-    wanted, `matched`), or policy. `verified` tells whether that is host or policy; None where nothing was checked.
+    wanted, `matched`), key (of TLS_SPKI, without a chain), or policy. `verified` tells whether that is more than a
+    chain; None where nothing was checked.
     """
 
     verified: bool | None
@@ -111,6 +114,16 @@ def foresee(tls: OutboundTls, observed: Observed, names: Iterable[str]) -> Fores
     return Foreseen("tls", judgement.verified, judgement.cause)
 
 
+def would_wait(wanted: Reported, facts: TlsFacts | None) -> str:
+    """The cause why a message that was delivered with these facts would have waited under other values of TLS and
+    TLS_Verify; empty if it would have gone."""
+    if facts is None or not facts.protocol:
+        return ((facts.cause if facts is not None else "") or "no_starttls") if wanted.tls == "required" else ""
+    if enough(facts.level, wanted.verify):
+        return ""
+    return facts.cause or "name_mismatch"
+
+
 REPLIES = {
     "name_mismatch": replies.CERT_WRONG_NAME,
     "expired": replies.CERT_EXPIRED,
@@ -118,9 +131,11 @@ REPLIES = {
 }
 
 
-def certificate_names(host: str, domain: str, via: str) -> tuple[str, ...]:
-    """Names that a certificate may bear: the host that MX, Routes or Gateway led to, the routing domain, and the
-    recipient's domain where its own stanza rules TLS."""
+def certificate_names(tls: OutboundTls, host: str, domain: str, via: str) -> tuple[str, ...]:
+    """Names that a certificate may bear: those of TLS_Names, else the host that MX, Routes or Gateway led to, the
+    routing domain, and the recipient's domain where its own stanza rules TLS."""
+    if tls.tls_names:
+        return tls.tls_names
     names = (host, lookup_name(domain), via)
     return tuple(dict.fromkeys(name for name in names if name and not name.startswith("#")))
 
@@ -130,9 +145,16 @@ def judge(tls: OutboundTls, verdict: Verdict, names: Iterable[str]) -> Judgement
 
     They are compared whatever is demanded, so that what is told of a delivery is what was proven.
     """
-    if tls.tls_verify == "no":
+    if tls.tls_verify == "no" and not tls.tls_spki:
         return Judgement(None)
     cause, detail, matched = verdict.cause, "", ""
+    if tls.tls_spki:
+        key = verdict.certificate.spki_sha256 if verdict.certificate is not None else ""
+        if key not in tls.tls_spki:
+            detail = f"the key has SHA-256 {key}" if key else "there is no certificate"
+            return Judgement(False, "key_mismatch", replies.CERT_WRONG_KEY, detail)
+        if tls.tls_verify == "no":
+            return Judgement(True, "", None, "", "key", key)
     certificate, wanted = verdict.certificate, [name for name in names if name]
     level = "none" if cause else verdict.level
     if not cause and certificate is not None:

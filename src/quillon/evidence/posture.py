@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from quillon.tls.proven import LEVELS, enough
+
 Row = dict[str, Any]
-_PROVEN = {"no": 0, "ca": 1, "host": 2}  # what TLS_Verify wants of a level
-_LEVELS = {"none": 0, "ca": 1, "host": 2, "policy": 2, "dane": 2}
 UNKNOWN = "not_verified_then"  # nothing was verified when it was delivered
 
 
@@ -28,12 +28,15 @@ class Day:
     causes: Counter[str] = field(default_factory=Counter)
     standards: Counter[str] = field(default_factory=Counter)
     certificates: Counter[str] = field(default_factory=Counter)
+    would_wait: Counter[str] = field(default_factory=Counter)
     changes: list[str] = field(default_factory=list)
 
     def note(self, row: Row) -> None:
         """One attempt, or one host that failed."""
         tls = row["tls"] or {}
         self.attempts += 1
+        if row.get("would_wait"):
+            self.would_wait[row["would_wait"]] += 1
         cause = row.get("cause") or tls.get("cause", "")
         if cause:
             self.causes[cause] += 1
@@ -88,7 +91,7 @@ def _changes(before: Day, now: Day) -> Iterator[str]:
 
 
 def _verifies(day: Day) -> bool:
-    return any(_LEVELS.get(level, 0) for level in day.levels)
+    return any(LEVELS.get(level, 0) for level in day.levels)
 
 
 @dataclass
@@ -139,8 +142,7 @@ def held(row: Row, tls: str, verify: str) -> str:
     if not facts.get("protocol"):
         # under `ifavailable` a host without STARTTLS gets mail in clear, and so may one whose negotiation has failed
         return (facts.get("cause") or "no_starttls") if tls == "required" else ""
-    wanted = _PROVEN.get(verify, 0)
-    if _LEVELS.get(facts["level"], 0) >= wanted:
+    if enough(facts["level"], verify):
         return ""
     if facts["verified"] is None:
         return UNKNOWN

@@ -116,6 +116,8 @@ def _attempted(event: Attempted, salt: bytes) -> Row:
     if event.message.batch.tls_request:
         row["request"] = event.message.batch.tls_request
     row["binding"] = f"{event.message.binding_group}/{event.message.binding}"
+    if event.would_wait:
+        row["would_wait"] = event.would_wait
     row["clear"] = _in_clear(event)
     return row
 
@@ -140,7 +142,9 @@ def _rejected(event: Rejected) -> Row:
         "connection": str(event.connection_id),
         "from": {"ip": event.remote.rpartition(":")[0].strip("[]"), "pathway": event.pathway},
         "state": event.state,
+        "sender_domain": event.message_context.get("mailfrom_domain", ""),
         "module": event.module,
+        "cause": event.cause,
         "reply": said(str(event.reply)),
         "tls": _tls(event.tls),
     }

@@ -46,8 +46,11 @@ async def run(folder: Path, settings: DeliverySettings, columns: list[OutboundTl
 
 
 def trusting(tls: OutboundTls, farm: Farm) -> OutboundTls:
-    """The same settings with the farm's authority where there was one, which has no revocation lists."""
-    return dataclasses.replace(tls, tls_ca=str(farm.ca), tls_crl=None) if tls.tls_ca else tls
+    """The same settings with the farm's authority where there was one, which has no revocation lists, and the names of
+    its hosts. No peer has a key of TLS_SPKI."""
+    if tls.tls_ca:
+        tls = dataclasses.replace(tls, tls_ca=str(farm.ca), tls_crl=None)
+    return dataclasses.replace(tls, tls_names=())
 
 
 def lets_through(fault: Fault, result: Result) -> bool:

@@ -10,7 +10,7 @@ from quillon.delivery.attempt import Attempt
 from quillon.delivery.connection import Connection, ConnectionServices, Sent
 from quillon.delivery.route import Host
 from quillon.delivery.standards import plain
-from quillon.delivery.tls_policy import Foreseen
+from quillon.delivery.tls_policy import Foreseen, certificate_names
 from quillon.lab.farm import Farm
 from quillon.lab.faults import DOMAIN, Fault
 from quillon.mail.address import Mailbox
@@ -64,7 +64,7 @@ async def deliver(
     message = _message(services.clock.now())
     failed = ""
     while (step := attempt.next_step()) is not None:
-        demand = plain(tls, (fault.host, DOMAIN))
+        demand = plain(tls, certificate_names(tls, fault.host, DOMAIN, ""))
         connection = Connection(services, settings, demand, DOMAIN, "trial.test", owner=sender)
         obstructed = await connection.open(step)
         if obstructed is not None:

@@ -18,9 +18,11 @@ from functools import lru_cache
 from typing import Any
 
 from quillon import __version__
+from quillon.config.contracts import KIND
 from quillon.config.scope import IPAddress
 from quillon.config.values import TRUSTED_EXTENSIONS
 from quillon.listener import authentication, relay, trusted
+from quillon.listener.contract import Breach
 from quillon.listener.login import AUTH_KEYS, Login
 from quillon.listener.recorder import SessionRecord
 from quillon.listener.services import SessionServices
@@ -76,6 +78,7 @@ class EsmtpSession:
         self._task: asyncio.Task[None] | None = None
         self._record: SessionRecord | None = None
         self._rcpt_commands = 0  # since MAIL FROM
+        self._breach: Breach | None = None  # of a contract, by the last MAIL FROM
         self._ends_at = 0.0
         self._data_ends_at = 0.0
 
@@ -540,6 +543,10 @@ class EsmtpSession:
         context.message["mailfrom_string"] = shown.cut(event.line, shown.CONTEXT_VALUE)
         context.message["mailfrom_localpart"] = event.mailbox.local
         context.message["mailfrom_domain"] = event.mailbox.domain
+        self._breach = self._security.breach(event.mailbox.domain)
+        if self._breach is not None:
+            session.respond(self._breach.reply)
+            return None
         if event.requiretls:
             context.message["requiretls"] = "true"
         context.connection["connection_message_count"] = str(session.messages)
@@ -714,6 +721,7 @@ class EsmtpSession:
         pathway = self._context.connection.get("pathway", self._settings.pathway)
         self._services.note("rejections", self._remote[0])
         for state, reply in refusals:
+            breach = self._breach if self._breach is not None and reply is self._breach.reply else None
             if reply is replies.TLS_IN_CLEAR:
                 self._security.unsecured(HandshakeFailure("tls_on_clear_port"))
             self._services.log(
@@ -726,10 +734,11 @@ class EsmtpSession:
                     pathway_group=self._services.config.inbound.pathway_group(pathway),
                     state=state.value,
                     reply=reply,
-                    module=self._context.module or "core",
+                    module=KIND if breach is not None else self._context.module or "core",
                     connection_context=_texts(self._context.connection),
                     message_context=_texts(self._context.message),
                     tls=self._security.facts,
+                    cause=breach.cause if breach is not None else "",
                 )
             )
 

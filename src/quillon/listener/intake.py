@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from quillon.config.outbound import lookup_name
 from quillon.config.settings import ReceptionSettings
 from quillon.listener.services import SessionServices
 from quillon.mail import reply as replies
@@ -105,6 +106,9 @@ class Intake:
             return Reply(553, "5.1.3", f"not an address: {error}"), number
         if not all(one.domain for one in (*recipients, sender) if not one.null):
             return replies.UNQUALIFIED, number
+        contract = services.config.contracts.of(lookup_name(sender.domain))
+        if contract is not None and contract.inbound:
+            return replies.CONTRACT_NOT_SMTP.because(contract.domain), number
         if not recipients:
             return replies.NO_VALID_RECIPIENTS, number
         if settings.max_recipients_per_message and len(recipients) > settings.max_recipients_per_message:

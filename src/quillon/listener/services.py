@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from quillon.config.model import Config
 from quillon.config.settings import InboundTls, share
 from quillon.listener.authentication import Authenticator
+from quillon.listener.contract import ContractChecks
 from quillon.listener.failed_logins import FailedLogins
 from quillon.listener.recorder import Recorder
 from quillon.mail.event import Event, Panic
@@ -82,6 +83,7 @@ class SessionServices:
     turns: Turns
     note: Callable[[str, str], None] = lambda event, ip: None
     recorder: Recorder | None = None
+    contract_checks: ContractChecks = field(default_factory=ContractChecks)
     _date: tuple[int, str] = (0, "")
     _tls_usable: dict[InboundTls, float] = field(default_factory=dict)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from quillon.config.contracts import Contract
+from quillon.config.outbound import lookup_name
 from quillon.config.settings import InboundTls
+from quillon.listener.contract import Breach, Shown
 from quillon.listener.recorder import SessionRecord
 from quillon.listener.services import SessionServices
 from quillon.mail import reply as replies
@@ -14,7 +17,7 @@ from quillon.policy.context import Context, tls_variables
 from quillon.policy.hook import Call, Hook, Session
 from quillon.policy.tls import HookFailed
 from quillon.tls.engine import ContextError, Engine
-from quillon.tls.verdict import HandshakeFailure
+from quillon.tls.verdict import HandshakeFailure, Verdict
 
 
 class SessionTls:
@@ -31,6 +34,19 @@ class SessionTls:
         self._number = number
         self._context = context
         self._engine: Engine | None = None
+        self._verdict: Verdict | None = None
+        self._looked_at: dict[Contract, Breach | None] = {}
+
+    def breach(self, domain: str) -> Breach | None:
+        """What the session breaks of the contract that rules mail from a domain, if anything."""
+        contract = self._services.config.contracts.of(lookup_name(domain))
+        if contract is None or not contract.inbound:
+            return None
+        if contract not in self._looked_at:
+            chain = self._engine.chain() if self._engine is not None and self._verdict is not None else ()
+            shown = Shown(self.facts, self._verdict, chain)
+            self._looked_at[contract] = self._services.contract_checks.look(contract, shown)
+        return self._looked_at[contract]
 
     @property
     def handshaking(self) -> bool:
@@ -71,6 +87,8 @@ class SessionTls:
         if self._services.hooks.asks(Hook.INBOUND_VERIFY):
             call = Call(Hook.INBOUND_VERIFY, self._info, self._context)
             verdict = self._services.hooks.inbound_verdict(call, verdict)
+        self._verdict = verdict
+        self._looked_at.clear()
         presented = verdict.certificate is not None
         self.facts = verdict.facts(
             verified=verdict.chain_verified if presented and verdict.checked else None,

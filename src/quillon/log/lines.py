@@ -194,6 +194,8 @@ def as_json(event: Event) -> str:
         row |= {"local_ip": event.local_ip, "tls_option": demand.tls, "tls_option_at": demand.places[0] or "default"}
         row |= {"tls_verify": demand.verify, "tls_verify_at": demand.places[1] or "default"}
         row["tls"] = tls_row(event.tls)
+        if event.would_wait:
+            row["would_wait"] = event.would_wait
     elif isinstance(event, HostFailed):
         outcome = event.outcome
         row |= {"domain": event.domain, "host": event.host, "remote_ip": outcome.remote_ip, "local_ip": event.local_ip}
@@ -207,6 +209,8 @@ def as_json(event: Event) -> str:
             "reply": shown.cut(str(event.reply), shown.REPLY),
             "module": event.module,
         }
+        if event.cause:
+            row["cause"] = event.cause
         row["connection_context"] = _shown_context(event.connection_context)
         row["message_context"] = _shown_context(_without_secrets(event.message_context))
         row["tls"] = tls_row(event.tls)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from quillon.config.contracts import KIND as CONTRACT
 from quillon.mail.alert import Alert
-from quillon.mail.event import Attempted, Event, TlsFacts
+from quillon.mail.event import Attempted, Event, Received, Rejected, TlsFacts
 from quillon.mail.outcome import Delivered
 from quillon.tls.causes import ALERT, CAUSES
 
@@ -22,9 +23,16 @@ class TlsWatch:
     def __init__(self) -> None:
         self._known: OrderedDict[str, str] = OrderedDict()  # the version that worked, by domain
         self._wrong: dict[str, set[str]] = {}  # causes that were told of, by domain
+        self._breaches: OrderedDict[str, set[str]] = OrderedDict()  # of contracts, by the sender's domain
 
     def see(self, event: Event) -> Iterator[Alert]:
         """What an event changes."""
+        if isinstance(event, Rejected):
+            yield from self._broken(event)
+            return
+        if isinstance(event, Received):
+            yield from self._kept(event.message.batch.sender.domain)
+            return
         if not isinstance(event, Attempted):
             return
         domain, outcome = event.message.recipient.domain, event.outcome
@@ -45,6 +53,23 @@ class TlsWatch:
                     f"mail to {domain} goes in clear, and went over {before} before: STARTTLS is not offered any more"
                 )
                 yield Alert(f"tls {domain} lost", True, text, _advice(domain, "no_starttls"))
+
+    def _broken(self, event: Rejected) -> Iterator[Alert]:
+        """Mail from the domain of a contract was refused for it."""
+        if event.module != CONTRACT:
+            return
+        domain = event.message_context.get("mailfrom_domain", "")
+        self._breaches.setdefault(domain, set()).add(event.cause)
+        while len(self._breaches) > MOST:
+            self._breaches.popitem(last=False)
+        text = f"mail from {domain}, by {event.remote}, is refused for its TLS contract: {event.cause}"
+        remedy = CAUSES[event.cause].remedy if event.cause in CAUSES else ALERT
+        yield Alert(f"tls {domain} contract {event.cause}", True, text, remedy)
+
+    def _kept(self, domain: str) -> Iterator[Alert]:
+        """Mail has come from a domain again, whose contract lets it."""
+        for cause in sorted(self._breaches.pop(domain, ())):
+            yield Alert(f"tls {domain} contract {cause}", False, f"mail from {domain} keeps its TLS contract again")
 
     def _failing(self, domain: str, cause: str, facts: TlsFacts | None, *, delivered: bool) -> Alert:
         self._wrong.setdefault(domain, set()).add(cause)

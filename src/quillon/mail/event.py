@@ -58,7 +58,8 @@ class Received(NamedTuple):
 
 class Attempted(NamedTuple):
     """An attempt to deliver ended. `demand` is what ruled it; `local_ip` the source address that was used, or wanted
-    where no connection came about. `reasons` are those of the demand on the host, the winner first."""
+    where no connection came about. `reasons` are those of the demand on the host, the winner first; `would_wait` is the
+    cause why the message would not have gone, had TLS_Enforce not said to report it only."""
 
     time: float
     message: Message
@@ -68,6 +69,7 @@ class Attempted(NamedTuple):
     host: str = ""
     local_ip: str = ""
     reasons: tuple[str, ...] = ()
+    would_wait: str = ""
 
 
 class HostFailed(NamedTuple):
@@ -85,7 +87,7 @@ class HostFailed(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """A client was told no. `state` is a reception state of the log formats chapter, `module` the policy module that
-    refused, or core."""
+    refused, or core, or tls_contract, which has a `cause`."""
 
     time: float
     remote: str
@@ -99,6 +101,7 @@ class Rejected:
     connection_context: Mapping[str, str]
     message_context: Mapping[str, str]
     tls: TlsFacts | None = None
+    cause: str = ""
 
 
 class Discarded(NamedTuple):

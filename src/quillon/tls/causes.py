@@ -205,6 +205,18 @@ CAUSES: dict[str, Cause] = {
         _SHOW,
         "",
     ),
+    "key_mismatch": Cause(
+        "The certificate has another key than those of TLS_SPKI, or of a TLS_Contract.",
+        "The partner has a new key, or somebody is in between: ask, and add the new key beside the old one.",
+        f"{_SHOW} </dev/null | openssl x509 -noout -pubkey | openssl pkey -pubin -outform DER | openssl dgst -sha256",
+        "",
+    ),
+    "contract_no_tls": Cause(
+        "Mail from the domain of a TLS_Contract came without TLS, or in an older version than it allows.",
+        "Ask the partner, or see who else sends in its name: the log has the client's address.",
+        _SHOW,
+        "",
+    ),
     "rejected_by_policy": Cause(
         "A policy module said that the certificate is not good.",
         "See the module's own lines in the paniclog; its name stands in the detail.",

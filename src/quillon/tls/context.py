@@ -129,6 +129,8 @@ class Contexts:
             self._lists.pop(settings, None)
             self._lists_of(settings)
             settings = replace(settings, tls_session_resumption=False)
+        if settings.tls_spki:
+            settings = replace(settings, tls_session_resumption=False)
         return GnuTLSClient(settings) if settings.tls_engine == "gnutls" else OpenSSLClient(settings, self._clock)
 
     # the cache ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from OpenSSL import SSL, crypto
 
 _lib, _ffi = Binding.lib, Binding.ffi
 _READ = 65536  # octets; a record has 16384 at most (RFC 8446 5.2)
-_SERVER = 2  # X509_PURPOSE_SSL_SERVER of x509v3.h
+_CLIENT, _SERVER = 1, 2  # X509_PURPOSE_SSL_CLIENT and X509_PURPOSE_SSL_SERVER of x509v3.h
 UNREADABLE = 1  # X509_V_ERR_UNSPECIFIED
 
 
@@ -90,14 +90,15 @@ def resumed(connection: SSL.Connection) -> bool:
     return bool(_lib.SSL_session_reused(connection._ssl))
 
 
-def chain_error(leaf: bytes, above: Sequence[bytes], anchor: bytes) -> int:
-    """The X509_V_ERR number why a server's certificate and those sent with it, in DER, do not lead to `anchor`, root or
-    not, today; 0 if they do."""
+def chain_error(leaf: bytes, above: Sequence[bytes], anchors: Sequence[bytes], *, client: bool = False) -> int:
+    """The X509_V_ERR number why a server's certificate, or a `client`'s, and those sent with it, in DER, do not lead to
+    one of the `anchors`, root or not, today; 0 if they do."""
     try:
         store = crypto.X509Store()
-        store.add_cert(crypto.load_certificate(crypto.FILETYPE_ASN1, anchor))
+        for anchor in anchors:
+            store.add_cert(crypto.load_certificate(crypto.FILETYPE_ASN1, anchor))
         store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
-        _lib.X509_STORE_set_purpose(store._store, _SERVER)
+        _lib.X509_STORE_set_purpose(store._store, _CLIENT if client else _SERVER)
         others = [crypto.load_certificate(crypto.FILETYPE_ASN1, der) for der in above]
         own = crypto.load_certificate(crypto.FILETYPE_ASN1, leaf)
         crypto.X509StoreContext(store, own, others).verify_certificate()

@@ -18,6 +18,7 @@ from quillon.config.settings import DeliverySettings, OutboundTls, build
 from quillon.delivery.connection import ConnectionServices
 from quillon.delivery.probe import VALUES, probe
 from quillon.delivery.route import Host
+from quillon.delivery.tls_policy import certificate_names
 from quillon.lab import trial
 from quillon.lab.farm import Farm
 from quillon.lab.faults import DOMAIN, FAULTS, Fault
@@ -79,7 +80,10 @@ class Field:
         tls = outbound(tls_ca=str(farm.ca), tls_engine=engine)
         hosts = [Host(fault.host, "127.0.0.1", farm.ports[fault.name]) for fault in FAULTS]
         reports = await asyncio.gather(
-            *(probe(host, (host.name, DOMAIN), settings, tls, services, "trial.test") for host in hosts)
+            *(
+                probe(host, certificate_names(tls, host.name, DOMAIN, ""), settings, tls, services, "trial.test")
+                for host in hosts
+            )
         )
         for value, verify in COLUMNS:
             changed = dataclasses.replace(tls, tls=value, tls_verify=verify)
@@ -173,6 +177,9 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "tls_enable_dhe_ciphers": (False, True),
     "tls_crl": (None,),  # tests/system/test_revocation.py
     "tls_crl_check": ("hard",),
+    "tls_names": ((), ("another.test",), ("a.farm.test", "good.farm.test", "tls12.farm.test")),
+    "tls_spki": ((), ("ab" * 32,)),
+    "tls_enforce": ("enforce",),  # what it loosens is loosened before: tests/unit/config/test_contracts.py
 }
 FOLLOWS = {"tls_engine", "tls_key"}  # the parameter of the test, and the certificate's
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import pytest
 from cryptography import x509
@@ -25,8 +26,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return [one.public_bytes(Encoding.DER) for one in (leaf, root.certificate)]
 
 
-def errors(leaf: bytes, above: object, anchor: bytes) -> str:
-    return chain_cause(chain_error(leaf, list(above), anchor))  # type: ignore[call-overload]
+def errors(leaf: bytes, above: Sequence[bytes], anchor: bytes) -> str:
+    return chain_cause(chain_error(leaf, above, [anchor]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+"""TLS that two parties have agreed on: one stanza for both directions. Pure.
+
+    TLS_Contract "bank.fi" { CA = bank-ca.pem Names = ( "mx.bank.fi" ) }
+
+What is sent to the domain, and what comes from it, goes over TLS of a version agreed on, with a certificate of the
+authority, names or keys agreed on. It is a floor: options and policies may demand more, and nothing makes it less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from quillon.config.cache import Cache
+from quillon.config.scope import Entry, Node, resolve
+from quillon.config.settings import OutboundTls
+from quillon.config.tree import Tree
+from quillon.config.values import PROTOCOLS
+
+KIND = "tls_contract"
+SYSTEM_TRUST = "system"  # TLS_CA
+
+
+class Contract(NamedTuple):
+    """`domain` is its label, `path` and `place` say where it stands; `inbound` and `outbound` whether it holds in that
+    direction. `ca` is a file of authorities, `names` are those of which a certificate has to bear one, `spki` SHA-256
+    of keys in hexadecimal digits; none of either: as the direction itself has it. `client_certificate` tells that mail
+    from the domain has to come with one."""
+
+    domain: str
+    path: str
+    place: str
+    inbound: bool
+    outbound: bool
+    ca: str | None
+    names: tuple[str, ...]
+    spki: tuple[str, ...]
+    min_version: str
+    client_certificate: bool
+
+    @property
+    def versions(self) -> frozenset[str]:
+        """The protocol versions that it allows."""
+        return frozenset(PROTOCOLS[PROTOCOLS.index(self.min_version) :])
+
+    @property
+    def by_key_alone(self) -> bool:
+        """Whether a key is all that a certificate is known by."""
+        return bool(self.spki) and not self.ca and not self.names
+
+    def terms(self) -> str:
+        """What it wants of a certificate, in words; empty for nothing."""
+        wanted = [f"CA {self.ca}"] if self.ca else []
+        wanted += [f"names {', '.join(self.names)}"] if self.names else []
+        wanted += [f"{len(self.spki)} keys"] if self.spki else []
+        return "; ".join(wanted)
+
+    def on(self, tls: OutboundTls) -> OutboundTls:
+        """TLS to the domain, where something else has been set: nothing of the contract is lost, and what is stricter
+        stays."""
+        if not self.outbound:
+            return tls
+        kept = tls.tls_verify if tls.tls_verify in ("ca", "host") else "no"
+        verify = kept if self.by_key_alone else "host"
+        return replace(
+            tls,
+            tls="required",
+            tls_verify=verify,
+            tls_ca=self.ca or tls.tls_ca or (None if self.by_key_alone else SYSTEM_TRUST),
+            tls_protocols=tls.tls_protocols & self.versions,
+            tls_names=self.names or tls.tls_names,
+            tls_spki=self.spki or tls.tls_spki,
+        )
+
+
+class Contracts:
+    """Those of a configuration."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._known: Cache[str, tuple[Contract | None]] = Cache()
+        options = tree.table.modules[KIND].options
+        self._nodes = {
+            self._contract(node): node
+            for node in tree.root.of(KIND)
+            if resolve(options["enabled"], [node], tree.folder).value
+        }
+
+    def all(self) -> list[Contract]:
+        """Those that are switched on, in the order of the file."""
+        return list(self._nodes)
+
+    def node(self, contract: Contract) -> Node:
+        """Its stanza."""
+        return self._nodes[contract]
+
+    def of(self, domain: str) -> Contract | None:
+        """That of a domain, as `lookup_name` has it: the one of its name, else the first pattern that matches."""
+        if not self._nodes:
+            return None
+        known = self._known.get(domain)
+        if known is None:
+            stanzas = self._tree.root.matching(KIND, domain) if domain else []
+            by_stanza = {id(node): contract for contract, node in self._nodes.items()}
+            known = (next((by_stanza[id(node)] for node in stanzas if id(node) in by_stanza), None),)
+            self._known[domain] = known
+        return known[0]
+
+    def _contract(self, node: Node) -> Contract:
+        options = self._tree.table.modules[KIND].options
+        value = {name: resolve(option, [node], self._tree.folder).value for name, option in options.items()}
+        names = tuple(name.lower() for name in value["names"] or ())
+        spki = tuple(value["spki"] or ())
+        known = bool(value["ca"] or names or spki)
+        client = value["client_certificate"]
+        return Contract(
+            domain=node.label,
+            path=node.path,
+            place=str(node.position),
+            inbound=value["inbound"] == "required",
+            outbound=value["outbound"] == "required",
+            ca=value["ca"] or None,
+            names=names,
+            spki=spki,
+            min_version=value["min_version"],
+            client_certificate=known if client is None else client == "true",
+        )
+
+    def entry(self, node: Node, option: str, tls: OutboundTls) -> Entry:
+        """How an option of TLS that a contract sets is shown: where the contract says so, or where it stands."""
+        said = {"tls": "outbound", "tls_ca": "ca", "tls_names": "names", "tls_spki": "spki"}
+        written = node.settings.get({**said, "tls_protocols": "min_version"}.get(option, ""))
+        value = getattr(tls, option)
+        shown = " ".join(sorted(value)) if isinstance(value, (frozenset, tuple)) else str(value)
+        return Entry(value, shown, written.position if written is not None else node.position)
