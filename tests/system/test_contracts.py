@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import smtplib
 import ssl
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from quillon.cli.main import main
 from quillon.lab.pki import DAY, SERVER, Authority, Issued
 from quillon.lab.sink import inbound_tls
 from quillon.tls.verdict import Certificate
@@ -251,3 +254,67 @@ def test_what_is_only_reported_goes_and_is_told(
     events = running.wait_attempts(*recipients)
     assert {row["outcome"] for row in events.values()} == {"delivered"}
     assert [events[to].get("would_wait", "") for to in recipients] == [cause for *_, cause in cases]
+
+
+def test_a_month_is_reported_to_auditors(
+    world: World, sinks: dict[str, SinkThread], server: Callable[..., Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    port, month = free_port(), datetime.now(UTC).strftime("%Y-%m")
+    agreed = f"""TLS_Contract "bank.test" {{ CA = "{world.bank_ca}" Names = ( {NAMES[0]} ) }}
+        TLS_Contract "shop.test" {{ Inbound = no }}"""
+    rest = f"""evidence {{ node = mx.quillon.test }} Retry_Interval = 100
+        Domain "bank.test" {{ Routes = ( "127.0.0.1:{sinks["good"].port}" ) }}
+        Domain "*.test" {{ Routes = ( "127.0.0.1:{sinks["clear"].port}" ) }}
+        ESMTP_Listener {{ TLS_Certificate = "{world.ours.certificate}" TLS_Key = "{world.ours.key}"
+          SMTP_Extensions = ( STARTTLS ) Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}"""
+    running = server(f"{agreed}\n{rest}").start()
+    send(port, "b@bank.test", "b@shop.test", "b@old.test")
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as session:
+        session.starttls(context=client(world, "good"))
+        session.sendmail("a@bank.test", ["b@old.test"], "Subject: y\r\n\r\nhello\r\n")
+    assert answer(port, None, "a@bank.test").startswith("451 4.7.6")
+    running.wait_attempts("b@bank.test", "b@shop.test")
+    until(lambda: len(sinks["clear"].messages) >= 2, "mail in clear to those who agreed on nothing")
+    running.stop()
+
+    def run(*words: str) -> tuple[int, str]:
+        capsys.readouterr()
+        status = main(["contract", *words, "-c", str(running.file)])
+        told = capsys.readouterr()
+        return status, told.out + told.err
+
+    status, text = run("list")
+    assert status == 0
+    assert "mail from it: TLS required, TLS 1.2 or later, with a client certificate\n    certificates: CA" in text
+    status, text = run("report", "--month", month)
+    assert status == 0, text
+    bank, shop = text.split("shop.test, ")
+    assert "bank.test, " in bank
+    assert ": kept" in bank
+    assert "from it: 1 messages; TLSv1.3 1" in bank
+    assert "held back: contract_no_tls 1" in bank
+    assert "to it: 1 messages; TLSv1.3 1" in bank
+    assert "to it: 0 messages" in shop
+    assert "held back: no_starttls 1\n" in shop
+    status, text = run("report", "bank.test", "--month", month, "--json")
+    found = json.loads(text)
+    assert [one["domain"] for one in found["contracts"]] == ["bank.test"]
+    assert [log["problems"] for log in found["logs"]] == [[]]
+    page = running.folder / "report.html"
+    assert run("report", "--month", month, "--html", str(page))[0] == 0
+    shown = page.read_text()
+    assert "<h2>shop.test: <span" in shown
+    assert found["logs"][0]["checkpoint"].splitlines()[2] in shown
+
+    assert "0 messages" in run("report", "bank.test")[1], "a month with nothing in it"
+    status, text = run("report", "old.test", "--month", month)
+    assert (status, "no TLS_Contract for old.test" in text) == (1, True)
+    assert "it is a year and a month" in run("report", "--month", "2026")[1]
+    running.configure(f'TLS_Contract "old.test" {{ Inbound = no }}\n{rest}')
+    status, text = run("report", "--month", month)
+    assert status == 3
+    assert "old.test, " in text
+    assert ": NOT KEPT" in text
+    assert "NOT AS AGREED: without TLS 2" in text
+    running.configure(f"{agreed}\n{rest}".replace("evidence {", "evidence { enabled = false"))
+    assert "no stanza evidence" in run("report")[1]

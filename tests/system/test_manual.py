@@ -93,6 +93,32 @@ def test_client_certificates(server: Callable[..., Server], folder: Path, pki: P
     assert send("client", "25", "x@anywhere.test") == "relaying denied"
 
 
+def test_contracts(server: Callable[..., Server], folder: Path, farm: Farm) -> None:
+    """The page's bank.fi in clear, and its old.example with its own key and another one."""
+    port = free_port()
+    running = server(example("contracts.md", "contracts").replace('":25"', f'"127.0.0.1:{port}"')).start()
+    answers = []
+    for sender in ("a@bank.fi", "a@x.hospital.example"):
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            client.ehlo()
+            answers.append(client.mail(sender)[0])
+    assert answers == [451, 250]
+    running.stop()
+    text = example("contracts.md", "pinned").replace("pki/ca.pem", str(farm.ca))
+    own = ssl.PEM_cert_to_DER_cert((farm.folder / "self-signed.pem").read_text())
+    outcomes = []
+    for number, pin in enumerate(("0" * 64, Certificate(own).spki_sha256)):
+        routes = f'Domain "old.example" {{ Routes = ( "smtp://127.0.0.1?port={farm.ports["self-signed"]}" ) }}'
+        listener = f'ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}'
+        running = server(f"{text.replace('0' * 64, pin)}\n{routes}\n{listener}", name=f"p{number}").start()
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            client.sendmail("a@example.test", ["b@old.example"], MESSAGE)
+        event = running.wait_events("attempt")[0]
+        outcomes.append((event["outcome"], event.get("cause", "")))
+        running.stop()
+    assert outcomes == [("transient_failure", "key_mismatch"), ("delivered", "")]
+
+
 def test_requiring(server: Callable[..., Server], folder: Path, farm: Farm) -> None:
     """The page's bank.fi, sent to hosts that are good, unknown and without TLS."""
     port = free_port()

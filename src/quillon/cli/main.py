@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "proof": ("proof", "verify the log of evidence and add up; its key; delete whom a message was for"),
     "posture": ("posture", "tell what a partner did with TLS day by day, out of the evidence"),
     "dry-run": ("posture", "tell what stricter settings would have held back, out of the evidence"),
+    "contract": ("contract", "list what has been agreed on with partners of TLS; report whether it was kept"),
     "tls-probe": ("tls_probe", "tell what a host does with TLS"),
     "tls-setup": ("tls_setup", "print what a domain of yours should publish of its TLS, and check what it does"),
     "selftest": ("selftest", "run a configuration's deliveries against broken peers"),

@@ -1,0 +1,110 @@
+"""Whether a TLS contract was kept, out of records of evidence. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from quillon.config.contracts import Contract
+from quillon.tls.proven import enough
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Direction:
+    """What went one way. `messages` were taken or delivered; `breaches` of them went otherwise than agreed on, by how;
+    `held` were refused, or waited, by cause: each message once, however often it was tried; `passed_over` are hosts
+    that were tried in vain; `days` have what was held and broken by day."""
+
+    messages: int = 0
+    protocols: Counter[str] = field(default_factory=Counter)
+    peers: Counter[str] = field(default_factory=Counter)
+    certificates: Counter[str] = field(default_factory=Counter)
+    breaches: Counter[str] = field(default_factory=Counter)
+    held: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    days: Counter[str] = field(default_factory=Counter)
+    _known: set[tuple[str, str]] = field(default_factory=set)
+
+    def passed(self, row: Row, peer: str, broken: str) -> None:
+        """A message went; `broken` says what was not as agreed on."""
+        tls = row["tls"] or {}
+        self.messages += 1
+        self.protocols[tls.get("protocol") or "in clear"] += 1
+        self.peers[peer] += 1
+        if tls.get("certificates"):
+            self.certificates[tls["certificates"][0]] += 1
+        if broken:
+            self.breaches[broken] += 1
+            self.days[row["at"][:10]] += 1
+
+    def shown(self) -> Row:
+        """For JSON."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def hold(self, row: Row, cause: str) -> None:
+        """A message was not taken, or not sent."""
+        message = row.get("id")
+        if message is not None:
+            if (message, cause) in self._known:
+                return
+            self._known.add((message, cause))
+        self.held[cause] += 1
+        self.days[row["at"][:10]] += 1
+
+
+@dataclass
+class Report:
+    """One contract in a time."""
+
+    contract: Contract
+    inbound: Direction = field(default_factory=Direction)
+    outbound: Direction = field(default_factory=Direction)
+
+    @property
+    def kept(self) -> bool:
+        """Whether no message went otherwise than agreed on."""
+        return not self.inbound.breaches and not self.outbound.breaches
+
+    def note(self, row: Row) -> None:
+        """One record of mail from or to the domain."""
+        kind = row["kind"]
+        if kind == "reception":
+            self.inbound.passed(row, row["from"]["ip"], self._broken(row, client=True))
+        elif kind == "refusal":
+            self.inbound.hold(row, row["cause"])
+        elif kind == "attempt" and row["outcome"] == "delivered":
+            self.outbound.passed(row, row["host"]["name"] or row["host"]["ip"], self._broken(row, client=False))
+        elif kind == "attempt" and row["cause"]:
+            self.outbound.hold(row, row["cause"])
+        elif kind == "host" and row["cause"]:
+            self.outbound.passed_over[f"{row['host']['name'] or row['host']['ip']} {row['cause']}"] += 1
+
+    def _broken(self, row: Row, *, client: bool) -> str:
+        """What is not as agreed on about a message that passed; empty if nothing is."""
+        contract, tls = self.contract, row["tls"] or {}
+        if not (contract.inbound if client else contract.outbound):
+            return ""
+        if not tls.get("protocol"):
+            return "without TLS"
+        if tls["protocol"] not in contract.versions:
+            return f"over {tls['protocol']}"
+        if client:
+            return "without a certificate" if contract.client_certificate and not tls["certificates"] else ""
+        return "" if enough(tls["level"], "host") else f"to a host that had proven {tls['level']} only"
+
+
+def reports(rows: Iterable[Row], contracts: Iterable[Contract], of: Callable[[str], Contract | None]) -> list[Report]:
+    """One for each contract; `of` gives that of a domain. Rows are records of evidence of a time."""
+    found = {contract: Report(contract) for contract in contracts}
+    for row in rows:
+        domain = row.get("sender_domain" if row["kind"] in ("reception", "refusal") else "to", "")
+        if row["kind"] == "refusal" and row["module"] != "tls_contract":
+            continue
+        contract = of(domain) if domain else None
+        if contract is not None and contract in found:
+            found[contract].note(row)
+    return list(found.values())
