@@ -12,10 +12,12 @@ import smtplib
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -465,3 +467,148 @@ def test_large_messages_are_found_as_well(server: Callable[..., Server], capsys:
         running.wait_attempts("b@clear.test")
         running.stop()
         assert prove(running, "prove", "big@home") == 0
+
+
+TSA_CONFIG = """
+[tsa]
+default_tsa = here
+[here]
+serial = {folder}/serial
+crypto_device = builtin
+signer_digest = sha256
+default_policy = 1.2.3.4.1
+digests = sha256
+ordering = yes
+tsa_name = yes
+ess_cert_id_alg = sha256
+[extensions]
+extendedKeyUsage = critical, timeStamping
+"""
+
+
+class StampAuthority:
+    """One that `openssl ts` answers for, over HTTP. `mood` is `good`, `refuses`, `lies` or `gone`."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder, self.mood, self.asked = folder, "good", 0
+        (folder / "ts.cnf").write_text(TSA_CONFIG.format(folder=folder))
+        (folder / "serial").write_text("01\n")
+        self._openssl("req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 9 -subj /CN=Stamps")
+        self._openssl("req -newkey rsa:2048 -nodes -keyout tsa.key -out tsa.csr -subj /CN=tsa.test")
+        signed = "x509 -req -in tsa.csr -CA ca.pem -CAkey ca.key -days 9 -out tsa.pem -extfile ts.cnf"
+        self._openssl(f"{signed} -extensions extensions")
+        authority = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                query = self.rfile.read(int(self.headers["Content-Length"]))
+                assert self.headers["Content-Type"] == "application/timestamp-query"
+                body = authority.answer(query)
+                self.send_response(200 if body else 503)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/tsr"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def _openssl(self, words: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(["openssl", *words.split()], cwd=self.folder, check=True, capture_output=True, **more)
+
+    def answer(self, query: bytes) -> bytes:
+        self.asked += 1
+        if self.mood == "gone":
+            return b""
+        if self.mood == "lies":
+            (self.folder / "other").write_bytes(b"something else")
+            query = self._openssl("ts -query -data other -sha256 -cert").stdout
+        elif self.mood == "refuses":
+            query = self._openssl("ts -query -data ts.cnf -md5").stdout
+        (self.folder / "query").write_bytes(query)
+        made = "ts -reply -queryfile query -config ts.cnf -section here -signer tsa.pem -inkey tsa.key -chain ca.pem"
+        return self._openssl(made).stdout
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Any:
+    require("openssl")
+    made = StampAuthority(tmp_path / "tsa")
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.mark.peer
+def test_an_authority_outside_says_when(
+    server: Callable[..., Server], authority: StampAuthority, tmp_path: Path, capsys: Any
+) -> None:
+    port = free_port()
+    stamped = f"""time_stamp_authority = "{authority.url}" time_stamp_ca = "{authority.folder}/ca.pem"
+        time_stamp_interval = 1 checkpoint_interval = 1"""
+    with SinkThread() as sink:
+        text = CONFIG.format(port=port, clear=sink.port).replace("checkpoint_interval = 1", stamped)
+        running = server(text).start()
+        log = running.folder / "spool/evidence/worker-0"
+        authority.mood = "gone"
+        send(port, "a@clear.test", message_id="1@sender.test")
+        running.wait_attempts("a@clear.test")
+        for mood in ("gone", "lies", "refuses"):
+            authority.mood, authority.asked = mood, 0
+            until(lambda: authority.asked, f"an authority that {mood} is asked again")
+        authority.mood = "good"
+        until(lambda: list(log.glob("stamps/*.tsr")), "a time stamp")
+        until(lambda: "gives time stamps again" in "".join(running.log("paniclog.ec")), "word of that")
+        send(port, "b@clear.test", message_id="2@sender.test")
+        running.wait_attempts("b@clear.test")
+        until(lambda: len(list(log.glob("stamps/*.tsr"))) == 2, "another one")
+        running.stop()
+    assert sum("status 503" in line for line in running.log("paniclog.ec")) == 1
+
+    capsys.readouterr()
+    assert prove(running, "proof", "audit") == 0
+    assert "under a time stamp of 20" in capsys.readouterr().out
+    key = public_key(running, capsys)
+    folder = unpacked(running, "1@sender.test")
+    command = [sys.executable, "-I", "-S", "verify.py", ".", str(key), str(authority.folder / "ca.pem")]
+
+    def verify() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+    told = verify()
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count("in the log by ") == len(list(folder.glob("*.tsr"))) == 2
+    assert "with a time stamp" in verified(folder, key).stdout
+    first, second = sorted(log.glob("stamps/*.tsr"), key=lambda file: int(file.stem))
+    (folder / "0001.tsr").write_bytes(second.read_bytes())
+    assert "is no time stamp of this checkpoint" in verify().stderr
+    os.unlink(folder / "0001.tsr")
+    assert "has no time stamp yet" in verify().stderr
+
+    capsys.readouterr()
+    second.write_bytes(first.read_bytes())
+    assert prove(running, "proof", "audit") == 3
+    assert f"stamps/{second.name}: the time stamp does not verify" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ('time_stamp_authority = "https://tsa.test/"', "go together"),
+        ('time_stamp_ca = "/etc/passwd"', "go together"),
+        ('time_stamp_authority = "tsa.test" time_stamp_ca = "/etc/passwd"', "it is a URL"),
+        ('time_stamp_authority = "https://tsa.test/" time_stamp_ca = "/etc/passwd"', "no certificate in PEM"),
+        ('time_stamp_authority = "https://tsa.test/" time_stamp_ca = "/missing.pem"', "/missing.pem"),
+    ],
+)
+def test_time_stamps_that_nothing_could_verify_are_refused(
+    server: Callable[..., Server], capsys: Any, options: str, word: str
+) -> None:
+    given = server(f"evidence {{ {options} }}")
+    assert main(["check", "-c", str(given.file)]) == 2
+    told = capsys.readouterr()
+    assert word in told.out + told.err

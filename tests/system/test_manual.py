@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from quillon.cli.main import main
 from quillon.lab.farm import Farm
 from quillon.lab.faults import FAULTS, Fault
 from quillon.tls.causes import CAUSES
@@ -117,6 +118,10 @@ def test_contracts(server: Callable[..., Server], folder: Path, farm: Farm) -> N
         outcomes.append((event["outcome"], event.get("cause", "")))
         running.stop()
     assert outcomes == [("transient_failure", "key_mismatch"), ("delivered", "")]
+
+
+def test_time_stamps(server: Callable[..., Server], folder: Path) -> None:
+    assert main(["check", "-c", str(server(example("evidence.md", "stamps")).file)]) == 0
 
 
 def test_requiring(server: Callable[..., Server], folder: Path, farm: Farm) -> None:

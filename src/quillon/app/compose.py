@@ -17,7 +17,7 @@ from quillon.config.settings import NodeSettings
 from quillon.config.syntax import Position
 from quillon.delivery.hosts import Own
 from quillon.delivery.standards import Standards
-from quillon.evidence import keys
+from quillon.evidence import keys, stamp
 from quillon.listener import credentials
 from quillon.listener.sockets import BindError, is_possible
 from quillon.log.macros import compile_format
@@ -85,14 +85,17 @@ def sts_policies(
 
 
 def _try_evidence(config: Config) -> list[str]:
-    """What is wrong with the key of evidence, where there is one already."""
+    """What is wrong with the key of evidence, where there is one already, and with what time stamps are verified by."""
     node = config.node()
     given = config.stanzas.evidence(node.spoolbase, hostname(node))
-    if given is None or not Path(given.key).exists():
+    if given is None:
         return []
     try:
-        keys.load(Path(given.key))
-    except keys.KeyFileError as error:
+        if Path(given.key).exists():
+            keys.load(Path(given.key))
+        if given.stamps is not None:
+            stamp.trust(given.stamps.ca)
+    except (keys.KeyFileError, stamp.StampError) as error:
         return [f"{next(config.root.of('evidence')).position}: evidence: {error}"]
     return []
 

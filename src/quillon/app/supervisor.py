@@ -676,6 +676,12 @@ def _status_words(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
 
 
+def _identity(config: Config) -> tuple[str, str, str] | None:
+    """Of the log of evidence, if one is kept."""
+    evidence = config.stanzas.evidence("", "")
+    return evidence.identity if evidence is not None else None
+
+
 def _needs_restart(old: Config, new: Config) -> list[str]:
     """Options marked so in the table whose global value has changed."""
     found = []
@@ -684,6 +690,6 @@ def _needs_restart(old: Config, new: Config) -> list[str]:
             before = resolve(option, [old.root], old.folder).value
             if before != resolve(option, [new.root], new.folder).value:
                 found.append(option.name)
-    if old.stanzas.evidence("", "") != new.stanzas.evidence("", ""):
+    if _identity(old) != _identity(new):
         found.append("evidence")
     return found

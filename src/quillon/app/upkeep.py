@@ -17,6 +17,7 @@ from quillon.app.tls_reports import TlsReports
 from quillon.app.watchman import Watchman
 from quillon.config.model import Config
 from quillon.delivery import report
+from quillon.evidence.stamp import TimeStamps
 from quillon.log.watch import TlsWatch
 from quillon.mail.alert import Alert
 from quillon.mail.event import Event, Notice
@@ -37,6 +38,7 @@ class Upkeep:
         self._worker = worker
         self._watchman: Watchman | None = None
         self._tls_reports: TlsReports | None = None
+        self._stamps: TimeStamps | None = None
         self._tls_watch = TlsWatch()
         self._told_of: set[str] = set()  # conditions that hold
         self._watches_at = 0.0
@@ -65,6 +67,7 @@ class Upkeep:
         if self._tls_reports is not None:
             self._tls_reports.write()
         self._tls_reports = self._reports_of(config)
+        self._stamps = self._stamps_of(config)
 
     def see(self, event: Event) -> None:
         """Whatever is logged."""
@@ -84,6 +87,8 @@ class Upkeep:
         self._look_at_descriptors()
         self._look_after_standards()
         self._sign()
+        if self._stamps is not None:
+            self._worker.spawn(self._stamps.look_after())
         if self._tls_reports is not None:
             self._worker.spawn(self._tls_reports.look_after())
         stamp = suspended.stamp(Path(self._worker.config.node().spoolbase))
@@ -164,6 +169,13 @@ class Upkeep:
         if evidence is not None and now >= self._signs_at and evidence.checkpoint():
             given = self._worker.config.stanzas.evidence("", "")
             self._signs_at = now + (given.checkpoint_interval if given is not None else 60)
+
+    def _stamps_of(self, config: Config) -> TimeStamps | None:
+        """Who has checkpoints stamped, if the configuration wants that."""
+        given, evidence = config.stanzas.evidence("", ""), self._worker.evidence
+        if given is None or given.stamps is None or evidence is None:
+            return None
+        return TimeStamps(given.stamps, evidence.folder, self._worker.clock, self._worker.report)
 
     def _watchman_of(self, config: Config) -> Watchman | None:
         """Who watches, if the configuration wants alerts."""

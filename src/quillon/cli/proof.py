@@ -9,17 +9,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from quillon.app import compose
 from quillon.cli.configuration import DEFAULT, FAULTY, read
 from quillon.config.settings import EvidenceSettings
-from quillon.evidence import keys, note, proof
+from quillon.evidence import keys, note, proof, stamp
 from quillon.evidence.files import DamagedError, LogFiles
 from quillon.evidence.keys import KeyFileError
 from quillon.evidence.note import NoteError
 from quillon.evidence.record import who
+from quillon.evidence.stamp import StampError
 
 BROKEN = 3  # exit status of an audit that has found something
 
@@ -39,6 +41,7 @@ def add(commands: Any) -> None:
     parser.add_argument("message", nargs="*", metavar="ID", help="for erase: a message")
     parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
     parser.add_argument("--key", metavar="FILE", help="the public key; by default public.pem beside the logs")
+    parser.add_argument("--tsa", metavar="FILE", help="audit: verifies time stamps; by default time_stamp_ca")
     parser.add_argument("--from", dest="begin", default="", metavar="TIME", help="audit: count from 2026-11-29T00 on")
     parser.add_argument("--to", dest="end", default="~", metavar="TIME", help="audit: count to before this time")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -82,7 +85,7 @@ def run(given: argparse.Namespace) -> int:
         if given.what == "erase":
             return _erase(settings, given.message)
         return _audit(settings, given)
-    except (KeyFileError, DamagedError, NoteError, OSError, ValueError) as error:
+    except (KeyFileError, DamagedError, NoteError, StampError, OSError, ValueError) as error:
         return _fail(str(error))
 
 
@@ -147,7 +150,9 @@ def _erase(settings: EvidenceSettings, messages: list[str]) -> int:
 
 def _audit(settings: EvidenceSettings, given: argparse.Namespace) -> int:
     key, folder = _key(settings, given), Path(settings.folder)
-    found = [_audited(log, key, settings.node) for log in proof.logs(folder)]
+    ca = given.tsa or (settings.stamps.ca if settings.stamps is not None else "")
+    authority = stamp.trust(ca) if ca else []
+    found = [_audited(log, key, settings.node, authority) for log in proof.logs(folder)]
     counts: Counter[str] = Counter()
     clear = 0
     for log in proof.logs(folder):
@@ -162,15 +167,14 @@ def _audit(settings: EvidenceSettings, given: argparse.Namespace) -> int:
             pass  # told by the audit of that log
         finally:
             files.close()
-    rows: list[dict[str, Any]] = [
-        {"log": str(one.log), "records": one.size, "signed": one.signed, "problems": list(one.problems)}
-        for one in found
-    ]
+    rows = [_row(one) for one in found]
     if given.json:
         print(json.dumps({"logs": rows, "counts": counts, "clear_octets": clear}, indent=2))
     else:
         for row in rows:
             print(f"{row['log']}: {row['records']} records, {row['signed']} under a signed checkpoint")
+            if row["stamped"]:
+                print(f"    {row['stamped']} under a time stamp of {row['stamped_at']}")
             print("".join(f"    BROKEN: {problem}\n" for problem in row["problems"]), end="")
         for name, count in sorted(counts.items()):
             print(f"{count:10} {name}")
@@ -178,11 +182,17 @@ def _audit(settings: EvidenceSettings, given: argparse.Namespace) -> int:
     return BROKEN if any(one.problems for one in found) else 0
 
 
-def _audited(log: Path, key: Ed25519PublicKey, node: str) -> proof.Audit:
+def _audited(log: Path, key: Ed25519PublicKey, node: str, authority: list[x509.Certificate]) -> proof.Audit:
     try:
-        return proof.audit(log, key, node)
+        return proof.audit(log, key, node, authority)
     except OSError as error:
         return proof.Audit(log, 0, 0, (f"{error.filename}: {error.strerror}",))
+
+
+def _row(one: proof.Audit) -> dict[str, Any]:
+    row = {"log": str(one.log), "records": one.size, "signed": one.signed, "problems": list(one.problems)}
+    at = one.stamped_at.isoformat() if one.stamped_at is not None else ""
+    return {**row, "stamped": one.stamped, "stamped_at": at}
 
 
 def _kind(row: dict[str, Any]) -> str:

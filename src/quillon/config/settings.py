@@ -373,6 +373,16 @@ class AlertSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StampSettings:
+    """Who puts time stamps on checkpoints: its URL, the file of certificates that it is verified by, and after how many
+    seconds the next one is wanted."""
+
+    url: str
+    ca: str
+    interval: int
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceSettings:
     """The evidence stanza: absolute paths, the name of this node, seconds between two checkpoints."""
 
@@ -380,6 +390,12 @@ class EvidenceSettings:
     key: str
     node: str
     checkpoint_interval: int
+    stamps: StampSettings | None = None
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What a running server cannot change."""
+        return self.folder, self.key, self.node
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from quillon.config.endpoint import parse_endpoint
 from quillon.config.scope import Entry, Node, ancestors, resolve
@@ -17,6 +18,7 @@ from quillon.config.settings import (
     LoggerSettings,
     PolicySettings,
     ScriptSettings,
+    StampSettings,
     TlsReportSettings,
     build,
 )
@@ -178,13 +180,14 @@ class Stanzas:
         return None
 
     def evidence(self, spool: str, hostname: str) -> EvidenceSettings | None:
-        """The evidence stanza, if there is one; what it leaves out is in `spool`, under the name `hostname`."""
+        """The evidence stanza, if there is one; what it leaves out is in `spool`, under the name `hostname`.
+        Raises ValueError for time stamps that nothing could verify."""
         for node in self.module_nodes("evidence"):
             values = self.module_values(node)
             folder = values["folder"] or f"{spool}/evidence"
             interval = max(int(values["checkpoint_interval"]), 1)
             key = values["key"] or f"{folder}/key.pem"
-            return EvidenceSettings(folder, key, values["node"] or hostname, interval)
+            return EvidenceSettings(folder, key, values["node"] or hostname, interval, _stamps(values))
         return None
 
     def tls_reports(self) -> TlsReportSettings | None:
@@ -238,3 +241,14 @@ def log_switch(stage: str) -> str:
     """`log_deliveries` for the stage delivery."""
     plural = {"delivery": "deliveries", "xfer": "xfers"}
     return f"log_{plural.get(stage, stage + 's')}"
+
+
+def _stamps(values: dict[str, Any]) -> StampSettings | None:
+    url, ca = values["time_stamp_authority"], values["time_stamp_ca"]
+    if not url and not ca:
+        return None
+    if not url or not ca:
+        raise ValueError("time_stamp_authority and time_stamp_ca go together: what is stamped has to be verified")
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise ValueError(f"time_stamp_authority = {url}: it is a URL, as https://tsa.example/tsr")
+    return StampSettings(url, ca, max(int(values["time_stamp_interval"]), 1))

@@ -8,17 +8,20 @@ import json
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from quillon.evidence import note, tree
+from quillon.evidence import note, stamp, tree
 from quillon.evidence.files import DamagedError, LogFiles
 from quillon.evidence.note import Checkpoint, NoteError
 from quillon.evidence.record import SALT, who
+from quillon.evidence.stamp import StampError
 
 Row = dict[str, Any]
 
@@ -27,11 +30,12 @@ What is in here was written by Quillon, the mail server of {node}.
 
 NNNN.json       a record, octet by octet as it stands in the log
 NNNN.proof      what leads from it to the signed checkpoint (c2sp.org/tlog-proof@v1)
+NNNN.tsr        the time stamp of an authority on that checkpoint (RFC 3161), where there is one
 NNNN.recipient  the salt and the address behind the record's `recipient`, where it was asked for and not deleted
 certificates/   the certificates that the other side showed, by SHA-256
 verify.py       checks all of it; needs Python 3 and openssl, and nothing of Quillon
 
-    python3 verify.py . PUBLIC-KEY.pem
+    python3 verify.py . PUBLIC-KEY.pem [TIME-STAMP-AUTHORITY.pem]
 
 The public key has to come to you another way than this file, and so has verify.py, for who forges the one forges the
 other: it is part of every Quillon (src/quillon/evidence/verify.py). The key that has signed, for comparison:
@@ -43,9 +47,14 @@ feed; the signature is the base64 behind the dash, without its first four octets
     openssl pkeyutl -verify -pubin -inkey PUBLIC-KEY.pem -rawin -in text -sigfile signature
     openssl x509 -inform der -in certificates/....der -noout -text
 
+A time stamp is of all that stands in NNNN.proof behind the first empty line:
+
+    openssl ts -verify -data checkpoint -in NNNN.tsr -CAfile TIME-STAMP-AUTHORITY.pem
+
 What this proves: that the log held this record when the checkpoint was signed, and that no record of it has been
-changed since. It does not prove that the server wrote down the truth, nor, without a checkpoint that somebody else has
-kept, that the whole log was not written anew.
+changed since. With a time stamp it proves that this was so at that time. It does not prove that the server wrote down
+the truth, nor, without a time stamp or a checkpoint that somebody else has kept, that the whole log was not written
+anew.
 """
 
 
@@ -103,10 +112,23 @@ def checkpoint(log: Path, key: Ed25519PublicKey) -> tuple[Checkpoint, str]:
     return note.read(text, key), text
 
 
-def proof(found: Found, key: Ed25519PublicKey) -> str:
-    """What leads from a record to the last checkpoint of its log, which is compared with the log. Raises DamagedError,
-    NoteError, OSError; ValueError for a record that no checkpoint covers yet."""
-    signed, text = checkpoint(found.log, key)
+class Proof(NamedTuple):
+    """What leads from a record to a checkpoint, and what an authority answered that was to put a time stamp on that;
+    empty where there is none."""
+
+    text: str
+    stamp: bytes = b""
+
+
+def proof(found: Found, key: Ed25519PublicKey) -> Proof:
+    """What leads from a record to the first checkpoint behind it that has a time stamp, or to the last one of its log.
+    It is compared with the log. Raises DamagedError, NoteError, OSError; ValueError for a record that no checkpoint
+    covers yet."""
+    stamped = stamp.first_over(found.log, found.place)
+    if stamped is not None:
+        signed, text = note.read(stamped.note, key), stamped.note
+    else:
+        signed, text = checkpoint(found.log, key)
     files = LogFiles(found.log)
     try:
         path = tree.inclusion(files, found.place, signed.size)
@@ -116,7 +138,7 @@ def proof(found: Found, key: Ed25519PublicKey) -> str:
         raise DamagedError(f"{found.log}: the log is not the one that its checkpoint has signed")
     lines = ["c2sp.org/tlog-proof@v1", f"index {found.place}"]
     lines += [base64.b64encode(one).decode() for one in path]
-    return "\n".join(lines) + "\n\n" + text
+    return Proof("\n".join(lines) + "\n\n" + text, stamped.response if stamped is not None else b"")
 
 
 def salt_of(found: Found) -> bytes:
@@ -151,7 +173,10 @@ def bundle(records: Sequence[Found], key: Ed25519PublicKey, recipient: str = "")
         names: set[str] = set()
         for number, found in enumerate(records, 1):
             archive.writestr(f"{number:04}.json", found.octets)
-            archive.writestr(f"{number:04}.proof", proof(found, key))
+            proven = proof(found, key)
+            archive.writestr(f"{number:04}.proof", proven.text)
+            if proven.stamp:
+                archive.writestr(f"{number:04}.tsr", proven.stamp)
             salt = salt_of(found)
             if recipient and salt and "recipient" in found.row and who(recipient, salt) == found.row["recipient"]:
                 archive.writestr(f"{number:04}.recipient", f"{salt.hex()} {recipient}\n")
@@ -169,18 +194,23 @@ MOST_PROBLEMS = 100  # that are told of one log
 
 
 class Audit(NamedTuple):
-    """What an audit of one log has found: records, how many of them the checkpoint covers, and what is wrong."""
+    """What an audit of one log has found: records, how many of them the checkpoint covers, how many a time stamp covers
+    and of when that is, and what is wrong."""
 
     log: Path
     size: int
     signed: int
     problems: tuple[str, ...]
+    stamped: int = 0
+    stamped_at: datetime | None = None
 
 
-def audit(log: Path, key: Ed25519PublicKey, node: str) -> Audit:
+def audit(log: Path, key: Ed25519PublicKey, node: str, authority: Sequence[x509.Certificate] = ()) -> Audit:
     """Compute a log's tree anew from its records, and compare it with what was signed of it: all checkpoints that were
-    kept, and the last. Each record has to say that it is of this log, and which number it has. Raises OSError."""
+    kept, and the last. Each record has to say that it is of this log, and which number it has. Time stamps are verified
+    by the certificates of their authority. Raises OSError."""
     problems: list[str] = []
+    stamped, stamped_at = _stamped(log, authority, problems) if authority else (0, None)
     notes = sorted(_checkpoints(log, key, f"{node}/{log.name}", problems), key=lambda one: one.size)
     edge, size, signed = tree.Edge(), 0, 0
 
@@ -204,7 +234,18 @@ def audit(log: Path, key: Ed25519PublicKey, node: str) -> Audit:
     problems += [f"the checkpoint of {known.size} records: there are only {size}" for known in notes]
     if size and not (log / "checkpoint").exists():
         problems.append("there is no checkpoint, so anything may have been changed behind the last that was kept")
-    return Audit(log, size, signed, tuple(dict.fromkeys(problems)))
+    return Audit(log, size, signed, tuple(dict.fromkeys(problems)), stamped, stamped_at)
+
+
+def _stamped(log: Path, authority: Sequence[x509.Certificate], problems: list[str]) -> tuple[int, datetime | None]:
+    """How many records a log has under its last good time stamp, and of when that is."""
+    best: tuple[int, datetime | None] = (0, None)
+    for size in stamp.sizes(log):
+        try:
+            best = (size, stamp.verified(stamp.load(log, size), list(authority)))
+        except (OSError, ValueError, StampError) as error:
+            problems.append(f"stamps/{size}.tsr: {error}")
+    return best
 
 
 def _checkpoints(log: Path, key: Ed25519PublicKey, origin: str, problems: list[str]) -> list[Checkpoint]:
@@ -234,8 +275,8 @@ def _misplaced(octets: bytes, index: int, log: str) -> list[str]:
 
 
 def _notes(log: Path) -> list[str]:
-    """The checkpoints that were kept, and the last."""
-    found: list[str] = []
+    """The checkpoints that were kept, those that have a time stamp, and the last."""
+    found = [stamp.load(log, size).note for size in stamp.sizes(log)]
     for name in ("checkpoints", "checkpoint"):
         try:
             text = (log / name).read_text(encoding="utf-8")

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""verify.py FOLDER PUBLIC-KEY.pem: are these records in the log that this key has signed, and who were they for?
+"""verify.py FOLDER PUBLIC-KEY.pem [TSA.pem]: are these records in the log that this key has signed, of whom, by when?
 
 Stands alone: the standard library and the command openssl are all it needs. FOLDER is a proof that `quillon prove` has
 made, unpacked. The key has to come to you another way than the proof: from the partner's contract, or his web site.
+TSA.pem are the certificates of the authority that has put time stamps on the log, from its own web site.
 """
 
 import base64
+import calendar
 import hashlib
 import hmac
 import json
@@ -13,6 +15,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 
 
 class NotProven(Exception):
@@ -78,15 +81,39 @@ def verify(record: bytes, proof: str, key: str) -> str:
     return f"record {index} of {size} in {origin}"
 
 
+def stamped(note: str, response: pathlib.Path, authority: str) -> str:
+    """When an authority had a checkpoint before it (RFC 3161). Its certificates have to be good at that time."""
+    command = ["openssl", "ts", "-reply", "-in", str(response), "-text"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    at = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("Time stamp:")]
+    must(len(at) == 1, f"{response.name} is no time stamp")
+    seconds = calendar.timegm(time.strptime(" ".join(at[0].split()), "%b %d %H:%M:%S %Y GMT"))
+    with tempfile.TemporaryDirectory() as folder:
+        data = f"{folder}/checkpoint"
+        pathlib.Path(data).write_bytes(note.encode())
+        command = ["openssl", "ts", "-verify", "-attime", str(seconds), "-data", data, "-in", str(response)]
+        done = subprocess.run([*command, "-CAfile", authority], capture_output=True, text=True, check=False)
+    must(done.returncode == 0, f"{response.name} is no time stamp of this checkpoint: {done.stderr.strip()}")
+    return at[0]
+
+
 def main() -> None:
-    folder, key = pathlib.Path(sys.argv[1]), sys.argv[2]
+    folder, key, authority = pathlib.Path(sys.argv[1]), sys.argv[2], "".join(sys.argv[3:4])
     files = sorted(folder.glob("*.json"))
     must(files, f"there are no records in {folder}")
     for file in files:
         octets = file.read_bytes()
-        where = verify(octets, file.with_suffix(".proof").read_text(encoding="utf-8"), key)
+        proof = file.with_suffix(".proof").read_text(encoding="utf-8")
+        where = verify(octets, proof, key)
         row = json.loads(octets)
         print(f"{file.name}: {where}: {row['at']} {row['kind']} {row.get('outcome', '')}".rstrip())
+        response = file.with_suffix(".tsr")
+        if authority:
+            must(response.exists(), f"{file.name} has no time stamp yet")
+            note = proof.split("\n\n", 1)[1]
+            print(f"    in the log by {stamped(note, response, authority)}")
+        elif response.exists():
+            print("    with a time stamp, which the certificates of its authority would verify")
         tls = row.get("tls") or {}
         for name in tls.get("certificates", []):
             certificate = folder / "certificates" / f"{name}.der"
