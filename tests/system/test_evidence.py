@@ -316,7 +316,7 @@ def test_posture_and_dry_run_tell_what_was_and_what_would_have_been(proven: Serv
     assert "127.0.0.1: 1 attempts; TLSv1.3 1; " in said
     assert "level host 1" in said
     assert prove(proven, "posture", "held.test", "--json") == 0
-    (day,) = json.loads(capsys.readouterr().out)
+    (day,) = json.loads(capsys.readouterr().out)["days"]
     assert day["causes"]["no_starttls"] >= 1
     assert prove(proven, "posture", "nowhere.test") == 1
     capsys.readouterr()

@@ -120,8 +120,9 @@ def test_contracts(server: Callable[..., Server], folder: Path, farm: Farm) -> N
     assert outcomes == [("transient_failure", "key_mismatch"), ("delivered", "")]
 
 
-def test_time_stamps(server: Callable[..., Server], folder: Path) -> None:
-    assert main(["check", "-c", str(server(example("evidence.md", "stamps")).file)]) == 0
+@pytest.mark.parametrize(("page", "name"), [("evidence.md", "stamps"), ("standards.md", "tls-report-receiver")])
+def test_what_can_be_loaded_as_it_stands(server: Callable[..., Server], folder: Path, page: str, name: str) -> None:
+    assert main(["check", "-c", str(server(example(page, name)).file)]) == 0
 
 
 def test_requiring(server: Callable[..., Server], folder: Path, farm: Farm) -> None:

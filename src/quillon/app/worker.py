@@ -210,6 +210,7 @@ class Worker:
         return Services(
             lookup=self._lookup,
             inject=self.inject,
+            log=self.log,
             sessions=self._count_sessions,
             delay_domain=lambda domain, note: _drop(self.dispatcher.sorting.delay_domain(domain, note)),
             hostname=self.hostname,

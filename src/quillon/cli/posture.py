@@ -16,18 +16,22 @@ from cryptography import x509
 
 from quillon.app import compose
 from quillon.cli.configuration import DEFAULT, FAULTY, read
+from quillon.config.model import Config
 from quillon.config.settings import EvidenceSettings
 from quillon.evidence import posture as records
 from quillon.evidence import proof
 from quillon.evidence.files import DamagedError, LogFiles
+from quillon.standards.report_store import ReportStore
+from quillon.standards.tlsrpt_received import Report
 
 _VALUES = {"tls": ("no", "ifavailable", "required"), "tls_verify": ("no", "optional", "ca", "host")}
+NO_EVIDENCE = "{} has no stanza evidence: nothing was recorded"
 SOON = 30  # days in which the end of a certificate is told
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("posture")
-    parser.add_argument("domain", help="a recipients' domain, or all")
+    parser.add_argument("domain", help="a recipients' domain, one of your own of which others report, or all")
     parser.set_defaults(run=posture)
     _common(parser)
     parser = commands.add_parser("dry-run")
@@ -44,29 +48,51 @@ def _common(parser: Any) -> None:
 
 
 def posture(given: argparse.Namespace) -> int:
-    """Exit status 0 where the domain was talked to."""
-    settings = _settings(given)
-    if isinstance(settings, int):
-        return settings
+    """Exit status 0 where the domain was talked to, or somebody has reported of it."""
+    config = read(given.config)
+    if config is None:
+        return FAULTY
+    settings, domain = _evidence(config), given.domain.lower()
+    store = ReportStore(Path(config.node().spoolbase, "tlsrpt/received"))
     try:
-        rows = list(_rows(settings, since(given.since), given.domain.lower()))
+        begin = since(given.since)
+        rows = list(_rows(settings, begin, domain)) if settings is not None else []
     except (DamagedError, OSError, ValueError) as error:
         return _fail(str(error))
-    days = records.posture(rows)
-    if not days:
-        return _fail(f"nothing was delivered to {given.domain}, or tried to be, since {given.since}")
-    ends = _ends(settings, days)
+    days, reports = records.posture(rows), list(store.of(domain, begin[:10]))
+    if settings is None and not reports:
+        return _fail(NO_EVIDENCE.format(given.config))
+    if not days and not reports:
+        return _fail(f"nothing was delivered to {given.domain}, or tried to be, or reported, since {given.since}")
+    ends = _ends(settings, days) if settings is not None else {}
     if given.json:
         shown = [{**vars(day), "certificate_ends": ends.get(_own(day), "")} for day in days]
-        print(json.dumps(shown, indent=2))
+        print(json.dumps({"days": shown, "reports": [report.row() for report in reports]}, indent=2))
         return 0
+    _print_days(days, ends)
+    for report in reports:
+        _print_report(report)
+    return 0
+
+
+def _print_days(days: list[records.Day], ends: dict[str, str]) -> None:
     for day in days:
         _print_day(day)
     for name, end in sorted({(day.host, ends[_own(day)]) for day in days[-50:] if _own(day) in ends}):
         left = (datetime.fromisoformat(end) - datetime.now(UTC)).days
         if left < SOON:
             print(f"{name}: its certificate ends in {left} days, {end[:10]}")
-    return 0
+
+
+def _print_report(report: Report) -> None:
+    """What somebody has told of sessions with a domain of ours."""
+    for policy in report.policies:
+        told = f"{policy.good} sessions, {policy.bad} failed"
+        print(f"{report.day} {policy.domain}, reported by {report.submitter} under {policy.type}: {told}")
+        for failure in policy.failures:
+            at = failure.mx or failure.receiving_ip
+            why = f", {failure.reason}" if failure.reason and failure.reason != failure.result else ""
+            print(f"    FAILED: {failure.result} {failure.sessions}{f' at {at}' if at else ''}{why}")
 
 
 def dry_run(given: argparse.Namespace) -> int:
@@ -94,9 +120,13 @@ def _settings(given: argparse.Namespace) -> EvidenceSettings | int:
     config = read(given.config)
     if config is None:
         return FAULTY
+    settings = _evidence(config)
+    return settings if settings is not None else _fail(NO_EVIDENCE.format(given.config))
+
+
+def _evidence(config: Config) -> EvidenceSettings | None:
     node = config.node()
-    settings = config.stanzas.evidence(node.spoolbase, compose.hostname(node))
-    return settings if settings is not None else _fail(f"{given.config} has no stanza evidence: nothing was recorded")
+    return config.stanzas.evidence(node.spoolbase, compose.hostname(node))
 
 
 def _fail(text: str) -> int:

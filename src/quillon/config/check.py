@@ -58,6 +58,7 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
     _check_http(config, faults)
     _check_alerts(config, faults)
     _check_tls_reports(config, faults)
+    _check_tls_report_receivers(config, faults)
     _check_evidence(config, faults)
     check_contracts(config, faults)
     return faults
@@ -197,6 +198,14 @@ def _check_tls_reports(config: Config, faults: list[Fault]) -> None:
             config.stanzas.tls_reports()
         except ValueError as error:
             faults.append(Fault(node.position, f"tls_reports: {error}"))
+
+
+def _check_tls_report_receivers(config: Config, faults: list[Fault]) -> None:
+    for node in config.root.of("tls_report_receiver"):
+        try:
+            config.stanzas.tls_report_receivers()
+        except ValueError as error:
+            faults.append(Fault(node.position, f"tls_report_receiver: {error}"))
 
 
 def _check_evidence(config: Config, faults: list[Fault]) -> None:

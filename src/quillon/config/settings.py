@@ -399,6 +399,17 @@ class EvidenceSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsReportReceiverSettings:
+    """A tls_report_receiver stanza: the address that reports come to, the seconds that they are kept, whether the mail
+    goes on to the address as well."""
+
+    name: str
+    address: Mailbox
+    keep: int
+    deliver: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TlsReportSettings:
     """The tls_reports stanza; `submitter` is the domain that reports."""
 

@@ -19,6 +19,7 @@ from quillon.config.settings import (
     PolicySettings,
     ScriptSettings,
     StampSettings,
+    TlsReportReceiverSettings,
     TlsReportSettings,
     build,
 )
@@ -200,6 +201,17 @@ class Stanzas:
             domain = sender.domain
             return TlsReportSettings(sender, domain, values["organization"] or domain, values["contact"] or str(sender))
         return None
+
+    def tls_report_receivers(self) -> list[TlsReportReceiverSettings]:
+        """The tls_report_receiver stanzas. Raises ValueError for one without an address."""
+        found = []
+        for node in self.module_nodes("tls_report_receiver"):
+            values = self.module_values(node)
+            address = values["address"]
+            if address is None or not address.domain:
+                raise ValueError("address has to be the one that _smtp._tls of your domains names")
+            found.append(TlsReportReceiverSettings(node.label, address, max(values["keep"], 86400), values["deliver"]))
+        return found
 
     def monitors(self) -> list[tuple[int, int]]:
         """The windows of inbound_audit, as seconds and number. Raises ValueError."""

@@ -24,9 +24,12 @@ from quillon.mail.event import (
     Received,
     Rejected,
     TlsFacts,
+    TlsReported,
 )
 from quillon.mail.message import Message
 from quillon.mail.outcome import Delivered, PermanentFailure, TransientFailure
+
+MOST_FAILURES = 50  # of a report of SMTP TLS that stand in a line
 
 
 def _field(text: str) -> str:
@@ -230,6 +233,11 @@ def as_json(event: Event) -> str:
     elif isinstance(event, Handshaken):
         row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.connection_id)}
         row |= {"ok": event.ok, "tls": tls_row(event.tls)}
+    elif isinstance(event, TlsReported):
+        row |= {"submitter": event.submitter, "day": event.day, "domain": event.domain, "policy": event.policy}
+        row |= {"sessions": event.good, "failed_sessions": event.bad}
+        shape = ("result", "host", "sessions")
+        row["failures"] = [dict(zip(shape, one, strict=True)) for one in event.failures[:MOST_FAILURES]]
     else:
         row["text"] = shown.cut(event.text, shown.PANIC)
     return json.dumps(row, separators=(",", ":"))
@@ -256,6 +264,7 @@ _NAMES: dict[type, str] = {
     Discarded: "discard",
     Authenticated: "authentication",
     Handshaken: "handshake",
+    TlsReported: "tls_report",
     Panic: "panic",
     Notice: "notice",
 }

@@ -19,6 +19,7 @@ from quillon.mail.event import (
     Received,
     Rejected,
     TlsFacts,
+    TlsReported,
 )
 from quillon.mail.outcome import Delivered, TransientFailure
 
@@ -30,6 +31,7 @@ HELP = {
     "quillon_authentications_total": "Attempts to authenticate that are accounted, by mechanism and result.",
     "quillon_host_failures_total": "Hosts that did not come to the point of taking mail, by TLS cause code or none.",
     "quillon_handshakes_total": "Inbound handshakes, by result and TLS version.",
+    "quillon_tls_reported_sessions_total": "Sessions of others with us that they have reported, by result.",
     "quillon_tls_failures_total": "TLS failures by direction and cause code.",
 }
 
@@ -70,6 +72,9 @@ class Metrics:
         elif isinstance(event, Authenticated):
             result = "pass" if event.ok else "fail"
             self.counts[_series("quillon_authentications_total", mechanism=event.mechanism, result=result)] += 1
+        elif isinstance(event, TlsReported):
+            self.counts[_series("quillon_tls_reported_sessions_total", result="ok")] += event.good
+            self.counts[_series("quillon_tls_reported_sessions_total", result="failed")] += event.bad
         elif isinstance(event, Handshaken):
             result = "ok" if event.ok else "failed"
             self.counts[_series("quillon_handshakes_total", result=result, version=event.tls.protocol or "none")] += 1

@@ -5,12 +5,12 @@ A partner is watched whose TLS is demanded, or has worked before: what never had
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 
 from quillon.config.contracts import KIND as CONTRACT
 from quillon.mail.alert import Alert
-from quillon.mail.event import Attempted, Event, Received, Rejected, TlsFacts
+from quillon.mail.event import Attempted, Event, Received, Rejected, TlsFacts, TlsReported
 from quillon.mail.outcome import Delivered
 from quillon.tls.causes import ALERT, CAUSES
 
@@ -25,6 +25,8 @@ class TlsWatch:
         self._wrong: dict[str, set[str]] = {}  # causes that were told of, by domain
         self._breaches: OrderedDict[str, set[str]] = OrderedDict()  # of contracts, by the sender's domain
 
+        self._reports: OrderedDict[tuple[str, str], None] = OrderedDict()  # of failures, by domain and who sent them
+
     def see(self, event: Event) -> Iterator[Alert]:
         """What an event changes."""
         if isinstance(event, Rejected):
@@ -32,6 +34,9 @@ class TlsWatch:
             return
         if isinstance(event, Received):
             yield from self._kept(event.message.batch.sender.domain)
+            return
+        if isinstance(event, TlsReported):
+            yield from self._reported(event)
             return
         if not isinstance(event, Attempted):
             return
@@ -65,6 +70,28 @@ class TlsWatch:
         text = f"mail from {domain}, by {event.remote}, is refused for its TLS contract: {event.cause}"
         remedy = CAUSES[event.cause].remedy if event.cause in CAUSES else ALERT
         yield Alert(f"tls {domain} contract {event.cause}", True, text, remedy)
+
+    def _reported(self, event: TlsReported) -> Iterator[Alert]:
+        """Somebody has told what he saw of a domain of ours; each of them is heard for himself."""
+        key, who = f"tls {event.domain} report {event.submitter}", (event.domain, event.submitter)
+        if event.bad:
+            self._reports[who] = None
+            while len(self._reports) > MOST:
+                self._reports.popitem(last=False)
+            ways = Counter[str]()
+            for result, _, sessions in event.failures:
+                ways[result] += sessions
+            told = ", ".join(f"{name} {count}" for name, count in ways.most_common(5)) or "without a reason"
+            text = (
+                f"{event.submitter} reports {event.bad} failed TLS sessions with {event.domain} on {event.day}: {told}"
+            )
+            shows = (
+                f"`quillon posture {event.domain}` has the hosts, `quillon tls-setup {event.domain}` what is published"
+            )
+            yield Alert(key, True, text, f"{shows}.")
+        elif who in self._reports:
+            del self._reports[who]
+            yield Alert(key, False, f"{event.submitter} reports no failed TLS session with {event.domain} any more")
 
     def _kept(self, domain: str) -> Iterator[Alert]:
         """Mail has come from a domain again, whose contract lets it."""

@@ -142,6 +142,20 @@ class Handshaken:
     ok: bool
 
 
+class TlsReported(NamedTuple):
+    """Somebody has told what he saw of the TLS of a domain of ours on a day (RFC 8460): under one `policy` so many
+    sessions that went well, so many that did not, and `failures` as result type, host and number."""
+
+    time: float
+    submitter: str
+    day: str
+    domain: str
+    policy: str
+    good: int
+    bad: int
+    failures: tuple[tuple[str, str, int], ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Panic:
     """Something an operator has to know. `text` is `facility: what happened`, one line."""
@@ -158,4 +172,6 @@ class Notice:
     text: str
 
 
-Event = Received | Attempted | HostFailed | Rejected | Discarded | Authenticated | Handshaken | Panic | Notice
+Event = (
+    Received | Attempted | HostFailed | Rejected | Discarded | Authenticated | Handshaken | TlsReported | Panic | Notice
+)

@@ -1,14 +1,20 @@
-"""A report of SMTP TLS as a mail (RFC 8460 5.3). Pure."""
+"""A report of SMTP TLS as a mail (RFC 8460 5.3), made and read. Pure."""
 
 from __future__ import annotations
 
+import zlib
 from datetime import UTC, datetime
-from email import policy
+from email import message_from_bytes, policy
+from email.message import Message
 from email.mime.application import MIMEApplication
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from email.utils import format_datetime
 
+MOST_OCTETS = 16 * 1024 * 1024  # of a mail that is looked at
+MOST_UNPACKED = 16 * 1024 * 1024  # of the report within
+_MOST_PARTS = 100
+_GZIP = b"\x1f\x8b"
 _TEXT = """\
 This is a report of {submitter} about TLS of the mail that it has sent to {domain} on {day}, after RFC 8460.
 It is for programs to read; the attachment is JSON in gzip.
@@ -46,3 +52,41 @@ def render(
     part.add_header("Content-Disposition", "attachment", filename=file_name(submitter, domain, day, report_id))
     mail.attach(part)
     return mail.as_bytes()
+
+
+def extract(mail: bytes) -> bytes:
+    """The JSON of the report in a mail, which is known by its type or, as some send it, by the name of its file. Raises
+    ValueError."""
+    if len(mail) > MOST_OCTETS:
+        raise ValueError(f"the mail has more than {MOST_OCTETS} octets")
+    for number, part in enumerate(message_from_bytes(mail).walk()):
+        if number >= _MOST_PARTS:
+            break
+        if _is_report(part):
+            payload = part.get_payload(decode=True)
+            octets = payload if isinstance(payload, bytes) else b""
+            return _unpacked(octets) if octets.startswith(_GZIP) else octets
+    raise ValueError("there is no report in it")
+
+
+def _is_report(part: Message) -> bool:
+    if part.is_multipart():
+        return False
+    name = (part.get_filename() or "").lower()
+    return part.get_content_type() in ("application/tlsrpt+gzip", "application/tlsrpt+json") or name.endswith(
+        (".json.gz", ".json")
+    )
+
+
+def _unpacked(octets: bytes) -> bytes:
+    """What is in gzip, up to a limit: a small attachment may hold very much. Raises ValueError."""
+    reader = zlib.decompressobj(31)
+    try:
+        found = reader.decompress(octets, MOST_UNPACKED)
+    except zlib.error as error:
+        raise ValueError(f"it cannot be unpacked: {error}") from None
+    if reader.unconsumed_tail:
+        raise ValueError(f"it unpacks to more than {MOST_UNPACKED} octets")
+    if not reader.eof:
+        raise ValueError("it cannot be unpacked: its end is missing")
+    return found

@@ -177,8 +177,9 @@ def _checked_private(key: object) -> PrivateKey:
     raise DkimError("a DKIM key is RSA or Ed25519")
 
 
-def public_key(record: str, algorithm: str, domain: str, identity: str) -> PublicKey:
-    """The key of a TXT record (RFC 6376 3.6.1), fit for a signature. Raises DkimError."""
+def public_key(record: str, algorithm: str, domain: str, identity: str, service: str = "email") -> PublicKey:
+    """The key of a TXT record (RFC 6376 3.6.1), fit for a signature of mail, or of another `service`, for which keys of
+    mail are good too (RFC 8460 3). Raises DkimError."""
     tags = parse_tags(record)
     if tags.get("v", "DKIM1") != "DKIM1":
         raise DkimError("the key record is of another version")
@@ -187,7 +188,7 @@ def public_key(record: str, algorithm: str, domain: str, identity: str) -> Publi
         raise DkimError(f"the key is {tags.get('k', 'rsa')}, the signature {algorithm}")
     if "h" in tags and digest not in _listed(tags["h"]):
         raise DkimError(f"the key is not for {digest}")
-    if not {"*", "email"} & _listed(tags.get("s", "*")):
+    if not {"*", "email", service} & _listed(tags.get("s", "*")):
         raise DkimError("the key is not for mail")
     if "s" in _listed(tags.get("t", "")) and identity.rpartition("@")[2].lower() != domain:
         raise DkimError("the key is for its own domain only")
@@ -197,7 +198,9 @@ def public_key(record: str, algorithm: str, domain: str, identity: str) -> Publi
     return _decoded_key(kind, data)
 
 
-def usable_keys(records: Sequence[str], algorithm: str, domain: str, identity: str) -> list[PublicKey]:
+def usable_keys(
+    records: Sequence[str], algorithm: str, domain: str, identity: str, service: str = "email"
+) -> list[PublicKey]:
     """The keys of all TXT records of a selector that are fit for a signature, at least one.
 
     Beside a key may stand the record of another vendor, the key that comes next, or one of another algorithm
@@ -208,7 +211,7 @@ def usable_keys(records: Sequence[str], algorithm: str, domain: str, identity: s
     faults: list[tuple[bool, str]] = []
     for record in records[:MAX_RECORDS]:
         try:
-            keys.append(public_key(record, algorithm, domain, identity))
+            keys.append(public_key(record, algorithm, domain, identity, service))
         except DkimError as error:
             faults.append((not re.search(r"(?:\A|;)\s*p\s*=", record), str(error)))
     if not keys:
@@ -438,22 +441,23 @@ class Body:
         return hashlib.sha256(memoryview(octets)[:length]).digest()
 
 
-async def verify(head: bytes, body: bytes, lookup: Lookup, now: float) -> list[Result]:
-    """A result for each DKIM-Signature, at most MAX_SIGNATURES; empty where there is none."""
+async def verify(head: bytes, body: bytes, lookup: Lookup, now: float, service: str = "email") -> list[Result]:
+    """A result for each DKIM-Signature, at most MAX_SIGNATURES; empty where there is none. Keys that are for `service`
+    alone count as well."""
     fields = list(header.fields(head))
     own = [field for name, field in fields if name.lower() == "dkim-signature"]
     known = Body(body)
-    return [await _verified(field, fields, known, lookup, now) for field in own[:MAX_SIGNATURES]]
+    return [await _verified(field, fields, known, lookup, now, service) for field in own[:MAX_SIGNATURES]]
 
 
 async def _verified(
-    field: bytes, fields: Sequence[tuple[str, bytes]], body: Body, lookup: Lookup, now: float
+    field: bytes, fields: Sequence[tuple[str, bytes]], body: Body, lookup: Lookup, now: float, service: str
 ) -> Result:
     try:
         parsed = parse_signature(field, now)
     except ValueError as error:
         return Result("permerror", str(error))
-    status, reason, key = await check(parsed, field, fields, body, lookup)
+    status, reason, key = await check(parsed, field, fields, body, lookup, service)
     return Result(
         status,
         reason,
@@ -469,7 +473,12 @@ async def _verified(
 
 
 async def check(
-    parsed: Parsed, field: bytes, fields: Sequence[tuple[str, bytes]], body: Body, lookup: Lookup
+    parsed: Parsed,
+    field: bytes,
+    fields: Sequence[tuple[str, bytes]],
+    body: Body,
+    lookup: Lookup,
+    service: str = "email",
 ) -> tuple[str, str, PublicKey | None]:
     """Status, reason and key of a signature that could be read.
 
@@ -481,7 +490,7 @@ async def check(
     if not found.records:
         return "permerror", "there is no key", None
     try:
-        keys = usable_keys(found.records, parsed.algorithm, parsed.domain, parsed.identity)
+        keys = usable_keys(found.records, parsed.algorithm, parsed.domain, parsed.identity, service)
     except DkimError as error:
         return "permerror", str(error), None
     size = len(body.canonical(parsed.body_canon))

@@ -15,12 +15,14 @@ from quillon.config.scope import Node
 from quillon.config.syntax import Position
 from quillon.lua.runtime import load_scripts
 from quillon.mail.address import Mailbox
+from quillon.mail.event import Event
 from quillon.mailauth.dkim import DEFAULT_HEADERS
 from quillon.modules import opendkim, spf_v1
 from quillon.modules.dmarc import Dmarc
 from quillon.modules.openarc import OpenArc
 from quillon.modules.opendkim import OpenDkim
 from quillon.modules.spf_v1 import Spf
+from quillon.modules.tls_report_receiver import TlsReportReceiver
 from quillon.net.clock import Clock
 from quillon.policy.environment import Datasource, Environment
 from quillon.policy.hook import NO_POLICY, Module, Policy, PolicyError
@@ -44,6 +46,7 @@ class Services:
     inject: Callable[[Mailbox, Sequence[Mailbox], bytes], Any] | None = None
     sessions: Callable[[str, str], int] | None = None
     delay_domain: Callable[[str, str], None] | None = None
+    log: Callable[[Event], None] | None = None
     hostname: str = "localhost"
     shared: dict[str, Any] = field(default_factory=dict)
     live: bool = True
@@ -119,6 +122,9 @@ def _own_modules(config: Config, environment: Environment) -> list[Module]:
             raise PolicyError(text if text.startswith(node.position.file) else f"{node.position}: {text}") from None
     found += [Dmarc(node.label, environment) for node in config.stanzas.module_nodes("dmarc")]
     found += [OpenArc(node.label, environment) for node in config.stanzas.module_nodes("openarc")]
+    for given in config.stanzas.tls_report_receivers():
+        folder = Path(config.node().spoolbase, "tlsrpt/received")
+        found.append(TlsReportReceiver(given, folder, environment))
     return found
 
 
@@ -174,6 +180,8 @@ def _environment(config: Config, clock: Clock, report: Callable[[str], None], se
         environment.lookup = services.lookup
     if services.inject is not None:
         environment.inject = services.inject
+    if services.log is not None:
+        environment.log = services.log
     if services.sessions is not None:
         environment.sessions = services.sessions
     environment.delay_domain = services.delay_domain

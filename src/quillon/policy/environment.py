@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quillon.mail.address import Mailbox
+from quillon.mail.event import Event
 from quillon.mailauth.lookup import Records
 from quillon.policy.hook import PolicyError
 
@@ -43,6 +44,10 @@ async def _no_injection(sender: Mailbox, recipients: Sequence[Mailbox], data: by
     raise PolicyError("no message can be injected here")
 
 
+def _unheard(event: Event) -> None:
+    """Where nothing is logged."""
+
+
 def _no_value(path: Sequence[str]) -> tuple[str, str]:
     raise PolicyError("there is no configuration here")
 
@@ -59,7 +64,7 @@ Authenticate = Callable[[str, Mapping[str, str], str, str], Awaitable[Any]]
 class Environment:
     """`lookup(name, type, server)` asks DNS, `inject` takes a message durably, `option(path)` reads an option and its
     console text, `sessions(service, CIDR block)` counts open ones, `later` runs a function when the phase is over,
-    `after` when seconds have passed, and gives what cancels it.
+    `after` when seconds have passed, and gives what cancels it, `log` takes what a module has to tell.
 
     `bindings` has the names of bindings and of binding groups. `monitors` are those of inbound_audit as (seconds,
     windows). Counters and caches live in `shared`, which outlives a reload. `auth` and `control` are schemes and
@@ -84,6 +89,7 @@ class Environment:
     auth: dict[str, Authenticate] = field(default_factory=dict)
     control: dict[str, Callable[[Sequence[str]], Awaitable[str]]] = field(default_factory=dict)
     stops: dict[int, Callable[[], None]] = field(default_factory=dict)
+    log: Callable[[Event], None] = _unheard
 
     async def records(self, name: str, kind: str) -> Records:
         """DNS as the checks of mail authentication ask it."""
