@@ -18,7 +18,7 @@ from quillon.control.commands import COMMANDS, CONTROL
 from quillon.delivery.probe import VALUES
 from quillon.lab import selftest
 from quillon.lab.faults import FAULTS
-from quillon.lab.trial import Result
+from quillon.lab.trial import TrialResult
 from quillon.lua import msys
 from quillon.lua.msys.api import Api
 from quillon.mail import reply as replies
@@ -293,7 +293,7 @@ def _node(state: State) -> str:
     return state.value.title().replace(" ", "").replace("/", "")
 
 
-def farm_page(found: Mapping[tuple[str, str], Mapping[str, Result]]) -> str:
+def farm_page(found: Mapping[tuple[str, str], Mapping[str, TrialResult]]) -> str:
     """What happens with each peer of the fault farm, from the results of trials by (TLS, TLS_Verify) and peer."""
     verifies = ("no", "optional", "ca", "host")
     out = [
@@ -313,7 +313,7 @@ def farm_page(found: Mapping[tuple[str, str], Mapping[str, Result]]) -> str:
     return "\n".join([*out, ""])
 
 
-def try_farm() -> dict[tuple[str, str], dict[str, Result]]:
+def try_farm() -> dict[tuple[str, str], dict[str, TrialResult]]:
     """Deliver to every peer under every setting."""
     options = table().options
     tls = build(OutboundTls, lambda name: resolve(options[name], [], "/").value)

@@ -22,7 +22,7 @@ from quillon.cli.main import main
 from quillon.config.load import load
 from quillon.listener import credentials
 from quillon.smtp import sasl
-from quillon.smtp.sasl import Attempt, Challenge, Malformed, Secret, Server, SourceError
+from quillon.smtp.sasl import AuthOutcome, Challenge, Malformed, SaslServer, Secret, SourceError
 from tests.support.clients import MESSAGE, context
 from tests.support.peers import require
 from tests.support.server import Server as Quillon
@@ -32,13 +32,13 @@ from tests.support.sinks import SinkThread
 USERS = {"alice": Secret(password="secret"), "bäcker": Secret(password="grün"), "a,b=c": Secret(password="x")}
 
 
-def _server(users: dict[str, Secret] | None = None) -> Server:
+def _server(users: dict[str, Secret] | None = None) -> SaslServer:
     known = USERS if users is None else users
 
     def lookup(user: str) -> Secret | None:
         return known.get(user)
 
-    return Server("mx.test", "mx.test", lookup, lambda: "nonce", b"key")
+    return SaslServer("mx.test", "mx.test", lookup, lambda: "nonce", b"key")
 
 
 def _plain(data: bytes | None) -> object:
@@ -47,9 +47,9 @@ def _plain(data: bytes | None) -> object:
 
 def test_plain() -> None:
     assert _plain(None) == Challenge(b"")
-    assert _plain(b"\0alice\0secret") == Attempt("alice", None, "secret")
-    assert _plain(b"alice\0alice\0secret") == Attempt("alice", None, "secret")
-    assert _plain(b"bob\0alice\0secret") == Attempt("alice", False)
+    assert _plain(b"\0alice\0secret") == AuthOutcome("alice", None, "secret")
+    assert _plain(b"alice\0alice\0secret") == AuthOutcome("alice", None, "secret")
+    assert _plain(b"bob\0alice\0secret") == AuthOutcome("alice", False)
     for wrong in (b"", b"alice", b"\0\0x", b"a\0b\0c\0d", b"\xff\0a\0b"):
         assert isinstance(_plain(wrong), Malformed), wrong
 
@@ -58,7 +58,7 @@ def test_login() -> None:
     machine = sasl.exchange("LOGIN", _server())
     assert machine.step(None) == Challenge(b"Username:")
     assert machine.step(b"alice") == Challenge(b"Password:")
-    assert machine.step(b"secret") == Attempt("alice", None, "secret")
+    assert machine.step(b"secret") == AuthOutcome("alice", None, "secret")
     assert sasl.exchange("LOGIN", _server()).step(b"alice") == Challenge(b"Password:")
 
 
@@ -67,11 +67,11 @@ def test_cram_md5() -> None:
     challenge = machine.step(None)
     assert challenge == Challenge(b"<nonce@mx.test>")
     digest = hmac.new(b"secret", challenge.data, hashlib.md5).hexdigest()
-    assert machine.step(f"alice {digest}".encode()) == Attempt("alice", True)
-    assert machine.step(f"bob {digest}".encode()) == Attempt("bob", False)
+    assert machine.step(f"alice {digest}".encode()) == AuthOutcome("alice", True)
+    assert machine.step(f"bob {digest}".encode()) == AuthOutcome("bob", False)
     assert isinstance(machine.step(b"alice zz"), Malformed)
     empty = hmac.new(b"", challenge.data, hashlib.md5).hexdigest()
-    assert machine.step(f"nobody {empty}".encode()) == Attempt("nobody", False)
+    assert machine.step(f"nobody {empty}".encode()) == AuthOutcome("nobody", False)
 
 
 def test_digest_md5_by_the_example_of_rfc_2831() -> None:
@@ -85,24 +85,24 @@ def test_digest_md5_by_the_example_of_rfc_2831() -> None:
     line = 'charset=utf-8,username="chris",realm="mx.test",nonce="nonce",nc=00000001,cnonce="OA6MHXh6VqTrRk",digest-uri="smtp/mx.test",response={},qop=auth'
     step = machine.step(line.format(good).encode())
     assert step == Challenge(b"rspauth=" + sasl._digest(start, fields, "").encode())
-    assert machine.step(b"") == Attempt("chris", True)
+    assert machine.step(b"") == AuthOutcome("chris", True)
     for changed in (
         line.replace('nonce="nonce"', 'nonce="other"'),
         line.replace("smtp/", "imap/"),
         line.replace("nc=00000001", "nc=00000002"),
     ):
-        assert sasl.exchange("DIGEST-MD5", _server(users)).step(changed.format(good).encode()) == Attempt(
+        assert sasl.exchange("DIGEST-MD5", _server(users)).step(changed.format(good).encode()) == AuthOutcome(
             "chris", False
         )
     strange = line.format('"\u00fc"').encode()
-    assert sasl.exchange("DIGEST-MD5", _server(users)).step(strange) == Attempt("chris", False)
+    assert sasl.exchange("DIGEST-MD5", _server(users)).step(strange) == AuthOutcome("chris", False)
     assert isinstance(sasl.exchange("DIGEST-MD5", _server(users)).step(b"username=x"), Malformed)
 
 
 def test_scram_by_the_example_of_rfc_7677() -> None:
     """RFC 7677 3."""
     secret = sasl.scram_secret("pencil", base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ=="), 4096)
-    server = Server(
+    server = SaslServer(
         "mx.test",
         "mx.test",
         lambda user: Secret(scram=secret) if user == "user" else None,
@@ -116,7 +116,7 @@ def test_scram_by_the_example_of_rfc_7677() -> None:
         b"c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
     )
     assert final == Challenge(b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=")
-    assert machine.step(b"") == Attempt("user", True)
+    assert machine.step(b"") == AuthOutcome("user", True)
 
 
 def test_scram_does_not_tell_who_exists() -> None:
@@ -126,10 +126,10 @@ def test_scram_does_not_tell_who_exists() -> None:
     machine = sasl.exchange("SCRAM-SHA-256", _server())
     machine.step(b"n,,n=nobody,r=x")
     proof = base64.b64encode(b"\0" * 32)
-    assert machine.step(b"c=biws,r=xnonce,p=" + proof) == Attempt("nobody", False)
+    assert machine.step(b"c=biws,r=xnonce,p=" + proof) == AuthOutcome("nobody", False)
     for wrong in (b"p=tls-unique,,n=a,r=b", b"n,,r=b", b"\xff", b"n,a=other,n=alice,r=x"):
         step = sasl.exchange("SCRAM-SHA-256", _server()).step(wrong)
-        assert isinstance(step, Malformed) or step == Attempt("alice", False), wrong
+        assert isinstance(step, Malformed) or step == AuthOutcome("alice", False), wrong
 
 
 @given(st.sampled_from(sasl.MECHANISMS), st.lists(st.binary(max_size=80), max_size=4))
@@ -140,7 +140,7 @@ def test_no_response_brings_a_mechanism_down(mechanism: str, responses: list[byt
         if not isinstance(step, Challenge):
             break
         step = machine.step(response)
-    assert not (isinstance(step, Attempt) and step.ok)
+    assert not (isinstance(step, AuthOutcome) and step.ok)
 
 
 def test_files_of_users(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

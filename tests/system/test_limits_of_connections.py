@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quillon.app.leases import Leases, Word
+from quillon.app.leases import Leases, LeaseWord
 from quillon.config.load import load
 from quillon.mail.outcome import Delivered
 from quillon.queue.destination import Rules
@@ -45,12 +45,12 @@ def test_a_limit_asks_for_what_it_needs() -> None:
 
 def test_leases_are_given_in_the_order_in_which_they_were_asked_for() -> None:
     leases = Leases()
-    assert leases.ask(1, "x", 1) == [Word(1, "leased", "x")]
-    assert leases.ask(2, "x", 1) == [Word(1, "wanted", "x")]
-    assert leases.ask(3, "x", 1) == [Word(1, "wanted", "x")]
-    assert leases.give_back(1, "x") == [Word(2, "leased", "x"), Word(2, "wanted", "x")]
+    assert leases.ask(1, "x", 1) == [LeaseWord(1, "leased", "x")]
+    assert leases.ask(2, "x", 1) == [LeaseWord(1, "wanted", "x")]
+    assert leases.ask(3, "x", 1) == [LeaseWord(1, "wanted", "x")]
+    assert leases.give_back(1, "x") == [LeaseWord(2, "leased", "x"), LeaseWord(2, "wanted", "x")]
     assert leases.give_back(1, "x") == []
-    assert leases.gone(2) == [Word(3, "leased", "x")]
+    assert leases.gone(2) == [LeaseWord(3, "leased", "x")]
     assert leases.gone(3) == []
 
 

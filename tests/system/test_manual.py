@@ -14,7 +14,7 @@ import pytest
 
 from quillon.cli.main import main
 from quillon.lab.farm import Farm
-from quillon.lab.faults import FAULTS, Fault
+from quillon.lab.faults import FAULTS, BrokenPeer
 from quillon.tls.causes import CAUSES
 from quillon.tls.verdict import Certificate
 from tests.support.clients import MESSAGE, context
@@ -183,7 +183,7 @@ def test_when_tls_fails(server: Callable[..., Server], folder: Path, farm: Farm)
 @pytest.mark.parametrize(
     "fault", [f for f in FAULTS if f.cause in CAUSES and CAUSES[f.cause].says], ids=lambda fault: fault.name
 )
-def test_the_command_of_a_cause_shows_it(farm: Farm, fault: Fault) -> None:
+def test_the_command_of_a_cause_shows_it(farm: Farm, fault: BrokenPeer) -> None:
     cause = CAUSES[fault.cause]
     words = {"HOST": "127.0.0.1", "PORT": str(farm.ports[fault.name]), "CA.pem": str(farm.ca), "NAME": fault.host}
     command = cause.command

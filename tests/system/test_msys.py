@@ -682,7 +682,7 @@ def test_names_of_attachments(field: str, name: str | None) -> None:
     assert mime.filename_of(_tree(data).root) == name
 
 
-def _tree(data: bytes) -> mime.Tree:
+def _tree(data: bytes) -> mime.MimeTree:
     end = data.index(b"\r\n\r\n") + 4
     content = Content(data[:end], len(data), lambda: data)
     return mime.tree_of(MessageView("", "", "", "", "", content, may_edit=True), writable=True)

@@ -27,7 +27,7 @@ from quillon.net.clock import Deadlines, SystemClock
 from quillon.policy.hook import Hook, Policy
 from quillon.policy.tls import TlsHooks
 from quillon.reception.accept import ResidentBodies
-from quillon.smtp.client import Broken, ClientSession, LoggedIn, Login, Ready
+from quillon.smtp.client import ClientLogin, ClientSession, HostReady, LoggedIn, SessionBroken
 from quillon.tls.context import Contexts
 from tests.support.clients import MESSAGE
 from tests.support.exim import Exim
@@ -39,14 +39,14 @@ from tests.support.sinks import SinkThread
 def _session() -> ClientSession:
     session = ClientSession("client.test")
     session.receive(b"220 hello\r\n250-host\r\n250 AUTH PLAIN LOGIN\r\n")
-    assert isinstance(session.next_event(), Ready)
+    assert isinstance(session.next_event(), HostReady)
     session.data_to_send()
     return session
 
 
 def test_plain() -> None:
     session = _session()
-    session.log_in(Login("PLAIN", "bäcker", "grün"))
+    session.log_in(ClientLogin("PLAIN", "bäcker", "grün"))
     assert session.data_to_send() == b"AUTH PLAIN " + base64.b64encode("\0bäcker\0grün".encode()) + b"\r\n"
     session.receive(b"235 2.7.0 fine\r\n")
     event = session.next_event()
@@ -56,7 +56,7 @@ def test_plain() -> None:
 
 def test_login() -> None:
     session = _session()
-    session.log_in(Login("LOGIN", "alice", "secret"))
+    session.log_in(ClientLogin("LOGIN", "alice", "secret"))
     assert session.data_to_send() == b"AUTH LOGIN\r\n"
     session.receive(b"334 VXNlcm5hbWU6\r\n")
     assert session.data_to_send() == base64.b64encode(b"alice") + b"\r\n"
@@ -71,19 +71,19 @@ def test_login() -> None:
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
 def test_a_host_that_never_has_enough(mechanism: str) -> None:
     session = _session()
-    session.log_in(Login(mechanism, "alice", "secret"))
+    session.log_in(ClientLogin(mechanism, "alice", "secret"))
     for _ in range(3):
         session.receive(b"334 Pw==\r\n")
     event = session.next_event()
-    assert isinstance(event, Broken)
+    assert isinstance(event, SessionBroken)
     assert event.stage is Stage.AFTER_EHLO
-    assert "secret" not in repr(Login(mechanism, "alice", "secret"))
+    assert "secret" not in repr(ClientLogin(mechanism, "alice", "secret"))
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
 def test_credentials_that_a_host_repeats_go_nowhere(mechanism: str) -> None:
     session = _session()
-    session.log_in(Login(mechanism, "alice", "open sesame"))
+    session.log_in(ClientLogin(mechanism, "alice", "open sesame"))
     sent = session.data_to_send().split()[-1]
     while mechanism == "LOGIN" and not sent.startswith(b"b3Blbi"):
         session.receive(b"334 x\r\n")
@@ -96,7 +96,7 @@ def test_credentials_that_a_host_repeats_go_nowhere(mechanism: str) -> None:
     assert event.reply.text == "AUTH PLAIN (hidden)\n(hidden)\n'(hidden)'?"
     session.receive(b"421 4.3.0 after " + sent + b"\r\n")
     event = session.next_event()
-    assert isinstance(event, Broken)
+    assert isinstance(event, SessionBroken)
     assert event.reply.text == "after (hidden)"
 
 

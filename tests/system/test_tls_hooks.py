@@ -15,7 +15,7 @@ from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, Hook, Policy, PolicyError, Session
 from quillon.policy.python_module import load_module
 from quillon.policy.tls import HookFailed, Remote, TlsHooks
-from quillon.tls.verdict import Certificate, Verdict
+from quillon.tls.verdict import Certificate, TlsVerdict
 from tests.support.clients import MESSAGE, context
 from tests.support.server import Server, free_port
 from tests.support.sinks import SinkThread
@@ -196,10 +196,10 @@ def _hooks(folder: Path, text: str) -> tuple[TlsHooks, list[str]]:
     ), said
 
 
-def _verdict(pki: Path, *causes: str, checked: bool = True) -> Verdict:
+def _verdict(pki: Path, *causes: str, checked: bool = True) -> TlsVerdict:
     der = ssl.PEM_cert_to_DER_cert((pki / "good.pem").read_text())
     errors = tuple((cause, 0, "") for cause in causes)
-    return Verdict("TLSv1.3", "X", 256, 256, "", Certificate(der), checked, errors)
+    return TlsVerdict("TLSv1.3", "X", 256, 256, "", Certificate(der), checked, errors)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_verify_hook_is_not_asked_where_nothing_is_checked(tmp_path: Path, pki
 
 def test_no_certificate_is_never_made_good(tmp_path: Path) -> None:
     hooks, _ = _hooks(tmp_path, "def inbound_smtp_tls_verify_callback(session, verified, certificate):\n    return 1\n")
-    verdict = Verdict("TLSv1.3", "X", 256, 256, "", None, True)
+    verdict = TlsVerdict("TLSv1.3", "X", 256, 256, "", None, True)
     assert hooks.inbound_verdict(CALL, verdict).cause == "no_certificate"
 
 

@@ -260,7 +260,9 @@ def mailed(world: World, octets: bytes, *, sign: bool = True, spoil: bool = Fals
     )
     head, body = mail.split(b"\r\n\r\n", 1)
     signed = (
-        dkim.sign(head + b"\r\n\r\n", body, dkim.Signer("quillon.test", "s1", world.key), time.time()) if sign else b""
+        dkim.sign(head + b"\r\n\r\n", body, dkim.DkimSigner("quillon.test", "s1", world.key), time.time())
+        if sign
+        else b""
     )
     return signed + head + b"\r\n\r\n" + (body + b"x\r\n" if spoil else body)
 

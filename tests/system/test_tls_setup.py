@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from quillon.cli.main import main
 from quillon.lab.pki import DAY, Authority
 from quillon.lab.sink import inbound_tls
-from quillon.standards.setup import Found, Identity, Published, ee, policy_id, policy_text, setup
+from quillon.standards.setup import DomainRecords, ListenCertificate, LookedUp, ee, policy_id, policy_text, setup
 from tests.support.peers import require_root
 from tests.support.policies import Answer, PolicyHost
 from tests.support.server import Server, free_port
@@ -50,24 +50,24 @@ def wire(der: bytes) -> str:
     return (bytes([record.usage, record.selector, record.matching]) + record.data).hex()
 
 
-def good(ders: dict[str, bytes]) -> Published:
+def good(ders: dict[str, bytes]) -> DomainRecords:
     policy = policy_text("enforce", [HOST])
-    return Published(
+    return DomainRecords(
         ((10, HOST),),
         True,
-        {HOST: Found((wire(ders["used"]),), True)},
-        Found((f"v=STSv1; id={policy_id(policy)};",)),
-        Found(tuple(policy.splitlines())),
-        Found(("v=TLSRPTv1; rua=mailto:x@ours.test",)),
+        {HOST: LookedUp((wire(ders["used"]),), True)},
+        LookedUp((f"v=STSv1; id={policy_id(policy)};",)),
+        LookedUp(tuple(policy.splitlines())),
+        LookedUp(("v=TLSRPTv1; rua=mailto:x@ours.test",)),
     )
 
 
-def found(published: Published, *identities: Identity) -> Any:
+def found(published: DomainRecords, *identities: ListenCertificate) -> Any:
     return setup(DOMAIN, identities, published, "enforce", "mailto:x@ours.test", NOW)
 
 
 def test_what_is_right_has_no_problem(ders: dict[str, bytes]) -> None:
-    result = found(good(ders), Identity("used.pem", ders["used"]))
+    result = found(good(ders), ListenCertificate("used.pem", ders["used"]))
     assert (result.problems, result.notes) == ((), ())
     assert result.zone[0] == f"_25._tcp.{HOST}. 3600 IN TLSA {ee(ders['used'])}"
     assert policy_id(policy_text("enforce", [HOST])) != policy_id(policy_text("testing", [HOST]))
@@ -78,42 +78,42 @@ def test_what_is_right_has_no_problem(ders: dict[str, bytes]) -> None:
     [
         ({"tlsa": {}}, "no TLSA record is published"),
         (
-            {"tlsa": {HOST: Found(problem="the lookup failed (SERVFAIL)")}},
+            {"tlsa": {HOST: LookedUp(problem="the lookup failed (SERVFAIL)")}},
             "who obeys DANE sends nothing to mx.ours.test",
         ),
-        ({"tlsa": {HOST: Found(("030101" + "ab" * 32,))}}, "who obeys DANE sends nothing now"),
-        ({"tlsa": {HOST: Found(("0301",))}}, "no usable TLSA record"),
-        ({"sts": Found()}, "_mta-sts.ours.test: no record is published"),
-        ({"sts": Found(("v=STSv1; id=!",))}, "malformed"),
-        ({"policy": Found(problem="mta-sts.ours.test has no address")}, "has no address"),
+        ({"tlsa": {HOST: LookedUp(("030101" + "ab" * 32,))}}, "who obeys DANE sends nothing now"),
+        ({"tlsa": {HOST: LookedUp(("0301",))}}, "no usable TLSA record"),
+        ({"sts": LookedUp()}, "_mta-sts.ours.test: no record is published"),
+        ({"sts": LookedUp(("v=STSv1; id=!",))}, "malformed"),
+        ({"policy": LookedUp(problem="mta-sts.ours.test has no address")}, "has no address"),
         (
-            {"policy": Found(("version: STSv1", "mode: enforce", "mx: mx2.ours.test", "max_age: 60"))},
+            {"policy": LookedUp(("version: STSv1", "mode: enforce", "mx: mx2.ours.test", "max_age: 60"))},
             "does not name mx.ours",
         ),
-        ({"policy": Found(("version: STSv1", "mode: none", "max_age: 60"))}, "mode none"),
-        ({"policy": Found(("<html>",))}, "is none"),
+        ({"policy": LookedUp(("version: STSv1", "mode: none", "max_age: 60"))}, "mode none"),
+        ({"policy": LookedUp(("<html>",))}, "is none"),
     ],
 )
 def test_what_is_wrong_is_told(ders: dict[str, bytes], change: dict[str, Any], words: str) -> None:
-    result = found(dataclasses.replace(good(ders), **change), Identity("used.pem", ders["used"]))
+    result = found(dataclasses.replace(good(ders), **change), ListenCertificate("used.pem", ders["used"]))
     assert any(words in problem for problem in result.problems), result.problems
 
 
 def test_a_key_that_comes_next_wants_its_record_before_it_is_used(ders: dict[str, bytes]) -> None:
-    used, new = Identity("used.pem", ders["used"]), Identity("next.pem", ders["next"], True)
+    used, new = ListenCertificate("used.pem", ders["used"]), ListenCertificate("next.pem", ders["next"], True)
     result = found(good(ders), used, new)
     assert [line.split()[0] for line in result.zone[:2]] == [f"_25._tcp.{HOST}."] * 2
     assert "the next key (next.pem) has no record yet" in result.problems[0]
-    both = Found((wire(ders["used"]), wire(ders["next"])), True)
+    both = LookedUp((wire(ders["used"]), wire(ders["next"])), True)
     assert found(dataclasses.replace(good(ders), tlsa={HOST: both}), used, new).problems == ()
 
 
 def test_hosts_of_others_certificates_that_end_and_unsigned_zones_are_noted(ders: dict[str, bytes]) -> None:
-    result = found(good(ders), Identity("other.pem", ders["other"]))
+    result = found(good(ders), ListenCertificate("other.pem", ders["other"]))
     assert "no certificate of this configuration names it" in result.notes[0]
-    result = found(good(ders), Identity("used.pem", ders["used"]), Identity("ends.pem", ders["ends"]))
+    result = found(good(ders), ListenCertificate("used.pem", ders["used"]), ListenCertificate("ends.pem", ders["ends"]))
     assert any("ends.pem ends in" in note for note in result.notes)
-    result = found(dataclasses.replace(good(ders), mx_secure=False), Identity("used.pem", ders["used"]))
+    result = found(dataclasses.replace(good(ders), mx_secure=False), ListenCertificate("used.pem", ders["used"]))
     assert any("sign the zone" in note for note in result.notes)
 
 

@@ -22,7 +22,7 @@ from quillon.log.metrics import gauge
 from quillon.mail.message import Message, MessageId
 from quillon.queue import selection
 from quillon.queue.selection import Selection
-from quillon.tls.context import Row
+from quillon.tls.context import ContextRow
 from quillon.tls.expiry import ends
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ def _number(words: list[str], default: int) -> int:
     return int(words[0]) if words else default
 
 
-def _cache_row(row: Row) -> dict[str, Any]:
+def _cache_row(row: ContextRow) -> dict[str, Any]:
     """A TLS context for the console, by the labels of the manual."""
     tls = row.settings
     shown = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
-class Word(NamedTuple):
+class LeaseWord(NamedTuple):
     """What is to be said to a worker: `leased` or `wanted`, and the name of the limit."""
 
     worker: int
@@ -32,7 +32,7 @@ class Leases:
     def __init__(self) -> None:
         self._lent: dict[str, _Lent] = {}
 
-    def ask(self, worker: int, name: str, most: int) -> list[Word]:
+    def ask(self, worker: int, name: str, most: int) -> list[LeaseWord]:
         """A worker wants one of `most` leases."""
         lent = self._lent.setdefault(name, _Lent())
         lent.most = most
@@ -40,10 +40,10 @@ class Leases:
             lent.waiting.append(worker)
         words = self._serve(name, lent)
         if lent.waiting:
-            words += [Word(holder, "wanted", name) for holder in lent.holders if holder != worker]
+            words += [LeaseWord(holder, "wanted", name) for holder in lent.holders if holder != worker]
         return words
 
-    def give_back(self, worker: int, name: str) -> list[Word]:
+    def give_back(self, worker: int, name: str) -> list[LeaseWord]:
         """A worker does not need a lease any more."""
         lent = self._lent.get(name)
         if lent is None or not lent.holders[worker]:
@@ -51,9 +51,9 @@ class Leases:
         lent.holders[worker] -= 1
         return self._serve(name, lent)
 
-    def gone(self, worker: int) -> list[Word]:
+    def gone(self, worker: int) -> list[LeaseWord]:
         """A worker has ended: what it had is free."""
-        words: list[Word] = []
+        words: list[LeaseWord] = []
         for name, lent in list(self._lent.items()):
             del lent.holders[worker]
             if worker in lent.waiting:
@@ -61,15 +61,15 @@ class Leases:
             words += self._serve(name, lent)
         return words
 
-    def _serve(self, name: str, lent: _Lent) -> list[Word]:
+    def _serve(self, name: str, lent: _Lent) -> list[LeaseWord]:
         words = []
         lent.holders += Counter()  # drops those that hold none
         while lent.waiting and lent.holders.total() < lent.most:
             worker = lent.waiting.popleft()
             lent.holders[worker] += 1
-            words.append(Word(worker, "leased", name))
+            words.append(LeaseWord(worker, "leased", name))
             if lent.waiting:
-                words.append(Word(worker, "wanted", name))  # for its turn it has it, and no longer
+                words.append(LeaseWord(worker, "wanted", name))  # for its turn it has it, and no longer
         if not lent.waiting and not lent.holders:
             del self._lent[name]
         return words

@@ -25,7 +25,7 @@ from quillon.app.alerts import Alerts
 from quillon.app.child import forked
 from quillon.app.config_trial import ConfigTrial
 from quillon.app.control import Control
-from quillon.app.leases import Leases, Word
+from quillon.app.leases import Leases, LeaseWord
 from quillon.app.notify import notify, reloading
 from quillon.app.privileges import Identity, PrivilegeError, become, identity, make_folder
 from quillon.config.load import load
@@ -455,7 +455,7 @@ class Supervisor:
         lines = [f"{alert.text}\n    {alert.action}" for alert in self._alerts.current()]
         answer("\n".join(lines) or "nothing is wrong that alerts are about")
 
-    def _lend(self, words: list[Word]) -> None:
+    def _lend(self, words: list[LeaseWord]) -> None:
         """Tell workers of leases. One that cannot be told does not have it."""
         for pid, do, name in words:
             child = self._children.get(pid)

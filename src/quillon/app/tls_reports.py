@@ -24,7 +24,7 @@ from quillon.mail import tls_report
 from quillon.mail.address import Mailbox, parse_mailbox
 from quillon.net.clock import Clock
 from quillon.net.resolver import Resolver
-from quillon.standards.tlsrpt import Counts, DataPoint, day_of, destinations
+from quillon.standards.tlsrpt import DataPoint, HandshakeCounts, day_of, destinations
 
 WRITE = 60.0  # seconds between two writes of the counts
 LATE = 2 * 86400.0  # seconds behind the end of a day after which what could not be sent is given up
@@ -72,7 +72,7 @@ class TlsReports:
         day = day_of(point.time)
         if day != self._day:
             self.write()
-            self._day, self._counts = day, Counts()
+            self._day, self._counts = day, HandshakeCounts()
         self._counts.add(point)
         self._changed = True
 
@@ -117,7 +117,7 @@ class TlsReports:
 
     async def _send_day(self, day: str) -> bool:
         """Send the reports of a day; whether all are on their way."""
-        counts = Counts()
+        counts = HandshakeCounts()
         for file in self._files():
             if file.startswith(f"{day}.worker-"):
                 counts.read(self._read(self._folder / file).rows())
@@ -133,7 +133,7 @@ class TlsReports:
                 whole = False
         return whole
 
-    async def _send(self, domain: str, day: str, counts: Counts) -> bool:
+    async def _send(self, domain: str, day: str, counts: HandshakeCounts) -> bool:
         """Send the report of a domain wherever it wants it; False if it has to be tried again."""
         answer = await self.resolver.lookup(f"_smtp._tls.{domain}", "TXT")
         if answer.status == "failed":
@@ -182,8 +182,8 @@ class TlsReports:
         except OSError:
             return []
 
-    def _read(self, file: Path) -> Counts:
-        counts = Counts()
+    def _read(self, file: Path) -> HandshakeCounts:
+        counts = HandshakeCounts()
         try:
             counts.read(json.loads(file.read_bytes()))
         except FileNotFoundError:

@@ -16,7 +16,7 @@ from quillon.config.model import Config
 from quillon.delivery import override
 from quillon.mail.address import NULL_PATH
 from quillon.mail.message import NULL_ID, Batch, Origin
-from quillon.spool.inspect import Row, Spool, rows
+from quillon.spool.inspect import Spool, SpoolRow, rows
 from quillon.spool.record import RecordError, decode_message
 
 MOST = 100_000  # messages of one worker that are looked at
@@ -48,7 +48,7 @@ def changed_demands(config: Config) -> list[str]:
     return [f"{count} messages of the spool would {words}" for words, count in found.items()]
 
 
-def _rows(folder: Path) -> Iterator[Row]:
+def _rows(folder: Path) -> Iterator[SpoolRow]:
     try:
         yield from islice(rows(folder), MOST)
     except (OSError, sqlite3.Error):

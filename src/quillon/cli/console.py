@@ -91,23 +91,23 @@ def _socket_of(config: str) -> str | None:
     return None
 
 
-class Server(NamedTuple):
+class ConsoleServer(NamedTuple):
     """Whom to ask: `ask` gives the answer to a line. Raises OSError."""
 
     name: str
     ask: Callable[[str], str]
 
 
-def _server(given: argparse.Namespace) -> Server | None:
+def _server(given: argparse.Namespace) -> ConsoleServer | None:
     """The server that the options name; None if there is none, which is told."""
     if given.url:
         password = os.environ.get("QUILLON_PASSWORD") if given.user else None
         if given.user and password is None:
             password = getpass.getpass(f"Password of {given.user}: ")
         login = (given.user, password or "") if given.user else None
-        return Server(given.url, partial(_ask_http, given.url, login, given.cert, given.ca))
+        return ConsoleServer(given.url, partial(_ask_http, given.url, login, given.cert, given.ca))
     path = given.socket or _socket_of(given.config)
-    return Server(path, partial(_ask_socket, path)) if path is not None else None
+    return ConsoleServer(path, partial(_ask_socket, path)) if path is not None else None
 
 
 def _ask_socket(path: str, line: str) -> str:
@@ -146,7 +146,7 @@ def _ask_http(url: str, login: tuple[str, str] | None, cert: str | None, ca: str
         return ERROR + answer.text
 
 
-def _say(server: Server, line: str, *, as_json: bool, out: Callable[[str], object]) -> int:
+def _say(server: ConsoleServer, line: str, *, as_json: bool, out: Callable[[str], object]) -> int:
     """Ask, and print what is answered; the exit status."""
     try:
         text = server.ask(f"json {line}" if as_json else line)
@@ -163,7 +163,7 @@ def _say(server: Server, line: str, *, as_json: bool, out: Callable[[str], objec
 # the prompt ---------------------------------------------------------------------------------------------------------
 
 
-def _talk(server: Server, *, as_json: bool) -> int:
+def _talk(server: ConsoleServer, *, as_json: bool) -> int:
     """Commands at a prompt, until there are no more."""
     from prompt_toolkit import PromptSession  # noqa: PLC0415 - it takes a while, which single commands need not wait
     from prompt_toolkit.history import FileHistory, InMemoryHistory  # noqa: PLC0415
@@ -186,7 +186,7 @@ def _talk(server: Server, *, as_json: bool) -> int:
             _answer(server, line, as_json=as_json, confirm=confirm)
 
 
-def _answer(server: Server, line: str, *, as_json: bool, confirm: Callable[[str], bool]) -> None:
+def _answer(server: ConsoleServer, line: str, *, as_json: bool, confirm: Callable[[str], bool]) -> None:
     """One command of the prompt; an order that was counted only is done once it is confirmed."""
     if not as_json:
         try:

@@ -20,7 +20,7 @@ from quillon.config.model import Config
 from quillon.config.outbound import lookup_name
 from quillon.config.settings import EvidenceSettings
 from quillon.evidence import keys, proof
-from quillon.evidence.contract import Report, reports
+from quillon.evidence.contract import ContractReport, reports
 from quillon.evidence.files import DamagedError, LogFiles
 from quillon.evidence.keys import KeyFileError
 
@@ -126,7 +126,7 @@ def _report(config: Config, contracts: list[Contract], given: argparse.Namespace
     return 0 if whole and all(one.kept for one in found) else BROKEN
 
 
-def _found(one: Report) -> dict[str, Any]:
+def _found(one: ContractReport) -> dict[str, Any]:
     return {"kept": one.kept, "mail_from_it": one.inbound.shown(), "mail_to_it": one.outbound.shown()}
 
 
@@ -164,7 +164,7 @@ def _logs(settings: EvidenceSettings) -> list[dict[str, Any]]:
     return rows
 
 
-def _print(one: Report, begin: str, end: str) -> None:
+def _print(one: ContractReport, begin: str, end: str) -> None:
     contract = one.contract
     print(f"{contract.domain}, {begin} to {end}: {'kept' if one.kept else 'NOT KEPT'}    {contract.place}")
     for line in terms(contract):
@@ -182,7 +182,9 @@ def counts(counted: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counted.items(), key=lambda one: (-one[1], one[0])))
 
 
-def page(found: list[Report], logs: list[dict[str, Any]], settings: EvidenceSettings, begin: str, end: str) -> str:
+def page(
+    found: list[ContractReport], logs: list[dict[str, Any]], settings: EvidenceSettings, begin: str, end: str
+) -> str:
     """The report as a page of HTML, which stands by itself."""
     loader = jinja2.PackageLoader("quillon.cli", ".")
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)

@@ -108,7 +108,7 @@ def _key(settings: EvidenceSettings, given: argparse.Namespace) -> Ed25519Public
     return keys.load_public(Path(given.key or Path(settings.folder, "public.pem")))
 
 
-def _is_of(found: proof.Found, recipient: str) -> bool:
+def _is_of(found: proof.FoundRecord, recipient: str) -> bool:
     salt = proof.salt_of(found)
     return bool(salt) and who(recipient, salt) == found.row.get("recipient")
 

@@ -13,8 +13,8 @@ from typing import Any
 from quillon.cli.configuration import DEFAULT, FAULTY, read
 from quillon.config.model import Config
 from quillon.lab import selftest
-from quillon.lab.faults import Fault
-from quillon.lab.trial import Result
+from quillon.lab.faults import BrokenPeer
+from quillon.lab.trial import TrialResult
 
 
 def add(commands: Any) -> None:
@@ -46,14 +46,14 @@ def run(given: argparse.Namespace) -> int:
     return 3 if any(selftest.lets_through(*row) for results in found.values() for row in results) else 0
 
 
-def _results(config: Config, group: str, binding: str, domain: str) -> list[tuple[Fault, Result]]:
+def _results(config: Config, group: str, binding: str, domain: str) -> list[tuple[BrokenPeer, TrialResult]]:
     routing = config.outbound.routing(group, binding, domain)
     settings, tls = config.outbound.delivery(group, binding, routing.domain, routing.via)
     with tempfile.TemporaryDirectory(prefix="quillon-selftest-") as folder:
         return asyncio.run(selftest.run(Path(folder), settings, [tls]))[0]
 
 
-def _as_json(results: list[tuple[Fault, Result]]) -> list[dict[str, Any]]:
+def _as_json(results: list[tuple[BrokenPeer, TrialResult]]) -> list[dict[str, Any]]:
     return [
         {
             "peer": fault.name,
@@ -68,7 +68,7 @@ def _as_json(results: list[tuple[Fault, Result]]) -> list[dict[str, Any]]:
     ]
 
 
-def _print(domain: str, results: list[tuple[Fault, Result]]) -> None:
+def _print(domain: str, results: list[tuple[BrokenPeer, TrialResult]]) -> None:
     through = [fault for fault, result in results if selftest.lets_through(fault, result)]
     print(f"{domain}:")
     for fault, result in results:

@@ -23,7 +23,7 @@ from quillon.delivery import survey
 from quillon.delivery.connection import ConnectionServices
 from quillon.delivery.demand import Demand, Refused
 from quillon.delivery.hosts import HostFinder
-from quillon.delivery.probe import VALUES, Report, probe
+from quillon.delivery.probe import VALUES, HostReport, probe
 from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import certificate_names
 from quillon.modules import load as policies
@@ -119,14 +119,14 @@ async def _run(config: Config, given: argparse.Namespace) -> int:
     return 0 if any(map(_is_good, reports, rows)) else 1
 
 
-def _is_good(report: Report, row: dict[str, Any]) -> bool:
+def _is_good(report: HostReport, row: dict[str, Any]) -> bool:
     """Whether mail would go over TLS that has verified."""
     if row["published"]["standard"]:
         return bool(row["published"]["verified"])
     return report.judgement is not None and bool(report.judgement.verified)
 
 
-def _demanded(report: Report, demand: Demand | Refused) -> dict[str, Any]:
+def _demanded(report: HostReport, demand: Demand | Refused) -> dict[str, Any]:
     """What DNS and the domain's policy make of a host."""
     row = survey.host_row(report.host, demand)
     shown = {name: row.get(name, "") for name in ("standard", "refused", "reasons", "tlsa")}
@@ -172,7 +172,7 @@ def _host_port(text: str) -> tuple[str, int]:
     return name.strip("[]"), int(port)
 
 
-def _as_json(report: Report, tls: Any) -> dict[str, Any]:
+def _as_json(report: HostReport, tls: Any) -> dict[str, Any]:
     facts, judgement = report.facts, report.judgement
     cause = judgement.cause if judgement is not None else report.observed.cause
     if not report.observed.offered and not report.problem:
@@ -207,7 +207,7 @@ def _as_json(report: Report, tls: Any) -> dict[str, Any]:
     return row
 
 
-def _names(report: Report) -> list[str]:
+def _names(report: HostReport) -> list[str]:
     """What the host's certificate claims to be: its alternative names, or its common name where it has none."""
     certificate = report.observed.verdict.certificate if report.observed.verdict is not None else None
     if certificate is None:
@@ -223,7 +223,7 @@ def _print_published(row: dict[str, Any]) -> None:
         print(f"  {row['standard'] or 'refused':9}  {row['refused'] or row['outcome']}")
 
 
-def _print(report: Report, row: dict[str, Any], *, config: bool) -> None:
+def _print(report: HostReport, row: dict[str, Any], *, config: bool) -> None:
     print(f"{row['host']} [{row['ip']}]:{row['port']}")
     if report.problem:
         print(f"  problem    {report.problem}")

@@ -20,7 +20,7 @@ from quillon.modules.load import LoadError
 from quillon.net.clock import SystemClock
 from quillon.net.resolver import Answer, Resolver
 from quillon.standards import fetch
-from quillon.standards.setup import Found, Identity, Published, setup
+from quillon.standards.setup import DomainRecords, ListenCertificate, LookedUp, setup
 
 
 def add(commands: Any) -> None:
@@ -46,7 +46,7 @@ def run(given: argparse.Namespace) -> int:
         return FAULTY
     domain = given.domain.lower().removesuffix(".")
     try:
-        identities = _identities(config) + [Identity(name, _load(name), True) for name in given.next]
+        identities = _identities(config) + [ListenCertificate(name, _load(name), True) for name in given.next]
         published = asyncio.run(_published(config, domain))
     except (OSError, ValueError, LoadError) as error:
         print(f"quillon tls-setup: {error}", file=sys.stderr)
@@ -69,7 +69,7 @@ def run(given: argparse.Namespace) -> int:
     return 1 if found.problems else 0
 
 
-def _identities(config: Config) -> list[Identity]:
+def _identities(config: Config) -> list[ListenCertificate]:
     """The certificates that clients are shown. Raises OSError, ValueError."""
     files: dict[str, None] = {}
     for _, tls in config.inbound.stanzas():
@@ -81,7 +81,7 @@ def _identities(config: Config) -> list[Identity]:
         raise ValueError(
             "the configuration has no certificate for clients (TLS_Certificate): there is nothing to publish"
         )
-    return [Identity(name, _load(name)) for name in files]
+    return [ListenCertificate(name, _load(name)) for name in files]
 
 
 def _load(name: str) -> bytes:
@@ -89,14 +89,14 @@ def _load(name: str) -> bytes:
     return x509.load_pem_x509_certificates(Path(name).read_bytes())[0].public_bytes(Encoding.DER)
 
 
-async def _published(config: Config, domain: str) -> Published:
+async def _published(config: Config, domain: str) -> DomainRecords:
     """What there is of a domain now. Raises LoadError."""
     clock, node = SystemClock(), config.node()
     resolver = compose.resolver(node, clock)
     mx = await resolver.lookup(domain, "MX")
     hosts = [host for _, host in mx.records] or [domain]
     tlsa = {host: _found(await resolver.lookup(f"_25._tcp.{host}", "TLSA")) for host in hosts}
-    return Published(
+    return DomainRecords(
         mx.records,
         mx.secure,
         tlsa,
@@ -106,14 +106,14 @@ async def _published(config: Config, domain: str) -> Published:
     )
 
 
-def _found(answer: Answer) -> Found:
+def _found(answer: Answer) -> LookedUp:
     problem = f"the lookup failed ({answer.detail})" if answer.status == "failed" else ""
-    return Found(tuple(text for _, text in answer.records), answer.secure, problem)
+    return LookedUp(tuple(text for _, text in answer.records), answer.secure, problem)
 
 
-async def _policy(resolver: Resolver, domain: str, *, use_ipv6: bool) -> Found:
+async def _policy(resolver: Resolver, domain: str, *, use_ipv6: bool) -> LookedUp:
     try:
         body = await fetch.fetch(resolver, domain, use_ipv6=use_ipv6)
     except fetch.FetchError as error:
-        return Found(problem=str(error))
-    return Found(tuple(body.decode("utf-8", "replace").splitlines()))
+        return LookedUp(problem=str(error))
+    return LookedUp(tuple(body.decode("utf-8", "replace").splitlines()))

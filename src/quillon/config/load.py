@@ -20,7 +20,7 @@ from quillon.config.contracts import KIND as CONTRACT
 from quillon.config.endpoint import parse_endpoint
 from quillon.config.model import Config
 from quillon.config.nearest import did_you_mean
-from quillon.config.options import Module, Option, Table, convert, table
+from quillon.config.options import ModuleRow, Option, OptionTable, convert, table
 from quillon.config.outbound import lookup_name
 from quillon.config.scope import CHILDREN, NAMED, Entry, Node, spelled
 from quillon.config.syntax import (
@@ -98,7 +98,7 @@ def _search_path(text: str | None) -> tuple[str, ...]:
 
 @dataclass
 class _Builder:
-    table: Table
+    table: OptionTable
     folder: str
     search_path: tuple[str, ...]
     root: Node = field(init=False)
@@ -311,7 +311,7 @@ class _Builder:
                 True,
             )
 
-    def _misplaced(self, node: Node, setting: Setting, option: Option | None, module: Module | None) -> None:
+    def _misplaced(self, node: Node, setting: Setting, option: Option | None, module: ModuleRow | None) -> None:
         name = setting.name.text
         if option is not None:
             scopes = ", ".join(sorted(map(spelled, option.scopes)))

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from quillon.config.contracts import Contracts
 from quillon.config.inbound import Inbound
-from quillon.config.options import Table
+from quillon.config.options import OptionTable
 from quillon.config.outbound import Outbound
 from quillon.config.scope import Node
 from quillon.config.settings import NodeSettings, SecuritySettings
@@ -21,7 +21,7 @@ class Config:
     over the files as they were read, by which two processes know that they have read the same."""
 
     root: Node
-    table: Table
+    table: OptionTable
     folder: str
     files: tuple[str, ...]
     digest: str = ""

@@ -56,7 +56,7 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
+class ModuleRow:
     """A module stanza and its options. `children` maps sub-scopes to module rows."""
 
     name: str
@@ -66,9 +66,9 @@ class Module:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class OptionTable:
     options: Mapping[str, Option]
-    modules: Mapping[str, Module]
+    modules: Mapping[str, ModuleRow]
     inert: frozenset[str]
 
 
@@ -90,10 +90,10 @@ def _row(name: str, chapter: str, row: Mapping[str, Any], scopes: frozenset[str]
 
 
 @cache
-def table() -> Table:
+def table() -> OptionTable:
     """The whole table, read once."""
     options: dict[str, Option] = {}
-    modules: dict[str, Module] = {}
+    modules: dict[str, ModuleRow] = {}
     inert: frozenset[str] = frozenset()
     for file in sorted(resources.files(__package__).joinpath("options").iterdir(), key=lambda f: f.name):
         if not file.name.endswith(".toml"):
@@ -109,12 +109,12 @@ def table() -> Table:
             for scope in row["scopes"]:
                 scopes.update(OUTBOUND if scope == "outbound" else INBOUND if scope == "inbound" else (scope,))
             options[name] = _row(name, chapter, row, frozenset(scopes))
-    return Table(options, modules, inert)
+    return OptionTable(options, modules, inert)
 
 
-def _module(name: str, row: Mapping[str, Any]) -> Module:
+def _module(name: str, row: Mapping[str, Any]) -> ModuleRow:
     options = {key: _row(key, name, value, frozenset({name})) for key, value in row["options"].items()}
-    return Module(name, row["doc"], options, row.get("children", {}))
+    return ModuleRow(name, row["doc"], options, row.get("children", {}))
 
 
 def convert(option: Option, value: Value, folder: str) -> Any:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from quillon.config.options import Option, Table, default
+from quillon.config.options import Option, OptionTable, default
 from quillon.config.syntax import Position
 
 # What may stand in what (manual, options summary). Modules are allowed at the top only.
@@ -228,7 +228,7 @@ def matching_peers(container: Node, client: IPAddress) -> list[Node]:
     return [node for _, node in sorted(nets, key=lambda pair: -pair[0])]
 
 
-def inbound_chain(root: Node, table: Table, listen: Node, client: IPAddress) -> list[Node]:
+def inbound_chain(root: Node, table: OptionTable, listen: Node, client: IPAddress) -> list[Node]:
     """Stanzas that rule a session of `client` on `listen`, narrowest first."""
     listener = listen.parent
     assert listener is not None

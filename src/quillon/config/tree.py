@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from quillon.config.options import Option, Table
+from quillon.config.options import Option, OptionTable
 from quillon.config.scope import Node, ancestors, resolve
 from quillon.config.settings import build
 
@@ -18,7 +18,7 @@ class Tree:
     """`folder` is where relative paths start."""
 
     root: Node
-    table: Table
+    table: OptionTable
     folder: str
 
     def build(self, cls: type[T], chain: Iterable[Node]) -> T:

@@ -23,7 +23,7 @@ class GroupsError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Authority:
+class AccessRules:
     """What rules one socket: the file of groups, None for none, and the patterns of each role of the configuration.
     `everybody` is a role that each client has."""
 

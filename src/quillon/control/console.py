@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from quillon import __version__
-from quillon.control.authority import NOT_ALLOWED, Authority, GroupsError
+from quillon.control.authority import NOT_ALLOWED, AccessRules, GroupsError
 from quillon.control.commands import By, Command, Role, find, help_text
 from quillon.control.messages import FromControl, Rights, ToControl
 from quillon.control.rendering import ERROR, printable_lines
@@ -53,7 +53,7 @@ class DeniedError(ConsoleError):
     """A user may not give a command."""
 
 
-class Answer(NamedTuple):
+class CommandAnswer(NamedTuple):
     """What all workers have said, put together, and a word on those that have not."""
 
     merged: Any
@@ -76,11 +76,11 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Client:
+class ConsoleClient:
     """Who asks, and what rules him, None for nothing."""
 
     user: str
-    authority: Authority | None
+    authority: AccessRules | None
 
     def may(self, command: Command, line: str) -> None:
         """Raises ConsoleError for a command that he may not give."""
@@ -107,7 +107,7 @@ class Console:
         self._send = send
         self._supervisor = supervisor
         self._servers: dict[str, asyncio.AbstractServer] = {}
-        self._authority: dict[str, Authority] = {}
+        self._authority: dict[str, AccessRules] = {}
         self._questions: dict[int, _Question] = {}
         self._places = asyncio.Semaphore(MAX_CLIENTS)
         self._waiting = 0  # clients, with those that are being answered
@@ -115,7 +115,7 @@ class Console:
 
     async def listen(self, new: dict[str, socket.socket], wanted: set[str], rights: Rights) -> None:
         """Take over newly bound sockets by name, and what rules all; close those whose name is not wanted any more."""
-        self._authority = {name: Authority(*given) for name, given in rights.items()}
+        self._authority = {name: AccessRules(*given) for name, given in rights.items()}
         for name in self._servers.keys() - wanted:
             self._servers.pop(name).close()
         for name, sock in new.items():
@@ -166,14 +166,14 @@ class Console:
             writer.transport.abort()
 
     async def _answer_one(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        text = await self._heard(Client(_user(writer), self._authority.get(name)), reader)
+        text = await self._heard(ConsoleClient(_user(writer), self._authority.get(name)), reader)
         writer.write(printable_lines(text).encode())
         # a console reads what it has asked for; one that does not is cut off
         await asyncio.wait_for(writer.drain(), PATIENCE)
         writer.close()
         await asyncio.wait_for(writer.wait_closed(), PATIENCE)
 
-    async def _heard(self, client: Client, reader: asyncio.StreamReader) -> str:
+    async def _heard(self, client: ConsoleClient, reader: asyncio.StreamReader) -> str:
         """The answer to what a client says."""
         try:
             line = await asyncio.wait_for(reader.readline(), PATIENCE)
@@ -198,7 +198,7 @@ class Console:
             words = f"unexpected {defect!r}"
         return f"{json.dumps({'error': words})}\n" if as_json else f"{ERROR}{words}\n"
 
-    async def ask(self, client: Client, text: str) -> tuple[Command, Answer]:
+    async def ask(self, client: ConsoleClient, text: str) -> tuple[Command, CommandAnswer]:
         """The answer to a command as it was written. Raises ConsoleError."""
         if len(text) > MAX_LINE:
             raise ConsoleError("the command is too long")
@@ -209,7 +209,7 @@ class Console:
         command, words = find(said)
         client.may(command, " ".join(said))
         if command.by is By.CONSOLE:
-            return command, Answer(self._own(client, command, words))
+            return command, CommandAnswer(self._own(client, command, words))
         self._number += 1
         number = self._number
         question = self._questions[number] = _Question(asyncio.get_running_loop().create_future())
@@ -219,7 +219,7 @@ class Console:
                 await asyncio.wait_for(question.answered, LOCAL_PATIENCE)
                 if question.text.startswith(ERROR):
                     raise ConsoleError(question.text.removeprefix(ERROR))
-                return command, Answer(f"{question.text}\n")
+                return command, CommandAnswer(f"{question.text}\n")
             self._send({"event": "ask", "id": number, "command": command.name, "words": words, "who": client.user})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(question.answered, PATIENCE if command.role is Role.VIEW else ORDER_PATIENCE)
@@ -229,7 +229,7 @@ class Console:
         finally:
             del self._questions[number]
 
-    def _own(self, client: Client, command: Command, words: list[str]) -> str:
+    def _own(self, client: ConsoleClient, command: Command, words: list[str]) -> str:
         """What the console answers by itself."""
         if command.name == "version":
             return f"quillon {__version__}\n"
@@ -243,7 +243,7 @@ def _end(question: _Question) -> None:
         question.answered.set_result(None)
 
 
-def _merged(command: Command, question: _Question) -> Answer:
+def _merged(command: Command, question: _Question) -> CommandAnswer:
     """The answer out of the rows of all workers. Raises ConsoleError where there is none."""
     if question.nobody:
         raise ConsoleError("no worker is running")
@@ -256,7 +256,7 @@ def _merged(command: Command, question: _Question) -> Answer:
     rows = [row for row in question.rows if not (isinstance(row, dict) and row.keys() == {"error"})]
     if not rows and late:
         raise ConsoleError(late.rstrip())
-    return Answer(command.merge(rows), "".join(f"{text}\n" for text in dict.fromkeys(errors)) + late)
+    return CommandAnswer(command.merge(rows), "".join(f"{text}\n" for text in dict.fromkeys(errors)) + late)
 
 
 def _user(writer: asyncio.StreamWriter) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 
 from starlette.requests import HTTPConnection
 
-from quillon.control.authority import Authority
+from quillon.control.authority import AccessRules
 from quillon.control.commands import Role
-from quillon.control.console import Client
+from quillon.control.console import ConsoleClient
 from quillon.listener.credentials import UserFile, split_uri
 from quillon.net.clock import Clock
 from quillon.smtp.sasl import SourceError
@@ -32,7 +32,7 @@ HEADERS = {
 }
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request that is not answered; `status` is that of HTTP."""
 
     def __init__(self, status: int, words: str) -> None:
@@ -44,7 +44,7 @@ class Guard:
     """Of one Listen: `users` is the uri of the file with their passwords, `rights` what rules the commands of those who
     have proven who they are, None for nothing."""
 
-    def __init__(self, clock: Clock, users: str | None, *, by_certificate: bool, rights: Authority | None) -> None:
+    def __init__(self, clock: Clock, users: str | None, *, by_certificate: bool, rights: AccessRules | None) -> None:
         self._users = UserFile(*split_uri(users), clock.now) if users else None
         self._by_certificate = by_certificate
         self._rights = rights
@@ -54,28 +54,28 @@ class Guard:
         """Whether a client has to prove who it is."""
         return self._users is not None or self._by_certificate
 
-    async def client(self, request: HTTPConnection) -> Client:
+    async def client(self, request: HTTPConnection) -> ConsoleClient:
         """Who asks. Raises Refused for one that does not prove it, or that another page sends."""
         self._check_origin(request)
         if not self.asks:
-            return Client(ANYBODY, Authority(None, {}, Role.VIEW))
+            return ConsoleClient(ANYBODY, AccessRules(None, {}, Role.VIEW))
         name = common_name(getattr(request.state, "certificate", None)) if self._by_certificate else ""
-        return Client(name or await self._user(request.headers.get("authorization", "")), self._rights)
+        return ConsoleClient(name or await self._user(request.headers.get("authorization", "")), self._rights)
 
     async def _user(self, header: str) -> str:
         scheme, _, text = header.partition(" ")
         if self._users is None or scheme.lower() != "basic":
-            raise Refused(401, "say who you are: a user and a password, or a certificate")
+            raise RequestRefused(401, "say who you are: a user and a password, or a certificate")
         try:
             user, colon, password = base64.b64decode(text, validate=True).decode("utf-8").partition(":")
         except (binascii.Error, UnicodeDecodeError):
-            raise Refused(400, "the Authorization field cannot be read") from None
+            raise RequestRefused(400, "the Authorization field cannot be read") from None
         try:
             good = bool(colon) and await self._users.fits(user, password)
         except SourceError as error:
-            raise Refused(503, f"users cannot be looked up: {error}") from None
+            raise RequestRefused(503, f"users cannot be looked up: {error}") from None
         if not good:
-            raise Refused(401, "wrong user or password")
+            raise RequestRefused(401, "wrong user or password")
         return user
 
     def _check_origin(self, request: HTTPConnection) -> None:
@@ -83,13 +83,13 @@ class Guard:
         where nothing else tells clients apart."""
         host = request.headers.get("host", "")
         if not self.asks and host.rpartition(":")[0].lower() not in LOCAL and host.lower() not in LOCAL:
-            raise Refused(421, f"{host!r:.80} is no name of this server")
+            raise RequestRefused(421, f"{host!r:.80} is no name of this server")
         if request.scope.get("method", "GET") in ("GET", "HEAD"):
             return
         origin = request.headers.get("origin")
         foreign = origin is not None and origin.partition("://")[2] != host
         if foreign or request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-            raise Refused(403, "another page has sent this")
+            raise RequestRefused(403, "another page has sent this")
 
 
 def common_name(certificate: Mapping[str, Any] | None) -> str:

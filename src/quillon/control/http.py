@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from quillon.control.authority import Authority
+from quillon.control.authority import AccessRules
 from quillon.control.console import Console
 from quillon.control.guard import Guard
 from quillon.control.messages import HttpSettings
-from quillon.control.site import Site
+from quillon.control.site import WebSite
 from quillon.control.submission import Workers
 from quillon.net.clock import Clock
 
@@ -120,9 +120,9 @@ class HttpServers:
             self._clock,
             given["users"],
             by_certificate=given["by_certificate"] and given["client_ca"] is not None,
-            rights=Authority(*rights) if rights is not None else None,
+            rights=AccessRules(*rights) if rights is not None else None,
         )
-        site = Site(name, self._console, guard, self._workers)
+        site = WebSite(name, self._console, guard, self._workers)
         tls: dict[str, Any] = {}
         if given["certificate"]:
             tls = {"ssl_certfile": given["certificate"], "ssl_keyfile": given["key"]}

@@ -33,7 +33,7 @@ class Order(TypedDict):
     who: str
 
 
-class Asked(TypedDict):
+class AskedWorkers(TypedDict):
     """To control: the process ids of the workers that were asked."""
 
     do: Literal["asked"]
@@ -41,7 +41,7 @@ class Asked(TypedDict):
     pids: list[int]
 
 
-class Part(TypedDict):
+class AnswerPart(TypedDict):
     """To control: a part of a worker's answer; `last` tells that there is no more."""
 
     do: Literal["part"]
@@ -90,4 +90,4 @@ class Listen(TypedDict):
 
 
 FromControl = Ask | Order
-ToControl = Asked | Part | Gone | Said | Listen
+ToControl = AskedWorkers | AnswerPart | Gone | Said | Listen

@@ -35,8 +35,8 @@ from starlette.routing import Route
 from quillon import __version__
 from quillon.control import rendering, submission
 from quillon.control.commands import Command, Role
-from quillon.control.console import Client, Console, ConsoleError, DeniedError
-from quillon.control.guard import HEADERS, Guard, Refused
+from quillon.control.console import Console, ConsoleClient, ConsoleError, DeniedError
+from quillon.control.guard import HEADERS, Guard, RequestRefused
 from quillon.control.openapi import DESCRIPTION
 from quillon.control.submission import BadMessage, Workers
 from quillon.mail.shown import printable
@@ -56,10 +56,10 @@ STATIC = {
     "uplot.min.css": "text/css",
 }
 
-Endpoint = Callable[[Request, Client], Awaitable[Response]]
+Endpoint = Callable[[Request, ConsoleClient], Awaitable[Response]]
 
 
-class Site:
+class WebSite:
     """The application of one Listen, by its name."""
 
     def __init__(self, name: str, console: Console, guard: Guard, workers: Workers) -> None:
@@ -104,7 +104,7 @@ class Site:
             try:
                 client = await self._guard.client(request)
                 response = await endpoint(request, client)
-            except Refused as refused:
+            except RequestRefused as refused:
                 response = problem(refused.status, str(refused))
                 if refused.status == 401:
                     response.headers["WWW-Authenticate"] = 'Basic realm="quillon", charset="UTF-8"'
@@ -120,7 +120,7 @@ class Site:
 
         return Route(path, answer, methods=[method])
 
-    async def _ask(self, client: Client, *words: str) -> Any:
+    async def _ask(self, client: ConsoleClient, *words: str) -> Any:
         """The merged answer to a command. Raises ConsoleError."""
         _, answer = await self._console.ask(client, shlex.join(words))
         if answer.error:
@@ -142,16 +142,16 @@ class Site:
 
     async def _state(self, good: Callable[[dict[str, float]], bool], words: str) -> Response:
         try:
-            values = await self._ask(Client("health", None), "metrics")
+            values = await self._ask(ConsoleClient("health", None), "metrics")
         except ConsoleError as error:
             return PlainTextResponse(f"{error}\n", 503)
         return PlainTextResponse("ok\n") if good(values) else PlainTextResponse(f"{words}\n", 503)
 
-    async def _metrics(self, _request: Request, client: Client) -> Response:
+    async def _metrics(self, _request: Request, client: ConsoleClient) -> Response:
         command, answer = await self._console.ask(client, "metrics")
         return PlainTextResponse(command.render(answer.merged), media_type="text/plain; version=0.0.4")
 
-    async def _commands(self, request: Request, client: Client) -> Response:
+    async def _commands(self, request: Request, client: ConsoleClient) -> Response:
         """Any command of the console: `{"command": "mailq 5"}`, answered as `--json` does, or as text."""
         given = await _json(request, COMMAND)
         if not isinstance(given, dict) or not isinstance(given.get("command"), str):
@@ -163,13 +163,13 @@ class Site:
             return PlainTextResponse(rendering.printable_lines(text), status)
         return JSONResponse(answer.told(), status)
 
-    async def _api_queues(self, request: Request, client: Client) -> Response:
+    async def _api_queues(self, request: Request, client: ConsoleClient) -> Response:
         return JSONResponse(await self._ask(client, "mailq", request.query_params.get("limit", "20")))
 
-    async def _api_find(self, request: Request, client: Client) -> Response:
+    async def _api_find(self, request: Request, client: ConsoleClient) -> Response:
         return JSONResponse(await self._ask(client, "find", *_selection(request)))
 
-    async def _api_message(self, request: Request, client: Client) -> Response:
+    async def _api_message(self, request: Request, client: ConsoleClient) -> Response:
         """All that waits of a reception or of one message, with the reasons."""
         number = request.path_params["id"]
         found = await self._ask(client, "find", "--id", number)
@@ -178,12 +178,12 @@ class Site:
         why = await self._ask(client, "message", "why", found["items"][0]["id"])
         return JSONResponse({**found, "reasons": why.get("reasons", [])})
 
-    async def _description(self, _request: Request, _client: Client) -> Response:
+    async def _description(self, _request: Request, _client: ConsoleClient) -> Response:
         return JSONResponse({**DESCRIPTION, "info": {**DESCRIPTION["info"], "version": __version__}})
 
     # mail in --------------------------------------------------------------------------------------------------
 
-    async def _submit(self, request: Request, client: Client) -> Response:
+    async def _submit(self, request: Request, client: ConsoleClient) -> Response:
         client.may(SUBMIT, SUBMIT.name)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in ("message/rfc822", "application/json"):
@@ -219,7 +219,7 @@ class Site:
             size += octets
             self._held += octets
             if self._held > HELD:
-                raise Refused(503, "too much mail is coming in at this moment")
+                raise RequestRefused(503, "too much mail is coming in at this moment")
 
         try:
             return await _body(request, LARGEST, count)
@@ -229,39 +229,39 @@ class Site:
 
     # pages ----------------------------------------------------------------------------------------------------
 
-    def _page(self, name: str, client: Client, **values: Any) -> Response:
+    def _page(self, name: str, client: ConsoleClient, **values: Any) -> Response:
         text = self._pages.get_template(name).render(
             user=client.user, token=self._token(client), version=__version__, time=time.time(), **values
         )
         return HTMLResponse(text)
 
-    def _token(self, client: Client) -> str:
+    def _token(self, client: ConsoleClient) -> str:
         """What a form of ours has, and one of another page can't."""
         return hmac.new(self._key, client.user.encode(), hashlib.sha256).hexdigest()
 
-    async def _now(self, _request: Request, client: Client) -> Response:
+    async def _now(self, _request: Request, client: ConsoleClient) -> Response:
         summary, largest = await self._ask(client, "summary"), await self._ask(client, "mailq", "10")
         spool, held = await self._ask(client, "spool", "show"), await self._ask(client, "suspended")
         return self._page("now.html", client, summary=summary, queues=largest["queues"], spool=spool, held=held)
 
-    async def _queues(self, request: Request, client: Client) -> Response:
+    async def _queues(self, request: Request, client: ConsoleClient) -> Response:
         if name := request.query_params.get("domain", "").strip():
             return RedirectResponse(f"/domain/{quote(name)}", 303)
         which = "delayed" if request.query_params.get("by") == "delayed" else "active"
         found = await self._ask(client, which)
         return self._page("queues.html", client, found=found, which=which)
 
-    async def _domain(self, request: Request, client: Client) -> Response:
+    async def _domain(self, request: Request, client: ConsoleClient) -> Response:
         name = request.path_params["domain"]
         rows = await self._ask(client, "domain", name)
         found = await self._ask(client, "find", "--domain", name, "--limit", "50")
         return self._page("domain.html", client, domain=name, rows=rows, found=found)
 
-    async def _message(self, request: Request, client: Client) -> Response:
+    async def _message(self, request: Request, client: ConsoleClient) -> Response:
         found = await self._ask(client, "message", "why", request.path_params["id"])
         return self._page("message.html", client, message=found["message"], reasons=found.get("reasons", []))
 
-    async def _configuration(self, request: Request, client: Client) -> Response:
+    async def _configuration(self, request: Request, client: ConsoleClient) -> Response:
         """What holds for a domain, with places; that of no domain in particular without one."""
         domain = request.query_params.get("domain", "").strip() or "example.invalid"
         option = request.query_params.get("option", "").strip()
@@ -273,21 +273,21 @@ class Site:
             found, problem = {"goes_to": "", "options": []}, str(error)
         return self._page("configuration.html", client, domain=domain, option=option, found=found, problem=problem)
 
-    async def _certificates(self, _request: Request, client: Client) -> Response:
+    async def _certificates(self, _request: Request, client: ConsoleClient) -> Response:
         values = await self._ask(client, "metrics")
         prefix = 'quillon_certificate_expiry_timestamp_seconds{file="'
         ends = {name.removeprefix(prefix)[:-2]: end for name, end in values.items() if name.startswith(prefix)}
         failures = {name: count for name, count in values.items() if name.startswith("quillon_tls_failures_total")}
         return self._page("certificates.html", client, ends=sorted(ends.items()), failures=sorted(failures.items()))
 
-    async def _order(self, request: Request, client: Client) -> Response:
+    async def _order(self, request: Request, client: ConsoleClient) -> Response:
         """A command that a form sends, counted first and done once it is confirmed."""
         try:
             given = dict(parse_qsl((await _body(request, COMMAND)).decode("utf-8", "replace"), max_num_fields=20))
         except ValueError:
             raise BadMessage("more fields than a form of ours has") from None
         if not hmac.compare_digest(str(given.get("token", "")).encode(), self._token(client).encode()):
-            raise Refused(403, "this form is too old, or not of this page: load it again")
+            raise RequestRefused(403, "this form is too old, or not of this page: load it again")
         line = str(given.get("command", ""))
         if given.get("yes"):
             line += " --yes"
@@ -302,7 +302,7 @@ class Site:
         text = answer.text(command)
         return self._page("done.html", client, command=line, text=text, back=back if back.startswith("/") else "/")
 
-    async def _events(self, _request: Request, client: Client) -> Response:
+    async def _events(self, _request: Request, client: ConsoleClient) -> Response:
         """Sizes and rates, as server-sent events."""
         if self._streams >= STREAMS:
             return problem(503, "too many streams")
@@ -364,11 +364,11 @@ async def _body(request: Request, most: int, count: Callable[[int], None] = lamb
             async for piece in request.stream():
                 size += len(piece)
                 if size > most:
-                    raise Refused(413, f"more than {most} octets")
+                    raise RequestRefused(413, f"more than {most} octets")
                 count(len(piece))
                 pieces.append(piece)
     except TimeoutError:
-        raise Refused(408, "the request did not come whole") from None
+        raise RequestRefused(408, "the request did not come whole") from None
     return b"".join(pieces)
 
 

@@ -24,7 +24,7 @@ from quillon.policy.hook import Hook
 from quillon.policy.tls import TlsHooks
 from quillon.queue.destination import Key, Rules
 from quillon.queue.limit import Cap
-from quillon.smtp.client import Login
+from quillon.smtp.client import ClientLogin
 
 _MOST = 65536  # answers that are kept
 
@@ -172,7 +172,7 @@ def fault_of(key: Key) -> TransientFailure | None:
         return TransientFailure(replies.DEMAND_LOST, Stage.NOT_CONNECTED, cause="demand_lost")
     if isinstance(key.override, str):
         return TransientFailure(replies.POLICY_FAILED, Stage.NOT_CONNECTED, cause="policy_failed")
-    login: Login | None = key.override.login if isinstance(key.override, override.Override) else None
+    login: ClientLogin | None = key.override.login if isinstance(key.override, override.Override) else None
     if login is not None and not (login.user and login.password):
         return TransientFailure(replies.AUTH_INCOMPLETE, Stage.NOT_CONNECTED)
     return None

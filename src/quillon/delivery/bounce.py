@@ -17,7 +17,7 @@ from typing import NamedTuple
 from quillon.config.model import Config
 from quillon.config.settings import DeliverySettings
 from quillon.delivery import dsn, override
-from quillon.delivery.dsn import Entry, Notice
+from quillon.delivery.dsn import DsnFacts, DsnRecipient
 from quillon.mail import header
 from quillon.mail.address import NULL_PATH, Mailbox
 from quillon.mail.message import Batch, IdSource, Message
@@ -50,7 +50,7 @@ class _Gathered:
     """Recipients of one notification, and who is told once it is stored."""
 
     batch: Batch
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[DsnRecipient] = field(default_factory=list)
     waiting: list[Done] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
 
@@ -81,7 +81,9 @@ class Bouncer:
             return
         words = override.bounce_text(message, outcome.reply, dsn.FAILED, policy)
         status = dsn.status_of(outcome.reply.enhanced, "5")
-        entry = Entry(str(message.recipient), status, _said(outcome), outcome.remote_ip, last, _tls(message, outcome))
+        entry = DsnRecipient(
+            str(message.recipient), status, _said(outcome), outcome.remote_ip, last, _tls(message, outcome)
+        )
         self._gather(self._whom(message, settings, recipient, words, ""), message.batch, entry, done)
 
     def late(self, message: Message, outcome: TransientFailure) -> None:
@@ -92,7 +94,9 @@ class Bouncer:
             return
         until = formatdate(message.batch.received_at + settings.message_expiration, localtime=True)
         status = dsn.status_of(outcome.reply.enhanced, "4")
-        entry = Entry(str(message.recipient), status, _said(outcome), outcome.remote_ip, "", _tls(message, outcome))
+        entry = DsnRecipient(
+            str(message.recipient), status, _said(outcome), outcome.remote_ip, "", _tls(message, outcome)
+        )
         whom = self._whom(message, settings, message.batch.sender, dsn.DELAYED, until)
         self._gather(whom, message.batch, entry, lambda _: None)
 
@@ -109,7 +113,7 @@ class Bouncer:
             original = "headers"  # the notification may go where the message must not (RFC 8689 5)
         return _Whom(message.batch.id.number, recipient, daemon, original, words, until)
 
-    def _gather(self, whom: _Whom, batch: Batch, entry: Entry, done: Done) -> None:
+    def _gather(self, whom: _Whom, batch: Batch, entry: DsnRecipient, done: Done) -> None:
         """Wait for other recipients of the message, unless there is none whose fate is open."""
         found = self._gathered.get(whom)
         if found is None:
@@ -147,7 +151,7 @@ class Bouncer:
     async def _accept(self, whom: _Whom, found: _Gathered) -> bool:
         now = self._clock.now()
         number = self._ids.next(now)
-        notice = Notice(
+        notice = DsnFacts(
             hostname=self._hostname,
             sender=str(whom.daemon),
             recipient=str(whom.recipient),

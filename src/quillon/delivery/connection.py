@@ -35,11 +35,11 @@ from quillon.policy.hook import Call, Hook, Session
 from quillon.policy.tls import Remote, TlsHooks
 from quillon.queue.trail import Failed
 from quillon.smtp import client as smtp
-from quillon.smtp.client import ClientSession, Login, Transaction
+from quillon.smtp.client import ClientLogin, ClientSession, MailTransaction
 from quillon.smtp.wire import DotStuffer
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError, Engine
-from quillon.tls.verdict import HandshakeFailure, Verdict
+from quillon.tls.verdict import HandshakeFailure, TlsVerdict
 
 _CHUNK = 262144
 HANDSHAKE_TIMEOUT = 60.0  # seconds
@@ -103,14 +103,14 @@ class Connection:
         domain: str,
         ehlo_name: str,
         *,
-        login: Login | None = None,
+        login: ClientLogin | None = None,
         owner: Owner,
     ) -> None:
         self.settings = settings
         self.demand = demand
         self.login = login
         self.facts: TlsFacts | None = None
-        self.verdict: Verdict | None = None
+        self.verdict: TlsVerdict | None = None
         self.offered = False
         self.delivered = 0  # transactions that have ended
         self.took = 0  # recipients whose message the host has taken
@@ -219,7 +219,7 @@ class Connection:
         else:
             self._open()
 
-    def _log_in(self, login: Login) -> None:
+    def _log_in(self, login: ClientLogin) -> None:
         """AUTH comes before any mail, and the password goes through TLS unless the configuration lets it go without."""
         if not self._session.in_tls and not self.settings.outbound_smtp_auth_in_clear:
             self._not_logged_in(replies.AUTH_IN_CLEAR)
@@ -289,7 +289,7 @@ class Connection:
         """Those that the host sent, its own first, in DER."""
         return [certificate.public_bytes(Encoding.DER) for certificate in self.chain()]
 
-    def _facts(self, verdict: Verdict, judgement: Judgement) -> TlsFacts:
+    def _facts(self, verdict: TlsVerdict, judgement: Judgement) -> TlsFacts:
         facts = verdict.facts(
             verified=judgement.verified,
             cause=judgement.cause,
@@ -368,7 +368,7 @@ class Connection:
         self._stuffer = DotStuffer()
         say = batch.eight_bit and self.settings.send_8bitmime == "ifavailable"
         required = batch.tls_request == "requiretls"
-        self._session.send(Transaction(batch.sender, [m.recipient for m in messages], batch.size, say, required))
+        self._session.send(MailTransaction(batch.sender, [m.recipient for m in messages], batch.size, say, required))
         self._wait(self.settings.mailfrom_timeout)
         self._write()
 
@@ -510,7 +510,7 @@ class Connection:
         elif isinstance(event, smtp.SendBody):
             self._write()
             self._send_body()
-        elif isinstance(event, smtp.Ready):
+        elif isinstance(event, smtp.HostReady):
             self._ready("STARTTLS" in event.extensions)
         elif isinstance(event, smtp.GoAhead):
             self._write()
@@ -524,15 +524,15 @@ class Connection:
         elif isinstance(event, smtp.Reset):
             self.deadline = 0.0
             self._owner.free(self)
-        elif isinstance(event, smtp.Broken):
+        elif isinstance(event, smtp.SessionBroken):
             self._broken(event)
 
-    def _broken(self, event: smtp.Broken) -> None:
+    def _broken(self, event: smtp.SessionBroken) -> None:
         if self._opened is not None and not self._opened.done():
             self._failed_to_open(event)
         self._leave()
 
-    def _failed_to_open(self, event: smtp.Broken) -> None:
+    def _failed_to_open(self, event: smtp.SessionBroken) -> None:
         engine = self._engine
         if event.stage is Stage.DURING_STARTTLS:
             cause = "starttls_refused"

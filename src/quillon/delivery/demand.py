@@ -38,7 +38,7 @@ from quillon.standards.tlsrpt import NO_POLICY_FOUND, PolicyFound
 from quillon.tls.engine import SYSTEM_TRUST
 from quillon.tls.openssl_extra import chain_error
 from quillon.tls.tlsa import Tlsa, match
-from quillon.tls.verdict import Verdict, chain_cause
+from quillon.tls.verdict import TlsVerdict, chain_cause
 
 
 class Demand(NamedTuple):
@@ -183,7 +183,7 @@ def _policy(found: TlsaFound | None, policy: StsPolicy | None, domain: str) -> P
     return PolicyFound("no-policy-found", domain)
 
 
-def judge(demanded: Demand, verdict: Verdict, certificates: Callable[[], Sequence[bytes]]) -> Judgement:
+def judge(demanded: Demand, verdict: TlsVerdict, certificates: Callable[[], Sequence[bytes]]) -> Judgement:
     """What a demand makes of a handshake; `certificates` gives those that the host sent in DER, its own first."""
     judgement = tls_policy.judge(demanded.tls, verdict, demanded.names)
     agreed = demanded.tls.tls_names

@@ -14,7 +14,7 @@ DELAYED = "Your message has not been delivered yet to the following, and deliver
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DsnRecipient:
     """What is told of one recipient. `reply` is the reply that decided, as one line; `last` what the host had said at
     the last attempt, where the message was given up for time or number; `tls` words on the TLS that was demanded."""
 
@@ -27,7 +27,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class DsnFacts:
     """What a notification needs to know of its surroundings. Dates are RFC 5322 text; `until` is set where delivery
     goes on, and says how long. `original` is none, headers or all."""
 
@@ -43,7 +43,7 @@ class Notice:
     until: str = ""
 
 
-def render(notice: Notice, entries: Sequence[Entry], original: bytes) -> bytes:
+def render(notice: DsnFacts, entries: Sequence[DsnRecipient], original: bytes) -> bytes:
     """A multipart/report on recipients of one message; `original` is that message, or as much of it as is returned."""
     returned = _returned(notice.original, original)
     eight_bit = not returned.isascii()
@@ -82,7 +82,7 @@ def render(notice: Notice, entries: Sequence[Entry], original: bytes) -> bytes:
     return body + b"\r\n--" + notice.boundary.encode() + b"--\r\n"
 
 
-def _told(notice: Notice, entries: Sequence[Entry]) -> list[str]:
+def _told(notice: DsnFacts, entries: Sequence[DsnRecipient]) -> list[str]:
     """The part for people: recipients that fared alike stand together."""
     lines = re.split(r"\r?\n", notice.words)
     alike: dict[tuple[str, str, str], list[str]] = {}
@@ -100,7 +100,7 @@ def _told(notice: Notice, entries: Sequence[Entry]) -> list[str]:
     return lines
 
 
-def _fields(notice: Notice, entry: Entry) -> list[str]:
+def _fields(notice: DsnFacts, entry: DsnRecipient) -> list[str]:
     """The fields of one recipient (RFC 3464 2.3), and the blank line behind them."""
     said = entry.last or entry.reply
     kind = "x-quillon" if "[internal]" in said else "smtp"  # RFC 3464 2.3.6: smtp is for what a host has said

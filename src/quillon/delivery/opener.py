@@ -27,7 +27,7 @@ from quillon.mail.event import Event, HostFailed, TlsFacts
 from quillon.mail.outcome import TransientFailure
 from quillon.queue.destination import DestinationQueue, Key, Rules
 from quillon.queue.trail import Failed, Trail
-from quillon.smtp.client import Login
+from quillon.smtp.client import ClientLogin
 from quillon.standards.tlsrpt import DataPoint
 
 
@@ -102,7 +102,7 @@ class Opener:
         self._migrates = config.node().migrate_connections_between_sibling_domains
 
     async def open(
-        self, queue: DestinationQueue[Connection], trail: Trail | None, ehlo_name: str, login: Login | None
+        self, queue: DestinationQueue[Connection], trail: Trail | None, ehlo_name: str, login: ClientLogin | None
     ) -> Opening:
         """A connection for a destination; `trail` is that of messages that have been to some of its hosts."""
         # whatever a reload changes meanwhile: a connection is made under what it was looked up for, or not used
@@ -145,7 +145,7 @@ class Opener:
         attempt: Attempt,
         published: Published | None,
         ehlo_name: str,
-        login: Login | None,
+        login: ClientLogin | None,
         *,
         first: bool,
     ) -> Opening:
@@ -236,7 +236,7 @@ class Opener:
         demand: Demand,
         step: TryHost,
         ehlo_name: str,
-        login: Login | None,
+        login: ClientLogin | None,
     ) -> Connection | Obstructed:
         """Bring a connection to the point where it takes messages; why it does not, if so."""
         domain = lookup_name(key.domain)

@@ -21,7 +21,7 @@ from quillon.policy.context import Context, not_text
 from quillon.policy.hook import Call, Hook, Policy, Session, words_of
 from quillon.policy.message import Content, MessageView
 from quillon.policy.tls import HookFailed, TlsHooks
-from quillon.smtp.client import Login
+from quillon.smtp.client import ClientLogin
 
 AUTH_TYPE, AUTH_USER, AUTH_PASS, AUTH_KEY = (f"outbound_smtp_auth_{word}" for word in ("type", "user", "pass", "key"))
 _NONE = ("", "no", "none", "false")
@@ -32,7 +32,7 @@ class Override:
     """What is particular to a message: other TLS than is configured, and what it authenticates with."""
 
     tls: OutboundTls | None = None
-    login: Login | None = None
+    login: ClientLogin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ async def asked(
 
 
 def _override(
-    message: Message, tls: OutboundTls, hooks: TlsHooks, login: Login | None, contract: Contract | None
+    message: Message, tls: OutboundTls, hooks: TlsHooks, login: ClientLogin | None, contract: Contract | None
 ) -> Override | None:
     """Raises HookFailed."""
     other = tls
@@ -194,7 +194,7 @@ def _auth_call(message: Message, settings: DeliverySettings) -> Call:
     return call
 
 
-def _login(call: Call, policy: Policy) -> Login | None:
+def _login(call: Call, policy: Policy) -> ClientLogin | None:
     """Raises HookFailed for what AUTH cannot take."""
     values = call.context.message
     found = []
@@ -206,7 +206,7 @@ def _login(call: Call, policy: Policy) -> Login | None:
     kind, user, password = found[0].upper(), found[1], found[2]
     if kind not in ("", "PLAIN", "LOGIN"):
         raise _failed(policy, f"{AUTH_TYPE} = {kind!r}: it is PLAIN or LOGIN")
-    return Login(kind, user, password) if kind else None
+    return ClientLogin(kind, user, password) if kind else None
 
 
 def _failed(policy: Policy, text: str) -> HookFailed:

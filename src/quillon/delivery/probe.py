@@ -26,7 +26,7 @@ VALUES = tuple((tls, verify) for tls in ("ifavailable", "required") for verify i
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class HostReport:
     """One host. `problem` says why it could not be talked to at all; `judgement` is that of TLS_Verify = host."""
 
     host: Host
@@ -56,7 +56,7 @@ async def probe(
     services: ConnectionServices,
     ehlo: str,
     server_name: str = "",
-) -> Report:
+) -> HostReport:
     """Connect to a host up to the point where it would take a message; `server_name` is for SNI instead of the host's
     own name."""
     strict = replace(tls, tls="required", tls_verify="optional", tls_ca=tls.tls_ca or SYSTEM_TRUST)
@@ -71,7 +71,7 @@ async def probe(
         # whatever the handshake showed is worth nothing once the host has taken it back
         end = obstructed.failed.outcome
         verdict, cause, problem = None, end.cause, "" if end.cause else str(end.reply)
-    return Report(
+    return HostReport(
         host=host,
         names=tuple(names),
         ca=strict.tls_ca or "",

@@ -9,7 +9,7 @@ from quillon.config.model import Config
 from quillon.delivery.halts import Halt
 from quillon.delivery.override import Held
 from quillon.mail.message import Message
-from quillon.queue.destination import DestinationQueue, State
+from quillon.queue.destination import DestinationQueue, QueueState
 from quillon.queue.limit import UNLIMITED
 
 
@@ -53,7 +53,7 @@ def of_queue(queue: DestinationQueue[Any], config: Config, halt: Halt | None, no
     elif queue.paused_until > now:
         option = "host_failure_retry" if "rest" in queue.why_paused or "reached" in queue.why_paused else ""
         found.append(_ruled(option, queue.why_paused, queue, config, queue.paused_until))
-    if queue.waiting and queue.state(now) is State.AT_LIMIT:
+    if queue.waiting and queue.state(now) is QueueState.AT_LIMIT:
         found += _limits(queue, config)
     return found
 

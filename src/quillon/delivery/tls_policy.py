@@ -24,7 +24,7 @@ from quillon.mail.reply import Reply
 from quillon.mail.shown import NAME, joined
 from quillon.tls import identity
 from quillon.tls.proven import enough
-from quillon.tls.verdict import Certificate, Verdict, printable
+from quillon.tls.verdict import Certificate, TlsVerdict, printable
 
 
 class Turn(Enum):
@@ -76,7 +76,7 @@ class Observed:
 
     offered: bool
     cause: str = ""
-    verdict: Verdict | None = None
+    verdict: TlsVerdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def certificate_names(tls: OutboundTls, host: str, domain: str, via: str) -> tup
     return tuple(dict.fromkeys(name for name in names if name and not name.startswith("#")))
 
 
-def judge(tls: OutboundTls, verdict: Verdict, names: Iterable[str]) -> Judgement:
+def judge(tls: OutboundTls, verdict: TlsVerdict, names: Iterable[str]) -> Judgement:
     """`names` are the candidates for `host`: the MX host and the routing domain.
 
     They are compared whatever is demanded, so that what is told of a delivery is what was proven.

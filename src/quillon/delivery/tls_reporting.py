@@ -16,7 +16,7 @@ from quillon.mail.message import Message
 from quillon.queue.destination import DestinationQueue
 from quillon.standards.mta_sts import StsPolicy
 from quillon.standards.tlsrpt import DataPoint, PolicyFound, result_of
-from quillon.tls.verdict import Verdict
+from quillon.tls.verdict import TlsVerdict
 
 _OURS = frozenset({"no_requiretls", "requiretls_insecure", "bad_local_settings"})  # causes that reports say nothing of
 _LOOKED_AT = 20  # messages that wait, by which a connection is known to be for reports
@@ -55,7 +55,7 @@ def opened(
     demanded: Demand,
     published: Published,
     facts: TlsFacts | None,
-    verdict: Verdict | None,
+    verdict: TlsVerdict | None,
     certificates: Callable[[], Sequence[bytes]],
     host: Host,
     local_ip: str,
@@ -78,7 +78,7 @@ def opened(
 def _under_test(
     demanded: Demand,
     policy: StsPolicy,
-    verdict: Verdict | None,
+    verdict: TlsVerdict | None,
     certificates: Callable[[], Sequence[bytes]],
     host: Host,
     domain: str,

@@ -57,7 +57,7 @@ class Direction:
 
 
 @dataclass
-class Report:
+class ContractReport:
     """One contract in a time."""
 
     contract: Contract
@@ -97,9 +97,11 @@ class Report:
         return "" if enough(tls["level"], "host") else f"to a host that had proven {tls['level']} only"
 
 
-def reports(rows: Iterable[Row], contracts: Iterable[Contract], of: Callable[[str], Contract | None]) -> list[Report]:
+def reports(
+    rows: Iterable[Row], contracts: Iterable[Contract], of: Callable[[str], Contract | None]
+) -> list[ContractReport]:
     """One for each contract; `of` gives that of a domain. Rows are records of evidence of a time."""
-    found = {contract: Report(contract) for contract in contracts}
+    found = {contract: ContractReport(contract) for contract in contracts}
     for row in rows:
         domain = row.get("sender_domain" if row["kind"] in ("reception", "refusal") else "to", "")
         if row["kind"] == "refusal" and row["module"] != "tls_contract":

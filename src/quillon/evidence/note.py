@@ -20,7 +20,7 @@ class NoteError(ValueError):
 
 
 @dataclass(frozen=True)
-class Signer:
+class NoteSigner:
     """A key under a name, the origin of a log."""
 
     name: str

@@ -58,7 +58,7 @@ anew.
 """
 
 
-class Found(NamedTuple):
+class FoundRecord(NamedTuple):
     """A record: in which log, at which place, its octets and what they say."""
 
     log: Path
@@ -72,7 +72,7 @@ def logs(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("worker-*/entries"))
 
 
-def find(folder: Path, wanted: Sequence[str]) -> Iterator[Found]:
+def find(folder: Path, wanted: Sequence[str]) -> Iterator[FoundRecord]:
     """Records of messages by id, batch id or Message-ID: with a reception of one of them all that follows of it. Raises
     DamagedError, OSError."""
     words = {word.strip() for word in wanted} - {""}
@@ -90,7 +90,7 @@ def find(folder: Path, wanted: Sequence[str]) -> Iterator[Found]:
             if any(text in octets for text in texts):
                 row = json.loads(octets)
                 if batches & {row.get("id", ""), row.get("batch", "")}:
-                    yield Found(log, place, octets, row)
+                    yield FoundRecord(log, place, octets, row)
 
 
 def _as_written(words: Iterable[str]) -> list[bytes]:
@@ -120,7 +120,7 @@ class Proof(NamedTuple):
     stamp: bytes = b""
 
 
-def proof(found: Found, key: Ed25519PublicKey) -> Proof:
+def proof(found: FoundRecord, key: Ed25519PublicKey) -> Proof:
     """What leads from a record to the first checkpoint behind it that has a time stamp, or to the last one of its log.
     It is compared with the log. Raises DamagedError, NoteError, OSError; ValueError for a record that no checkpoint
     covers yet."""
@@ -141,7 +141,7 @@ def proof(found: Found, key: Ed25519PublicKey) -> Proof:
     return Proof("\n".join(lines) + "\n\n" + text, stamped.response if stamped is not None else b"")
 
 
-def salt_of(found: Found) -> bytes:
+def salt_of(found: FoundRecord) -> bytes:
     """The salt of a record; empty where it was deleted."""
     with (found.log / "salts").open("rb") as file:
         salt = os.pread(file.fileno(), SALT, found.place * SALT)
@@ -154,7 +154,7 @@ def salt_at(salts: bytes, place: int) -> bytes:
     return salt if len(salt) == SALT and any(salt) else b""
 
 
-def erase(found: Found) -> bool:
+def erase(found: FoundRecord) -> bool:
     """Delete the salt of a record, after which nobody can tell whom it was for; False where it was gone."""
     if not salt_of(found):
         return False
@@ -164,7 +164,7 @@ def erase(found: Found) -> bool:
     return True
 
 
-def bundle(records: Sequence[Found], key: Ed25519PublicKey, recipient: str = "") -> bytes:
+def bundle(records: Sequence[FoundRecord], key: Ed25519PublicKey, recipient: str = "") -> bytes:
     """A zip with records, proofs, certificates and what verifies them. `recipient` is shown to be that of those records
     which are of it. Raises as `proof`."""
     out = io.BytesIO()

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 
 from quillon.evidence import keys, tree
 from quillon.evidence.files import DamagedError, LogFiles, framed
-from quillon.evidence.note import Checkpoint, NoteError, Signer, read
+from quillon.evidence.note import Checkpoint, NoteError, NoteSigner, read
 from quillon.evidence.record import SALT, VERSION, Recorded, Source, encode, moment, row_of
 from quillon.mail.event import Attempted
 from quillon.net.clock import Clock
@@ -57,7 +57,7 @@ class Evidence:
         self.folder = folder / f"worker-{number}"
         self._certificates = folder / "certificates"
         self._certificates.mkdir(parents=True, exist_ok=True)
-        self._signer = Signer(f"{source.node}/worker-{number}", keys.load_or_make(key))
+        self._signer = NoteSigner(f"{source.node}/worker-{number}", keys.load_or_make(key))
         self._files = LogFiles(self.folder, append=True)
         self._edge = tree.Edge(self._files, self._files.size)
         self._check()

@@ -16,7 +16,7 @@ from typing import cast
 
 from quillon.config.settings import InboundTls
 from quillon.lab import farm_pki
-from quillon.lab.faults import FAULTS, Fault
+from quillon.lab.faults import FAULTS, BrokenPeer
 from quillon.lab.sink import inbound_tls
 from quillon.net.clock import SystemClock
 from quillon.tls.context import Contexts
@@ -28,7 +28,7 @@ _HANDSHAKE = 0x16
 
 
 @dataclasses.dataclass
-class Record:
+class PeerRecord:
     """One connection: octets that came before TLS and inside it, and how many messages were taken each way."""
 
     clear: bytearray = dataclasses.field(default_factory=bytearray)
@@ -40,7 +40,7 @@ class Record:
 class Farm:
     """`folder` holds the certificates, which are made if it has none. `ports` and `records` go by the peer's name."""
 
-    def __init__(self, folder: Path, faults: Iterable[Fault] = FAULTS) -> None:
+    def __init__(self, folder: Path, faults: Iterable[BrokenPeer] = FAULTS) -> None:
         self.folder = folder
         self.faults = tuple(faults)
         self.ca = folder / "ca.pem"
@@ -48,7 +48,7 @@ class Farm:
             farm_pki.write(folder)
         self.contexts = Contexts(SystemClock().now)
         self.ports: dict[str, int] = {}
-        self.records: defaultdict[str, list[Record]] = defaultdict(list)
+        self.records: defaultdict[str, list[PeerRecord]] = defaultdict(list)
         self.open: set[_Session] = set()
         self._servers: list[asyncio.Server] = []
 
@@ -68,7 +68,7 @@ class Farm:
         for session in list(self.open):
             session.abort()
 
-    def settings(self, fault: Fault) -> InboundTls:
+    def settings(self, fault: BrokenPeer) -> InboundTls:
         """The TLS settings of a peer."""
         certificate, key = self.folder / f"{fault.certificate}.pem", self.folder / f"{fault.certificate}.key"
         changes = dict(fault.tls)
@@ -81,11 +81,11 @@ class Farm:
 class _Session(asyncio.Protocol):
     """One connection to a peer."""
 
-    def __init__(self, farm: Farm, fault: Fault) -> None:
+    def __init__(self, farm: Farm, fault: BrokenPeer) -> None:
         self._farm = farm
         self._fault = fault
         self._quirk, _, self._word = fault.quirk.partition(" ")
-        self._record = Record()
+        self._record = PeerRecord()
         self._engine: Engine | None = None
         self._buffer = b""
         self._in_data = False

@@ -15,12 +15,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from quillon.config.model import Config
 from quillon.lab.pki import Authority
-from quillon.lab.stage import Play, Stage
+from quillon.lab.stage import Play, PolicyStage
 from quillon.listener import recorder
 from quillon.policy.environment import Lookup
 from quillon.policy.hook import Traced
 from quillon.tls.causes import CAUSES
-from quillon.tls.verdict import Certificate, Verdict
+from quillon.tls.verdict import Certificate, TlsVerdict
 
 VERSIONS = ("TLSv1.3", "TLSv1.2", "TLSv1.1", "TLSv1.0")
 Ask = Callable[[str, str, str], Awaitable[Lookup]]
@@ -33,7 +33,7 @@ class Scene:
     lines: Sequence[str]
     listen: str
     peer: str
-    verdict: Verdict | None
+    verdict: TlsVerdict | None
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class Step:
         }
 
 
-def verdict(verified: str | None, certificate: str | None, cause: str, version: str) -> Verdict | None:
+def verdict(verified: str | None, certificate: str | None, cause: str, version: str) -> TlsVerdict | None:
     """A TLS verdict by the words of the command line; None for a session in clear. Raises OSError, ValueError."""
     if verified is None and certificate is None:
         return None
@@ -89,7 +89,7 @@ def verdict(verified: str | None, certificate: str | None, cause: str, version: 
     if version not in VERSIONS:
         raise ValueError(f"--tls-version: {version!r} is none of {', '.join(VERSIONS)}")
     errors = ((cause, 0, "as the command line has it"),) if shown is not None and verified != "yes" else ()
-    return Verdict(version, "TLS_AES_256_GCM_SHA384", 256, 256, "X25519", shown, shown is not None, errors)
+    return TlsVerdict(version, "TLS_AES_256_GCM_SHA384", 256, 256, "X25519", shown, shown is not None, errors)
 
 
 def _certificate(path: str | None) -> bytes:
@@ -137,7 +137,7 @@ async def run_scene(config: Config, scene: Scene, lookup: Ask, now: float, repor
         if not tls.tls_client_ca:
             report(f"{listen} has no TLS_Client_CA: in a real session no certificate would be asked for, nor verified")
     steps = [Step("(connects)")]
-    stage = await Stage.of(config, lookup, now, report, lambda traced: _note(steps, traced))
+    stage = await PolicyStage.of(config, lookup, now, report, lambda traced: _note(steps, traced))
     play = stage.play(listen, (scene.peer, 40000), local)
     if scene.verdict is not None:
         play.over_tls(scene.verdict)
@@ -236,7 +236,7 @@ async def replay(config: Config, lines: Iterable[str], report: Callable[[str], N
     async def lookup(name: str, kind: str, server: str) -> Lookup:
         return answers.get((name, kind, server), Lookup((), "not recorded", "failed"))
 
-    stage = await Stage.of(config, lookup, sessions[0]["at"] if sessions else 0.0, report)
+    stage = await PolicyStage.of(config, lookup, sessions[0]["at"] if sessions else 0.0, report)
     for row in sorted(sessions, key=lambda item: float(item["at"])):
         change = await _replayed(stage, config, row)
         if change is not None:
@@ -245,7 +245,7 @@ async def replay(config: Config, lines: Iterable[str], report: Callable[[str], N
     return found
 
 
-async def _replayed(stage: Stage, config: Config, row: dict[str, Any]) -> Change | None:
+async def _replayed(stage: PolicyStage, config: Config, row: dict[str, Any]) -> Change | None:
     names = {listen.name for listen in config.inbound.listens()}
     listen, _ = _listen(config, row["listen"] if row["listen"] in names else "")
     play = stage.play(listen, _endpoint(row["remote"]), _endpoint(row["local"]))

@@ -14,8 +14,8 @@ from quillon.config.settings import DeliverySettings, OutboundTls
 from quillon.delivery.connection import ConnectionServices
 from quillon.lab import trial
 from quillon.lab.farm import Farm
-from quillon.lab.faults import Fault
-from quillon.lab.trial import PATIENCE, Result
+from quillon.lab.faults import BrokenPeer
+from quillon.lab.trial import PATIENCE, TrialResult
 from quillon.net.clock import Deadlines, SystemClock
 from quillon.policy.hook import NO_POLICY
 from quillon.policy.tls import TlsHooks
@@ -24,7 +24,9 @@ from quillon.tls.context import Contexts
 _AT_ONCE = 16
 
 
-async def run(folder: Path, settings: DeliverySettings, columns: list[OutboundTls]) -> list[list[tuple[Fault, Result]]]:
+async def run(
+    folder: Path, settings: DeliverySettings, columns: list[OutboundTls]
+) -> list[list[tuple[BrokenPeer, TrialResult]]]:
     """One list of results per TLS setting. `folder` is for the farm's certificates."""
     farm = Farm(folder)
     await farm.start()
@@ -34,7 +36,7 @@ async def run(folder: Path, settings: DeliverySettings, columns: list[OutboundTl
     services = ConnectionServices(clock, deadlines, Contexts(clock.now), TlsHooks(NO_POLICY, "/"), PATIENCE)
     gate = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(fault: Fault, tls: OutboundTls) -> tuple[Fault, Result]:
+    async def one(fault: BrokenPeer, tls: OutboundTls) -> tuple[BrokenPeer, TrialResult]:
         async with gate:
             return fault, await trial.deliver(farm, fault, trial.patient(settings), tls, services)
 
@@ -53,7 +55,7 @@ def trusting(tls: OutboundTls, farm: Farm) -> OutboundTls:
     return dataclasses.replace(tls, tls_names=())
 
 
-def lets_through(fault: Fault, result: Result) -> bool:
+def lets_through(fault: BrokenPeer, result: TrialResult) -> bool:
     """Whether mail went to a peer whose TLS is broken: in clear, or to a certificate that is not in order.
 
     A host that wants a client certificate and got one is in order.

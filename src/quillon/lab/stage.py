@@ -28,10 +28,10 @@ from quillon.net.turns import Turns
 from quillon.policy.hook import Traced
 from quillon.policy.tls import TlsHooks
 from quillon.reception.accept import Reception, ResidentBodies
-from quillon.smtp.sasl import Attempt
+from quillon.smtp.sasl import AuthOutcome
 from quillon.spool.room import Room
 from quillon.tls.engine import ContextError
-from quillon.tls.verdict import Verdict
+from quillon.tls.verdict import TlsVerdict
 
 PATIENCE = 60.0  # seconds that a policy may take for one step
 
@@ -76,10 +76,10 @@ class _Engine:
 
     established = True
 
-    def __init__(self, verdict: Verdict | None) -> None:
+    def __init__(self, verdict: TlsVerdict | None) -> None:
         self._verdict = verdict
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> TlsVerdict:
         assert self._verdict is not None
         return self._verdict
 
@@ -87,13 +87,13 @@ class _Engine:
 class _Contexts:
     """Stands for the TLS contexts of a server."""
 
-    given: Verdict | None = None  # the verdict that a handshake comes to
+    given: TlsVerdict | None = None  # the verdict that a handshake comes to
 
     def server(self, settings: InboundTls) -> _Engine:
         self.load(settings)
         return _Engine(self.given)
 
-    def verdict(self, _settings: object, engine: _Engine) -> Verdict:
+    def verdict(self, _settings: object, engine: _Engine) -> TlsVerdict:
         """There are no revocation lists here: what is given holds."""
         return engine.verdict()
 
@@ -139,7 +139,7 @@ class _Authenticator(Authenticator):
 
     outcome: str | None = None
 
-    async def decide(self, settings: ReceptionSettings, mechanism: str, attempt: Attempt) -> str:
+    async def decide(self, settings: ReceptionSettings, mechanism: str, attempt: AuthOutcome) -> str:
         return self.outcome or await super().decide(settings, mechanism, attempt)
 
 
@@ -156,7 +156,7 @@ def _hostname(config: Config) -> str:
     return config.node().hostname or "localhost"
 
 
-class Stage:
+class PolicyStage:
     """Plays sessions with a configuration."""
 
     def __init__(
@@ -189,7 +189,7 @@ class Stage:
         now: float,
         report: Callable[[str], None],
         trace: Callable[[Traced], None] | None = None,
-    ) -> Stage:
+    ) -> PolicyStage:
         """One at a time in seconds; `lookup` answers DNS, `trace` is told of every callout.
 
         Raises LoadError for a configuration whose policies do not load.
@@ -250,14 +250,19 @@ class Play:
     """One session."""
 
     def __init__(
-        self, stage: Stage, services: SessionServices, listen: str, remote: tuple[str, int], local: tuple[str, int]
+        self,
+        stage: PolicyStage,
+        services: SessionServices,
+        listen: str,
+        remote: tuple[str, int],
+        local: tuple[str, int],
     ) -> None:
         self._stage = stage
         self._stream = _Stream(remote, local)
         stream: Any = self._stream
         self._session = EsmtpSession(services, listen, stream)
 
-    def over_tls(self, verdict: Verdict) -> None:
+    def over_tls(self, verdict: TlsVerdict) -> None:
         """What the next handshake finds out."""
         self._stage.contexts.given = verdict
 

@@ -12,7 +12,7 @@ from quillon.delivery.route import Host
 from quillon.delivery.standards import plain
 from quillon.delivery.tls_policy import Foreseen, certificate_names
 from quillon.lab.farm import Farm
-from quillon.lab.faults import DOMAIN, Fault
+from quillon.lab.faults import DOMAIN, BrokenPeer
 from quillon.mail.address import Mailbox
 from quillon.mail.message import Batch, IdSource, Message, Origin
 from quillon.mail.outcome import Delivered, Outcome
@@ -22,7 +22,7 @@ BODY = b"Subject: trial\r\n\r\nA trial of the fault farm.\r\n"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Result:
+class TrialResult:
     """How a delivery ended, and which way it went."""
 
     outcome: Outcome
@@ -56,8 +56,8 @@ def patient(settings: DeliverySettings) -> DeliverySettings:
 
 
 async def deliver(
-    farm: Farm, fault: Fault, settings: DeliverySettings, tls: OutboundTls, services: ConnectionServices
-) -> Result:
+    farm: Farm, fault: BrokenPeer, settings: DeliverySettings, tls: OutboundTls, services: ConnectionServices
+) -> TrialResult:
     """Send a message to a peer as a delivery to `farm.test` would. `settings` should be `patient`."""
     attempt = Attempt([Host(fault.host, "127.0.0.1", farm.ports[fault.name])])
     sender = _Sender()
@@ -74,11 +74,11 @@ async def deliver(
         outcome = await sender.send(connection, message)
         facts = connection.facts
         if facts is not None and facts.protocol:
-            return Result(outcome, Foreseen("tls", facts.verified, facts.cause))
-        return Result(outcome, Foreseen("clear", cause=failed))
+            return TrialResult(outcome, Foreseen("tls", facts.verified, facts.cause))
+        return TrialResult(outcome, Foreseen("clear", cause=failed))
     assert attempt.trail.failed is not None
     held = attempt.trail.failed.outcome
-    return Result(held, Foreseen("held", cause=held.cause))
+    return TrialResult(held, Foreseen("held", cause=held.cause))
 
 
 class _Sender:

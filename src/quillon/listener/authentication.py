@@ -12,7 +12,7 @@ from quillon.listener.credentials import FILES, UserFile, split_uri
 from quillon.net.clock import Clock
 from quillon.policy.environment import Authenticate
 from quillon.smtp import sasl
-from quillon.smtp.sasl import MECHANISMS, Attempt, Exchange, Secret, Server, SourceError
+from quillon.smtp.sasl import MECHANISMS, AuthOutcome, Exchange, SaslServer, Secret, SourceError
 
 OK, FAIL = 1, 0  # msys.core.EC_AUTH_OK, EC_AUTH_FAIL
 WORKING_CHECKS = 2  # passwords that are hashed at the same time
@@ -66,7 +66,7 @@ class Authenticator:
 
         # the salt of a user that does not exist is the same in every worker, as that of one that does
         key, iterations, salt = self._likeness(given)
-        server = Server(hostname, realm, lookup, lambda: secrets.token_hex(16), key, iterations, salt)
+        server = SaslServer(hostname, realm, lookup, lambda: secrets.token_hex(16), key, iterations, salt)
         return sasl.exchange(mechanism, server)
 
     def _likeness(self, given: Mapping[str, str]) -> tuple[bytes, int, int]:
@@ -86,7 +86,7 @@ class Authenticator:
             found = self._files[(scheme, path)] = UserFile(scheme, path, self.clock.now)
         return found
 
-    async def decide(self, settings: ReceptionSettings, mechanism: str, attempt: Attempt) -> str:
+    async def decide(self, settings: ReceptionSettings, mechanism: str, attempt: AuthOutcome) -> str:
         """pass, fail, or error where the source of credentials does not answer."""
         if settings.always_deny:
             return "fail"
@@ -101,7 +101,7 @@ class Authenticator:
             return "error"
         return "pass" if good else "fail"
 
-    async def _fits(self, settings: ReceptionSettings, mechanism: str, attempt: Attempt) -> bool:
+    async def _fits(self, settings: ReceptionSettings, mechanism: str, attempt: AuthOutcome) -> bool:
         given = parameters(settings, mechanism) or {}
         scheme, rest = split_uri(given["uri"])
         registered = self.schemes.get(scheme)

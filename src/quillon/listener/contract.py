@@ -22,7 +22,7 @@ from quillon.mail.reply import Reply
 from quillon.tls import identity
 from quillon.tls.anchors import SYSTEM_BUNDLE, Anchors
 from quillon.tls.openssl_extra import chain_error
-from quillon.tls.verdict import Certificate, Verdict, chain_cause
+from quillon.tls.verdict import Certificate, TlsVerdict, chain_cause
 
 _LISTS = ("revoked", "crl_missing", "crl_outdated", "rejected_by_policy")  # that stand whichever authority is asked
 
@@ -31,7 +31,7 @@ class Shown(NamedTuple):
     """What a client has shown in its handshake; `facts` are None where there was none."""
 
     facts: TlsFacts | None
-    verdict: Verdict | None = None
+    verdict: TlsVerdict | None = None
     chain: Sequence[x509.Certificate] = ()
 
 
@@ -99,7 +99,7 @@ class ContractChecks:
         return known[1]
 
 
-def _by_listen(verdict: Verdict) -> str:
+def _by_listen(verdict: TlsVerdict) -> str:
     """Where a contract names no authority, the Listen's TLS_Client_CA has to have verified the certificate."""
     if verdict.cause:
         return verdict.cause

@@ -37,7 +37,7 @@ from quillon.net.stream import Stream
 from quillon.policy.context import Context
 from quillon.policy.hook import Call, Phase, Session, reply_of
 from quillon.smtp import events as smtp
-from quillon.smtp.sasl import Attempt
+from quillon.smtp.sasl import AuthOutcome
 from quillon.smtp.server import ServerSession
 from quillon.smtp.tables import State
 from quillon.tls.verdict import HandshakeFailure
@@ -307,7 +307,7 @@ class EsmtpSession:
     def authenticated_as(self, mechanism: str, user: str) -> None:
         """End an exchange of AUTH without its dialog; for plays of recorded sessions, which hold no secrets."""
         if self._session.authenticating:
-            self._session.end_exchange(Attempt(user, None))
+            self._session.end_exchange(AuthOutcome(user, None))
             self._run()
 
     async def settled(self) -> None:

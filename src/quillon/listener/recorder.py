@@ -19,7 +19,7 @@ from typing import Any
 
 from quillon.mail.reply import Reply
 from quillon.policy.environment import Lookup
-from quillon.tls.verdict import Certificate, Verdict
+from quillon.tls.verdict import Certificate, TlsVerdict
 
 VERSION = 1
 MAX_BODY = 16 * 2**20  # octets of mail data that are kept
@@ -48,7 +48,7 @@ class SessionRecord:
             self.steps.append({"at": self._now(), "connect": True})
         self.steps[-1].setdefault("replies", []).append(str(reply))
 
-    def tls(self, verdict: Verdict) -> None:
+    def tls(self, verdict: TlsVerdict) -> None:
         """A handshake has ended well."""
         self.steps.append({"at": self._now(), "tls": verdict_row(verdict)})
 
@@ -134,7 +134,7 @@ def _open(folder: str, name: str) -> int:
     return file
 
 
-def verdict_row(verdict: Verdict) -> dict[str, Any]:
+def verdict_row(verdict: TlsVerdict) -> dict[str, Any]:
     certificate = verdict.certificate
     return {
         "protocol": verdict.protocol,
@@ -150,10 +150,10 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def verdict_of(row: dict[str, Any]) -> Verdict:
+def verdict_of(row: dict[str, Any]) -> TlsVerdict:
     """Raises KeyError, ValueError, TypeError for what is no verdict."""
     certificate = row["certificate"]
-    return Verdict(
+    return TlsVerdict(
         protocol=str(row["protocol"]),
         cipher=str(row["cipher"]),
         bits=int(row["bits"]),

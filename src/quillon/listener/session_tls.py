@@ -17,7 +17,7 @@ from quillon.policy.context import Context, tls_variables
 from quillon.policy.hook import Call, Hook, Session
 from quillon.policy.tls import HookFailed
 from quillon.tls.engine import ContextError, Engine
-from quillon.tls.verdict import HandshakeFailure, Verdict
+from quillon.tls.verdict import HandshakeFailure, TlsVerdict
 
 
 class SessionTls:
@@ -34,7 +34,7 @@ class SessionTls:
         self._number = number
         self._context = context
         self._engine: Engine | None = None
-        self._verdict: Verdict | None = None
+        self._verdict: TlsVerdict | None = None
         self._looked_at: dict[Contract, Breach | None] = {}
 
     def breach(self, domain: str) -> Breach | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from quillon.mail import header
 from quillon.mail.address import is_name
 from quillon.mailauth import dkim
-from quillon.mailauth.dkim import DkimError, Signer
+from quillon.mailauth.dkim import DkimError, DkimSigner
 from quillon.mailauth.lookup import Lookup
 
 MAX_INSTANCE = 50  # RFC 8617 4.2.1
@@ -135,7 +135,9 @@ async def _check_seal(instance: int, tags: dict[str, str], octets: bytes, lookup
         raise DkimError(f"the seal of instance {instance} does not hold")
 
 
-def seal(head: bytes, body: bytes, signer: Signer, chain: Chain, authserv_id: str, results: str, now: float) -> bytes:
+def seal(
+    head: bytes, body: bytes, signer: DkimSigner, chain: Chain, authserv_id: str, results: str, now: float
+) -> bytes:
     """The three fields of one more instance, to be put in front. Raises DkimError where the chain may not go on.
 
     `results` is what stands in an Authentication-Results field behind the authserv-id.
@@ -159,7 +161,7 @@ def seal(head: bytes, body: bytes, signer: Signer, chain: Chain, authserv_id: st
 
 
 def _message_signature(
-    fields: Sequence[tuple[str, bytes]], body: bytes, signer: Signer, instance: int, now: float
+    fields: Sequence[tuple[str, bytes]], body: bytes, signer: DkimSigner, instance: int, now: float
 ) -> bytes:
     there = [name.lower() for name, _ in fields]
     if "from" not in there:

@@ -41,7 +41,7 @@ class DkimError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class DkimResult:
     """`status` is one of RFC 8601 2.7.1: pass, fail, neutral, policy, temperror, permerror."""
 
     status: str
@@ -269,7 +269,7 @@ def algorithm_of(key: PrivateKey) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Signer:
+class DkimSigner:
     """How a domain signs. `headers` are signed where they are there, From in any case; canonicalizations are simple or
     relaxed; `lifetime` in seconds, 0 for ever."""
 
@@ -283,7 +283,7 @@ class Signer:
     lifetime: int = 0
 
 
-def sign(head: bytes, body: bytes, signer: Signer, now: float) -> bytes:
+def sign(head: bytes, body: bytes, signer: DkimSigner, now: float) -> bytes:
     """The DKIM-Signature field with its line end. Raises DkimError for a message without From."""
     fields = list(header.fields(head))
     there = [name.lower() for name, _ in fields]
@@ -441,7 +441,7 @@ class Body:
         return hashlib.sha256(memoryview(octets)[:length]).digest()
 
 
-async def verify(head: bytes, body: bytes, lookup: Lookup, now: float, service: str = "email") -> list[Result]:
+async def verify(head: bytes, body: bytes, lookup: Lookup, now: float, service: str = "email") -> list[DkimResult]:
     """A result for each DKIM-Signature, at most MAX_SIGNATURES; empty where there is none. Keys that are for `service`
     alone count as well."""
     fields = list(header.fields(head))
@@ -452,13 +452,13 @@ async def verify(head: bytes, body: bytes, lookup: Lookup, now: float, service: 
 
 async def _verified(
     field: bytes, fields: Sequence[tuple[str, bytes]], body: Body, lookup: Lookup, now: float, service: str
-) -> Result:
+) -> DkimResult:
     try:
         parsed = parse_signature(field, now)
     except ValueError as error:
-        return Result("permerror", str(error))
+        return DkimResult("permerror", str(error))
     status, reason, key = await check(parsed, field, fields, body, lookup, service)
-    return Result(
+    return DkimResult(
         status,
         reason,
         parsed.domain,

@@ -25,7 +25,7 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-+\--~]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class DmarcVerdict:
     """`status` is pass, fail, none, temperror or permerror; `policy` what is to be done with mail that fails, by the
     domain's will: none, quarantine or reject, a step milder under t=y. `published` is what the record says."""
 
@@ -139,22 +139,26 @@ def _psd(record: Mapping[str, str]) -> str:
     return record.get("psd", "u").lower()
 
 
-async def evaluate(author: Author, spf: tuple[str, str], signatures: Sequence[dkim.Result], lookup: Lookup) -> Verdict:
+async def evaluate(
+    author: Author, spf: tuple[str, str], signatures: Sequence[dkim.DkimResult], lookup: Lookup
+) -> DmarcVerdict:
     """`spf` is its status and the domain that it was asked for."""
     if author.fault or len(author.domains) != 1:
-        return Verdict("permerror", reason=author.fault or "more than one domain in From")
+        return DmarcVerdict("permerror", reason=author.fault or "more than one domain in From")
     domain = author.domains[0]
     tree = _Tree(lookup)
     try:
         return await _judged(tree, domain, spf, signatures)
     except _Unreachable:
-        return Verdict("temperror", domain, reason="the policy cannot be looked up")
+        return DmarcVerdict("temperror", domain, reason="the policy cannot be looked up")
 
 
-async def _judged(tree: _Tree, domain: str, spf: tuple[str, str], signatures: Sequence[dkim.Result]) -> Verdict:
+async def _judged(
+    tree: _Tree, domain: str, spf: tuple[str, str], signatures: Sequence[dkim.DkimResult]
+) -> DmarcVerdict:
     record, policy = await _policy(tree, domain)
     if record is None or not policy:
-        return Verdict("none", domain)
+        return DmarcVerdict("none", domain)
     effective = _milder(policy) if record.get("t", "n").lower() == "y" else policy
     claims = [(spf[0], spf[1], record.get("aspf", "r"))]
     claims += [(result.status, result.domain, record.get("adkim", "r")) for result in signatures]
@@ -162,12 +166,12 @@ async def _judged(tree: _Tree, domain: str, spf: tuple[str, str], signatures: Se
     for status, name, mode in claims:
         if status in ("pass", "temperror") and await _aligned(tree, name, domain, mode):
             if status == "pass":
-                return Verdict("pass", domain, effective, published=policy)
+                return DmarcVerdict("pass", domain, effective, published=policy)
             unsure = True
     if unsure:
         # what would have spoken for the domain could not be found out: nothing has failed
-        return Verdict("temperror", domain, reason="SPF or DKIM could not be looked up")
-    return Verdict("fail", domain, effective, published=policy)
+        return DmarcVerdict("temperror", domain, reason="SPF or DKIM could not be looked up")
+    return DmarcVerdict("fail", domain, effective, published=policy)
 
 
 async def _policy(tree: _Tree, domain: str) -> tuple[Mapping[str, str] | None, str]:

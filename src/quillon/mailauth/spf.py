@@ -20,7 +20,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class SpfResult:
     """`status` is none, neutral, pass, fail, softfail, temperror or permerror (RFC 7208 2.6)."""
 
     status: str
@@ -67,11 +67,11 @@ class _Check:
     voids: int = 0
     _names: list[str] | None = None
 
-    async def host(self, domain: str, depth: int = 0, *, included: bool = False) -> Result:
+    async def host(self, domain: str, depth: int = 0, *, included: bool = False) -> SpfResult:
         """check_host (RFC 7208 4). Raises _Stop."""
         terms = await self._record(domain)
         if terms is None:
-            return Result("none", domain, "no SPF record")
+            return SpfResult("none", domain, "no SPF record")
         mechanisms, redirect, explanation = _sorted(terms)
         for qualifier, name, argument, mask in mechanisms:
             if await self._matches(name, argument, mask, domain, depth):
@@ -79,7 +79,7 @@ class _Check:
                 said = ""
                 if status == "fail" and explanation and not included:
                     said = await self._explanation(explanation, domain)
-                return Result(status, domain, f"matched {name}", said)
+                return SpfResult(status, domain, f"matched {name}", said)
         if redirect:
             self._count()
             target = await self._expanded(redirect, domain)
@@ -89,7 +89,7 @@ class _Check:
             if found.status == "none":
                 raise _Stop("permerror", f"no SPF record at {target}")
             return found
-        return Result("neutral", domain, "nothing matched")
+        return SpfResult("neutral", domain, "nothing matched")
 
     async def _record(self, domain: str) -> list[str] | None:
         """The terms of a domain's record (RFC 7208 4.4 to 4.6). Raises _Stop."""
@@ -354,12 +354,12 @@ def _in_block(ip: Address, text: str, version: int) -> bool:
     return ip.version == version and ip in block
 
 
-async def check(ip: str, sender: str, helo: str, receiver: str, lookup: Lookup) -> Result:
+async def check(ip: str, sender: str, helo: str, receiver: str, lookup: Lookup) -> SpfResult:
     """The result for a client. `sender` is the reverse-path; a null one stands for postmaster at the EHLO name."""
     try:
         address = ipaddress.ip_address(ip)
     except ValueError:
-        return Result("none", "", "the client has no IP address")
+        return SpfResult("none", "", "the client has no IP address")
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     if not sender:
@@ -370,4 +370,4 @@ async def check(ip: str, sender: str, helo: str, receiver: str, lookup: Lookup) 
     try:
         return await _Check(address, sender, helo, receiver, lookup).host(domain)
     except _Stop as stop:
-        return Result(stop.status, domain, stop.reason)
+        return SpfResult(stop.status, domain, stop.reason)

@@ -108,7 +108,7 @@ def _own_modules(config: Config, environment: Environment) -> list[Module]:
         value = config.stanzas.module_values(node)
         found.append(
             Spf(
-                spf_v1.Settings(
+                spf_v1.SpfSettings(
                     node.label, value["context_variable"], value["add_headers"], value["add_authentication_results"]
                 ),
                 environment,
@@ -132,7 +132,7 @@ def _signs(config: Config, group: str, binding: str, domain: str) -> bool:
     return config.outbound.delivery(group, binding, domain)[0].opendkim_sign
 
 
-def _dkim_settings(config: Config, node: Node) -> opendkim.Settings:
+def _dkim_settings(config: Config, node: Node) -> opendkim.DkimSettings:
     value = config.stanzas.module_values(node)
     headers = tuple(value["headerlist"]) or DEFAULT_HEADERS
     domains = {}
@@ -143,7 +143,7 @@ def _dkim_settings(config: Config, node: Node) -> opendkim.Settings:
             raise PolicyError(f'{child.position}: dkim_domain "{child.label}" needs a selector and a key')
         domains[child.label.lower()] = _signing(own["base_domain"] or child.label.lower(), chosen, headers, value)
     default = _signing("", value, headers, value)
-    return opendkim.Settings(node.label, value["verify"], default, domains)
+    return opendkim.DkimSettings(node.label, value["verify"], default, domains)
 
 
 def _signing(

@@ -13,7 +13,7 @@ from typing import Any
 
 from quillon.mailauth import dkim
 from quillon.mailauth.author import author_of
-from quillon.mailauth.dkim import DkimError, PrivateKey, Result, Signer
+from quillon.mailauth.dkim import DkimError, DkimResult, DkimSigner, PrivateKey
 from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, Callout, Hook, Phase, PolicyError, Verdict
 
@@ -32,7 +32,7 @@ class Signing:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class DkimSettings:
     """An opendkim stanza; `default` signs for domains without a dkim_domain stanza, if it has a selector and a key."""
 
     name: str
@@ -41,7 +41,7 @@ class Settings:
     domains: Mapping[str, Signing] = field(default_factory=dict)
 
 
-async def results_of(call: Call, environment: Environment) -> list[Result]:
+async def results_of(call: Call, environment: Environment) -> list[DkimResult]:
     """The results of a message's signatures, verified once."""
     known = call.context.facts.get("dkim")
     if isinstance(known, list):
@@ -57,7 +57,9 @@ class OpenDkim:
 
     facility = "opendkim"
 
-    def __init__(self, settings: Settings, environment: Environment, signs: Callable[[str, str, str], bool]) -> None:
+    def __init__(
+        self, settings: DkimSettings, environment: Environment, signs: Callable[[str, str, str], bool]
+    ) -> None:
         self.name = settings.name
         self._settings = settings
         self._environment = environment
@@ -114,9 +116,9 @@ class OpenDkim:
         view.put_in_front(known)
         return Verdict.CONT
 
-    def signer(self, signing: Signing, domain: str) -> Signer:
+    def signer(self, signing: Signing, domain: str) -> DkimSigner:
         """Raises PolicyError where the key cannot be had: mail that is to be signed does not go out unsigned."""
-        return Signer(
+        return DkimSigner(
             domain,
             signing.selector,
             self._key(signing, domain),

@@ -16,7 +16,7 @@ from quillon.policy.hook import Call, Phase
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SpfSettings:
     """A spf_v1 stanza."""
 
     name: str
@@ -29,7 +29,7 @@ class Spf(Check):
     facility = "spf_v1"
     phase = Phase.MAILFROM
 
-    def __init__(self, settings: Settings, environment: Environment) -> None:
+    def __init__(self, settings: SpfSettings, environment: Environment) -> None:
         super().__init__(settings.name, environment)
         self._settings = settings
 

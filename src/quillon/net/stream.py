@@ -11,7 +11,7 @@ import asyncio
 from typing import Any, Protocol, cast
 
 
-class Engine(Protocol):
+class StreamEngine(Protocol):
     """The part of a TLS engine that a stream needs; `quillon.tls.engine.Engine` in full."""
 
     established: bool
@@ -26,7 +26,7 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-class Owner(Protocol):
+class StreamOwner(Protocol):
     """What a stream tells. `closed` comes once, last."""
 
     def connected(self) -> None: ...
@@ -63,9 +63,9 @@ _NOBODY = _Nobody()
 
 
 class Stream(asyncio.Protocol):
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: StreamOwner) -> None:
         self.owner = owner
-        self.engine: Engine | None = None
+        self.engine: StreamEngine | None = None
         self.blocked = False
         self._reading = True
         self._transport: asyncio.Transport | None = None
@@ -84,7 +84,7 @@ class Stream(asyncio.Protocol):
         else:
             self._decrypt(self.engine, data)
 
-    def _decrypt(self, engine: Engine, data: bytes) -> None:
+    def _decrypt(self, engine: StreamEngine, data: bytes) -> None:
         was_established = engine.established
         plaintext = engine.receive(data)
         self._flush(engine)
@@ -126,7 +126,7 @@ class Stream(asyncio.Protocol):
 
     # the owner's side -----------------------------------------------------------------------------------------
 
-    def start_tls(self, engine: Engine) -> None:
+    def start_tls(self, engine: StreamEngine) -> None:
         """Put an engine in the middle; what comes from now on is ciphertext."""
         self.engine = engine
         engine.start()
@@ -145,7 +145,7 @@ class Stream(asyncio.Protocol):
             self.engine.send(data)
             self._flush(self.engine)
 
-    def _flush(self, engine: Engine) -> None:
+    def _flush(self, engine: StreamEngine) -> None:
         out = engine.data_to_send()
         if out and self._transport is not None:
             self._transport.write(out)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from quillon.mail import shown
 from quillon.mail.reply import Reply
-from quillon.tls.verdict import Verdict, escaped
+from quillon.tls.verdict import TlsVerdict, escaped
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ def not_text(values: Mapping[str, str]) -> str | None:
     return None
 
 
-def tls_variables(verdict: Verdict) -> dict[str, str]:
+def tls_variables(verdict: TlsVerdict) -> dict[str, str]:
     """The TLS keys of the connection context after a handshake. `tls_client_*` only where a certificate was shown."""
     found = {
         "tls": "on",

@@ -62,7 +62,7 @@ def _usable(boundary: str | None) -> bool:
 
 
 @dataclass(slots=True)
-class Tree:
+class MimeTree:
     """The parts of one message; `view` is where changes go, None for parts that belong to no message yet."""
 
     root: Mime
@@ -91,7 +91,7 @@ class Part:
     """One part of a tree."""
 
     node: Mime
-    tree: Tree
+    tree: MimeTree
 
     def parent(self) -> Mime | None:
         containers = (node for node in self.tree.root.walk() if node.is_multipart())
@@ -133,7 +133,7 @@ def set_octets(node: Mime, data: bytes) -> None:
     node.set_payload(other.get_payload())
 
 
-def tree_of(view: MessageView, *, writable: bool) -> Tree:
+def tree_of(view: MessageView, *, writable: bool) -> MimeTree:
     head = _SPACE_BEFORE_COLON.sub(rb"\1:", view.content.head)
     data = head + view.content.body
     low = data.lower()
@@ -143,7 +143,7 @@ def tree_of(view: MessageView, *, writable: bool) -> Tree:
         root: Mime = BytesHeaderParser(OwnPart, policy=WIRE).parsebytes(data)
     else:
         root = message_from_bytes(data, OwnPart, policy=WIRE)
-    return Tree(root, view, writable)
+    return MimeTree(root, view, writable)
 
 
 def text_of(node: Mime) -> str | None:

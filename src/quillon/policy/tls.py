@@ -17,7 +17,7 @@ from typing import Any
 from quillon.config.settings import InboundTls, OutboundTls
 from quillon.policy.hook import Call, Hook, Policy, words_of
 from quillon.tls.engine import SYSTEM_TRUST
-from quillon.tls.verdict import Verdict
+from quillon.tls.verdict import TlsVerdict
 
 _USE_TLS = {"0": "no", "1": "ifavailable", "2": "required", "no": "no", "ifavailable": "ifavailable"}
 _USE_TLS["required"] = "required"
@@ -117,17 +117,17 @@ class TlsHooks:
             raise ValueError(f"{text!r} is no path")
         return text if text in ("", SYSTEM_TRUST) or text.startswith("/") else f"{self._folder}/{text}"
 
-    def inbound_verdict(self, call: Call, verdict: Verdict) -> Verdict:
+    def inbound_verdict(self, call: Call, verdict: TlsVerdict) -> TlsVerdict:
         """The verdict on a client, as policy sees it."""
         return self._judged(Hook.INBOUND_VERIFY, call, verdict, ())
 
-    def outbound_verdict(self, call: Call, verdict: Verdict, to: Remote) -> Verdict:
+    def outbound_verdict(self, call: Call, verdict: TlsVerdict, to: Remote) -> TlsVerdict:
         """The verdict on a host's chain, as policy sees it; names are judged later. TLS_Verify no does not ask."""
         if not verdict.checked:
             return verdict
         return self._judged(Hook.OUTBOUND_VERIFY, call, verdict, (to.host, to.ip, to.domain))
 
-    def _judged(self, hook: Hook, call: Call, verdict: Verdict, place: tuple[str, ...]) -> Verdict:
+    def _judged(self, hook: Hook, call: Call, verdict: TlsVerdict, place: tuple[str, ...]) -> TlsVerdict:
         certificate = verdict.certificate
         shown = _shown(verdict)
         for name, answer in self.policy.hooks(hook):
@@ -161,7 +161,7 @@ def _word(value: object) -> str:
     return str(int(value)) if isinstance(value, float) else str(value)
 
 
-def _shown(verdict: Verdict) -> tuple[str, ...]:
+def _shown(verdict: TlsVerdict) -> tuple[str, ...]:
     """What hooks that judge a certificate are told of it."""
     certificate, anchor = verdict.certificate, verdict.anchor
     if certificate is None:

@@ -51,7 +51,7 @@ def key_of(message: Message) -> Key:
     return Key(message.binding_group, message.binding, message.destination, message.via, message.override, request)
 
 
-class Connection(Protocol):
+class QueueConnection(Protocol):
     """A connection, as far as a queue cares."""
 
     @property
@@ -59,7 +59,7 @@ class Connection(Protocol):
         """Address and port of the host."""
 
 
-C = TypeVar("C", bound=Connection)
+C = TypeVar("C", bound=QueueConnection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Site:
         self.standing = 0  # connections that take messages, or could
 
 
-class State(Enum):
+class QueueState(Enum):
     """Why a destination acts, or does not."""
 
     EMPTY = "nothing waits"
@@ -332,23 +332,23 @@ class DestinationQueue(Generic[C]):
         """Connections that take messages, or could."""
         return self.busy + len(self.idle)
 
-    def state(self, now: float) -> State:
+    def state(self, now: float) -> QueueState:
         """Whether it may act; whether the whole server has room is not its matter."""
         if not self.waiting:
-            return State.DELAYED if self._delayed else State.EMPTY
+            return QueueState.DELAYED if self._delayed else QueueState.EMPTY
         if self.rules.suspended:
-            return State.SUSPENDED
+            return QueueState.SUSPENDED
         if self.silent_until > now:
-            return State.PAUSED
+            return QueueState.PAUSED
         if not self.rules.talks:
-            return State.PAUSED if self.paused_until > now else State.READY
+            return QueueState.PAUSED if self.paused_until > now else QueueState.READY
         if any(self.fits(line.peer) for line in self.idle):
-            return State.READY
+            return QueueState.READY
         if self.paused_until > now:
-            return State.PAUSED
+            return QueueState.PAUSED
         if self.connecting >= self.groups or (self.full and not self.idle):
-            return State.AT_LIMIT
-        return State.READY
+            return QueueState.AT_LIMIT
+        return QueueState.READY
 
     @property
     def full(self) -> bool:

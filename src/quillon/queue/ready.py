@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Generic
 
 from quillon.mail.message import Message
-from quillon.queue.destination import C, DestinationQueue, Key, Rules, Site, State, key_of, site_key, site_of
+from quillon.queue.destination import C, DestinationQueue, Key, QueueState, Rules, Site, key_of, site_key, site_of
 from quillon.queue.limit import UNLIMITED, Limit
 
 AT_ONCE = 1000  # messages that become due in one call
@@ -146,31 +146,31 @@ class Queues(Generic[C]):
     def touch(self, queue: DestinationQueue[C], now: float) -> None:
         """Something about a destination has changed: see whether it may act, and when to look again."""
         state = self._state(queue, now)
-        if state is State.READY:
+        if state is QueueState.READY:
             self._ready[queue] = None
             self._crowded.pop(queue, None)
         else:
             self._ready.pop(queue, None)
-            if state is State.CROWDED:
+            if state is QueueState.CROWDED:
                 if queue not in self._crowded:
                     self._crowded[queue] = None
                     self._no_room(None)
             else:
                 self._crowded.pop(queue, None)
-        if state is State.AT_LIMIT and queue.full:
+        if state is QueueState.AT_LIMIT and queue.full:
             self._hold(queue)
         else:
             for limit in queue.limits:
                 if limit.held:
                     limit.held.pop(queue, None)
-                    if state is not State.READY:
+                    if state is not QueueState.READY:
                         self._pass_on(limit, now)
         due = queue.due(now)
         if due and (not queue.wakes_at or due < queue.wakes_at):
             queue.wakes_at = due
             self._serial += 1
             heapq.heappush(self._timers, (due, self._serial, queue))
-        elif state is State.EMPTY and queue.forgettable:
+        elif state is QueueState.EMPTY and queue.forgettable:
             self.forget(queue)
 
     def _hold(self, queue: DestinationQueue[C]) -> None:
@@ -194,10 +194,10 @@ class Queues(Generic[C]):
         for limit in queue.limits:
             limit.held.pop(queue, None)
 
-    def _state(self, queue: DestinationQueue[C], now: float) -> State:
+    def _state(self, queue: DestinationQueue[C], now: float) -> QueueState:
         state = queue.state(now)
-        if state is State.READY and self.full and not queue.idle and queue.rules.talks:
-            return State.CROWDED
+        if state is QueueState.READY and self.full and not queue.idle and queue.rules.talks:
+            return QueueState.CROWDED
         return state
 
     def forget(self, queue: DestinationQueue[C]) -> None:
@@ -217,7 +217,7 @@ class Queues(Generic[C]):
             while self._ready:
                 queue = next(iter(self._ready))
                 del self._ready[queue]
-                if self._state(queue, now) is State.READY:
+                if self._state(queue, now) is QueueState.READY:
                     return queue
                 self.touch(queue, now)  # it waits for something else by now
             if not self._crowded or self.full:

@@ -63,7 +63,7 @@ class AuthDialog:
         self.exchange = None
         return replies.AUTH_MALFORMED if isinstance(step, sasl.Malformed) else Authenticate(self.mechanism, step)
 
-    def end(self, attempt: sasl.Attempt) -> Authenticate:
+    def end(self, attempt: sasl.AuthOutcome) -> Authenticate:
         """End the exchange with this attempt instead of the client's next response."""
         self.exchange = None
         return Authenticate(self.mechanism, attempt)

@@ -42,7 +42,7 @@ NEED_DATA: Final = _Wait()
 
 
 @dataclass(frozen=True, slots=True)
-class Transaction:
+class MailTransaction:
     """What goes into one MAIL, RCPT, DATA. `size` is announced where the host offers SIZE."""
 
     sender: Mailbox
@@ -53,7 +53,7 @@ class Transaction:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class HostReady:
     """The host answered EHLO (again): `extensions` maps keywords to parameters."""
 
     extensions: dict[str, str]
@@ -73,7 +73,7 @@ class NoGoAhead:
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
+class ClientLogin:
     """What AUTH takes: PLAIN or LOGIN, user and password."""
 
     mechanism: str
@@ -107,7 +107,7 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class SessionBroken:
     """The session cannot go on. `remote` tells that the reply is the host's own."""
 
     reply: Reply
@@ -115,7 +115,7 @@ class Broken:
     remote: bool
 
 
-Event = Ready | GoAhead | NoGoAhead | LoggedIn | SendBody | Done | Reset | Broken
+Event = HostReady | GoAhead | NoGoAhead | LoggedIn | SendBody | Done | Reset | SessionBroken
 
 
 class ClientSession:
@@ -134,7 +134,7 @@ class ClientSession:
         self._out: list[bytes] = []
         self._events: list[Event] = []
         self._expect: list[Callable[[Reply], None]] = [self._banner]
-        self._transaction: Transaction | None = None
+        self._transaction: MailTransaction | None = None
         self._mail_reply: Reply | None = None
         self._rcpt_replies: list[Reply] = []
         self._answers: list[bytes] = []
@@ -181,7 +181,7 @@ class ClientSession:
         self._buffer = b""
         self._hello()
 
-    def log_in(self, login: Login) -> None:
+    def log_in(self, login: ClientLogin) -> None:
         """AUTH (RFC 4954, 4616), answered by `LoggedIn`."""
         user, password = login.user.encode(), login.password.encode()
         if login.mechanism == "PLAIN":
@@ -193,7 +193,7 @@ class ClientSession:
         self._secrets += [word for word in (login.password, base64.b64encode(password).decode()) if len(word) > 3]
         self._say(b"AUTH" + given + b"\r\n", Stage.AFTER_EHLO, self._challenged)
 
-    def send(self, transaction: Transaction) -> None:
+    def send(self, transaction: MailTransaction) -> None:
         """Begin a transaction, in one round where the host offers PIPELINING."""
         self._transaction = transaction
         self._mail_reply, self._rcpt_replies = None, []
@@ -288,7 +288,7 @@ class ClientSession:
             for line in reply.text.split("\n")[1:]:
                 keyword, _, parameters = line.strip().partition(" ")
                 self.extensions[keyword.upper()] = parameters
-        self._events.append(Ready(self.extensions))
+        self._events.append(HostReady(self.extensions))
 
     def _starttls(self, reply: Reply) -> None:
         self.stage = Stage.AFTER_STARTTLS
@@ -404,7 +404,7 @@ class ClientSession:
         stage = self.stage
         if self._transaction is not None:
             self._finish(reply, stage)
-        self._events.append(Broken(reply, stage, remote))
+        self._events.append(SessionBroken(reply, stage, remote))
 
 
 def _final(reply: Reply) -> Reply:

@@ -7,10 +7,10 @@ from typing import Final, NamedTuple
 
 from quillon.mail.address import Mailbox
 from quillon.mail.reply import Reply
-from quillon.smtp.sasl import Attempt
+from quillon.smtp.sasl import AuthOutcome
 
 
-class Wait:
+class WaitReason:
     """Why there is no event."""
 
     def __init__(self, name: str) -> None:
@@ -20,9 +20,9 @@ class Wait:
         return self._name
 
 
-NEED_DATA: Final = Wait("NEED_DATA")
-PAUSED: Final = Wait("PAUSED")
-MORE: Final = Wait("MORE")
+NEED_DATA: Final = WaitReason("NEED_DATA")
+PAUSED: Final = WaitReason("PAUSED")
+MORE: Final = WaitReason("MORE")
 """So many commands have been taken as were allowed at once, and more are at hand."""
 
 
@@ -66,7 +66,7 @@ class Authenticate(NamedTuple):
     """An exchange is over: answer with `respond`; None stands for 235."""
 
     mechanism: str
-    attempt: Attempt
+    attempt: AuthOutcome
 
 
 class Extension(NamedTuple):

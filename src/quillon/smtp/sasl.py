@@ -33,7 +33,7 @@ class Challenge(NamedTuple):
     data: bytes
 
 
-class Attempt(NamedTuple):
+class AuthOutcome(NamedTuple):
     """The exchange is over. `ok` None leaves it to a check of the password, `error` says why nobody could decide."""
 
     user: str
@@ -48,7 +48,7 @@ class Malformed(NamedTuple):
     why: str
 
 
-Step = Challenge | Attempt | Malformed
+Step = Challenge | AuthOutcome | Malformed
 
 
 class SourceError(Exception):
@@ -73,19 +73,19 @@ class Secret:
     scram: ScramSecret | None = None
 
 
-class Lookup(Protocol):
+class CredentialLookup(Protocol):
     def __call__(self, user: str) -> Secret | None:
         """What is known of a user, None for one that is not known. Raises SourceError."""
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class SaslServer:
     """What mechanisms need: the host name, DIGEST-MD5's realm, credentials, a source of nonces, and a key from
     which the salt of users that do not exist is made, with rounds and octets of salt as the others have them."""
 
     hostname: str
     realm: str
-    lookup: Lookup
+    lookup: CredentialLookup
     nonce: Callable[[], str]
     key: bytes
     iterations: int = MIN_ITERATIONS
@@ -105,7 +105,7 @@ def decode(text: bytes) -> bytes | None:
         return None
 
 
-def exchange(mechanism: str, server: Server) -> Exchange:
+def exchange(mechanism: str, server: SaslServer) -> Exchange:
     """A machine for one of MECHANISMS."""
     return _KINDS[mechanism](server)
 
@@ -120,7 +120,7 @@ def _text(data: bytes) -> str | None:
 class Plain:
     """RFC 4616: authorization identity, user and password, with NUL between them."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: SaslServer) -> None:
         pass
 
     def step(self, response: bytes | None) -> Step:
@@ -132,14 +132,14 @@ class Plain:
             return Malformed("not authzid NUL authcid NUL password")
         authzid, user, password = parts
         if authzid not in ("", user):
-            return Attempt(user, False)  # nobody may act for somebody else
-        return Attempt(user, None, password)
+            return AuthOutcome(user, False)  # nobody may act for somebody else
+        return AuthOutcome(user, None, password)
 
 
-class Login:
+class LoginMechanism:
     """The old mechanism without an RFC: two challenges, user and password."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: SaslServer) -> None:
         self._user: str | None = None
 
     def step(self, response: bytes | None) -> Step:
@@ -151,13 +151,13 @@ class Login:
         if self._user is None:
             self._user = text
             return Challenge(b"Password:")
-        return Attempt(self._user, None, text)
+        return AuthOutcome(self._user, None, text)
 
 
 class CramMd5:
     """RFC 2195."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: SaslServer) -> None:
         self._server = server
         self._challenge = f"<{server.nonce()}@{server.hostname}>".encode("ascii", "replace")
 
@@ -170,10 +170,10 @@ class CramMd5:
         try:
             secret = self._server.lookup(user)
         except SourceError as error:
-            return Attempt(user, False, error=str(error))
+            return AuthOutcome(user, False, error=str(error))
         known = secret.password if secret is not None else None
         expected = hmac.new((known or "").encode(), self._challenge, hashlib.md5).hexdigest()
-        return Attempt(user, hmac.compare_digest(expected, digest.lower()) and known is not None)
+        return AuthOutcome(user, hmac.compare_digest(expected, digest.lower()) and known is not None)
 
 
 _PAIR = re.compile(r'\s*([a-zA-Z-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))\s*(?:,|\Z)')
@@ -182,10 +182,10 @@ _PAIR = re.compile(r'\s*([a-zA-Z-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))\s*
 class DigestMd5:
     """RFC 2831, with qop=auth and without a security layer."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: SaslServer) -> None:
         self._server = server
         self._nonce = server.nonce()
-        self._proved: Attempt | None = None
+        self._proved: AuthOutcome | None = None
 
     def step(self, response: bytes | None) -> Step:
         if self._proved is not None:
@@ -201,15 +201,15 @@ class DigestMd5:
         try:
             secret = self._server.lookup(user)
         except SourceError as error:
-            return Attempt(user, False, error=str(error))
+            return AuthOutcome(user, False, error=str(error))
         start = self._start(user, secret)
         if start is None or not self._fits(fields):
-            return Attempt(user, False)
+            return AuthOutcome(user, False)
         if not hmac.compare_digest(
             _digest(start, fields, "AUTHENTICATE").encode(), fields["response"].lower().encode()
         ):
-            return Attempt(user, False)
-        self._proved = Attempt(user, True)
+            return AuthOutcome(user, False)
+        self._proved = AuthOutcome(user, True)
         return Challenge(b"rspauth=" + _digest(start, fields, "").encode("ascii"))
 
     def _fields(self, response: bytes) -> dict[str, str] | None:
@@ -266,7 +266,7 @@ def _digest(start: bytes, fields: Mapping[str, str], method: str) -> str:
 class ScramSha256:
     """RFC 5802 and 7677, without channel binding."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: SaslServer) -> None:
         self._server = server
         self._user = ""
         self._secret: ScramSecret | None = None
@@ -275,7 +275,7 @@ class ScramSha256:
         self._header = ""
         self._nonce = ""
         self._server_first = ""
-        self._proved: Attempt | None = None
+        self._proved: AuthOutcome | None = None
 
     def step(self, response: bytes | None) -> Step:
         if self._proved is not None:
@@ -296,11 +296,11 @@ class ScramSha256:
         user = match[4].replace("=2C", ",").replace("=3D", "=")
         self._user, self._header, self._first = user, match[1], match[3]
         if match[2] and match[2][2:] not in ("", match[4]):
-            return Attempt(user, False)
+            return AuthOutcome(user, False)
         try:
             found = self._server.lookup(user)
         except SourceError as error:
-            return Attempt(user, False, error=str(error))
+            return AuthOutcome(user, False, error=str(error))
         self._secret = self._secret_of(found)
         self._known = found is not None and (found.scram is not None or found.password is not None)
         self._nonce = match[5] + self._server.nonce()
@@ -331,8 +331,8 @@ class ScramSha256:
             hashlib.sha256(key).digest(), self._secret.stored_key
         )
         if not (good and fits and self._known):
-            return Attempt(self._user, False)
-        self._proved = Attempt(self._user, True)
+            return AuthOutcome(self._user, False)
+        self._proved = AuthOutcome(self._user, True)
         ours = hmac.digest(self._secret.server_key, auth, "sha256")
         return Challenge(b"v=" + base64.b64encode(ours))
 
@@ -381,9 +381,9 @@ def password_fits(user: str, password: str, secret: Secret | None) -> bool:
     return fits
 
 
-_KINDS: dict[str, Callable[[Server], Exchange]] = {
+_KINDS: dict[str, Callable[[SaslServer], Exchange]] = {
     "PLAIN": Plain,
-    "LOGIN": Login,
+    "LOGIN": LoginMechanism,
     "CRAM-MD5": CramMd5,
     "DIGEST-MD5": DigestMd5,
     "SCRAM-SHA-256": ScramSha256,

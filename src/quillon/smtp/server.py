@@ -36,10 +36,10 @@ from quillon.smtp.events import (
     MailFrom,
     RcptTo,
     StartTls,
-    Wait,
+    WaitReason,
 )
 from quillon.smtp.tables import KEYWORDS, VERBS, State, Verb, When
-from quillon.smtp.wire import MAX_COMMAND_LINE, MailData
+from quillon.smtp.wire import MAX_COMMAND_LINE, MailDataReader
 
 # Methods of the IANA registry, and whatever ends as a request line does (RFC 9325 3.8 on cross-protocol attacks)
 _HTTP = re.compile(
@@ -94,7 +94,7 @@ class ServerSession:
         self.greeted = False
         self._handshaking = False
         self._accepted: int = 0
-        self._mail_data: MailData | None = None
+        self._mail_data: MailDataReader | None = None
         self._size = 0
         self._skipping = False
         self._commands = 0
@@ -149,7 +149,7 @@ class ServerSession:
         self._out.clear()
         return out
 
-    def next_event(self, budget: int = 0) -> Event | Wait:
+    def next_event(self, budget: int = 0) -> Event | WaitReason:
         """What the client wants next. After `budget` commands that made no event MORE is given; 0 is no limit."""
         if self._pending is not None or not self.greeted or self._handshaking:
             return PAUSED
@@ -250,7 +250,7 @@ class ServerSession:
         assert isinstance(event, BeginAuth)
         self._ready = self._went_on(self._auth.begin(event.mechanism, exchange, initial))
 
-    def end_exchange(self, attempt: sasl.Attempt) -> None:
+    def end_exchange(self, attempt: sasl.AuthOutcome) -> None:
         """End the exchange with this attempt instead of the client's next response."""
         self._ready = self._auth.end(attempt)
 
@@ -438,7 +438,7 @@ class ServerSession:
         self._send(reply or replies.START_MAIL_INPUT)
         if reply is not None:
             return
-        self._mail_data = MailData(
+        self._mail_data = MailDataReader(
             repair_headers=self.settings.rfc2822_lone_lf_in_headers == "fix",
             repair_body=self.settings.rfc2822_lone_lf_in_body == "fix",
         )
@@ -516,7 +516,7 @@ class ServerSession:
 
     # mail data ------------------------------------------------------------------------------------------------
 
-    def _next_data(self, reader: MailData) -> Data | None:
+    def _next_data(self, reader: MailDataReader) -> Data | None:
         if self._at >= len(self._buffer):
             return None
         octets = self._buffer[self._at :] if self._at else self._buffer
@@ -534,7 +534,7 @@ class ServerSession:
             return event
         return Data(data, False) if data and not too_large else None
 
-    def _data_fault(self, reader: MailData, too_large: bool) -> Reply | None:
+    def _data_fault(self, reader: MailDataReader, too_large: bool) -> Reply | None:
         if too_large:
             return replies.MESSAGE_TOO_LARGE
         if reader.nul and self.settings.nul_in_message == "reject":

@@ -52,7 +52,7 @@ def has_lone(data: bytes) -> bool:
     return bool(scan(data) & LONE)
 
 
-class MailData:
+class MailDataReader:
     """Reads mail data: takes the dots away (RFC 5321 4.5.2), finds the end, notes lone CR and LF, and NUL.
 
     `feed` gives what has become certain; once `complete` is true, `rest` is what came behind the end mark.

@@ -25,7 +25,7 @@ from quillon.spool.errors import SpoolError, SpoolLost, is_full
 from quillon.spool.log_octets import DamageError, Record
 from quillon.spool.presence import Presence
 from quillon.spool.record import encode_batch, encode_message
-from quillon.spool.segment import Place, Segment, State
+from quillon.spool.segment import BatchState, Place, Segment
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS batch(id INTEGER PRIMARY KEY, record TEXT NOT NULL, body BLOB, path TEXT NOT NULL);
@@ -210,7 +210,7 @@ class Database:
 
     def _move(self, database: sqlite3.Connection, file: io.FileIO, place: Place) -> list[int]:
         """Copy a record of the log: its messages, which are done there after the commit."""
-        if place.state is State.STUCK:
+        if place.state is BatchState.STUCK:
             return []
         try:
             record, data = place.segment.read_from(file, place)
@@ -227,8 +227,8 @@ class Database:
         return [number for number, _ in record.messages]
 
     def _stuck(self, place: Place, error: Exception) -> None:
-        if place.state is not State.STUCK:
-            place.state = State.STUCK
+        if place.state is not BatchState.STUCK:
+            place.state = BatchState.STUCK
             self._report(f"spool: {place.segment.path}: batch {place.number} cannot be read: {error}")
 
     def _overwrite(self, database: sqlite3.Connection) -> None:

@@ -27,7 +27,7 @@ FROM message m LEFT JOIN batch b ON b.id = m.batch ORDER BY m.id
 """
 
 
-class Row(NamedTuple):
+class SpoolRow(NamedTuple):
     """A message as a spool has it: ids, records, the name of a body file; `place` where it is in the log."""
 
     number: int
@@ -39,14 +39,14 @@ class Row(NamedTuple):
     place: Place | None = None
 
 
-class Fault(NamedTuple):
+class SpoolFault(NamedTuple):
     """Something that is wrong in a spool: the file, and what."""
 
     file: str
     words: str
 
 
-class Found(NamedTuple):
+class FoundMessage(NamedTuple):
     """A message, and the folder of the worker that has it."""
 
     message: Message
@@ -81,16 +81,16 @@ class Spool:
         """The workers' folders that hold a database."""
         return sorted(folder for folder in self.base.glob("worker-*") if (folder / "spool.db").exists())
 
-    def messages(self, wanted: Wanted) -> Iterator[Found]:
+    def messages(self, wanted: Wanted) -> Iterator[FoundMessage]:
         """Messages that are wanted, oldest first in each folder. What cannot be read is left out: `faults` names it.
         Raises sqlite3.Error, OSError."""
         for folder in self.folders():
             for row in rows(folder):
                 message = _message(row)
                 if message is not None and wanted.matches(message):
-                    yield Found(message, folder)
+                    yield FoundMessage(message, folder)
 
-    def body(self, found: Found) -> bytes:
+    def body(self, found: FoundMessage) -> bytes:
         """A message as it will be sent. Raises sqlite3.Error, OSError; FileNotFoundError where the spool has it no
         more."""
         batch = found.message.batch
@@ -111,7 +111,7 @@ class Spool:
             raise FileNotFoundError(f"{batch.id} has left the spool")
         return bytes(row[0])
 
-    def faults(self) -> Iterator[Fault]:
+    def faults(self) -> Iterator[SpoolFault]:
         """What is wrong: pages that SQLite finds broken, damage in the log, records that cannot be read, bodies that
         are missing or that nobody names, entries that were set aside. Raises sqlite3.Error, OSError."""
         for folder in self.folders():
@@ -119,15 +119,17 @@ class Spool:
             try:
                 yield from _faults_of_rows(folder)
             except sqlite3.DatabaseError as error:
-                yield Fault(str(folder / "spool.db"), f"{error}; what can be read of it `quillon spool repair` copies")
+                yield SpoolFault(
+                    str(folder / "spool.db"), f"{error}; what can be read of it `quillon spool repair` copies"
+                )
 
 
-def rows(folder: Path) -> Iterator[Row]:
+def rows(folder: Path) -> Iterator[SpoolRow]:
     """All messages of one worker's spool, the oldest first. Raises sqlite3.Error, OSError."""
     young = sorted(_rows_of_log(folder / "log"), key=lambda row: row.number)
     with _reading(folder) as database:
         last = -1
-        for row in heapq.merge(map(Row._make, _rows_of(database)), young, key=lambda row: row.number):
+        for row in heapq.merge(map(SpoolRow._make, _rows_of(database)), young, key=lambda row: row.number):
             if row.number != last:
                 yield row
             last = row.number
@@ -146,7 +148,7 @@ def _segments(folder: Path) -> list[Segment]:
         return []  # a spool of the first layout
 
 
-def _rows_of_log(folder: Path) -> Iterator[Row]:
+def _rows_of_log(folder: Path) -> Iterator[SpoolRow]:
     for segment in _segments(folder):
         try:
             for found in segment.live():
@@ -155,45 +157,45 @@ def _rows_of_log(folder: Path) -> Iterator[Row]:
                 place, record, _ = found
                 for number, text in record.messages:
                     if number not in (place.gone or ()):
-                        yield Row(number, record.number, text, record.batch, record.path, not record.path, place)
+                        yield SpoolRow(number, record.number, text, record.batch, record.path, not record.path, place)
         except (FileNotFoundError, DamageError):
             continue  # it has gone meanwhile; of damage `faults` tells
 
 
-def _faults_of_rows(folder: Path) -> Iterator[Fault]:
+def _faults_of_rows(folder: Path) -> Iterator[SpoolFault]:
     """What is wrong with the database and with messages of either tier. Raises sqlite3.DatabaseError where pages are
     broken."""
     file = str(folder / "spool.db")
     with _reading(folder) as database:
         for (words,) in database.execute("PRAGMA quick_check(20)"):
             if words != "ok":
-                yield Fault(file, str(words))
+                yield SpoolFault(file, str(words))
         for kind, number, reason, at in database.execute("SELECT kind, id, reason, at FROM set_aside"):
-            yield Fault(file, f"{kind} {number} was set aside at {at}: {reason}")
+            yield SpoolFault(file, f"{kind} {number} was set aside at {at}: {reason}")
         named = {path for (path,) in database.execute("SELECT path FROM batch WHERE path != ''")}
     database.close()
     for row in rows(folder):
         named.add(row.path)
         if words := _fault(row, folder):
             where = str(row.place.segment.path) if row.place is not None else file
-            yield Fault(where, f"message {MessageId.from_number(row.number)}: {words}")
+            yield SpoolFault(where, f"message {MessageId.from_number(row.number)}: {words}")
     for body in sorted((folder / "bodies").glob("*")):
         if body.name not in named:
-            yield Fault(str(body), "no message has this body")
+            yield SpoolFault(str(body), "no message has this body")
 
 
-def _faults_of_log(folder: Path) -> Iterator[Fault]:
+def _faults_of_log(folder: Path) -> Iterator[SpoolFault]:
     for segment in _segments(folder):
         try:
             for found in segment.live():
                 if isinstance(found, Broken):
-                    yield Fault(str(segment.path), f"octets {found.start} to {found.end} are no record")
+                    yield SpoolFault(str(segment.path), f"octets {found.start} to {found.end} are no record")
         except DamageError as error:
-            yield Fault(str(segment.path), str(error))
+            yield SpoolFault(str(segment.path), str(error))
         except FileNotFoundError:
             continue
     for copy in sorted(folder.glob("*.broken-*")):
-        yield Fault(str(copy), f"{copy.stat().st_size} octets that were damaged are kept here")
+        yield SpoolFault(str(copy), f"{copy.stat().st_size} octets that were damaged are kept here")
 
 
 def _reading(folder: Path) -> sqlite3.Connection:
@@ -202,7 +204,7 @@ def _reading(folder: Path) -> sqlite3.Connection:
     return database
 
 
-def _message(row: Row) -> Message | None:
+def _message(row: SpoolRow) -> Message | None:
     try:
         batch = decode_batch(row.batch, row.batch_record or "", row.path or "")
         batch.place = row.place
@@ -211,7 +213,7 @@ def _message(row: Row) -> Message | None:
         return None
 
 
-def _fault(row: Row, folder: Path) -> str:
+def _fault(row: SpoolRow, folder: Path) -> str:
     """Why a message cannot be delivered; empty if nothing is wrong with it."""
     if row.batch_record is None or row.path is None:
         return "its batch is missing"

@@ -28,7 +28,7 @@ from quillon.spool.committer import RETRY, Committer, Done, Plan, call_all
 from quillon.spool.errors import SpoolLost
 from quillon.spool.presence import Presence
 from quillon.spool.record import encode_batch, encode_message
-from quillon.spool.segment import Place, Segment, State
+from quillon.spool.segment import BatchState, Place, Segment
 
 MANY = 8  # segments beyond which the oldest is moved
 MOST = 16  # segments beyond which new mail does not come here
@@ -212,7 +212,7 @@ class Log:
         for one in self._segments.values():
             if one is self._current:
                 return []
-            here = (place for place in one.places.values() if place.state is State.LOG)
+            here = (place for place in one.places.values() if place.state is BatchState.LOG)
             if found := list(islice(here, count)):
                 return found
         return []

@@ -27,7 +27,7 @@ _NAME = re.compile(r"([0-9]{8,18})\.log")
 _KIN = re.compile(r"([0-9]{8,18})\.(?:log|done|broken-[0-9]+)")
 
 
-class State(enum.Enum):
+class BatchState(enum.Enum):
     """Where a batch is that has come into the log."""
 
     LOG = enum.auto()
@@ -46,7 +46,7 @@ class Place:
         self.number = number
         self.start = start
         self.length = length
-        self.state = State.LOG
+        self.state = BatchState.LOG
         self.gone: set[int] | None = None
         self.over = False
 

@@ -30,7 +30,7 @@ from quillon.spool.log import Log
 from quillon.spool.log_octets import Broken, DamageError
 from quillon.spool.record import encode_message
 from quillon.spool.recovery import LogPiece, LogRecovery, Piece, Recovery
-from quillon.spool.segment import Place, Segment, State, segments
+from quillon.spool.segment import BatchState, Place, Segment, segments
 
 _SLICE = 200  # batches that are moved in one commit
 
@@ -353,7 +353,7 @@ class Store:
     def update(self, message: Message) -> None:
         """Write the retry state of a message, so that a restart does not begin anew."""
         place = _place(message.batch)
-        if place is not None and place.state is State.LOG:
+        if place is not None and place.state is BatchState.LOG:
             self._move(place)
         self._database.changes.updates.append((encode_message(message), message.id.number))
         self._database.committer.soon()
@@ -366,7 +366,7 @@ class Store:
         if place is not None:
             place.over = batch.left == 0
             self._log.bury(place, message.id.number)
-        if place is None or place.state is State.MOVING:
+        if place is None or place.state is BatchState.MOVING:
             self._remove_from_database(message)
         elif batch.left == 0 and batch.id.number not in self._kept:
             self._log.forget(place, batch.path)
@@ -382,7 +382,7 @@ class Store:
 
     def _move(self, place: Place) -> None:
         """Have a batch in the database instead of the log."""
-        place.state = State.MOVING
+        place.state = BatchState.MOVING
         self._moving += 1
         self._note_fresh(place.number)
         self._database.changes.moves.append(place)
@@ -390,8 +390,8 @@ class Store:
 
     def _moved(self, place: Place) -> None:
         self._moving -= 1
-        if place.state is State.MOVING:
-            place.state = State.MOVED
+        if place.state is BatchState.MOVING:
+            place.state = BatchState.MOVED
             self._log.forget(place)
             self._log.sync_soon()
         elif place.over:
@@ -454,7 +454,7 @@ class Store:
 def _place(batch: Batch) -> Place | None:
     """Where a batch lies in the log, if it does."""
     place = batch.place
-    return place if isinstance(place, Place) and place.state is not State.MOVED else None
+    return place if isinstance(place, Place) and place.state is not BatchState.MOVED else None
 
 
 def _newest(number: int | None, found: list[Segment]) -> int:

@@ -18,7 +18,7 @@ _NAME = re.compile(r"(?:\*\.)?(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})\.)*[A-Za-z0
 _MODES = ("enforce", "testing", "none")
 
 
-class PolicyError(ValueError):
+class StsPolicyError(ValueError):
     """What a domain has published is no policy; the message says why."""
 
 
@@ -63,24 +63,24 @@ def record_id(texts: Iterable[str]) -> str:
     if not found:
         return ""
     if len(found) > 1:
-        raise PolicyError(f"{len(found)} TXT records begin with v=STSv1")
+        raise StsPolicyError(f"{len(found)} TXT records begin with v=STSv1")
     if len(found[0]) > LONGEST_RECORD:
-        raise PolicyError(f"the TXT record has more than {LONGEST_RECORD} characters")
+        raise StsPolicyError(f"the TXT record has more than {LONGEST_RECORD} characters")
     fields = [field for part in found[0].split(";")[1:] if (field := part.strip(" \t"))]
     ids = [field[3:] for field in fields if field.startswith("id=")]
     if not ids or not _ID.fullmatch(ids[0]) or not all(_FIELD.fullmatch(field) for field in fields):
-        raise PolicyError(f"the TXT record is malformed: {line(found[0], NAME)}")
+        raise StsPolicyError(f"the TXT record is malformed: {line(found[0], NAME)}")
     return ids[0]
 
 
 def parse_policy(body: bytes, domain: str, policy_id: str, fetched: float) -> StsPolicy:
     """A policy out of what was fetched. Raises PolicyError (RFC 8461 3.2)."""
     if len(body) > MOST_OCTETS:
-        raise PolicyError(f"the policy has more than {MOST_OCTETS} octets")
+        raise StsPolicyError(f"the policy has more than {MOST_OCTETS} octets")
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
-        raise PolicyError("the policy is no UTF-8") from None
+        raise StsPolicyError("the policy is no UTF-8") from None
     fields: dict[str, str] = {}
     mx: list[str] = []
     for number, written in enumerate(text.split("\n"), 1):
@@ -90,7 +90,7 @@ def parse_policy(body: bytes, domain: str, policy_id: str, fetched: float) -> St
         key, colon, value = row.partition(":")
         value = value.strip(" \t")
         if not colon or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", key.rstrip(" \t")):
-            raise PolicyError(f"line {number} of the policy is none: {line(row, NAME)}")
+            raise StsPolicyError(f"line {number} of the policy is none: {line(row, NAME)}")
         key = key.rstrip(" \t")
         if key == "mx":
             mx.append(value)
@@ -101,16 +101,16 @@ def parse_policy(body: bytes, domain: str, policy_id: str, fetched: float) -> St
 
 def _policy(fields: dict[str, str], mx: list[str], domain: str, policy_id: str, fetched: float) -> StsPolicy:
     if fields.get("version") != "STSv1":
-        raise PolicyError("the policy has no line `version: STSv1`")
+        raise StsPolicyError("the policy has no line `version: STSv1`")
     mode, age = fields.get("mode", ""), fields.get("max_age", "")
     if mode not in _MODES:
-        raise PolicyError(f"the policy's mode is {line(mode, NAME) or 'missing'}: it is enforce, testing or none")
+        raise StsPolicyError(f"the policy's mode is {line(mode, NAME) or 'missing'}: it is enforce, testing or none")
     if not re.fullmatch(r"[0-9]{1,10}", age):
-        raise PolicyError(f"the policy's max_age is {line(age, NAME) or 'missing'}: it is a number of seconds")
+        raise StsPolicyError(f"the policy's max_age is {line(age, NAME) or 'missing'}: it is a number of seconds")
     wrong = next((pattern for pattern in mx if not _NAME.fullmatch(pattern)), None)
     if wrong is not None:
-        raise PolicyError(f"the policy's mx is {line(wrong, NAME) or 'empty'}: it is a name, or one behind `*.`")
+        raise StsPolicyError(f"the policy's mx is {line(wrong, NAME) or 'empty'}: it is a name, or one behind `*.`")
     if not mx and mode != "none":
-        raise PolicyError("the policy names no mx")
+        raise StsPolicyError("the policy names no mx")
     patterns = tuple(pattern.lower().removesuffix(".") for pattern in mx)
     return StsPolicy(domain, policy_id, mode, patterns, min(int(age), LONGEST), fetched)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from quillon.standards.mta_sts import PolicyError, parse_policy, record_id
+from quillon.standards.mta_sts import StsPolicyError, parse_policy, record_id
 from quillon.standards.tlsrpt import destinations
 from quillon.tls import identity
 from quillon.tls.tlsa import Tlsa, public_key, tlsa, usable
@@ -18,7 +18,7 @@ from quillon.tls.verdict import Certificate
 SOON = 21  # days before the end of a certificate in which it is told
 
 
-class Identity(NamedTuple):
+class ListenCertificate(NamedTuple):
     """A certificate that a Listen has, in DER, and its file. `next` is one that is to take its place."""
 
     file: str
@@ -26,7 +26,7 @@ class Identity(NamedTuple):
     next: bool = False
 
 
-class Found(NamedTuple):
+class LookedUp(NamedTuple):
     """An answer of DNS or of the policy host: whether it is secure, what it holds, why there is none."""
 
     records: tuple[str, ...] = ()
@@ -35,16 +35,16 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Published:
+class DomainRecords:
     """What there is of a domain: MX hosts with their preferences, TLSA records in hexadecimal digits by host, TXT
     records, and the policy."""
 
     mx: tuple[tuple[int, str], ...]
     mx_secure: bool
-    tlsa: Mapping[str, Found]
-    sts: Found
-    policy: Found
-    reports: Found
+    tlsa: Mapping[str, LookedUp]
+    sts: LookedUp
+    policy: LookedUp
+    reports: LookedUp
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Setup:
 
 
 def setup(
-    domain: str, identities: Sequence[Identity], published: Published, mode: str, rua: str, now: datetime
+    domain: str, identities: Sequence[ListenCertificate], published: DomainRecords, mode: str, rua: str, now: datetime
 ) -> Setup:
     """`mode` is that of the policy, `rua` where reports are to go."""
     hosts = tuple(host for _, host in sorted(published.mx)) or (domain,)
@@ -103,8 +103,8 @@ def policy_id(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _tlsa_problems(host: str, own: Sequence[Identity], published: Published) -> list[str]:
-    found = published.tlsa.get(host, Found())
+def _tlsa_problems(host: str, own: Sequence[ListenCertificate], published: DomainRecords) -> list[str]:
+    found = published.tlsa.get(host, LookedUp())
     name = f"_25._tcp.{host}"
     if found.problem:
         return [f"{name}: {found.problem}: who obeys DANE sends nothing to {host}"]
@@ -126,7 +126,7 @@ def _tlsa_problems(host: str, own: Sequence[Identity], published: Published) -> 
     return out
 
 
-def _ends(own: Sequence[Identity], now: datetime) -> list[str]:
+def _ends(own: Sequence[ListenCertificate], now: datetime) -> list[str]:
     out = []
     for one in own:
         parsed = Certificate(one.der).parsed
@@ -137,10 +137,10 @@ def _ends(own: Sequence[Identity], now: datetime) -> list[str]:
     return out
 
 
-def _sts_problems(domain: str, hosts: Sequence[str], published: Published) -> list[str]:
+def _sts_problems(domain: str, hosts: Sequence[str], published: DomainRecords) -> list[str]:
     try:
         found = record_id(published.sts.records)
-    except PolicyError as error:
+    except StsPolicyError as error:
         return [f"_mta-sts.{domain}: {error}"]
     if not found:
         return [f"_mta-sts.{domain}: no record is published"]
@@ -149,7 +149,7 @@ def _sts_problems(domain: str, hosts: Sequence[str], published: Published) -> li
     text = "\n".join(published.policy.records)
     try:
         policy = parse_policy(text.encode(), domain, found, 0.0)
-    except PolicyError as error:
+    except StsPolicyError as error:
         return [f"the policy of {domain}: {error}"]
     left_out = [host for host in hosts if not policy.permits(host)]
     out = [f"the policy of {domain} does not name {host}: who obeys it sends nothing there" for host in left_out]

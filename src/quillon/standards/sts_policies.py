@@ -22,7 +22,7 @@ from quillon.mail.shown import NAME, line
 from quillon.net.clock import Clock
 from quillon.net.resolver import Resolver
 from quillon.standards.fetch import FetchError
-from quillon.standards.mta_sts import PolicyError, StsPolicy, parse_policy, record_id
+from quillon.standards.mta_sts import StsPolicy, StsPolicyError, parse_policy, record_id
 
 REFRESH = 86400.0  # seconds until a policy is fetched again, id changed or not
 BACKOFF = 300.0  # seconds that a failed fetch is not repeated (RFC 8461 3.3)
@@ -92,7 +92,7 @@ class StsPolicies:
         answer = await self._resolver.lookup(f"_mta-sts.{name}", "TXT")
         try:
             found = record_id(text for _, text in answer.records) if answer.aliases <= self._aliases else ""
-        except PolicyError as error:
+        except StsPolicyError as error:
             return StsFound(kept, "sts-policy-invalid", str(error), answer.ttl)
         if not found:
             return StsFound(kept, "", "", answer.ttl, answer.status == "failed")
@@ -113,7 +113,7 @@ class StsPolicies:
         answer = await self._resolver.lookup(f"_mta-sts.{name}", "TXT")
         try:
             found = record_id(text for _, text in answer.records)
-        except PolicyError as error:
+        except StsPolicyError as error:
             return StsFound(self.kept(name), "sts-policy-invalid", str(error))
         if not found:
             return StsFound(self.kept(name), "sts-policy-fetch-error", f"there is no TXT record _mta-sts.{name}")
@@ -204,7 +204,7 @@ class StsPolicies:
             policy = parse_policy(body, name, policy_id, self._clock.now())
         except FetchError as error:
             return self._has_failed(name, policy_id, error.result, str(error))
-        except PolicyError as error:
+        except StsPolicyError as error:
             return self._has_failed(name, policy_id, "sts-policy-invalid", str(error))
         self._failed.pop(name, None)
         self._keep(policy)

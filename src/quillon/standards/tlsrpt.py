@@ -78,7 +78,7 @@ def result_of(cause: str) -> str:
     return _RESULTS.get(cause, "validation-failure")
 
 
-class Counts:
+class HandshakeCounts:
     """What was counted on one day (UTC), by recipients' domain and policy."""
 
     def __init__(self) -> None:

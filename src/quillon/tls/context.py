@@ -19,7 +19,7 @@ from quillon.tls.engine import ClientContext, ContextError, Engine, ServerContex
 from quillon.tls.gnutls_context import GnuTLSClient, GnuTLSServer
 from quillon.tls.openssl_context import OpenSSLClient, OpenSSLServer
 from quillon.tls.revocation import Revocations
-from quillon.tls.verdict import Verdict
+from quillon.tls.verdict import TlsVerdict
 
 S = TypeVar("S", InboundTls, OutboundTls)
 C = TypeVar("C", ServerContext, ClientContext)
@@ -36,7 +36,7 @@ class _Held(Generic[C]):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ContextRow:
     """One context of the cache, for the console: `server` or `client`, its settings, seconds of age, sessions on it."""
 
     kind: str
@@ -95,7 +95,7 @@ class Contexts:
             held = self._outbound[settings] = _Held(self._new_client(settings), stamps, self._clock())
         return held
 
-    def verdict(self, settings: InboundTls | OutboundTls, engine: Engine) -> Verdict:
+    def verdict(self, settings: InboundTls | OutboundTls, engine: Engine) -> TlsVerdict:
         """What a handshake found out under some settings: as the engine says, and as revocation lists do."""
         verdict = engine.verdict()
         if settings.tls_crl is None or not verdict.checked or verdict.cause:
@@ -165,11 +165,11 @@ class Contexts:
                 failed = f"{changed} changed and cannot be loaded" if changed_only else "cannot be loaded anew"
                 said.append(Reloaded(False, f"{failed}, the old one stays in use: {error}"))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ContextRow]:
         """What the cache holds."""
         now = self._clock()
-        servers = [Row("server", s, now - held.made, len(held.engines)) for s, held in self._inbound.items()]
-        clients = [Row("client", s, now - held.made, len(held.engines)) for s, held in self._outbound.items()]
+        servers = [ContextRow("server", s, now - held.made, len(held.engines)) for s, held in self._inbound.items()]
+        clients = [ContextRow("client", s, now - held.made, len(held.engines)) for s, held in self._outbound.items()]
         return servers + clients
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from cryptography import x509
 
-from quillon.tls.verdict import HandshakeFailure, Verdict
+from quillon.tls.verdict import HandshakeFailure, TlsVerdict
 
 SYSTEM_TRUST = "system"
 SESSION_LIFE = 300  # seconds that a session may be resumed
@@ -56,7 +56,7 @@ class Engine(Protocol):
     def close(self) -> None:
         """Say close_notify."""
 
-    def verdict(self) -> Verdict: ...
+    def verdict(self) -> TlsVerdict: ...
 
     def chain(self) -> list[x509.Certificate]:
         """The certificates that the peer sent, its own first; those that can be read."""

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import dsa, rsa
 
 from quillon.tls import gnutls_library as g
-from quillon.tls.verdict import Certificate, HandshakeFailure, Verdict, alert_cause, printable
+from quillon.tls.verdict import Certificate, HandshakeFailure, TlsVerdict, alert_cause, printable
 
 _CHUNK = 16384
 _CAUSES = {
@@ -224,7 +224,7 @@ class GnuTLSEngine:
 
     # the verdict ----------------------------------------------------------------------------------------------
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> TlsVerdict:
         lib, session = self._lib, self._session
         chain = self._peers()
         cipher = lib.gnutls_cipher_get(session)
@@ -232,7 +232,7 @@ class GnuTLSEngine:
         group = lib.gnutls_group_get(session)
         errors = tuple(self._verify(chain)) if chain and self._checked else ()
         anchor = self._context.anchors.of(chain) if chain and self._checked and not errors else None
-        return Verdict(
+        return TlsVerdict(
             protocol=g.text(lib.gnutls_protocol_get_name(lib.gnutls_protocol_get_version(session))).replace(
                 "TLS", "TLSv", 1
             ),

@@ -23,7 +23,7 @@ from OpenSSL import SSL, crypto
 from quillon.tls import identity, openssl_extra
 from quillon.tls.anchors import Anchors
 from quillon.tls.engine import SESSION_LIFE
-from quillon.tls.verdict import Certificate, HandshakeFailure, Verdict, alert_cause, chain_cause, printable
+from quillon.tls.verdict import Certificate, HandshakeFailure, TlsVerdict, alert_cause, chain_cause, printable
 
 ChainError = tuple[str, int, str]
 
@@ -314,7 +314,7 @@ class OpenSSLEngine:
         except SSL.Error:
             self.closed = True
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> TlsVerdict:
         connection = self._connection
         cipher = connection.get_cipher_name() or ""
         bits = connection.get_cipher_bits() or 0
@@ -323,7 +323,7 @@ class OpenSSLEngine:
         sni = connection.get_servername() if self._server else None
         # only a session whose chain is in order is kept, and not before somebody has looked at it
         self._to_keep = self._memory is not None and not self._server and not self.errors
-        return Verdict(
+        return TlsVerdict(
             protocol=connection.get_protocol_version_name(),
             cipher=cipher,
             bits=bits,

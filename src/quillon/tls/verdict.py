@@ -186,7 +186,7 @@ def printable(value: str | bytes) -> str:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TlsVerdict:
     """What a finished handshake found out.
 
     `bits` are the secret bits of the cipher, `algorithm_bits` those of its algorithm. `checked` tells whether the chain

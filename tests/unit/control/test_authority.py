@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quillon.control.authority import Authority, GroupsError, parse_groups
+from quillon.control.authority import AccessRules, GroupsError, parse_groups
 from quillon.control.commands import COMMANDS, Role, find
 
 
@@ -17,12 +17,12 @@ def groups(tmp_path: Path) -> str:
     return str(path)
 
 
-def may(authority: Authority, user: str, line: str) -> bool:
+def may(authority: AccessRules, user: str, line: str) -> bool:
     return authority.allows(user, find(line.split())[0], line)
 
 
 def test_the_three_roles_need_no_stanza(groups: str) -> None:
-    authority = Authority(groups, {})
+    authority = AccessRules(groups, {})
     for command in COMMANDS:
         line = f"{command.name} x" if command.words else command.name
         assert may(authority, "ann", line) is (command.role is Role.VIEW)
@@ -35,11 +35,11 @@ def test_the_three_roles_need_no_stanza(groups: str) -> None:
 
 def test_a_user_who_is_called_admin_is_none(groups: str) -> None:
     for user in ("admin", "operate", "view", "ADMIN"):
-        assert not may(Authority(groups, {}), user, "version")
+        assert not may(AccessRules(groups, {}), user, "version")
 
 
 def test_a_stanza_allows_what_one_of_its_patterns_is_found_in(groups: str) -> None:
-    authority = Authority(
+    authority = AccessRules(
         groups, {"flusher": ["^flush domain ", "^message retry"], "eve": ["^pid$"], "view": ["^mailq"]}
     )
     assert may(authority, "ann", "flush domain x.test")
@@ -51,7 +51,7 @@ def test_a_stanza_allows_what_one_of_its_patterns_is_found_in(groups: str) -> No
 
 
 def test_without_a_file_roles_are_the_users_names() -> None:
-    authority = Authority(None, {"root": [".*"]})
+    authority = AccessRules(None, {"root": [".*"]})
     assert may(authority, "root", "config reload")
     assert not may(authority, "ann", "version")
 
@@ -64,7 +64,7 @@ def test_a_file_that_cannot_be_read_gives_nobody_anything(tmp_path: Path, text: 
         parse_groups(text)
     for broken in (str(path), f"{path}-gone"):
         with pytest.raises(GroupsError):
-            may(Authority(broken, {}), "ann", "version")
+            may(AccessRules(broken, {}), "ann", "version")
     path.write_bytes(b"view:\xff")
     with pytest.raises(GroupsError):
-        may(Authority(str(path), {}), "ann", "version")
+        may(AccessRules(str(path), {}), "ann", "version")

@@ -18,7 +18,7 @@ from quillon.mail.outcome import Stage, TransientFailure
 from quillon.mail.reply import Reply
 from quillon.queue.trail import Failed
 from quillon.tls.identity import name_matches
-from quillon.tls.verdict import Certificate, Verdict
+from quillon.tls.verdict import Certificate, TlsVerdict
 
 DEFAULTS = build(OutboundTls, lambda name: resolve(table().options[name], [], "/").value)
 HOSTS = [Host("mx1.test", "192.0.2.1", 25), Host("mx2.test", "192.0.2.2", 25)]
@@ -100,12 +100,12 @@ def _failed(reply: Reply, cause: str = "") -> Failed:
     return Failed(TransientFailure(reply, Stage.HANDSHAKING_TLS, cause=cause))
 
 
-def _verdict(pki: Path, name: str, *errors: tuple[str, int, str]) -> Verdict:
+def _verdict(pki: Path, name: str, *errors: tuple[str, int, str]) -> TlsVerdict:
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 
     pem = x509.load_pem_x509_certificates((pki / f"{name}.pem").read_bytes())[0]
-    return Verdict("TLSv1.3", "X", 256, 256, "", Certificate(pem.public_bytes(Encoding.DER)), True, errors)
+    return TlsVerdict("TLSv1.3", "X", 256, 256, "", Certificate(pem.public_bytes(Encoding.DER)), True, errors)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_judgement(
 
 
 def test_no_certificate_at_all_is_no_verified_one() -> None:
-    verdict = Verdict("TLSv1.2", "ADH", 128, 128, "", None, True)
+    verdict = TlsVerdict("TLSv1.2", "ADH", 128, 128, "", None, True)
     judgement = judge(_tls(tls_verify="host"), verdict, ["x.test"])
     assert judgement.cause == "no_certificate"
     assert judgement.reply is not None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from quillon.evidence import tree
 from quillon.evidence.files import DamagedError, LogFiles
-from quillon.evidence.note import Checkpoint, NoteError, Signer, read, verifier_key
+from quillon.evidence.note import Checkpoint, NoteError, NoteSigner, read, verifier_key
 
 
 class Kept:
@@ -83,8 +83,8 @@ def test_a_proof_of_another_place_size_or_length_leads_elsewhere(size: int, data
             assert "too" in str(error)  # noqa: PT017 - either is a refusal
 
 
-def signer(name: str = "mx1/worker-0") -> Signer:
-    return Signer(name, Ed25519PrivateKey.generate())
+def signer(name: str = "mx1/worker-0") -> NoteSigner:
+    return NoteSigner(name, Ed25519PrivateKey.generate())
 
 
 def test_a_checkpoint_is_read_with_its_key_alone() -> None:

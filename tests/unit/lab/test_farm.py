@@ -21,9 +21,9 @@ from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import certificate_names
 from quillon.lab import trial
 from quillon.lab.farm import Farm
-from quillon.lab.faults import DOMAIN, FAULTS, Fault
+from quillon.lab.faults import DOMAIN, FAULTS, BrokenPeer
 from quillon.lab.pki import Authority
-from quillon.lab.trial import Result
+from quillon.lab.trial import TrialResult
 from quillon.net.clock import Deadlines, SystemClock
 from quillon.policy.hook import NO_POLICY
 from quillon.policy.tls import TlsHooks
@@ -51,7 +51,7 @@ class Field:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.results: dict[tuple[str, str], dict[str, Result]] = {}
+        self.results: dict[tuple[str, str], dict[str, TrialResult]] = {}
         self.clear: dict[tuple[str, str], dict[str, list[bytes]]] = {}
         self.foreseen: dict[tuple[str, str], dict[str, str]] = {}
 
@@ -102,7 +102,7 @@ def field(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_each_cause_is_found(field: Field, fault: Fault) -> None:
+def test_each_cause_is_found(field: Field, fault: BrokenPeer) -> None:
     result = field.results["required", "host"][fault.name]
     assert result.seen.cause == fault.cause
     if not fault.cause and not fault.reply[0] and fault.name != "close-after-handshake":
@@ -112,7 +112,7 @@ def test_each_cause_is_found(field: Field, fault: Fault) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 @pytest.mark.parametrize("verify", ["no", "optional", "ca", "host"])
-def test_nothing_leaves_in_clear_under_required(field: Field, fault: Fault, verify: str) -> None:
+def test_nothing_leaves_in_clear_under_required(field: Field, fault: BrokenPeer, verify: str) -> None:
     assert field.results["required", verify][fault.name].seen.way != "clear"
     said = field.clear["required", verify][fault.name]
     assert said
@@ -121,7 +121,7 @@ def test_nothing_leaves_in_clear_under_required(field: Field, fault: Fault, veri
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_failed_verification_never_leads_to_clear_text(field: Field, fault: Fault) -> None:
+def test_a_failed_verification_never_leads_to_clear_text(field: Field, fault: BrokenPeer) -> None:
     for verify in ("ca", "host"):
         result = field.results["ifavailable", verify][fault.name]
         if result.seen.verified is False and result.seen.cause:
@@ -130,7 +130,7 @@ def test_a_failed_verification_never_leads_to_clear_text(field: Field, fault: Fa
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_the_fallback_comes_over_a_fresh_connection(field: Field, fault: Fault) -> None:
+def test_the_fallback_comes_over_a_fresh_connection(field: Field, fault: BrokenPeer) -> None:
     result = field.results["ifavailable", "no"][fault.name]
     if result.seen.way == "clear" and result.seen.cause:
         first, second = field.clear["ifavailable", "no"][fault.name]

@@ -22,7 +22,7 @@ from quillon.mail import header
 from quillon.mail.address_list import parse_address_list
 from quillon.mailauth import arc, dkim, dmarc, spf
 from quillon.mailauth.author import Author, author_of
-from quillon.mailauth.dkim import DkimError, PrivateKey, Signer
+from quillon.mailauth.dkim import DkimError, DkimSigner, PrivateKey
 from quillon.mailauth.lookup import Records
 from quillon.net.eager import at_once
 from quillon.net.resolver import dns_name
@@ -58,7 +58,7 @@ def _theirs(name: bytes, timeout: int = 5) -> bytes:
     return ZONE[name.decode().rstrip(".")].encode()
 
 
-def _verify(message: bytes) -> list[dkim.Result]:
+def _verify(message: bytes) -> list[dkim.DkimResult]:
     end = message.index(b"\r\n\r\n") + 4
     return at_once(dkim.verify(message[:end], message[end:], _texts, NOW))
 
@@ -70,7 +70,7 @@ def _verify(message: bytes) -> list[dkim.Result]:
 def test_another_implementation_takes_our_signatures(
     canon: str, body_canon: str, selector: str, key: PrivateKey, body: bytes
 ) -> None:
-    signer = Signer("bank.fi", selector, key, canon, body_canon)
+    signer = DkimSigner("bank.fi", selector, key, canon, body_canon)
     signed = dkim.sign(HEAD, body, signer, NOW) + HEAD + body
     assert [result.status for result in _verify(signed)] == ["pass"]
     assert dkimpy.verify(signed, dnsfunc=_theirs)
@@ -106,7 +106,7 @@ def test_we_take_the_signatures_of_another_implementation(canon: bytes) -> None:
     ],
 )
 def test_what_is_wrong_with_a_signature(old: bytes, new: bytes, status: str) -> None:
-    signed = dkim.sign(HEAD, BODY, Signer("bank.fi", "r", RSA), NOW) + HEAD + BODY
+    signed = dkim.sign(HEAD, BODY, DkimSigner("bank.fi", "r", RSA), NOW) + HEAD + BODY
     assert old in signed
     assert [result.status for result in _verify(signed.replace(old, new, 1))] == [status]
 
@@ -146,25 +146,25 @@ def test_small_keys_and_other_things_sign_nothing() -> None:
         with pytest.raises(DkimError):
             dkim.load_private_key(data)
     with pytest.raises(DkimError, match="without From"):
-        dkim.sign(b"To: x\r\n\r\n", b"", Signer("bank.fi", "r", RSA), NOW)
+        dkim.sign(b"To: x\r\n\r\n", b"", DkimSigner("bank.fi", "r", RSA), NOW)
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_no_octets_bring_verification_down(head: bytes, body: bytes) -> None:
-    signature = dkim.sign(HEAD, BODY, Signer("bank.fi", "r", RSA), NOW)
+    signature = dkim.sign(HEAD, BODY, DkimSigner("bank.fi", "r", RSA), NOW)
     for text in (head, signature[:40] + head + signature[40:], b"DKIM-Signature: " + head, b"ARC-Seal: i=1;" + head):
         at_once(dkim.verify(text, body, _texts, NOW))
         at_once(arc.validate(text, body, _texts, NOW))
 
 
-def _sealed(head: bytes, signer: Signer) -> bytes:
+def _sealed(head: bytes, signer: DkimSigner) -> bytes:
     chain = at_once(arc.validate(head, BODY, _texts, NOW))
     return arc.seal(head, BODY, signer, chain, "mx.bank.fi", "spf=pass", NOW) + head
 
 
 def test_a_chain_of_arc_and_what_breaks_it() -> None:
     assert at_once(arc.validate(HEAD, BODY, _texts, NOW)).status == "none"
-    head = _sealed(_sealed(HEAD, Signer("bank.fi", "r", RSA)), Signer("bank.fi", "r", RSA))
+    head = _sealed(_sealed(HEAD, DkimSigner("bank.fi", "r", RSA)), DkimSigner("bank.fi", "r", RSA))
     found = at_once(arc.validate(head, BODY, _texts, NOW))
     assert (found.status, found.instance, found.sealer) == ("pass", 2, "bank.fi")
     cv, _, _ = dkimpy.arc_verify(head + BODY, dnsfunc=_theirs)
@@ -181,7 +181,7 @@ def test_a_chain_of_arc_and_what_breaks_it() -> None:
         assert at_once(arc.validate(changed[:end], changed[end:], _texts, NOW)).status == "fail", old
     broken = head.replace(b"spf=pass", b"spf=fail", 1)
     with pytest.raises(DkimError, match="has failed"):
-        _sealed(broken, Signer("bank.fi", "r", RSA))
+        _sealed(broken, DkimSigner("bank.fi", "r", RSA))
 
 
 def _suite() -> list[Any]:
@@ -230,7 +230,7 @@ def test_the_suite_of_rfc_7208(zone: dict[str, dict[str, Any]], case: dict[str, 
 
 def _evaluate(
     zone: dict[str, list[str]], author: str, by_spf: tuple[str, str] = ("none", ""), *signed: str, status: str = "pass"
-) -> dmarc.Verdict:
+) -> dmarc.DmarcVerdict:
     """`signed` are domains with a signature of that status; a zone's `None` stands for a failure of DNS."""
 
     async def lookup(name: str, kind: str) -> Records:
@@ -239,7 +239,7 @@ def _evaluate(
         found = zone.get(name) if kind == "TXT" else (["192.0.2.1"] if name in zone.get("exist", ()) else None)
         return Records("ok", found) if found else Records("nodata" if name in zone.get("exist", ()) else "nxdomain")
 
-    results = [dkim.Result(status, "", name) for name in signed]
+    results = [dkim.DkimResult(status, "", name) for name in signed]
     return at_once(dmarc.evaluate(Author((author,)), by_spf, results, lookup))
 
 
@@ -389,7 +389,7 @@ def test_headers_made_to_take_long() -> None:
 
 def _signed_part(length: int | None) -> bytes:
     """A message whose signature covers so many octets of the body."""
-    signer = Signer("bank.fi", "r", RSA)
+    signer = DkimSigner("bank.fi", "r", RSA)
     part = dkim.relaxed_body(BODY)[:length]
     signed = dkim.sign(HEAD, part, signer, NOW)
     if length is None:
@@ -416,7 +416,7 @@ def test_a_signature_of_a_part_of_the_body() -> None:
 
 @pytest.mark.parametrize("length", [b"", b" l=0;", b" l=3;"])
 def test_a_chain_whose_message_signature_is_garbage(length: bytes) -> None:
-    signer = Signer("bank.fi", "r", RSA)
+    signer = DkimSigner("bank.fi", "r", RSA)
     head = _sealed(HEAD, signer)
     field = next(octets for name, octets in header.fields(head) if name == "ARC-Message-Signature")
     bad = b"ARC-Message-Signature: i=1; a=rsa-sha256; d=bank.fi; s=r; h=from;%s bh=AAAA; b=AAAA\r\n" % length
@@ -438,10 +438,10 @@ def test_every_record_of_a_selector_is_tried(others: list[str]) -> None:
     async def lookup(name: str, kind: str) -> Records:
         return Records("ok", [*others, _record(RSA)])
 
-    signed = dkim.sign(HEAD, BODY, Signer("bank.fi", "r", RSA), NOW) + HEAD
+    signed = dkim.sign(HEAD, BODY, DkimSigner("bank.fi", "r", RSA), NOW) + HEAD
     found = at_once(dkim.verify(signed, BODY, lookup, NOW))
     assert [(result.status, result.key_bits) for result in found] == [("pass", 2048)]
-    sealed = _sealed(HEAD, Signer("bank.fi", "r", RSA))
+    sealed = _sealed(HEAD, DkimSigner("bank.fi", "r", RSA))
     assert at_once(arc.validate(sealed, BODY, lookup, NOW)).status == "pass"
     wrong = at_once(dkim.verify(signed.replace(b"To: b@", b"To: c@"), BODY, lookup, NOW))
     assert [result.status for result in wrong] == ["fail"]
@@ -524,13 +524,13 @@ def test_spf_records_made_to_take_long(record: str) -> None:
     "domain", ["paypal.com x.evil.com", "paypal.com,evil.com", "paypal.com(.evil.com", "paypal.com)\x7f"]
 )
 def test_a_signer_is_a_domain(domain: str) -> None:
-    signed = dkim.sign(HEAD, BODY, Signer("bank.fi", "r", RSA), NOW).replace(b"d=bank.fi", b"d=" + domain.encode())
+    signed = dkim.sign(HEAD, BODY, DkimSigner("bank.fi", "r", RSA), NOW).replace(b"d=bank.fi", b"d=" + domain.encode())
     assert [result.status for result in _verify(signed + HEAD + BODY)] == ["permerror"]
 
 
 @pytest.mark.parametrize("length", ["\xb2", "9" * 5000, "-1", ""])
 def test_malformed_lengths(length: str) -> None:
-    signed = dkim.sign(HEAD, BODY, Signer("bank.fi", "r", RSA), NOW).replace(
+    signed = dkim.sign(HEAD, BODY, DkimSigner("bank.fi", "r", RSA), NOW).replace(
         b"bh=", b"l=" + length.encode("latin-1") + b"; bh="
     )
     assert [result.status for result in _verify(signed + HEAD + BODY)] == ["permerror"]
@@ -539,10 +539,10 @@ def test_malformed_lengths(length: str) -> None:
 def test_nothing_that_others_choose_adds_a_result() -> None:
     evil = "x;dkim=pass(a)header.d=paypal.com"
     texts = [
-        spf.Result("none", "d").text("", evil),
-        spf.Result("none", "d").text(evil + "@x", "h"),
-        dmarc.Verdict("fail", f"[{evil}]", "none").text(),
-        dkim.Result("pass", "", evil, evil).text(),
+        spf.SpfResult("none", "d").text("", evil),
+        spf.SpfResult("none", "d").text(evil + "@x", "h"),
+        dmarc.DmarcVerdict("fail", f"[{evil}]", "none").text(),
+        dkim.DkimResult("pass", "", evil, evil).text(),
         arc.Chain("pass", evil, 1, evil).text(),
     ]
     for text in texts:

@@ -13,7 +13,7 @@ from quillon.policy.context import Context, tls_variables
 from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, Phase, Policy, PolicyError, Session
 from quillon.policy.message import Content, MessageView
-from quillon.tls.verdict import Verdict
+from quillon.tls.verdict import TlsVerdict
 
 SESSION = Session("192.0.2.1:1234", "127.0.0.1:25", "00/00-00001-00000000")
 
@@ -193,7 +193,7 @@ def test_scripts_share_modules_and_print_to_the_paniclog(tmp_path: Path) -> None
 
 
 def test_keys_without_a_client_certificate_are_absent() -> None:
-    found = tls_variables(Verdict("TLSv1.3", "TLS_AES_256_GCM_SHA384", 256, 256, "X25519", None, True))
+    found = tls_variables(TlsVerdict("TLSv1.3", "TLS_AES_256_GCM_SHA384", 256, 256, "X25519", None, True))
     assert found["tls"] == "on"
     assert not [key for key in found if key.startswith("tls_client")]
 

@@ -17,7 +17,7 @@ from quillon.mail.message import NULL_ID, Batch, IdSource, Message, Origin
 from quillon.mail.outcome import Delivered, Outcome, PermanentFailure, Stage, TransientFailure
 from quillon.policy.hook import Hook, Policy
 from quillon.queue import retry
-from quillon.queue.destination import DestinationQueue, Key, State, key_of
+from quillon.queue.destination import DestinationQueue, Key, QueueState, key_of
 from quillon.queue.destination import Rules as Settings
 from quillon.queue.ready import Queues
 from quillon.queue.retry import Delay, Fail, Remove, RetrySettings
@@ -148,7 +148,7 @@ def test_a_delayed_message_comes_back_in_its_time() -> None:
     queue = queues.submit(message, 0.0)
     assert queues.next(1199.0) is None
     assert queues.due() == 1200.0
-    assert queue.state(1199.0) is State.DELAYED
+    assert queue.state(1199.0) is QueueState.DELAYED
     assert queues.next(1200.0) is queue
     assert queue.take(10, "192.0.2.1") == ([message], None)
 
@@ -182,7 +182,7 @@ def test_transactions_ask_for_connections_and_recipients_do_not() -> None:
     queues.opening(queue)
     queues.touch(queue, 0.0)
     assert queues.next(0.0) is None
-    assert queue.state(0.0) is State.AT_LIMIT
+    assert queue.state(0.0) is QueueState.AT_LIMIT
 
 
 def test_a_host_that_takes_no_more_is_left_at_that_for_a_while() -> None:
@@ -226,7 +226,7 @@ def test_suspended_destinations_wait() -> None:
     queues = _queues(suspended=True)
     queue = queues.submit(_message(), 0.0)
     assert queues.next(0.0) is None
-    assert queue.state(0.0) is State.SUSPENDED
+    assert queue.state(0.0) is QueueState.SUSPENDED
 
 
 def test_recipients_of_one_batch_go_together_and_others_do_not() -> None:
@@ -276,7 +276,7 @@ def test_an_idle_connection_that_leads_nowhere_gives_its_place_away() -> None:
     queues.rest(queue, Line("192.0.2.1"), 0.0)
     queue.put_back(taken, Trail().after("192.0.2.1", _failed("451 4.3.0 later"), session=True))
     assert queue.full
-    assert queue.state(0.0) is State.READY
+    assert queue.state(0.0) is QueueState.READY
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_a_pause_ends_by_itself() -> None:
     queue.pause(50.0, "its hosts rest")
     queues.touch(queue, 0.0)
     assert queues.next(49.0) is None
-    assert queue.state(49.0) is State.PAUSED
+    assert queue.state(49.0) is QueueState.PAUSED
     assert queues.due() == 50.0
     assert queues.next(50.0) is queue
 
@@ -324,8 +324,8 @@ def test_a_throttle_of_messages_keeps_standing_connections_still() -> None:
     queues.connected(queue)
     queues.rest(queue, Line("192.0.2.1"), 0.0)
     queue.pause(50.0, "throttle", messages=True)
-    assert queue.state(49.0) is State.PAUSED
-    assert queue.state(50.0) is State.READY
+    assert queue.state(49.0) is QueueState.PAUSED
+    assert queue.state(50.0) is QueueState.READY
 
 
 @given(st.data())

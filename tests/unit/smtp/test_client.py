@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from quillon.mail.address import Mailbox
 from quillon.mail.outcome import Stage
 from quillon.smtp import client as smtp
-from quillon.smtp.client import Broken, ClientSession, Done, GoAhead, NoGoAhead, Ready, SendBody, Transaction
+from quillon.smtp.client import (
+    ClientSession,
+    Done,
+    GoAhead,
+    HostReady,
+    MailTransaction,
+    NoGoAhead,
+    SendBody,
+    SessionBroken,
+)
 
 BOB, EVE = Mailbox("bob", "y.test"), Mailbox("eve", "y.test")
 EHLO = b"250-mx.test\r\n250-PIPELINING\r\n250-STARTTLS\r\n250 SIZE 1000\r\n"
@@ -28,7 +37,7 @@ def _ready(ehlo: bytes = EHLO) -> ClientSession:
     assert _events(session, b"220 hi\r\n") == []
     assert session.data_to_send() == b"EHLO me.test\r\n"
     events = _events(session, ehlo)
-    assert isinstance(events[0], Ready)
+    assert isinstance(events[0], HostReady)
     return session
 
 
@@ -38,7 +47,7 @@ def test_nothing_is_said_before_the_caller_has_decided() -> None:
 
 def test_pipelined_transaction() -> None:
     session = _ready()
-    session.send(Transaction(Mailbox("a", "x.test"), [BOB, EVE], 5))
+    session.send(MailTransaction(Mailbox("a", "x.test"), [BOB, EVE], 5))
     expected = b"MAIL FROM:<a@x.test> SIZE=5\r\nRCPT TO:<bob@y.test>\r\nRCPT TO:<eve@y.test>\r\nDATA\r\n"
     assert session.data_to_send() == expected
     assert isinstance(_events(session, b"250 ok\r\n250 ok\r\n550 5.1.1 no\r\n354 go\r\n")[0], SendBody)
@@ -52,7 +61,7 @@ def test_pipelined_transaction() -> None:
 
 def test_without_pipelining_each_command_waits() -> None:
     session = _ready(b"250-mx\r\n250 8BITMIME\r\n")
-    session.send(Transaction(Mailbox("", ""), [BOB], 5, say_eight_bit=True))
+    session.send(MailTransaction(Mailbox("", ""), [BOB], 5, say_eight_bit=True))
     assert session.data_to_send() == b"MAIL FROM:<> BODY=8BITMIME\r\n"
     assert _events(session, b"250 ok\r\n") == []
     assert session.data_to_send() == b"RCPT TO:<bob@y.test>\r\n"
@@ -63,7 +72,7 @@ def test_without_pipelining_each_command_waits() -> None:
 
 def test_data_taken_without_recipients_is_ended_empty() -> None:
     session = _ready()
-    session.send(Transaction(Mailbox("a", "x.test"), [BOB], 5))
+    session.send(MailTransaction(Mailbox("a", "x.test"), [BOB], 5))
     session.data_to_send()
     assert _events(session, b"250 ok\r\n550 no\r\n354 go\r\n") == []
     assert session.data_to_send() == b".\r\n"
@@ -73,7 +82,7 @@ def test_data_taken_without_recipients_is_ended_empty() -> None:
 
 def test_refused_mail_is_the_answer_for_all() -> None:
     session = _ready()
-    session.send(Transaction(Mailbox("a", "x.test"), [BOB, EVE], 5))
+    session.send(MailTransaction(Mailbox("a", "x.test"), [BOB, EVE], 5))
     (done,) = _events(session, b"451 4.3.0 busy\r\n503 x\r\n503 x\r\n503 x\r\n")
     assert {(reply.code, stage) for reply, stage in done.results} == {(451, Stage.AFTER_MAIL)}
 
@@ -127,7 +136,7 @@ def test_an_old_host_gets_helo_and_offers_nothing() -> None:
 )
 def test_broken_hosts(data: bytes, code: int, remote: bool) -> None:
     session = ClientSession("me.test")
-    broken = next(event for event in _events(session, data) if isinstance(event, Broken))
+    broken = next(event for event in _events(session, data) if isinstance(event, SessionBroken))
     assert (broken.reply.code, broken.remote) == (code, remote)
 
 
@@ -144,7 +153,7 @@ def test_silence_is_named_by_its_stage(steps: list[bytes], text: str) -> None:
         _events(session, step)
     session.timed_out()
     event = session.next_event()
-    assert isinstance(event, Broken)
+    assert isinstance(event, SessionBroken)
     assert text in event.reply.text
 
 
@@ -163,8 +172,8 @@ def test_no_host_raises_out_of_the_machine(pieces: list[bytes]) -> None:
     session = ClientSession("me.test")
     for piece in pieces:
         for event in _events(session, piece):
-            if isinstance(event, Ready) and not session.closed:
-                session.send(Transaction(Mailbox("a", "x.test"), [BOB, EVE], 5))
+            if isinstance(event, HostReady) and not session.closed:
+                session.send(MailTransaction(Mailbox("a", "x.test"), [BOB, EVE], 5))
             elif isinstance(event, SendBody):
                 session.body_sent()
     session.connection_lost()

@@ -18,7 +18,7 @@ from quillon.mail.outcome import Stage
 from quillon.mail.reply import Reply
 from quillon.smtp import client as smtp
 from quillon.smtp import events
-from quillon.smtp.client import ClientSession, Transaction
+from quillon.smtp.client import ClientSession, MailTransaction
 from quillon.smtp.server import ServerSession
 from quillon.smtp.wire import DotStuffer
 
@@ -93,7 +93,7 @@ class Pair:
 def _pair(answer: Callable[[Any], Reply | None], cut: Callable[[], int], pipelining: bool) -> Pair:
     pair = Pair(answer, cut, pipelining)
     pair.exchange()
-    assert isinstance(pair.told.pop(), smtp.Ready)
+    assert isinstance(pair.told.pop(), smtp.HostReady)
     return pair
 
 
@@ -121,7 +121,7 @@ def test_both_sides_agree_on_each_recipient(seed: int, recipients: int, pipelini
         mailboxes = [Mailbox(f"b{n}", "y.test") for n in range(recipients)]
         body = b"".join(chance.choice([b".", b"..", b"x", b"\r\n", b".\r\n"]) for _ in range(chance.randint(1, 30)))
         body += b"\r\n"
-        pair.client.send(Transaction(SENDER, mailboxes, len(body)))
+        pair.client.send(MailTransaction(SENDER, mailboxes, len(body)))
         pair.exchange(body)
         (done,) = [event for event in pair.told if isinstance(event, smtp.Done)]
         for mailbox, (reply, stage) in zip(mailboxes, done.results, strict=True):
@@ -156,8 +156,8 @@ def test_a_session_that_is_cut_anywhere_gives_each_recipient_one_result(at: int)
 
     pair.client.receive = limited  # type: ignore[method-assign, assignment]
     pair.exchange()
-    if any(isinstance(event, smtp.Ready) for event in pair.told):
-        pair.client.send(Transaction(SENDER, [Mailbox(f"b{n}", "y.test") for n in range(3)], 3))
+    if any(isinstance(event, smtp.HostReady) for event in pair.told):
+        pair.client.send(MailTransaction(SENDER, [Mailbox(f"b{n}", "y.test") for n in range(3)], 3))
         pair.exchange(b"x\r\n")
         pair.client.connection_lost()
         pair._client(b"")

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quillon.smtp import wire as wire_module
-from quillon.smtp.wire import DOT, LONE, NUL, DotStuffer, MailData, scan_purely
+from quillon.smtp.wire import DOT, LONE, NUL, DotStuffer, MailDataReader, scan_purely
 from tests.support.peers import missing
 
 try:
@@ -47,8 +47,8 @@ _pieces = st.lists(
 )
 
 
-def _read(data: bytes, cuts: list[int]) -> tuple[bytes, MailData]:
-    reader = MailData()
+def _read(data: bytes, cuts: list[int]) -> tuple[bytes, MailDataReader]:
+    reader = MailDataReader()
     out, last = b"", 0
     for cut in [*sorted(cuts), len(data)]:
         piece, last = data[last:cut], cut
@@ -87,7 +87,7 @@ def test_any_cut_gives_what_no_cut_gives(pieces: list[bytes], cuts: list[int]) -
 
 @pytest.mark.parametrize("end", [b"\n.\n", b"\r\n.\n", b"\n.\r\n", b"\r.\r", b"\r\n.\r"])
 def test_no_other_sequence_ends_mail_data(end: bytes) -> None:
-    reader = MailData()
+    reader = MailDataReader()
     reader.feed(b"Subject: x\r\n\r\nhello" + end + b"MAIL FROM:<evil@x.test>\r\n")
     assert not reader.complete
     reader.feed(b"\r\n.\r\n")
@@ -96,7 +96,7 @@ def test_no_other_sequence_ends_mail_data(end: bytes) -> None:
 
 
 def test_where_a_lone_line_feed_stands_is_told() -> None:
-    reader = MailData()
+    reader = MailDataReader()
     reader.feed(b"Subject: x\ny: z\r\n\r\nbody\r\n.\r\n")
     assert reader.lone_in_headers
     assert not reader.lone_in_body
@@ -117,7 +117,7 @@ def test_where_a_lone_line_feed_stands_is_told() -> None:
 def test_the_header_ends_at_the_first_empty_line(data: bytes, lone: tuple[bool, bool]) -> None:
     """A repair of the header section mends no body, and the other way round."""
     for at in range(len(data)):
-        reader = MailData()
+        reader = MailDataReader()
         reader.feed(data[:at])
         reader.feed(data[at:] + b".\r\n")
         assert (reader.lone_in_headers, reader.lone_in_body) == lone, at
@@ -125,20 +125,20 @@ def test_the_header_ends_at_the_first_empty_line(data: bytes, lone: tuple[bool, 
 
 @given(_pieces)
 def test_what_is_repaired_is_sound(pieces: list[bytes]) -> None:
-    reader = MailData(repair_headers=True, repair_body=True)
+    reader = MailDataReader(repair_headers=True, repair_body=True)
     out = reader.feed(b"".join(pieces) + b"\r\n.\r\n")
     assert not re.search(rb"\r(?!\n)|(?<!\r)\n", out)
 
 
 def test_lines_of_a_client_that_ends_them_with_lf_alone() -> None:
     """As curl without --crlf sends them, stuffed: the header section ends, and the stuffing goes."""
-    reader = MailData(repair_headers=True, repair_body=True)
+    reader = MailDataReader(repair_headers=True, repair_body=True)
     assert reader.feed(b"A: b\n\none\n..two\n.\nthree\n\r\n.\r\n") == b"A: b\r\n\r\none\r\n.two\r\n.\r\nthree\r\n\r\n"
 
 
 def test_mail_data_octet_by_octet_take_no_longer() -> None:
     def cost(size: int) -> float:
-        reader, begun = MailData(), time.process_time()
+        reader, begun = MailDataReader(), time.process_time()
         for _ in range(size):
             reader.feed(b"x")
         return time.process_time() - begun
@@ -148,13 +148,13 @@ def test_mail_data_octet_by_octet_take_no_longer() -> None:
 
 
 def test_repair() -> None:
-    reader = MailData(repair_headers=True, repair_body=True)
+    reader = MailDataReader(repair_headers=True, repair_body=True)
     out = reader.feed(b"A: b\nC: d\r\n\r\none\ntwo\rthree\r\n.\r\n")
     assert out == b"A: b\r\nC: d\r\n\r\none\r\ntwo\r\nthree\r\n"
 
 
 def test_a_very_long_line_is_handed_on_in_pieces() -> None:
-    reader = MailData()
+    reader = MailDataReader()
     out = b"".join(reader.feed(b"x" * 50000) for _ in range(4)) + reader.feed(b"\r\n..end\r\n.\r\n")
     assert out == b"x" * 200000 + b"\r\n.end\r\n"
     assert reader.complete

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quillon.standards.mta_sts import LONGEST, MOST_OCTETS, PolicyError, StsPolicy, parse_policy, record_id
+from quillon.standards.mta_sts import LONGEST, MOST_OCTETS, StsPolicy, StsPolicyError, parse_policy, record_id
 
 GOOD = "version: STSv1\nmode: enforce\nmx: mx.bank.test\nmax_age: 86400\n"
 
@@ -50,7 +50,7 @@ def test_the_record(texts: list[str], found: str) -> None:
     ],
 )
 def test_a_record_that_is_none(texts: list[str]) -> None:
-    with pytest.raises(PolicyError):
+    with pytest.raises(StsPolicyError):
         record_id(texts)
 
 
@@ -93,7 +93,7 @@ def test_a_policy(text: str) -> None:
     ],
 )
 def test_what_is_no_policy_says_why(text: str | bytes, words: str) -> None:
-    with pytest.raises(PolicyError, match=words):
+    with pytest.raises(StsPolicyError, match=words):
         parsed(text)
 
 
@@ -123,11 +123,11 @@ def test_which_hosts_a_policy_names(pattern: str, host: str, permitted: bool) ->
 
 @given(st.binary(max_size=300))
 def test_no_octets_make_anything_but_a_policy_or_the_word_that_it_is_none(body: bytes) -> None:
-    with contextlib.suppress(PolicyError):
+    with contextlib.suppress(StsPolicyError):
         assert parsed(body).mode in ("enforce", "testing", "none")
 
 
 @given(st.text(max_size=100))
 def test_no_text_makes_anything_but_an_id_or_the_word_that_it_is_none(text: str) -> None:
-    with contextlib.suppress(PolicyError):
+    with contextlib.suppress(StsPolicyError):
         assert record_id(["v=STSv1;" + text]).isalnum()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from quillon.standards.tlsrpt import (
     MOST,
     RESULTS,
-    Counts,
     DataPoint,
+    HandshakeCounts,
     PolicyFound,
     day_of,
     destinations,
@@ -26,8 +26,8 @@ GOOD = DataPoint(1_795_910_400.0, "bank.test", STS, "", "", "192.0.2.9", "mx.ban
 BAD = GOOD._replace(result="certificate-expired", reason="expired")
 
 
-def counted(*points: DataPoint) -> Counts:
-    counts = Counts()
+def counted(*points: DataPoint) -> HandshakeCounts:
+    counts = HandshakeCounts()
     for point in points:
         counts.add(point)
     return counts
@@ -63,14 +63,14 @@ def test_a_report_has_what_the_rfc_wants() -> None:
 
 
 def test_counts_of_several_workers_add_up_over_files() -> None:
-    one, two, both = counted(GOOD, BAD, BAD), counted(GOOD, BAD), Counts()
+    one, two, both = counted(GOOD, BAD, BAD), counted(GOOD, BAD), HandshakeCounts()
     for part in (one, two):
         both.read(json.loads(json.dumps(part.rows())))
     assert both.report("bank.test", "2026-11-29", "q", "c", "1") == counted(GOOD, GOOD, BAD, BAD, BAD).report(
         "bank.test", "2026-11-29", "q", "c", "1"
     )
     assert both.domains() == ["bank.test"]
-    assert not Counts()
+    assert not HandshakeCounts()
 
 
 def test_a_flood_of_different_failures_is_bounded_and_counted() -> None:

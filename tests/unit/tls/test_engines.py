@@ -31,7 +31,7 @@ from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError, Engine
 from quillon.tls.gnutls_context import priority_string
 from quillon.tls.openssl import OpenSSLEngine
-from quillon.tls.verdict import Certificate, Verdict, escaped, unescaped
+from quillon.tls.verdict import Certificate, TlsVerdict, escaped, unescaped
 
 ENGINES = ("openssl", "gnutls")
 NOW = 1_800_000_000.0
@@ -533,7 +533,7 @@ def test_a_malformed_certificate_is_no_exception(pki: Path, kind: str) -> None:
         assert isinstance(value, str)
     assert isinstance(certificate.alternative_names, tuple)
     assert not identity.matches(certificate, ["mx.elsewhere.test"])
-    verdict = Verdict("TLSv1.3", "X", 256, 256, "", certificate, True, (("self_signed", 0, ""),))
+    verdict = TlsVerdict("TLSv1.3", "X", 256, 256, "", certificate, True, (("self_signed", 0, ""),))
     assert verdict.facts(verified=False, cause="self_signed").cause == "self_signed"
 
 

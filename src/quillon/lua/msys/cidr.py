@@ -23,7 +23,7 @@ _WORD = re.compile(r"\s*(?=:)|\s+|\Z")
 
 
 @dataclass
-class Table:
+class CidrTable:
     """Blocks by prefix length, so that the longest match is found in as many steps as there are lengths."""
 
     options: dict[str, Any]
@@ -101,7 +101,7 @@ class Tables:
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._tables: dict[str, Table] = {}
+        self._tables: dict[str, CidrTable] = {}
 
     def define(self, name: str, options: dict[str, Any]) -> None:
         """Raises ValueError for options that do not fit, and for a file that cannot be read."""
@@ -113,17 +113,17 @@ class Tables:
         missing = [key for key in NEEDED[str(kind)] if key not in options]
         if missing:
             raise ValueError(f"cidr {name}: {missing[0]} is missing")
-        found = self._tables[name] = Table(options)
+        found = self._tables[name] = CidrTable(options)
         if kind == "rbldnsd":
             self._load_file(found)
 
-    def get(self, name: str) -> Table:
+    def get(self, name: str) -> CidrTable:
         """Raises ValueError for one that is not defined."""
         if name not in self._tables:
             raise ValueError(f"there is no cidr {name!r}; define it in init")
         return self._tables[name]
 
-    def _load_file(self, found: Table) -> None:
+    def _load_file(self, found: CidrTable) -> None:
         path = str(found.options["source"])
         try:
             text = files.read(self._environment.folder, path).decode("utf-8", "replace")
@@ -134,7 +134,7 @@ class Tables:
             raise ValueError(f"{path}: {error}") from None
         found.loaded_at = self._environment.now()
 
-    async def load_rows(self, found: Table) -> None:
+    async def load_rows(self, found: CidrTable) -> None:
         """Read a table from its datasource. Raises ValueError."""
         databases: Databases = self._environment.shared.setdefault("databases", Databases())
         options = found.options
@@ -146,7 +146,7 @@ class Tables:
         )
         found.loaded_at = self._environment.now()
 
-    async def refresh(self, name: str, found: Table) -> None:
+    async def refresh(self, name: str, found: CidrTable) -> None:
         """Read a table anew; one that cannot be read stays as it is, and the operator is told."""
         try:
             if found.options["type"] == "datasource":

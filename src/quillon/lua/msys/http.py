@@ -17,7 +17,7 @@ LARGEST_BODY = 8 * 2**20  # octets
 
 
 @dataclass
-class Client:
+class HttpClient:
     headers: list[tuple[str, str]] = field(default_factory=list)
     timeout: float = DEFAULT_TIMEOUT
     status: int = 0
@@ -26,7 +26,7 @@ class Client:
     body: bytes = b""
 
 
-async def request(client: Client, method: str, url: str, data: bytes | None) -> None:
+async def request(client: HttpClient, method: str, url: str, data: bytes | None) -> None:
     """Raises ValueError where there is no answer, or too large a one."""
     body = bytearray()
     try:
@@ -48,11 +48,11 @@ async def request(client: Client, method: str, url: str, data: bytes | None) -> 
 @library.function("http.new")
 def new() -> Object:
     """A client."""
-    return Object("http", Client())
+    return Object("http", HttpClient())
 
 
 @library.function("http:set_header")
-def set_header(client: Client, header: str | None = None) -> None:
+def set_header(client: HttpClient, header: str | None = None) -> None:
     """Add a field to requests; without arguments, drop them all."""
     if header is None:
         client.headers.clear()
@@ -64,13 +64,13 @@ def set_header(client: Client, header: str | None = None) -> None:
 
 
 @library.function("http:set_timeout")
-def set_timeout(client: Client, seconds: float | None = None) -> None:
+def set_timeout(client: HttpClient, seconds: float | None = None) -> None:
     """Seconds that a request may take."""
     client.timeout = DEFAULT_TIMEOUT if seconds is None else min(max(float(seconds), 0.001), 300.0)
 
 
 @library.function("http:do_request")
-async def do_request(client: Client, method: str, url: str, data: str | None = None) -> bool | tuple[None, str]:
+async def do_request(client: HttpClient, method: str, url: str, data: str | None = None) -> bool | tuple[None, str]:
     """Ask; true, or nil and words where there is no answer."""
     if method.upper() not in METHODS:
         raise ValueError(f"{method!r} is no method: {', '.join(METHODS)}")
@@ -82,25 +82,25 @@ async def do_request(client: Client, method: str, url: str, data: str | None = N
 
 
 @library.function("http:get_status")
-def get_status(client: Client) -> tuple[int, str]:
+def get_status(client: HttpClient) -> tuple[int, str]:
     """Code and phrase of the answer."""
     return client.status, client.reason
 
 
 @library.function("http:get_body")
-def get_body(client: Client) -> bytes:
+def get_body(client: HttpClient) -> bytes:
     """The body of the answer."""
     return client.body
 
 
 @library.function("http:get_headers")
-def get_headers(client: Client) -> list[str]:
+def get_headers(client: HttpClient) -> list[str]:
     """The header lines of the answer."""
     return client.answer_headers
 
 
 @library.function("http:parse_headers")
-def parse_headers(client: Client, lines: list[str]) -> dict[str, str]:
+def parse_headers(client: HttpClient, lines: list[str]) -> dict[str, str]:
     """Header lines as a table by name."""
     found = {}
     for line in lines:

@@ -22,8 +22,8 @@ from quillon.policy.message import Content, MessageView
 from quillon.policy.mime import (
     WIRE,
     Mime,
+    MimeTree,
     Part,
-    Tree,
     charset_of,
     children,
     container,
@@ -193,14 +193,14 @@ def make_boundary(call: Call, *parts: Any) -> str:
 def make_container(call: Call, kind: str, boundary: str | None = None, terminator: bool = False) -> Object:
     """A container that belongs to no message yet."""
     node = container(kind, boundary)
-    return Object("part", Part(node, Tree(node, None, True)))
+    return Object("part", Part(node, MimeTree(node, None, True)))
 
 
 @library.function("msg:makePart", octets=True)
 def make_part(call: Call, kind: bytes, body: bytes | None = None, encoding: bytes | None = None) -> Object:
     """A leaf that belongs to no message yet."""
     node = new_part(kind.decode("latin-1"), body, encoding.decode("ascii") if encoding else None)
-    return Object("part", Part(node, Tree(node, None, True)))
+    return Object("part", Part(node, MimeTree(node, None, True)))
 
 
 @library.function("msg:build")

@@ -11,7 +11,7 @@ from quillon.lua.msys.api import Api, Library, Object
 from quillon.lua.msys.message import texts
 from quillon.mailauth import arc, dkim
 from quillon.mailauth.author import author_of
-from quillon.mailauth.dkim import DkimError, Result, Signer
+from quillon.mailauth.dkim import DkimError, DkimResult, DkimSigner
 from quillon.policy.chain import chain_of
 from quillon.policy.hook import Call, Phase
 
@@ -42,7 +42,7 @@ _OK = STATUS["DKIM_STAT_OK"]
 library = Library(STATUS)
 
 
-def status_of(results: list[Result]) -> int:
+def status_of(results: list[DkimResult]) -> int:
     """The DKIM_STAT of a message: that of a signature that holds, else of the first."""
     if not results:
         return STATUS["DKIM_STAT_NOSIG"]
@@ -51,7 +51,7 @@ def status_of(results: list[Result]) -> int:
     return result_status(results[0])
 
 
-def result_status(result: Result) -> int:
+def result_status(result: DkimResult) -> int:
     if result.status == "temperror":
         return STATUS["DKIM_STAT_KEYFAIL"]
     if result.status == "permerror":
@@ -68,13 +68,13 @@ async def verify(api: Api, call: Call) -> tuple[Object, int]:
 
 
 @library.function("msys.validate.opendkim.get_num_sigs")
-def get_num_sigs(results: list[Result]) -> tuple[int, int]:
+def get_num_sigs(results: list[DkimResult]) -> tuple[int, int]:
     """How many signatures there are, and a DKIM_STAT."""
     return len(results), _OK
 
 
 @library.function("msys.validate.opendkim.get_sig")
-def get_sig(results: list[Result], number: int = 0) -> tuple[Object | None, int]:
+def get_sig(results: list[DkimResult], number: int = 0) -> tuple[Object | None, int]:
     """One of them, counted from 0, and its DKIM_STAT."""
     if not 0 <= int(number) < len(results):
         return None, STATUS["DKIM_STAT_INVALID"]
@@ -83,19 +83,19 @@ def get_sig(results: list[Result], number: int = 0) -> tuple[Object | None, int]
 
 
 @library.function("msys.validate.opendkim.get_sig_canons")
-def canons(result: Result) -> tuple[str, int, str]:
+def canons(result: DkimResult) -> tuple[str, int, str]:
     """The canonicalization of the header, a DKIM_STAT, and that of the body."""
     head, _, body = result.canonicalization.partition("/")
     return head, _OK, body or "simple"
 
 
 @library.function("msys.validate.opendkim.get_sig_hdrsigned")
-def hdrsigned(result: Result, name: str) -> tuple[bool, int]:
+def hdrsigned(result: DkimResult, name: str) -> tuple[bool, int]:
     """Whether it covers a header field, and a DKIM_STAT."""
     return name.lower() in (header.strip().lower() for header in result.headers.split(":")), _OK
 
 
-def _fact(read: Callable[[Result], Any]) -> Callable[[Result], tuple[Any, int]]:
+def _fact(read: Callable[[DkimResult], Any]) -> Callable[[DkimResult], tuple[Any, int]]:
     return lambda result: (read(result), _OK)
 
 
@@ -111,7 +111,7 @@ for _name, _read, _doc in (
     library.function(f"msys.validate.opendkim.get_sig_{_name}", doc=f"{_doc} Behind it a DKIM_STAT.")(_fact(_read))
 
 
-def signer_of(api: Api, options: Any, default_domain: str) -> Signer:
+def signer_of(api: Api, options: Any, default_domain: str) -> DkimSigner:
     """Who signs, by the options of a script. Raises ValueError."""
     given = options if isinstance(options, dict) else {}
     domain = str(given.get("signing_domain") or given.get("base_domain") or default_domain)
@@ -134,7 +134,9 @@ def signer_of(api: Api, options: Any, default_domain: str) -> Signer:
     head, body = (str(given.get(name, "relaxed")) for name in ("header_canon", "body_canon"))
     if not {head, body} <= {"simple", "relaxed"}:
         raise ValueError("a canonicalization is simple or relaxed")
-    return Signer(domain, selector, dkim.load_private_key(data), head, body, names, str(given.get("identity") or ""))
+    return DkimSigner(
+        domain, selector, dkim.load_private_key(data), head, body, names, str(given.get("identity") or "")
+    )
 
 
 def _say_once(api: Api, text: str) -> None:

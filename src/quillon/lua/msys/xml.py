@@ -19,7 +19,7 @@ class Document:
 
 
 @dataclass(slots=True)
-class Node:
+class XmlNode:
     document: Document
     element: Element
 
@@ -49,7 +49,7 @@ def parsexml(text: str) -> Object:
 @library.function("xmldoc:root")
 def root(document: Document) -> Object:
     """Its root node."""
-    return Object("xmlnode", Node(document, document.root))
+    return Object("xmlnode", XmlNode(document, document.root))
 
 
 @library.function("xmldoc:tostring")
@@ -65,19 +65,19 @@ def xpath(document: Document, path: str) -> list[Object]:
     try:
         holder = Element("holder")
         holder.append(document.root)
-        return [Object("xmlnode", Node(document, found)) for found in holder.findall(path)]
+        return [Object("xmlnode", XmlNode(document, found)) for found in holder.findall(path)]
     except SyntaxError as error:
         raise ValueError(f"{path!r}: {error}") from None
 
 
 @library.function("xmlnode:name")
-def name(node: Node) -> str:
+def name(node: XmlNode) -> str:
     """The name of its element."""
     return node.element.tag
 
 
 @library.function("xmlnode:contents")
-def contents(node: Node, text: str | None = None) -> str:
+def contents(node: XmlNode, text: str | None = None) -> str:
     """The text inside; or another one."""
     if text is not None:
         node.element.text = text
@@ -85,7 +85,7 @@ def contents(node: Node, text: str | None = None) -> str:
 
 
 @library.function("xmlnode:attribute")
-def attribute(node: Node, name: str, value: str | None = None) -> str | None:
+def attribute(node: XmlNode, name: str, value: str | None = None) -> str | None:
     """An attribute; or another value of it."""
     if value is not None:
         node.element.set(name, value)
@@ -93,27 +93,27 @@ def attribute(node: Node, name: str, value: str | None = None) -> str | None:
 
 
 @library.function("xmlnode:no_attribute")
-def no_attribute(node: Node, name: str) -> None:
+def no_attribute(node: XmlNode, name: str) -> None:
     """Take an attribute away."""
     node.element.attrib.pop(name, None)
 
 
 @library.function("xmlnode:children")
-def children(node: Node) -> list[Object]:
+def children(node: XmlNode) -> list[Object]:
     """The nodes inside."""
-    return [Object("xmlnode", Node(node.document, child)) for child in node.element]
+    return [Object("xmlnode", XmlNode(node.document, child)) for child in node.element]
 
 
 @library.function("xmlnode:addchild")
-def addchild(node: Node, name: str, text: str | None = None) -> Object:
+def addchild(node: XmlNode, name: str, text: str | None = None) -> Object:
     """A new node inside."""
     child = ElementTree.SubElement(node.element, name)
     child.text = text
-    return Object("xmlnode", Node(node.document, child))
+    return Object("xmlnode", XmlNode(node.document, child))
 
 
 @library.function("xmlnode:unlink")
-def unlink(node: Node) -> bool:
+def unlink(node: XmlNode) -> bool:
     """Take it out of its document."""
     for parent in node.document.root.iter():
         if node.element in list(parent):
@@ -123,12 +123,12 @@ def unlink(node: Node) -> bool:
 
 
 @library.function("xmlnode:doc")
-def doc(node: Node) -> Object:
+def doc(node: XmlNode) -> Object:
     """Its document."""
     return Object("xmldoc", node.document)
 
 
 @library.function("xmlnode:tostring")
-def node_text(node: Node) -> str:
+def node_text(node: XmlNode) -> str:
     """As text."""
     return _text(node.element)
