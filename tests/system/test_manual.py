@@ -120,7 +120,10 @@ def test_contracts(server: Callable[..., Server], folder: Path, farm: Farm) -> N
     assert outcomes == [("transient_failure", "key_mismatch"), ("delivered", "")]
 
 
-@pytest.mark.parametrize(("page", "name"), [("evidence.md", "stamps"), ("standards.md", "tls-report-receiver")])
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [("evidence.md", "stamps"), ("standards.md", "tls-report-receiver"), ("standards.md", "own-policy")],
+)
 def test_what_can_be_loaded_as_it_stands(server: Callable[..., Server], folder: Path, page: str, name: str) -> None:
     assert main(["check", "-c", str(server(example(page, name)).file)]) == 0
 

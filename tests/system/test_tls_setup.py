@@ -6,22 +6,26 @@ import dataclasses
 import json
 import smtplib
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from quillon.cli.main import main
+from quillon.config.settings import StsPolicySettings
 from quillon.lab.pki import DAY, Authority
 from quillon.lab.sink import inbound_tls
+from quillon.standards import fetch
 from quillon.standards.setup import DomainRecords, ListenCertificate, LookedUp, ee, policy_id, policy_text, setup
 from tests.support.peers import require_root
 from tests.support.policies import Answer, PolicyHost
-from tests.support.server import Server, free_port
+from tests.support.server import Server, free_port, until
 from tests.support.sinks import SinkThread
 from tests.support.zones import Zones
 
@@ -51,7 +55,7 @@ def wire(der: bytes) -> str:
 
 
 def good(ders: dict[str, bytes]) -> DomainRecords:
-    policy = policy_text("enforce", [HOST])
+    policy = policy_text("enforce", [HOST], 604800)
     return DomainRecords(
         ((10, HOST),),
         True,
@@ -62,15 +66,18 @@ def good(ders: dict[str, bytes]) -> DomainRecords:
     )
 
 
+WANTED = StsPolicySettings(DOMAIN, "enforce", (), 604800)
+
+
 def found(published: DomainRecords, *identities: ListenCertificate) -> Any:
-    return setup(DOMAIN, identities, published, "enforce", "mailto:x@ours.test", NOW)
+    return setup(DOMAIN, identities, published, WANTED, "mailto:x@ours.test", NOW)
 
 
 def test_what_is_right_has_no_problem(ders: dict[str, bytes]) -> None:
     result = found(good(ders), ListenCertificate("used.pem", ders["used"]))
     assert (result.problems, result.notes) == ((), ())
     assert result.zone[0] == f"_25._tcp.{HOST}. 3600 IN TLSA {ee(ders['used'])}"
-    assert policy_id(policy_text("enforce", [HOST])) != policy_id(policy_text("testing", [HOST]))
+    assert policy_id(policy_text("enforce", [HOST], 60)) != policy_id(policy_text("testing", [HOST], 60))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +106,18 @@ def test_what_is_wrong_is_told(ders: dict[str, bytes], change: dict[str, Any], w
     assert any(words in problem for problem in result.problems), result.problems
 
 
+def test_the_policy_that_the_configuration_has_is_compared(ders: dict[str, bytes]) -> None:
+    used = ListenCertificate("used.pem", ders["used"])
+
+    def problems(**changes: Any) -> tuple[str, ...]:
+        wanted = dataclasses.replace(WANTED, **{"mx": (HOST,), **changes})
+        return tuple(setup(DOMAIN, [used], good(ders), wanted, "mailto:x@ours.test", NOW).problems)
+
+    assert problems() == ()
+    assert problems(mode="testing") == ("the policy of ours.test is published as another one than is wanted here",)
+    assert "mta_sts_policy: the policy of ours.test does not name mx.ours.test" in problems(mx=("other.test",))[0]
+
+
 def test_a_key_that_comes_next_wants_its_record_before_it_is_used(ders: dict[str, bytes]) -> None:
     used, new = ListenCertificate("used.pem", ders["used"]), ListenCertificate("next.pem", ders["next"], True)
     result = found(good(ders), used, new)
@@ -123,6 +142,7 @@ def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
     require_root()  # port 443
     authority = Authority(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.write()))
+    fetch._context.cache_clear()
     own, web = authority.issue("own", [HOST]), authority.issue("web", [f"mta-sts.{DOMAIN}"])
     port = 25  # as MX records have it
     with socket.socket() as sock:
@@ -139,7 +159,10 @@ def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
         f'DNS_Servers = ( "127.0.0.1:{zones.port}" )\nESMTP_Listener {{ TLS_Certificate = "{own.certificate}"'
         f' TLS_Key = "{own.key}" Listen ":2525" {{ }} }}\n'
     )
-    yield {"zones": zones, "rows": rows, "web": host, "sink": sink, "file": file, "ca": tmp_path / "ca.pem"}
+    yield {"zones": zones, "rows": rows, "web": host, "sink": sink, "file": file, "ca": tmp_path / "ca.pem"} | {
+        "authority": authority,
+        "issued": web,
+    }
     zones.stop()
     host.stop()
     sink.stop()
@@ -175,3 +198,83 @@ def test_what_it_prints_is_what_senders_obey(ours: dict[str, Any], server: Calla
     bare.write_text(f'DNS_Servers = ( "127.0.0.1:{ours["zones"].port}" )\n')
     assert main(["tls-setup", DOMAIN, "-c", str(bare)]) == 1
     assert "there is nothing to publish" in capsys.readouterr().err
+
+
+@pytest.mark.peer
+def test_our_own_listener_serves_the_policy(ours: dict[str, Any], server: Callable[..., Server], capsys: Any) -> None:
+    ours["web"].stop()
+    issued = ours["issued"]
+    running = server(
+        f"""DNS_Servers = ( "127.0.0.1:{ours["zones"].port}" )
+        mta_sts_policy "{DOMAIN.upper()}" {{ mode = enforce mx = ( {HOST} ) max_age = 86400 }}
+        HTTP_Listener {{ Well_Known = true TLS_Certificate = "{issued.certificate}" TLS_Key = "{issued.key}"
+          Listen "127.0.8.2:443" {{ }} }}
+        {ours["file"].read_text().splitlines()[1]}"""
+    ).start()
+    assert main(["tls-setup", DOMAIN, "-c", str(running.file), "--json"]) == 1
+    made = json.loads(capsys.readouterr().out)
+    ours["zones"].write(ours["rows"] + "\n".join(made["zone"]).replace(" 3600 IN", " 2 IN") + "\n")
+    ours["zones"].restart()
+    assert main(["tls-setup", DOMAIN, "-c", str(running.file)]) == 0, capsys.readouterr().out
+
+    context = ssl.create_default_context(cafile=str(ours["ca"]))
+
+    def get(path: str, host: str) -> tuple[int, str]:
+        with httpx.Client(verify=context, trust_env=False) as client:
+            extensions = {"sni_hostname": f"mta-sts.{DOMAIN}"}
+            answer = client.get(f"https://127.0.8.2{path}", headers={"Host": host}, extensions=extensions)
+            return answer.status_code, answer.text
+
+    policy = "/.well-known/mta-sts.txt"
+    assert get(policy, f"MTA-STS.{DOMAIN}:443") == (200, f"version: STSv1\nmode: enforce\nmx: {HOST}\nmax_age: 86400\n")
+    assert [get(policy, host)[0] for host in (DOMAIN, "mta-sts.other.test", "127.0.8.2", "mta-sts.")] == [404] * 4
+    assert [get(path, f"mta-sts.{DOMAIN}")[0] for path in ("/", "/metrics", "/healthz", "/api/v1/queues")] == [404] * 4
+    token = running.folder / "spool/acme/challenges/abc_-1"
+    token.parent.mkdir(parents=True)
+    token.write_text("abc.print")
+    (token.parent.parent / "secret").write_text("x")
+    challenge = "/.well-known/acme-challenge/"
+    assert get(f"{challenge}abc_-1", "anything.test") == (200, "abc.print")
+    assert [get(challenge + name, "x.test")[0] for name in ("other", "..%2Fsecret", "%2Fetc%2Fpasswd", "a" * 129)] == [
+        404
+    ] * 4
+
+    def shown() -> bytes:
+        name = f"mta-sts.{DOMAIN}"
+        with (
+            socket.create_connection(("127.0.8.2", 443)) as sock,
+            context.wrap_socket(sock, server_hostname=name) as tls,
+        ):
+            return tls.getpeercert(binary_form=True) or b""
+
+    before = shown()
+    issued.certificate.write_text("no certificate")
+    until(lambda: "stays in use" in "".join(running.log("paniclog.ec")), "word of a file that is none")
+    assert shown() == before
+    again = ours["authority"].issue("again", [f"mta-sts.{DOMAIN}"])
+    issued.key.write_bytes(again.key.read_bytes())
+    issued.certificate.write_bytes(again.certificate.read_bytes())
+    until(lambda: shown() != before, "the certificate that took its place")
+
+
+@pytest.mark.parametrize(
+    ("stanza", "words"),
+    [
+        ('mta_sts_policy "a b" { mx = ( x.test ) }', "its name is a domain"),
+        ('mta_sts_policy "ours.test" { }', "mx has to name the hosts"),
+        ('mta_sts_policy "ours.test" { mx = ( "*.*.test" ) }', "is no name of a host"),
+    ],
+)
+def test_a_policy_that_nobody_could_read_is_refused(
+    server: Callable[..., Server], capsys: Any, stanza: str, words: str
+) -> None:
+    assert main(["check", "-c", str(server(stanza).file)]) == 2
+    told = capsys.readouterr()
+    assert words in told.out + told.err
+
+
+def test_a_policy_that_nobody_serves_is_told(server: Callable[..., Server], capsys: Any) -> None:
+    given = server('mta_sts_policy "ours.test" { mode = none }')
+    assert main(["check", "-c", str(given.file)]) == 0
+    told = capsys.readouterr()
+    assert "is served by nobody" in told.out + told.err

@@ -41,6 +41,7 @@ from quillon.mail.alert import Alert
 from quillon.mail.event import Notice, Panic
 from quillon.net.channel import Channel
 from quillon.net.clock import SystemClock
+from quillon.standards.setup import policy_text
 
 RESTART_DELAY = 1.0  # seconds before a worker that died soon after its start is replaced; twice as long each time
 ALERT_SECONDS = 3600.0
@@ -199,6 +200,9 @@ class Supervisor:
                     os.unlink(name)
             raise
         rights = {name: (given.groups, given.allowed) for name, given in config.stanzas.console_rights().items()}
+        policies = {
+            domain: policy_text(one.mode, one.mx, one.max_age) for domain, one in config.stanzas.own_policies().items()
+        }
         settings: dict[str, HttpSettings] = {
             name: {
                 "certificate": one.certificate,
@@ -206,6 +210,7 @@ class Supervisor:
                 "client_ca": one.client_ca,
                 "by_certificate": one.by_certificate,
                 "users": one.users,
+                "policies": policies if one.well_known else None,
                 "rights": rights.get(name),
             }
             for name, one in http.items()

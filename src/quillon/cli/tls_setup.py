@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from quillon.app import compose
 from quillon.cli.configuration import DEFAULT, FAULTY, read
 from quillon.config.model import Config
+from quillon.config.settings import StsPolicySettings
 from quillon.modules.load import LoadError
 from quillon.net.clock import SystemClock
 from quillon.net.resolver import Answer, Resolver
@@ -28,7 +30,7 @@ def add(commands: Any) -> None:
     parser.add_argument("domain", help="a domain whose mail comes here")
     parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
     parser.add_argument(
-        "--mode", choices=("testing", "enforce", "none"), default="testing", help="of the MTA-STS policy"
+        "--mode", choices=("testing", "enforce", "none"), help="of the MTA-STS policy; mta_sts_policy's, or testing"
     )
     parser.add_argument(
         "--rua", default="", metavar="URI", help="where reports go; mailto:tls-reports@DOMAIN by default"
@@ -52,7 +54,9 @@ def run(given: argparse.Namespace) -> int:
         print(f"quillon tls-setup: {error}", file=sys.stderr)
         return 1
     rua = given.rua or f"mailto:tls-reports@{domain}"
-    found = setup(domain, identities, published, given.mode, rua, datetime.now(UTC))
+    own = config.stanzas.own_policies().get(domain) or StsPolicySettings(domain, "testing", (), 604800)
+    policy = replace(own, mode=given.mode) if given.mode else own
+    found = setup(domain, identities, published, policy, rua, datetime.now(UTC))
     if given.policy:
         print(found.policy, end="")
     elif given.json:

@@ -56,6 +56,7 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
     _check_loggers(config, faults)
     _check_control(config, faults)
     _check_http(config, faults)
+    _check_own_policies(config, faults)
     _check_alerts(config, faults)
     _check_tls_reports(config, faults)
     _check_tls_report_receivers(config, faults)
@@ -227,6 +228,19 @@ def _check_alerts(config: Config, faults: list[Fault]) -> None:
             faults.append(Fault(node.position, f"alerts: webhook: {given.webhook!r} is no http:// or https:// address"))
 
 
+def _check_own_policies(config: Config, faults: list[Fault]) -> None:
+    """A policy that is served has to be readable, and one that nobody serves is worth a word."""
+    nodes = list(config.root.of("mta_sts_policy"))
+    try:
+        policies = config.stanzas.own_policies()
+    except ValueError as error:
+        faults.append(Fault(nodes[0].position, str(error)))
+        return
+    if policies and not any(one.well_known and one.certificate for one in config.inbound.http_listens()):
+        text = "mta_sts_policy is served by nobody: an HTTP_Listener with Well_Known = true and TLS_Certificate would"
+        faults.append(Fault(nodes[0].position, text, warning=True))
+
+
 def _check_http(config: Config, faults: list[Fault]) -> None:
     """Whoever reaches a console over the network has to prove who he is, and says so over TLS."""
     others = {listen.name for listen in config.inbound.listens()}
@@ -235,7 +249,7 @@ def _check_http(config: Config, faults: list[Fault]) -> None:
         name = f'HTTP Listen "{node.label}"'
         if node.label in others:
             faults.append(Fault(node.position, f"{name} is an ESMTP listener's address too"))
-        if listen.path or ipaddress.ip_address(listen.host).is_loopback:
+        if http.well_known or listen.path or ipaddress.ip_address(listen.host).is_loopback:
             pass
         elif http.certificate is None:
             text = (

@@ -77,6 +77,7 @@ class Inbound:
                     value("tls_client_ca") if certificate else None,
                     value("tls_verified_peer_is_authorized"),
                     users.get("uri"),
+                    value("well_known"),
                 )
             )
         return found

@@ -399,6 +399,16 @@ class EvidenceSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StsPolicySettings:
+    """A mta_sts_policy stanza: the policy of a domain of ours."""
+
+    domain: str
+    mode: str
+    mx: tuple[str, ...]
+    max_age: int
+
+
+@dataclass(frozen=True, slots=True)
 class TlsReportReceiverSettings:
     """A tls_report_receiver stanza: the address that reports come to, the seconds that they are kept, whether the mail
     goes on to the address as well."""
@@ -421,7 +431,7 @@ class TlsReportSettings:
 
 class HttpListen(NamedTuple):
     """A Listen of HTTP_Listener: PEM files of its TLS, whether a client's certificate says who it is, and the uri of
-    the file of users, whose passwords do so as well."""
+    the file of users, whose passwords do so as well. `well_known`: it serves what everybody may ask, and no more."""
 
     listen: ListenSettings
     certificate: str | None
@@ -429,6 +439,7 @@ class HttpListen(NamedTuple):
     client_ca: str | None
     by_certificate: bool
     users: str | None
+    well_known: bool = False
 
     @property
     def asks(self) -> bool:

@@ -19,12 +19,13 @@ from quillon.config.settings import (
     PolicySettings,
     ScriptSettings,
     StampSettings,
+    StsPolicySettings,
     TlsReportReceiverSettings,
     TlsReportSettings,
     build,
 )
 from quillon.config.tree import Tree
-from quillon.mail.address import parse_mailbox
+from quillon.mail.address import is_domain, parse_mailbox
 
 GROUPS = "groups://"
 CUSTOM_STAGES = ("reception", "delivery", "transient_failure", "permanent_failure", "rejection")
@@ -190,6 +191,22 @@ class Stanzas:
             key = values["key"] or f"{folder}/key.pem"
             return EvidenceSettings(folder, key, values["node"] or hostname, interval, _stamps(values))
         return None
+
+    def own_policies(self) -> dict[str, StsPolicySettings]:
+        """The mta_sts_policy stanzas by domain. Raises ValueError for one that senders could not read."""
+        found = {}
+        for node in self.module_nodes("mta_sts_policy"):
+            values = self.module_values(node)
+            domain, mx = node.label.lower().removesuffix("."), tuple(name.lower() for name in values["mx"] or ())
+            if not is_domain(domain):
+                raise ValueError(f"mta_sts_policy {node.label!r}: its name is a domain")
+            if not mx and values["mode"] != "none":
+                raise ValueError(f'mta_sts_policy "{domain}": mx has to name the hosts that take its mail')
+            wrong = next((name for name in mx if not is_domain(name.removeprefix("*."))), None)
+            if wrong is not None:
+                raise ValueError(f'mta_sts_policy "{domain}": mx: {wrong!r} is no name of a host, nor one behind *.')
+            found[domain] = StsPolicySettings(domain, values["mode"], mx, values["max_age"])
+        return found
 
     def tls_reports(self) -> TlsReportSettings | None:
         """The tls_reports stanza, if there is one. Raises ValueError for one without an address."""

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from quillon.control import well_known
 from quillon.control.authority import AccessRules
 from quillon.control.console import Console
 from quillon.control.guard import Guard
@@ -95,9 +97,11 @@ class HttpServers:
     def __init__(self, console: Console, clock: Clock, base: Path) -> None:
         self._console = console
         self._clock = clock
+        self._base = base
         self._workers = Workers(base)
         self._sockets: dict[str, socket.socket] = {}
         self._running: dict[str, _Running] = {}
+        self._refused: dict[str, Stamps] = {}  # states of files that could not be loaded, and were told of
 
     async def listen(self, new: Mapping[str, socket.socket], settings: Mapping[str, HttpSettings]) -> None:
         """Take over newly bound sockets by name; what is not in `settings` ends. A Listen whose settings and files are
@@ -115,21 +119,20 @@ class HttpServers:
                 self._start(name, given)
 
     def _start(self, name: str, given: HttpSettings) -> None:
-        rights = given["rights"]
-        guard = Guard(
-            self._clock,
-            given["users"],
-            by_certificate=given["by_certificate"] and given["client_ca"] is not None,
-            rights=AccessRules(*rights) if rights is not None else None,
-        )
-        site = WebSite(name, self._console, guard, self._workers)
+        server = _Server(self._configured(name, given))
+        task = asyncio.get_running_loop().create_task(server.serve(sockets=[self._sockets[name].dup()]))
+        self._running[name] = _Running(server, task, given, _stamps(given))
+        self._refused.pop(name, None)
+
+    def _configured(self, name: str, given: HttpSettings) -> uvicorn.Config:
+        """Raises OSError for certificates that cannot be loaded."""
         tls: dict[str, Any] = {}
         if given["certificate"]:
             tls = {"ssl_certfile": given["certificate"], "ssl_keyfile": given["key"]}
             if given["client_ca"]:
                 tls |= {"ssl_ca_certs": given["client_ca"], "ssl_cert_reqs": ssl.CERT_OPTIONAL}
         config = uvicorn.Config(
-            site.application,
+            self._application(name, given),
             http=_Protocol,
             ws="none",
             lifespan="off",
@@ -146,9 +149,37 @@ class HttpServers:
         config.load()
         if config.ssl is not None:
             config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-        server = _Server(config)
-        task = asyncio.get_running_loop().create_task(server.serve(sockets=[self._sockets[name].dup()]))
-        self._running[name] = _Running(server, task, given, _stamps(given))
+        return config
+
+    def _application(self, name: str, given: HttpSettings) -> Starlette:
+        if given["policies"] is not None:
+            return well_known.application(given["policies"], self._base)
+        rights = given["rights"]
+        guard = Guard(
+            self._clock,
+            given["users"],
+            by_certificate=given["by_certificate"] and given["client_ca"] is not None,
+            rights=AccessRules(*rights) if rights is not None else None,
+        )
+        return WebSite(name, self._console, guard, self._workers).application
+
+    async def refresh(self) -> list[str]:
+        """Begin anew where the files of a certificate have changed; gives a line for each that cannot be loaded, once,
+        and goes on with what was there."""
+        problems = []
+        for name, running in list(self._running.items()):
+            stamps = _stamps(running.settings)
+            if stamps in (running.stamps, self._refused.get(name)):
+                continue
+            try:
+                self._configured(name, running.settings)
+            except OSError as error:  # ssl.SSLError is one
+                self._refused[name] = stamps
+                problems.append(f"{name}: {error}; the certificate that it had stays in use")
+                continue
+            await self._end(name)
+            self._start(name, running.settings)
+        return problems
 
     async def _end(self, name: str) -> None:
         running = self._running.pop(name)

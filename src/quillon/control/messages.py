@@ -68,13 +68,14 @@ class Said(TypedDict):
 
 class HttpSettings(TypedDict):
     """What rules a Listen of HTTP_Listener, as `HttpListen` has it; `rights` are None where who has proven who he is
-    may do everything."""
+    may do everything, `policies` those of MTA-STS, by domain, where it serves what everybody may ask, and no more."""
 
     certificate: str | None
     key: str | None
     client_ca: str | None
     by_certificate: bool
     users: str | None
+    policies: dict[str, str] | None
     rights: tuple[str | None, dict[str, list[str]]] | None
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from quillon.control.http import HttpServers
 
 
+REFRESH = 10.0  # seconds between two looks whether a certificate has changed
+
+
 @dataclass(frozen=True)
 class Listening:
     """What the process listens on when it begins: sockets by name, what rules consoles and HTTP, and the folder of the
@@ -64,6 +67,13 @@ async def _run(channel: Channel, listening: Listening, supervisor: int) -> None:
             except OSError as error:  # ssl.SSLError is one
                 channel.send({"event": "trouble", "text": f"HTTP_Listener: {error}"})
 
+    async def look_after() -> None:
+        while True:
+            await asyncio.sleep(REFRESH)
+            async with one_at_a_time:
+                for problem in [problem for servers in http for problem in await servers.refresh()]:
+                    channel.send({"event": "trouble", "text": f"HTTP_Listener: {problem}"})
+
     def told() -> None:
         got = channel.receive()
         if got is None:
@@ -84,4 +94,5 @@ async def _run(channel: Channel, listening: Listening, supervisor: int) -> None:
 
     loop.add_reader(channel.fileno(), told)
     await listen(listening.sockets, set(listening.sockets), listening.rights, listening.http)
+    tasks.add(loop.create_task(look_after()))
     await over.wait()

@@ -5,9 +5,9 @@
     start_tls(), tls_started(), log_in(login), send(transaction), body_sent(), rset(), quit()
     data_to_send()      commands, pipelined where the host offers it
 
-After the banner and EHLO the machine is `Ready` and says nothing more until it is told to: whether to start TLS, to go
-on in clear, or to leave is the caller's decision. `Broken` ends the session; it carries a reply, the stage, and
-whether the remote host gave that reply or we made it up. In a transaction `Done` comes before it: what the host had
+After the banner and EHLO the machine is `HostReady` and says nothing more until it is told to: whether to start TLS, to
+go on in clear, or to leave is the caller's decision. `SessionBroken` ends the session; it carries a reply, the stage,
+and whether the remote host gave that reply or we made it up. In a transaction `Done` comes before it: what the host had
 answered by then counts, though it hung up behind it.
 """
 

@@ -58,7 +58,7 @@ def _covers(pattern: str, name: str) -> bool:
 
 def record_id(texts: Iterable[str]) -> str:
     """The id that the TXT records of `_mta-sts` tell, "" where the domain has no policy: none of the records is of this
-    version. Raises PolicyError for several, and for one that is malformed (RFC 8461 3.1)."""
+    version. Raises StsPolicyError for several, and for one that is malformed (RFC 8461 3.1)."""
     found = [text for text in texts if re.match(r"v=STSv1[ \t]{0,16};", text)]
     if not found:
         return ""
@@ -74,7 +74,7 @@ def record_id(texts: Iterable[str]) -> str:
 
 
 def parse_policy(body: bytes, domain: str, policy_id: str, fetched: float) -> StsPolicy:
-    """A policy out of what was fetched. Raises PolicyError (RFC 8461 3.2)."""
+    """A policy out of what was fetched. Raises StsPolicyError (RFC 8461 3.2)."""
     if len(body) > MOST_OCTETS:
         raise StsPolicyError(f"the policy has more than {MOST_OCTETS} octets")
     try:

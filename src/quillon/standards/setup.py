@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
+from quillon.config.settings import StsPolicySettings
 from quillon.standards.mta_sts import StsPolicyError, parse_policy, record_id
 from quillon.standards.tlsrpt import destinations
 from quillon.tls import identity
@@ -58,9 +59,15 @@ class Setup:
 
 
 def setup(
-    domain: str, identities: Sequence[ListenCertificate], published: DomainRecords, mode: str, rua: str, now: datetime
+    domain: str,
+    identities: Sequence[ListenCertificate],
+    published: DomainRecords,
+    wanted: StsPolicySettings,
+    rua: str,
+    now: datetime,
 ) -> Setup:
-    """`mode` is that of the policy, `rua` where reports are to go."""
+    """`wanted` is the policy that is to be, of all hosts of MX where it names none; `rua` says where reports are to
+    go."""
     hosts = tuple(host for _, host in sorted(published.mx)) or (domain,)
     zone: list[str] = []
     problems: list[str] = []
@@ -74,10 +81,11 @@ def setup(
         zone += [f"_25._tcp.{host}. 3600 IN TLSA {record}" for record in records]
         problems += _tlsa_problems(host, own, published)
         notes += _ends(own, now)
-    policy = policy_text(mode, hosts)
+    policy = policy_text(wanted.mode, wanted.mx or hosts, wanted.max_age)
+    problems += [f"mta_sts_policy: {text}" for text in _left_out(policy, domain, hosts)]
     zone.append(f'_mta-sts.{domain}. 3600 IN TXT "v=STSv1; id={policy_id(policy)};"')
     zone.append(f'_smtp._tls.{domain}. 3600 IN TXT "v=TLSRPTv1; rua={rua}"')
-    problems += _sts_problems(domain, hosts, published)
+    problems += _sts_problems(domain, hosts, published, policy if wanted.mx else "")
     if not destinations(published.reports.records):
         notes.append(f"_smtp._tls.{domain}: no record that asks for reports is published")
     if not published.mx_secure:
@@ -92,7 +100,7 @@ def ee(der: bytes) -> Tlsa:
     return Tlsa(3, 1, 1, hashlib.sha256(public_key(der) or b"").digest())
 
 
-def policy_text(mode: str, hosts: Sequence[str], max_age: int = 604800) -> str:
+def policy_text(mode: str, hosts: Sequence[str], max_age: int) -> str:
     """A policy of MTA-STS."""
     mx = "".join(f"mx: {host}\n" for host in hosts)
     return f"version: STSv1\nmode: {mode}\n{mx}max_age: {max_age}\n"
@@ -137,7 +145,15 @@ def _ends(own: Sequence[ListenCertificate], now: datetime) -> list[str]:
     return out
 
 
-def _sts_problems(domain: str, hosts: Sequence[str], published: DomainRecords) -> list[str]:
+def _left_out(text: str, domain: str, hosts: Sequence[str]) -> list[str]:
+    """Hosts that take mail and are not in a policy. Raises StsPolicyError."""
+    policy = parse_policy(text.encode(), domain, "", 0.0)
+    left_out = [host for host in hosts if policy.mode != "none" and not policy.permits(host)]
+    return [f"the policy of {domain} does not name {host}: who obeys it sends nothing there" for host in left_out]
+
+
+def _sts_problems(domain: str, hosts: Sequence[str], published: DomainRecords, wanted: str) -> list[str]:
+    """What is wrong with what is published; `wanted` is the policy that the configuration has, if it has one."""
     try:
         found = record_id(published.sts.records)
     except StsPolicyError as error:
@@ -151,8 +167,10 @@ def _sts_problems(domain: str, hosts: Sequence[str], published: DomainRecords) -
         policy = parse_policy(text.encode(), domain, found, 0.0)
     except StsPolicyError as error:
         return [f"the policy of {domain}: {error}"]
-    left_out = [host for host in hosts if not policy.permits(host)]
-    out = [f"the policy of {domain} does not name {host}: who obeys it sends nothing there" for host in left_out]
+    out = []
+    if wanted and text.split() != wanted.split():
+        out.append(f"the policy of {domain} is published as another one than is wanted here")
+    out += _left_out(text, domain, hosts)
     if policy.mode == "none":
         out.append(f"the policy of {domain} has mode none: it asks for nothing")
     return out
