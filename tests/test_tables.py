@@ -160,3 +160,14 @@ def test_fields_of_settings_have_the_types_of_their_options(settings: type) -> N
         if option.default is None and option.type not in CONTAINERS:
             assert may_be_none, f"{field.name} has no default"
         assert may_be_none or not option.none, f"{field.name} may be none"
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    """But for those that policies in Python know by the names of what they stand for."""
+    found: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(file.relative_to(SOURCE)))
+    again = {name: files for name, files in found.items() if len(set(files) - {"policy/python.py"}) > 1}
+    assert not again
