@@ -122,7 +122,12 @@ def test_contracts(server: Callable[..., Server], folder: Path, farm: Farm) -> N
 
 @pytest.mark.parametrize(
     ("page", "name"),
-    [("evidence.md", "stamps"), ("standards.md", "tls-report-receiver"), ("standards.md", "own-policy")],
+    [
+        ("evidence.md", "stamps"),
+        ("standards.md", "tls-report-receiver"),
+        ("standards.md", "own-policy"),
+        ("standards.md", "acme"),
+    ],
 )
 def test_what_can_be_loaded_as_it_stands(server: Callable[..., Server], folder: Path, page: str, name: str) -> None:
     assert main(["check", "-c", str(server(example(page, name)).file)]) == 0

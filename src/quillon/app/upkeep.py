@@ -28,6 +28,7 @@ from quillon.tls.context import Reloaded
 
 if TYPE_CHECKING:
     from quillon.app.worker import Worker
+    from quillon.certificates.renewal import Renewals
 
 REFRESH = 5.0  # seconds between two rounds
 WATCH = 15.0  # seconds between two looks at what alerts are about
@@ -39,6 +40,7 @@ class Upkeep:
         self._watchman: Watchman | None = None
         self._tls_reports: TlsReports | None = None
         self._stamps: TimeStamps | None = None
+        self._renewals: Renewals | None = None
         self._tls_watch = TlsWatch()
         self._told_of: set[str] = set()  # conditions that hold
         self._watches_at = 0.0
@@ -68,6 +70,7 @@ class Upkeep:
             self._tls_reports.write()
         self._tls_reports = self._reports_of(config)
         self._stamps = self._stamps_of(config)
+        self._renewals = self._renewals_of(config)
 
     def see(self, event: Event) -> None:
         """Whatever is logged."""
@@ -89,6 +92,8 @@ class Upkeep:
         self._sign()
         if self._stamps is not None:
             self._worker.spawn(self._stamps.look_after())
+        if self._renewals is not None:
+            self._worker.spawn(self._renewals.look_after())
         if self._tls_reports is not None:
             self._worker.spawn(self._tls_reports.look_after())
         stamp = suspended.stamp(Path(self._worker.config.node().spoolbase))
@@ -176,6 +181,23 @@ class Upkeep:
         if given is None or given.stamps is None or evidence is None:
             return None
         return TimeStamps(given.stamps, evidence.folder, self._worker.clock, self._worker.report)
+
+    def _renewals_of(self, config: Config) -> Renewals | None:
+        """Who renews certificates, if an ACME server gives them: one worker for all."""
+        given, worker = config.stanzas.acme(), self._worker
+        if not given or worker.number != 0:
+            return None
+        from quillon.certificates.renewal import Renewals  # noqa: PLC0415 - what nobody has, nobody waits for
+
+        folder = Path(config.node().spoolbase, "acme")
+        return Renewals(
+            given,
+            folder,
+            worker.resolver,
+            worker.clock,
+            worker.report,
+            lambda text: worker.log(Notice(worker.clock.now(), text)),
+        )
 
     def _watchman_of(self, config: Config) -> Watchman | None:
         """Who watches, if the configuration wants alerts."""

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dry-run": ("posture", "tell what stricter settings would have held back, out of the evidence"),
     "contract": ("contract", "list what has been agreed on with partners of TLS; report whether it was kept"),
     "tls-probe": ("tls_probe", "tell what a host does with TLS"),
+    "acme": ("acme", "certificates that an ACME server gives: list them, have them renewed now"),
     "tls-setup": ("tls_setup", "print what a domain of yours should publish of its TLS, and check what it does"),
     "selftest": ("selftest", "run a configuration's deliveries against broken peers"),
     "fault-farm": ("fault_farm", "run peers that are broken in one way each"),

@@ -7,6 +7,7 @@ import ipaddress
 import pwd
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from quillon.config import datasource
 from quillon.config.check_contracts import check_contracts
@@ -57,6 +58,7 @@ def check(config: Config, *, files_only: bool = False) -> list[Fault]:
     _check_control(config, faults)
     _check_http(config, faults)
     _check_own_policies(config, faults)
+    _check_acme(config, faults)
     _check_alerts(config, faults)
     _check_tls_reports(config, faults)
     _check_tls_report_receivers(config, faults)
@@ -226,6 +228,26 @@ def _check_alerts(config: Config, faults: list[Fault]) -> None:
             continue
         if given is not None and given.webhook and not given.webhook.startswith(("http://", "https://")):
             faults.append(Fault(node.position, f"alerts: webhook: {given.webhook!r} is no http:// or https:// address"))
+
+
+def _check_acme(config: Config, faults: list[Fault]) -> None:
+    nodes = list(config.root.of("acme"))
+    try:
+        wanted = config.stanzas.acme()
+    except ValueError as error:
+        faults.append(Fault(nodes[0].position, str(error)))
+        return
+    for one in wanted:
+        if sum(other.certificate == one.certificate or other.key == one.key for other in wanted) > 1:
+            faults.append(Fault(nodes[0].position, f'acme "{one.name}": another stanza has its files, too'))
+        if not Path(one.certificate).exists():
+            text = f'acme "{one.name}": {one.certificate} is not there: quillon acme prepare makes one to begin with'
+            faults.append(Fault(nodes[0].position, text, warning=True))
+    if any(one.challenge == "http-01" for one in wanted) and not any(
+        one.well_known for one in config.inbound.http_listens()
+    ):
+        text = 'acme: http-01 needs an HTTP_Listener with Well_Known = true and Listen ":80"'
+        faults.append(Fault(nodes[0].position, text))
 
 
 def _check_own_policies(config: Config, faults: list[Fault]) -> None:

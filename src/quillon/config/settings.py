@@ -399,6 +399,25 @@ class EvidenceSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AcmeSettings:
+    """An acme stanza: a certificate for `names`, of the server at `directory`, in the files `certificate` and `key`."""
+
+    name: str
+    directory: str
+    directory_ca: str | None
+    email: str
+    names: tuple[str, ...]
+    certificate: str
+    key: str
+    challenge: str
+    hook: str | None
+    reuse_key: bool
+    key_type: str
+    external_account: str = ""
+    external_account_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StsPolicySettings:
     """A mta_sts_policy stanza: the policy of a domain of ours."""
 

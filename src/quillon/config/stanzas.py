@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from quillon.config.endpoint import parse_endpoint
 from quillon.config.scope import Entry, Node, ancestors, resolve
 from quillon.config.settings import (
+    AcmeSettings,
     AlertSettings,
     CustomLog,
     CustomLoggerSettings,
@@ -192,6 +193,33 @@ class Stanzas:
             return EvidenceSettings(folder, key, values["node"] or hostname, interval, _stamps(values))
         return None
 
+    def acme(self) -> list[AcmeSettings]:
+        """The acme stanzas. Raises ValueError for one that nothing could come of."""
+        found = []
+        for node in self.module_nodes("acme"):
+            values = self.module_values(node)
+            names = tuple(name.lower() for name in values["names"] or ())
+            wanted = AcmeSettings(
+                node.label,
+                values["directory"],
+                values["directory_ca"],
+                values["email"] or "",
+                names,
+                values["certificate"] or "",
+                values["key"] or "",
+                values["challenge"],
+                values["hook"],
+                values["reuse_key"],
+                values["key_type"],
+                values["external_account"] or "",
+                values["external_account_key"] or "",
+            )
+            fault = _acme_fault(wanted, agreed=values["agree_terms"])
+            if fault:
+                raise ValueError(f'acme "{node.label}": {fault}')
+            found.append(wanted)
+        return found
+
     def own_policies(self) -> dict[str, StsPolicySettings]:
         """The mta_sts_policy stanzas by domain. Raises ValueError for one that senders could not read."""
         found = {}
@@ -270,6 +298,26 @@ def log_switch(stage: str) -> str:
     """`log_deliveries` for the stage delivery."""
     plural = {"delivery": "deliveries", "xfer": "xfers"}
     return f"log_{plural.get(stage, stage + 's')}"
+
+
+def _acme_fault(wanted: AcmeSettings, *, agreed: bool) -> str:
+    """What is wrong with a stanza; empty for nothing."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", wanted.name):
+        return "its name is made of letters, digits, and -_."
+    if not wanted.names or not wanted.certificate or not wanted.key:
+        return "it needs names, certificate and key"
+    wrong = next((name for name in wanted.names if not is_domain(name.removeprefix("*."))), None)
+    if wrong is not None:
+        return f"names: {wrong!r} is no name of a host"
+    if not agreed:
+        return "agree_terms = true says that you agree to the terms of its server, without which it gives none"
+    if not wanted.directory.startswith("https://"):
+        return f"directory = {wanted.directory}: it is a URL that begins with https://"
+    if wanted.challenge == "dns-01" and not wanted.hook:
+        return "dns-01 needs a hook, which publishes records"
+    if wanted.challenge == "http-01" and any(name.startswith("*.") for name in wanted.names):
+        return "a wildcard needs challenge = dns-01"
+    return ""
 
 
 def _stamps(values: dict[str, Any]) -> StampSettings | None:
