@@ -9,19 +9,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quillon.app.orders import Orders, Rows
 from quillon.config import provenance
+from quillon.config.outbound import lookup_name
 from quillon.config.settings import InboundTls
+from quillon.control.partners import summed
 from quillon.control.rendering import MAILQ
 from quillon.delivery import reasons, report, survey
 from quillon.delivery.steering import Steering
 from quillon.listener.recorder import Recorder
 from quillon.log.metrics import gauge
+from quillon.log.posture import Day, day_of, of_row
 from quillon.mail.message import Message, MessageId
+from quillon.net.turns import in_slices
 from quillon.queue import selection
 from quillon.queue.selection import Selection
+from quillon.standards.report_store import ReportStore
 from quillon.tls.context import ContextRow
 from quillon.tls.expiry import ends
 
@@ -32,6 +38,7 @@ SHOWN = 1000  # characters of a setting in an answer
 SAID = 12000  # characters of what a script answers
 OLDEST_SECONDS = 60.0  # between two searches for the oldest message
 PATIENCE = 3.0  # seconds for what has to be looked up for an answer
+POSTURE_DAYS = 30
 LISTED = 100  # messages and connections that are listed unless more are asked for
 MOST_LISTED = 10_000
 BODY = 65536  # octets of a message that are shown
@@ -70,6 +77,7 @@ class Answers:
             "mta_sts list all": self._policies,
             "mta_sts show domain": self._policy,
             "mta_sts refresh policy": self._refetch,
+            "posture": self._posture,
             "refresh domain": self._refresh,
             "config explain": self._explain,
             "spool show": self._spool,
@@ -323,6 +331,30 @@ class Answers:
         if found.result:
             return [{"error": f"{name}: {found.result}: {found.detail}"}]
         return [{"said": f"MTA-STS policy for {name} refreshed."}]
+
+    async def _posture(self, words: list[str]) -> Rows:
+        """Days of a domain's hosts and what others report of it, or a row for each domain."""
+        if not words:
+            raise ValueError("posture wants the name of a domain, or all, and may have a number of days")
+        domain, days = lookup_name(words[0]), min(_number(words[1:], POSTURE_DAYS), 3660)
+        keeper, since = self._worker.upkeep.posture, day_of(self._now() - days * 86400)
+        counted = await keeper.rows(since) if keeper is not None else []
+        if domain == "all":
+            found: dict[str, list[Day]] = {}
+            for one in counted:
+                async for name, listed in in_slices(list(one.items())):
+                    found.setdefault(name, []).extend(map(of_row, listed))
+            return [summed(name, found[name]) for name in found]
+        rows: Rows = [row for one in counted for row in one.get(domain, [])]
+        if self._worker.number == 0:
+            store = ReportStore(Path(self._worker.config.node().spoolbase, "tlsrpt/received"))
+            reports = await asyncio.to_thread(lambda: list(store.of(domain, since)))
+            rows += [{"report": report.row()} for report in reports]
+        elif keeper is None:
+            return []
+        if keeper is None and not rows:
+            raise ValueError("there is no stanza posture, so that nothing is counted")
+        return rows
 
     async def _refresh(self, words: list[str]) -> Rows:
         """Look a domain and its hosts up anew."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quillon.app import suspended
+from quillon.app.posture import PostureKeeper
 from quillon.app.tls_reports import TlsReports
 from quillon.app.watchman import Watchman
 from quillon.config.model import Config
@@ -41,6 +42,7 @@ class Upkeep:
         self._tls_reports: TlsReports | None = None
         self._stamps: TimeStamps | None = None
         self._renewals: Renewals | None = None
+        self.posture: PostureKeeper | None = None
         self._tls_watch = TlsWatch()
         self._told_of: set[str] = set()  # conditions that hold
         self._watches_at = 0.0
@@ -62,6 +64,8 @@ class Upkeep:
             self._timer.cancel()
         if self._tls_reports is not None:
             self._tls_reports.write()
+        if self.posture is not None:
+            self.posture.write()
 
     def configure(self, config: Config) -> None:
         """A configuration rules from now on."""
@@ -71,9 +75,14 @@ class Upkeep:
         self._tls_reports = self._reports_of(config)
         self._stamps = self._stamps_of(config)
         self._renewals = self._renewals_of(config)
+        if self.posture is not None:
+            self.posture.write()
+        self.posture = self._posture_of(config)
 
     def see(self, event: Event) -> None:
         """Whatever is logged."""
+        if self.posture is not None:
+            self.posture.see(event)
         if self._watchman is not None:
             for alert in self._tls_watch.see(event):
                 self._alert(alert)
@@ -92,6 +101,8 @@ class Upkeep:
         self._sign()
         if self._stamps is not None:
             self._worker.spawn(self._stamps.look_after())
+        if self.posture is not None:
+            self._worker.spawn(self.posture.look_after())
         if self._renewals is not None:
             self._worker.spawn(self._renewals.look_after())
         if self._tls_reports is not None:
@@ -181,6 +192,14 @@ class Upkeep:
         if given is None or given.stamps is None or evidence is None:
             return None
         return TimeStamps(given.stamps, evidence.folder, self._worker.clock, self._worker.report)
+
+    def _posture_of(self, config: Config) -> PostureKeeper | None:
+        """Who counts what partners do, if that is wanted."""
+        keep, worker = config.stanzas.posture(), self._worker
+        if keep is None:
+            return None
+        folder = Path(config.node().spoolbase, "posture")
+        return PostureKeeper(folder, worker.number, worker.count, keep, worker.clock, worker.report)
 
     def _renewals_of(self, config: Config) -> Renewals | None:
         """Who renews certificates, if an ACME server gives them: one worker for all."""

@@ -15,14 +15,16 @@ from typing import Any
 from cryptography import x509
 
 from quillon.app import compose
+from quillon.app.posture import kept
 from quillon.cli.configuration import DEFAULT, FAULTY, read
 from quillon.config.model import Config
 from quillon.config.settings import EvidenceSettings
+from quillon.control import partners
 from quillon.evidence import posture as records
 from quillon.evidence import proof
 from quillon.evidence.files import DamagedError, LogFiles
+from quillon.log.posture import Day, of_row
 from quillon.standards.report_store import ReportStore
-from quillon.standards.tlsrpt_received import Report
 
 _VALUES = {"tls": ("no", "ifavailable", "required"), "tls_verify": ("no", "optional", "ca", "host")}
 NO_EVIDENCE = "{} has no stanza evidence: nothing was recorded"
@@ -52,47 +54,53 @@ def posture(given: argparse.Namespace) -> int:
     config = read(given.config)
     if config is None:
         return FAULTY
-    settings, domain = _evidence(config), given.domain.lower()
-    store = ReportStore(Path(config.node().spoolbase, "tlsrpt/received"))
     try:
-        begin = since(given.since)
-        rows = list(_rows(settings, begin, domain)) if settings is not None else []
+        found = _found(config, given.domain.lower(), since(given.since))
     except (DamagedError, OSError, ValueError) as error:
         return _fail(str(error))
-    days, reports = records.posture(rows), list(store.of(domain, begin[:10]))
-    if settings is None and not reports:
-        return _fail(NO_EVIDENCE.format(given.config))
-    if not days and not reports:
+    if found is None:
+        return _fail(f"{given.config} has no stanza posture and none of evidence: nothing was recorded")
+    if not any(found.values()):
         return _fail(f"nothing was delivered to {given.domain}, or tried to be, or reported, since {given.since}")
-    ends = _ends(settings, days) if settings is not None else {}
-    if given.json:
-        shown = [{**vars(day), "certificate_ends": ends.get(_own(day), "")} for day in days]
-        print(json.dumps({"days": shown, "reports": [report.row() for report in reports]}, indent=2))
-        return 0
-    _print_days(days, ends)
-    for report in reports:
-        _print_report(report)
+    print(json.dumps(found, indent=2) if given.json else partners.text_posture(found), end="")
+    if not given.json:
+        _print_ends(found["days"])
     return 0
 
 
-def _print_days(days: list[records.Day], ends: dict[str, str]) -> None:
-    for day in days:
-        _print_day(day)
-    for name, end in sorted({(day.host, ends[_own(day)]) for day in days[-50:] if _own(day) in ends}):
-        left = (datetime.fromisoformat(end) - datetime.now(UTC)).days
+def _found(config: Config, domain: str, begin: str) -> dict[str, Any] | None:
+    """As the console's `posture` has it: out of what is counted, or else of the evidence. None where nothing is
+    recorded. Raises DamagedError, OSError."""
+    spool = Path(config.node().spoolbase)
+    reports = [{"report": report.row()} for report in ReportStore(spool / "tlsrpt/received").of(domain, begin[:10])]
+    settings = _evidence(config)
+    if config.stanzas.posture() is not None:
+        counted = list(kept(spool / "posture", begin[:10]))
+        if domain == "all":
+            days: dict[str, list[Day]] = {}
+            for name, rows in ((name, rows) for one in counted for name, rows in one.items()):
+                days.setdefault(name, []).extend(map(of_row, rows))
+            return partners.merge_posture([partners.summed(name, days[name]) for name in days] + reports)
+        return partners.merge_posture([row for one in counted for row in one.get(domain, [])] + reports)
+    if settings is None:
+        return partners.merge_posture(reports) if reports else None
+    found = records.posture(_rows(settings, begin, domain))
+    _add_ends(settings, found)
+    return partners.merge_posture([day.row() for day in found] + reports)
+
+
+def _print_ends(rows: list[dict[str, Any]]) -> None:
+    last: dict[str, float] = {}
+    for row in rows:
+        own = next(reversed(row.get("certificates", {})), "")
+        end = row.get("ends", {}).get(own)
+        if end:
+            last[row["host"]] = end
+    for host, end in sorted(last.items()):
+        at = datetime.fromtimestamp(end, UTC)
+        left = (at - datetime.now(UTC)).days
         if left < SOON:
-            print(f"{name}: its certificate ends in {left} days, {end[:10]}")
-
-
-def _print_report(report: Report) -> None:
-    """What somebody has told of sessions with a domain of ours."""
-    for policy in report.policies:
-        told = f"{policy.good} sessions, {policy.bad} failed"
-        print(f"{report.day} {policy.domain}, reported by {report.submitter} under {policy.type}: {told}")
-        for failure in policy.failures:
-            at = failure.mx or failure.receiving_ip
-            why = f", {failure.reason}" if failure.reason and failure.reason != failure.result else ""
-            print(f"    FAILED: {failure.result} {failure.sessions}{f' at {at}' if at else ''}{why}")
+            print(f"{host}: its certificate ends in {left} days, {at:%Y-%m-%d}")
 
 
 def dry_run(given: argparse.Namespace) -> int:
@@ -174,31 +182,17 @@ def _rows(settings: EvidenceSettings, since: str, domain: str) -> Iterator[dict[
             files.close()
 
 
-def _own(day: records.Day) -> str:
-    """The certificate that a host showed last."""
-    return next(reversed(day.certificates), "")
-
-
-def _ends(settings: EvidenceSettings, days: list[records.Day]) -> dict[str, str]:
-    """When certificates end, by their SHA-256."""
-    found: dict[str, str] = {}
-    for name in {_own(day) for day in days} - {""}:
+def _add_ends(settings: EvidenceSettings, days: list[Day]) -> None:
+    """When the certificates that were shown end, as far as they are kept."""
+    known: dict[str, float] = {}
+    for name in {name for day in days for name in day.certificates}:
         try:
             octets = (Path(settings.folder) / "certificates" / f"{name}.der").read_bytes()
-            found[name] = x509.load_der_x509_certificate(octets).not_valid_after_utc.isoformat()
+            known[name] = x509.load_der_x509_certificate(octets).not_valid_after_utc.timestamp()
         except (OSError, ValueError):
             continue
-    return found
-
-
-def _print_day(day: records.Day) -> None:
-    parts = [_counts(day.protocols), _counts(day.groups), f"level {_counts(day.levels)}" if day.levels else ""]
-    parts += [f"by {_counts(day.standards)}" if day.standards else "", f"{day.clear} in clear" if day.clear else ""]
-    parts += [_counts(day.causes)] if day.causes else []
-    parts += [f"would have waited: {_counts(day.would_wait)}"] if day.would_wait else []
-    print(f"{day.day} {day.host}: {day.attempts} attempts; {'; '.join(part for part in parts if part)}")
-    for change in day.changes:
-        print(f"    CHANGED: {change}")
+    for day in days:
+        day.ends = {name: known[name] for name in day.certificates if name in known}
 
 
 def _print_trial(trial: records.Trial, *, more: bool) -> None:

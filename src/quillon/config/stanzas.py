@@ -193,6 +193,12 @@ class Stanzas:
             return EvidenceSettings(folder, key, values["node"] or hostname, interval, _stamps(values))
         return None
 
+    def posture(self) -> int | None:
+        """Seconds that days of posture are kept; None where they are not counted."""
+        for node in self.module_nodes("posture"):
+            return max(int(self.module_values(node)["keep"]), 86400)
+        return None
+
     def acme(self) -> list[AcmeSettings]:
         """The acme stanzas. Raises ValueError for one that nothing could come of."""
         found = []

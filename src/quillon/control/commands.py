@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
-from quillon.control import demands
+from quillon.control import demands, partners
 from quillon.control import rendering as show
 from quillon.queue.selection import WORDS
 
@@ -129,6 +129,9 @@ COMMANDS = (
     ),
     Command("mta_sts show domain", "NAME", "its MTA-STS policy", _V, demands.text_policy, show.merge_cached),
     Command("mta_sts refresh policy", "NAME", "fetch it now", _O, show.text_said, show.merge_said),
+    Command("posture", "NAME|all [DAYS]", "what partners' hosts did with TLS, day by day (30)", _V,
+        partners.text_posture, partners.merge_posture,
+    ),
     Command("tls show cache", "", "the TLS contexts of all workers", _V, show.text_contexts, show.merge_contexts),
     Command(
         "tls flush cache", "", "load them anew; sessions that stand go on", _O,

@@ -33,12 +33,13 @@ from starlette.responses import (
 from starlette.routing import Route
 
 from quillon import __version__
-from quillon.control import rendering, submission
+from quillon.control import partners, rendering, submission
 from quillon.control.commands import Command, Role
 from quillon.control.console import Console, ConsoleClient, ConsoleError, DeniedError
 from quillon.control.guard import HEADERS, Guard, RequestRefused
 from quillon.control.openapi import DESCRIPTION
 from quillon.control.submission import BadMessage, Workers
+from quillon.log.posture import of_row
 from quillon.mail.shown import printable
 
 LARGEST = 64 << 20  # octets of a request that brings mail
@@ -47,6 +48,7 @@ BODY_SECONDS = 60.0  # until a request has come whole
 HELD = 256 << 20  # octets of mail that have come and are not handed over
 AT_ONCE = 2  # requests whose messages are built at a time
 BEAT = 2.0  # seconds between two events of the stream
+SHOWN = 500  # domains on a page
 STREAMS = 50  # that are served at a time
 SUBMIT = Command("submit", "", "mail in by HTTP", Role.OPERATE)
 STATIC = {
@@ -85,6 +87,8 @@ class WebSite:
             self._route("/queues", self._queues),
             self._route("/domain/{domain:path}", self._domain),
             self._route("/message/{id:path}", self._message),
+            self._route("/partners", self._partners),
+            self._route("/partners/{domain:path}", self._partner),
             self._route("/configuration", self._configuration),
             self._route("/certificates", self._certificates),
             self._route("/order", self._order, "POST"),
@@ -272,6 +276,34 @@ class WebSite:
         except ConsoleError as error:
             found, problem = {"goes_to": "", "options": []}, str(error)
         return self._page("configuration.html", client, domain=domain, option=option, found=found, problem=problem)
+
+    async def _partners(self, request: Request, client: ConsoleClient) -> Response:
+        """What all domains that mail was sent to did with TLS in the last days."""
+        if name := request.query_params.get("domain", "").strip():
+            return RedirectResponse(f"/partners/{quote(name)}", 303)
+        try:
+            found, trouble = await self._ask(client, "posture", "all", "7"), ""
+        except DeniedError:
+            raise
+        except ConsoleError as error:
+            found, trouble = {"domains": []}, str(error)
+        return self._page(
+            "partners.html", client, domains=found["domains"][:SHOWN], problem=trouble, soon=partners.SOON
+        )
+
+    async def _partner(self, request: Request, client: ConsoleClient) -> Response:
+        """One domain day by day, with what others report of it if it is ours."""
+        domain = request.path_params["domain"]
+        try:
+            found, trouble = await self._ask(client, "posture", domain, "90"), ""
+        except DeniedError:
+            raise
+        except ConsoleError as error:
+            found, trouble = {"days": [], "reports": []}, str(error)
+        plot = partners.plotted(found["days"])
+        days = [partners.day_lines(of_row(row), row["changes"]) for row in reversed(found["days"])]
+        reports = [line for row in reversed(found["reports"]) for line in partners.report_lines(row)]
+        return self._page("partner.html", client, domain=domain, plot=plot, days=days, reports=reports, problem=trouble)
 
     async def _certificates(self, _request: Request, client: ConsoleClient) -> Response:
         values = await self._ask(client, "metrics")

@@ -3,54 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from quillon.tls.proven import LEVELS, enough
+from quillon.log.posture import Day, merged
+from quillon.tls.proven import enough
 
 Row = dict[str, Any]
 UNKNOWN = "not_verified_then"  # nothing was verified when it was delivered
-
-
-@dataclass
-class Day:
-    """What a host did with TLS on one day (UTC). Counters by name; certificates by SHA-256 of the host's own one."""
-
-    day: str
-    host: str
-    attempts: int = 0
-    clear: int = 0
-    protocols: Counter[str] = field(default_factory=Counter)
-    ciphers: Counter[str] = field(default_factory=Counter)
-    groups: Counter[str] = field(default_factory=Counter)
-    levels: Counter[str] = field(default_factory=Counter)
-    causes: Counter[str] = field(default_factory=Counter)
-    standards: Counter[str] = field(default_factory=Counter)
-    certificates: Counter[str] = field(default_factory=Counter)
-    would_wait: Counter[str] = field(default_factory=Counter)
-    changes: list[str] = field(default_factory=list)
-
-    def note(self, row: Row) -> None:
-        """One attempt, or one host that failed."""
-        tls = row["tls"] or {}
-        self.attempts += 1
-        if row.get("would_wait"):
-            self.would_wait[row["would_wait"]] += 1
-        cause = row.get("cause") or tls.get("cause", "")
-        if cause:
-            self.causes[cause] += 1
-        if not tls.get("protocol"):
-            self.clear += row.get("outcome") == "delivered"
-            return
-        self.protocols[tls["protocol"]] += 1
-        self.ciphers[tls["cipher"]] += 1
-        self.groups[tls["group"] or "none"] += 1
-        self.levels[tls["level"]] += 1
-        if tls["standard"]:
-            self.standards[tls["standard"]] += 1
-        if tls["certificates"]:
-            self.certificates[tls["certificates"][0]] += 1
 
 
 def posture(rows: Iterable[Row]) -> list[Day]:
@@ -62,36 +23,24 @@ def posture(rows: Iterable[Row]) -> list[Day]:
         if row["kind"] == "attempt" and row["outcome"] == "transient":
             continue  # each host that was tried has a record of its own
         key = row["at"][:10], row["host"]["name"] or row["host"]["ip"]
-        days.setdefault(key, Day(*key)).note(row)
-    found = [days[key] for key in sorted(days)]
-    last: dict[str, Day] = {}
-    for day in found:
-        if day.host in last:
-            day.changes = list(_changes(last[day.host], day))
-        last[day.host] = day
-    return found
+        _note(days.setdefault(key, Day(*key)), row)
+    return merged(days.values())
 
 
-def _changes(before: Day, now: Day) -> Iterator[str]:
-    lost = before.protocols.keys() - now.protocols.keys()
-    if before.protocols and not now.protocols:
-        yield "lost TLS"
-    elif now.protocols and not before.protocols:
-        yield "has TLS"
-    else:
-        yield from (f"lost {name}" for name in sorted(lost))
-        yield from (f"has {name}" for name in sorted(now.protocols.keys() - before.protocols.keys()))
-    if before.certificates and now.certificates and not before.certificates.keys() & now.certificates.keys():
-        yield "has another certificate"
-    if _verifies(before) and now.levels and not _verifies(now):
-        yield "fails verification"
-    yield from (f"first {cause}" for cause in sorted(now.causes.keys() - before.causes.keys()))
-    if before.standards and now.protocols and not now.standards:
-        yield f"{', '.join(sorted(before.standards))} is gone"
-
-
-def _verifies(day: Day) -> bool:
-    return any(LEVELS.get(level, 0) for level in day.levels)
+def _note(day: Day, row: Row) -> None:
+    """One attempt, or one host that failed."""
+    tls = row["tls"] or {}
+    day.attempts += 1
+    if row.get("would_wait"):
+        day.would_wait[row["would_wait"]] += 1
+    cause = row.get("cause") or tls.get("cause", "")
+    if cause:
+        day.failed(cause)
+    if not tls.get("protocol"):
+        day.clear += row.get("outcome") == "delivered"
+        return
+    own = next(iter(tls["certificates"]), "")
+    day.spoke(tls["protocol"], tls["cipher"], tls["group"], tls["level"], tls["standard"], own)
 
 
 @dataclass

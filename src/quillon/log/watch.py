@@ -15,6 +15,8 @@ from quillon.mail.outcome import Delivered
 from quillon.tls.causes import ALERT, CAUSES
 
 MOST = 10_000  # partners that are remembered
+SOON = 14 * 86400.0  # seconds before the end of a partner's certificate in which that is told
+AGAIN = 3600.0  # seconds until it is told again
 
 
 class TlsWatch:
@@ -25,6 +27,7 @@ class TlsWatch:
         self._wrong: dict[str, set[str]] = {}  # causes that were told of, by domain
         self._breaches: OrderedDict[str, set[str]] = OrderedDict()  # of contracts, by the sender's domain
 
+        self._ends: OrderedDict[tuple[str, str], float] = OrderedDict()  # when it was told, by domain and host
         self._reports: OrderedDict[tuple[str, str], None] = OrderedDict()  # of failures, by domain and who sent them
 
     def see(self, event: Event) -> Iterator[Alert]:
@@ -52,6 +55,7 @@ class TlsWatch:
             if facts is not None and facts.protocol:
                 self._remember(domain, facts.protocol)
                 yield from self._well(domain)
+                yield from self._ending(domain, event.host, facts, event.time)
             elif before:
                 self._wrong.setdefault(domain, set()).add("lost")
                 text = (
@@ -108,6 +112,22 @@ class TlsWatch:
     def _well(self, domain: str) -> Iterator[Alert]:
         for cause in sorted(self._wrong.pop(domain, ())):
             yield Alert(f"tls {domain} {cause}", False, f"TLS to {domain} works again")
+
+    def _ending(self, domain: str, host: str, facts: TlsFacts, now: float) -> Iterator[Alert]:
+        """A partner's certificate is about to end, or there is another one."""
+        key = (domain, host)
+        if not facts.ends or facts.ends - now >= SOON:
+            if self._ends.pop(key, None) is not None:
+                yield Alert(f"tls {domain} certificate {host}", False, f"{host} has another certificate")
+            return
+        if now - self._ends.get(key, 0.0) < AGAIN:
+            return
+        self._ends[key] = now
+        while len(self._ends) > MOST:
+            self._ends.popitem(last=False)
+        left = max(facts.ends - now, 0) / 86400
+        text = f"the certificate of {host}, which takes mail for {domain}, ends in {left:.0f} days"
+        yield Alert(f"tls {domain} certificate {host}", True, text, "Tell its operator: after that it does not verify.")
 
     def _remember(self, domain: str, protocol: str) -> None:
         self._known[domain] = protocol

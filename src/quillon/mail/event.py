@@ -22,7 +22,8 @@ class TlsFacts:
     `level` is what was proven: none, ca (a trusted chain), host (and a name that was wanted), dane (the certificate of
     a TLSA record), or policy (a module says so). `matched` is the wanted name that the certificate has, or that record;
     `anchor` the subject of the trusted certificate that the chain leads to, `anchor_sha256` its fingerprint. `standard`
-    is dane or mta-sts where that demanded more than the configuration. `certificates` are the SHA-256 of all that the
+    is dane or mta-sts where that demanded more than the configuration. `ends` is when the other side's certificate
+    does, in seconds since the epoch, 0 where there is none. `certificates` are the SHA-256 of all that the
     other side sent, where evidence is kept of them.
     """
 
@@ -45,6 +46,7 @@ class TlsFacts:
     anchor: str = ""
     anchor_sha256: str = ""
     standard: str = ""
+    ends: float = 0.0
     certificates: tuple[str, ...] = ()
 
 

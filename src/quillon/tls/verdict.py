@@ -129,6 +129,14 @@ class Certificate:
         return hashlib.sha256(self.der).hexdigest()
 
     @cached_property
+    def ends(self) -> float:
+        """When it ends, in seconds since the epoch; 0 where it cannot be read."""
+        try:
+            return self.parsed.not_valid_after_utc.timestamp() if self.parsed is not None else 0.0
+        except Exception:
+            return 0.0  # a time that the library does not know
+
+    @cached_property
     def spki_sha256(self) -> str:
         """SHA-256 of the public key (SubjectPublicKeyInfo), as DANE and key pinning use it."""
         if self.parsed is None:
@@ -259,6 +267,7 @@ class TlsVerdict:
             matched=matched,
             anchor=_short(anchor.subject) if anchor else "",
             anchor_sha256=anchor.sha256 if anchor else "",
+            ends=certificate.ends if certificate else 0.0,
         )
 
 

@@ -44,3 +44,17 @@ if (state) {
   source.addEventListener("trouble", (event) => { heard = Date.now(); tell("stale", JSON.parse(event.data)); });
   setInterval(() => { if (Date.now() - heard > 10000) tell("stale", "stale: the server has not spoken for " + Math.round((Date.now() - heard) / 1000) + " s"); }, 1000);
 }
+// The page of a partner has sessions a day.
+const days = document.getElementById("days");
+if (days) {
+  const points = JSON.parse(days.dataset.points);
+  const ink = getComputedStyle(document.body).color;
+  const axis = { stroke: ink, grid: { stroke: "#8884" }, ticks: { stroke: "#8884" } };
+  const size = () => ({ width: days.clientWidth, height: 220 });
+  const plot = new uPlot({
+    ...size(), axes: [axis, axis],
+    series: [{}, { label: "TLS 1.3", stroke: "#188038", width: 2 }, { label: "older TLS", stroke: "#1a73e8", width: 2, dash: [6, 3] },
+      { label: "in clear", stroke: "#b06000", width: 2, dash: [2, 3] }, { label: "failed", stroke: "#c5221f", width: 2 }],
+  }, points, days);
+  addEventListener("resize", () => plot.setSize(size()));
+}
