@@ -19,6 +19,7 @@ from quillon.lab.sink import inbound_tls
 from quillon.tls.verdict import Certificate
 from tests.support.server import Server, free_port, until
 from tests.support.sinks import SinkThread
+from tests.system.test_revocation import crl
 
 ENGINES = pytest.mark.parametrize("engine", ["openssl", "gnutls"])
 NAMES = ["mx.bank.test"]
@@ -46,6 +47,7 @@ class World:
             "expired": bank.issue("expired", NAMES, start=-10 * DAY, life=DAY),
             "self-signed": bank.issue("self-signed", NAMES, self_signed=True),
         }
+        self.bank, self.middle = bank, middle
         self.ours = shop.issue("ours", ["mx.quillon.test"])
 
 
@@ -93,6 +95,23 @@ INBOUND = [
     ("", "", "250"),
 ]
 
+
+CONTENT = """
+from quillon.policy.python import *
+
+def get_outbound_tls_parameters(message: Message, parameters: TlsParameters) -> None:
+    parameters.cipherlist = "HIGH"
+
+def outbound_smtp_tls_verify_callback(remote, verified, certificate):
+    return True
+
+def inbound_smtp_tls_verify_callback(session, verified, certificate):
+    return True
+
+def validate_rcptto(session: Session, message: Message) -> None:
+    if message.recipient.startswith("routed@"):
+        message.set_routing_domain("elsewhere.test")
+"""
 
 LOOSE = """
 from quillon.policy.python import *
@@ -231,6 +250,155 @@ def test_no_policy_and_no_reload_makes_a_contract_less(
     assert [message.recipients for message in sinks["clear"].messages] == [("b@other.test",)]
 
 
+def test_a_policy_that_is_content_with_everything_waives_nothing(
+    world: World, sinks: dict[str, SinkThread], server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Not with another authority's certificate, in no direction, not by another way, and not for mail that waits when
+    the contract is taken out while the policy stays."""
+    port = free_port()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/content.py").write_text(CONTENT)
+    contracts = f"""TLS_Contract "bank.test" {{ CA = "{world.bank_ca}" Names = ( {NAMES[0]} ) }}
+        TLS_Contract "named.test" {{ Outbound = no Names = ( {NAMES[0]} ) }}"""
+    rest = f"""Retry_Interval = 1 TLS = ifavailable
+        policy "p" {{ module = "content.py" }}
+        Domain "bank.test" {{ Routes = ( "127.0.0.1:{sinks["another authority"].port}" ) }}
+        Domain "*.test" {{ Routes = ( "127.0.0.1:{sinks["clear"].port}" ) }}
+        ESMTP_Listener {{ TLS_Certificate = "{world.ours.certificate}" TLS_Key = "{world.ours.key}"
+          TLS_Client_CA = "{world.bank_ca}" SMTP_Extensions = ( STARTTLS )
+          Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}"""
+    running = server(f"{contracts}\n{rest}").start()
+    before = len(sinks["clear"].messages)
+    send(port, "b@bank.test", "routed@bank.test", "b@other.test")
+    found = running.wait_attempts("b@bank.test", "routed@bank.test", "b@other.test")
+    assert found["b@bank.test"]["cause"] == "unknown_issuer"
+    assert found["routed@bank.test"]["cause"] == "no_starttls"
+    assert found["b@other.test"]["outcome"] == "delivered"
+    for name, cause in (("another authority", "unknown_issuer"), ("self-signed", "self_signed")):
+        for sender in ("a@bank.test", "a@named.test"):
+            assert f": {cause}" in answer(port, client(world, name), sender), (name, sender)
+    running.configure(rest)
+    running.reload()
+
+    def lost() -> set[str]:
+        return {row["recipient"] for row in running.events("attempt") if row.get("cause") == "demand_lost"}
+
+    until(lambda: lost() == {"b@bank.test", "routed@bank.test"}, "both wait for their contract")
+    assert len(sinks["clear"].messages) == before + 1
+
+
+def test_names_keys_and_versions_are_remembered_and_a_stanza_may_change_its_own(
+    world: World, sinks: dict[str, SinkThread], server: Callable[..., Server]
+) -> None:
+    port = free_port()
+    rest = f"""Retry_Interval = 1
+        Domain "names.test" {{ TLS = required TLS_Verify = ca TLS_CA = "{world.bank_ca}"
+          Routes = ( "127.0.0.1:{sinks["good"].port}" ) }}
+        Domain "key.test" {{ TLS = required Routes = ( "127.0.0.1:{sinks["good"].port}" ) }}
+        Domain "ca.test" {{ Routes = ( "127.0.0.1:{sinks["good"].port}" ) }}
+        ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}"""
+    contracts = f"""TLS_Contract "names.test" {{ Inbound = no CA = "{world.bank_ca}" Names = ( mx.elsewhere.test ) }}
+        TLS_Contract "key.test" {{ Inbound = no SPKI = ( {"0" * 64} ) }}
+        TLS_Contract "ca.test" {{ Inbound = no CA = "{world.shop_ca}" Names = ( {NAMES[0]} ) }}"""
+    running = server(f"{contracts}\n{rest}").start()
+    recipients = ["b@names.test", "b@key.test", "b@ca.test"]
+    send(port, *recipients)
+    causes = {to: row["cause"] for to, row in running.wait_attempts(*recipients).items()}
+    assert list(causes.values()) == ["name_mismatch", "key_mismatch", "unknown_issuer"]
+    ours = f'TLS_Contract "ca.test" {{ Inbound = no CA = "{world.bank_ca}" Names = ( {NAMES[0]} ) }}'
+    running.configure(f"{ours}\n{rest}")
+    running.reload()
+
+    def ended(recipient: str) -> str:
+        row = [row for row in running.events("attempt") if row["recipient"] == recipient][-1]
+        return str(row.get("cause") or row["outcome"])
+
+    wanted = ["demand_lost", "demand_lost", "delivered"]
+    until(lambda: [ended(one) for one in recipients] == wanted, "what was agreed on is remembered")
+
+
+def test_a_contract_that_says_so_itself_lets_mail_go(
+    world: World, sinks: dict[str, SinkThread], server: Callable[..., Server]
+) -> None:
+    port = free_port()
+    text = f"""Retry_Interval = 1 TLS_Contract "bank.test" {{ Inbound = no CA = "{world.bank_ca}" }}
+        Domain "bank.test" {{ Routes = ( "127.0.0.1:{sinks["clear"].port}" ) }}
+        ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}"""
+    running = server(text).start()
+    send(port, "b@bank.test")
+    assert running.wait_attempts("b@bank.test")["b@bank.test"]["cause"] == "no_starttls"
+    running.configure(text.replace("Inbound = no", "Inbound = no Outbound = no"))
+    running.reload()
+    until(lambda: running.events("attempt")[-1]["outcome"] == "delivered", "mail that nothing is agreed on for")
+
+
+@ENGINES
+def test_a_revoked_client_and_one_whose_authority_the_listen_does_not_name(
+    world: World, server: Callable[..., Server], engine: str
+) -> None:
+    """The contract's authority is none of TLS_Client_CA; a Quillon with GnuTLS sends, which shows a certificate to those
+    alone that name its authority, or none."""
+    port, sent = free_port(), free_port()
+    good, bad = world.certificates["good"], world.certificates["below"]
+    lists = world.folder / "bank.crl"
+    number = x509.load_pem_x509_certificates(bad.certificate.read_bytes())[1].serial_number
+    lists.write_bytes(crl(world.bank, number) + crl(world.middle))
+    receiver = server(
+        f"""TLS_Engine = {engine} Suspend_Delivery = true
+        TLS_Contract "bank.test" {{ CA = "{world.bank_ca}" }}
+        ESMTP_Listener {{ TLS_Certificate = "{world.ours.certificate}" TLS_Key = "{world.ours.key}"
+          TLS_Client_CA = "{world.shop_ca}" TLS_CRL = "{lists}" TLS_Session_Resumption = true
+          SMTP_Extensions = ( STARTTLS ) Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}""",
+        name="receiver",
+    ).start()
+    for _ in range(2):
+        assert answer(port, client(world, "good"), "a@bank.test").startswith("250")
+    assert ": revoked" in answer(port, client(world, "below"), "a@bank.test")
+    sender = server(
+        f"""TLS_Engine = gnutls TLS = required TLS_Certificate = "{good.certificate}" TLS_Key = "{good.key}"
+        Domain "*.test" {{ Routes = ( "127.0.0.1:{port}" ) }}
+        ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{sent}" {{ }} }}""",
+        name="sender",
+    ).start()
+    with smtplib.SMTP("127.0.0.1", sent, timeout=30) as session:
+        session.sendmail("a@bank.test", ["b@shop.test"], "Subject: x\r\n\r\nhello\r\n")
+    assert sender.wait_attempts("b@shop.test")["b@shop.test"]["outcome"] == "delivered"
+    assert receiver.wait_events("reception")[0]["sender"] == "a@bank.test"
+
+
+def test_who_speaks_for_another_shows_no_certificate_of_his(world: World, server: Callable[..., Server]) -> None:
+    port = free_port()
+    server(
+        f"""TLS_Contract "bank.test" {{ CA = "{world.bank_ca}" }}
+        ESMTP_Listener {{ TLS_Certificate = "{world.ours.certificate}" TLS_Key = "{world.ours.key}"
+          SMTP_Extensions = ( STARTTLS XCLIENT ) Trusted_Clients = ( 127.0.0.1 ) Listen "127.0.0.1:{port}" {{ }} }}"""
+    ).start()
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as session:
+        session.starttls(context=client(world, "good"))
+        session.ehlo()
+        assert session.mail("a@bank.test")[0] == 250
+        session.rset()
+        assert session.docmd("XCLIENT ADDR=203.0.113.9")[0] == 220
+        session.ehlo()
+        assert session.mail("a@bank.test")[0] == 451
+
+
+def test_whoever_writes_names_behind_mail_from_writes_no_alerts(world: World, server: Callable[..., Server]) -> None:
+    port = free_port()
+    running = server(
+        f"""TLS_Contract "*.bank.test" {{ }} alerts {{ }}
+        ESMTP_Listener {{ TLS_Certificate = "{world.ours.certificate}" TLS_Key = "{world.ours.key}"
+          SMTP_Extensions = ( STARTTLS ) Listen "127.0.0.1:{port}" {{ }} }}"""
+    ).start()
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as session:
+        session.ehlo()
+        for number in range(20):
+            assert session.mail(f"a@x{number}.bank.test")[0] == 451
+    running.wait_events("rejection", 20)
+    until(lambda: "is refused for its TLS contract" in "".join(running.log("paniclog.ec")), "an alert")
+    assert sum("is refused for its TLS contract" in line for line in running.log("paniclog.ec")) == 1
+
+
 def test_what_is_only_reported_goes_and_is_told(
     world: World, sinks: dict[str, SinkThread], server: Callable[..., Server]
 ) -> None:
@@ -241,6 +409,8 @@ def test_what_is_only_reported_goes_and_is_told(
         ("another name", f'TLS = required TLS_Verify = host TLS_CA = "{world.bank_ca}"', "name_mismatch"),
         ("another name", f'TLS = required TLS_Verify = ca TLS_CA = "{world.bank_ca}"', ""),
         ("good", f'TLS = required TLS_Verify = host TLS_CA = "{world.bank_ca}" TLS_Names = ( {NAMES[0]} )', ""),
+        ("good", f"TLS = required TLS_SPKI = ( {'0' * 64} )", "key_mismatch"),
+        ("good", f"TLS = required TLS_SPKI = ( {pin(world.certificates['good'])} )", ""),
     ]
     stanzas = "".join(
         f'Domain "c{n}.test" {{ {tls} TLS_Enforce = report Routes = ( "127.0.0.1:{sinks[host].port}" ) }}\n'
@@ -316,5 +486,14 @@ def test_a_month_is_reported_to_auditors(
     assert "old.test, " in text
     assert ": NOT KEPT" in text
     assert "NOT AS AGREED: without TLS 2" in text
+    own = pin(world.certificates["good"])
+    for terms, told in (
+        (f"SPKI = ( {own} )", "bank.test, "),
+        (f"SPKI = ( {'0' * 64} )", "with another key 1"),
+        ("Names = ( mx.elsewhere.test )", "with other names 1"),
+    ):
+        running.configure(f'TLS_Contract "bank.test" {{ Inbound = no {terms} }}\n{rest}')
+        status, text = run("report", "--month", month)
+        assert (told in text, status) == (True, 0 if own in terms else 3), text
     running.configure(f"{agreed}\n{rest}".replace("evidence {", "evidence { enabled = false"))
     assert "no stanza evidence" in run("report")[1]

@@ -236,7 +236,7 @@ def contexts(config: Config, clock: Clock, report: Callable[[str], None]) -> Con
 
     Of very many stanzas that rule delivery, those beyond PRELOADED are loaded when they are first used.
     """
-    made = Contexts(clock.now)
+    made = Contexts(clock.now, any_client=config.contracts.asks_clients)
     for problem in _load_tls(config, made, PRELOADED):
         report(f"tls: {problem}")
     return made

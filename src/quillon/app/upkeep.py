@@ -17,6 +17,7 @@ from quillon.app.posture import PostureKeeper
 from quillon.app.tls_reports import TlsReports
 from quillon.app.watchman import Watchman
 from quillon.config.model import Config
+from quillon.config.outbound import lookup_name
 from quillon.delivery import report
 from quillon.evidence.stamp import TimeStamps
 from quillon.log.watch import TlsWatch
@@ -43,7 +44,7 @@ class Upkeep:
         self._stamps: TimeStamps | None = None
         self._renewals: Renewals | None = None
         self.posture: PostureKeeper | None = None
-        self._tls_watch = TlsWatch()
+        self._tls_watch = TlsWatch(self._contract_of)
         self._told_of: set[str] = set()  # conditions that hold
         self._watches_at = 0.0
         self._signs_at = 0.0
@@ -86,6 +87,10 @@ class Upkeep:
         if self._watchman is not None:
             for alert in self._tls_watch.see(event):
                 self._alert(alert)
+
+    def _contract_of(self, domain: str) -> str:
+        contract = self._worker.config.contracts.inbound_of(lookup_name(domain))
+        return contract.domain if contract is not None else ""
 
     def announce(self, alert: Alert) -> None:
         """Tell people of an alert, which the supervisor has found to be news."""

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from quillon.evidence import keys, proof
 from quillon.evidence.contract import ContractReport, reports
 from quillon.evidence.files import DamagedError, LogFiles
 from quillon.evidence.keys import KeyFileError
+from quillon.tls.verdict import Certificate
 
 BROKEN = 3  # exit status of a report on a contract that was not kept, or on logs that are not whole
 _KINDS = (b'"kind":"reception"', b'"kind":"attempt"', b'"kind":"host"', b'"kind":"refusal"')
@@ -48,8 +50,9 @@ def run(given: argparse.Namespace) -> int:
         return FAULTY
     contracts = config.contracts.all()
     if given.domain:
-        one = config.contracts.of(lookup_name(given.domain))
-        contracts = [one] if one is not None else []
+        name = lookup_name(given.domain)
+        both = (config.contracts.inbound_of(name), config.contracts.outbound_of(name))
+        contracts = list(dict.fromkeys(one for one in both if one is not None))
     if not contracts:
         return _fail(f"{given.config} has no TLS_Contract{f' for {given.domain}' if given.domain else ''}")
     if given.what == "list":
@@ -109,7 +112,8 @@ def _report(config: Config, contracts: list[Contract], given: argparse.Namespace
     if settings is None:
         return _fail(f"{given.config} has no stanza evidence: nothing was recorded that could be told of")
     begin, end = month(given.month, datetime.now(UTC))
-    found = reports(_rows(settings, begin, end), contracts, lambda domain: config.contracts.of(lookup_name(domain)))
+    kept = lru_cache(maxsize=1000)(lambda name: _certificate(settings, name))
+    found = reports(_rows(settings, begin, end), contracts, config.contracts, kept)
     logs = _logs(settings)
     whole = not any(log["problems"] for log in logs)
     if given.html:
@@ -124,6 +128,14 @@ def _report(config: Config, contracts: list[Contract], given: argparse.Namespace
         for log in logs:
             print("".join(f"{log['log']}: BROKEN: {problem}\n" for problem in log["problems"]), end="")
     return 0 if whole and all(one.kept for one in found) else BROKEN
+
+
+def _certificate(settings: EvidenceSettings, name: str) -> Certificate | None:
+    """A certificate that was shown, by its SHA-256."""
+    try:
+        return Certificate((Path(settings.folder) / "certificates" / f"{name}.der").read_bytes())
+    except OSError:
+        return None
 
 
 def _found(one: ContractReport) -> dict[str, Any]:

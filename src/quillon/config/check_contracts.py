@@ -80,11 +80,17 @@ def _with_tls(config: Config) -> Iterator[InboundTls]:
 def _check_outbound(config: Config, contract: Contract, node: Node, faults: list[Fault]) -> None:
     """No stanza may leave TLS without a version that is agreed on."""
     for stanza, tls in config.outbound.stanzas():
-        if not tls.tls_protocols & contract.versions:
+        if _may_rule(stanza, contract) and not tls.tls_protocols & contract.versions:
             wanted = " or ".join(sorted(contract.versions))
             where = stanza.settings.get("tls_protocols")
             text = f"TLS_Protocols of {stanza.path} leaves nothing that {contract.path} allows: {wanted}"
             faults.append(Fault(where.position if where is not None else node.position, text))
+
+
+def _may_rule(stanza: Node, contract: Contract) -> bool:
+    """Whether a stanza may rule mail to a contract's domain: patterns may, whatever they match."""
+    patterns = (stanza.label[:1] in ("*", "/"), contract.domain[:1] in ("*", "/"))
+    return stanza.kind != "domain" or stanza.label == contract.domain or any(patterns)
 
 
 def _check_reported(config: Config, faults: list[Fault]) -> None:

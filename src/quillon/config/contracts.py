@@ -62,15 +62,39 @@ class Contract(NamedTuple):
             return tls
         kept = tls.tls_verify if tls.tls_verify in ("ca", "host") else "no"
         verify = kept if self.by_key_alone else "host"
+        written = tls.tls_ca if tls.tls_ca != SYSTEM_TRUST else None
+        own = self.ca if self.ca != SYSTEM_TRUST else None
         return replace(
             tls,
             tls="required",
             tls_verify=verify,
-            tls_ca=self.ca or tls.tls_ca or (None if self.by_key_alone else SYSTEM_TRUST),
+            tls_ca=own or written or self.ca or tls.tls_ca or (None if self.by_key_alone else SYSTEM_TRUST),
             tls_protocols=tls.tls_protocols & self.versions,
             tls_names=self.names or tls.tls_names,
             tls_spki=self.spki or tls.tls_spki,
+            tls_enforce="enforce",
+            tls_agreed=True,
         )
+
+    def with_other(self, other: Contract) -> Contract:
+        """This one and another one at a time, of those that another takes mail for and of the other: a certificate has
+        to be good for both."""
+        return self._replace(
+            ca=self.ca or other.ca,
+            names=_both(self.names, other.names),
+            spki=_both(self.spki, other.spki),
+            min_version=max(self.min_version, other.min_version),
+        )
+
+
+NOBODY = "invalid"  # a name that no certificate bears (RFC 2606 2)
+
+
+def _both(own: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+    """What is in two lists, of which an empty one says nothing."""
+    if not own or not others:
+        return own or others
+    return tuple(one for one in own if one in others) or (NOBODY,)
 
 
 class Contracts:
@@ -78,33 +102,48 @@ class Contracts:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._known: Cache[str, tuple[Contract | None]] = Cache()
+        self._known: Cache[str, tuple[Contract, ...]] = Cache()
         options = tree.table.modules[KIND].options
-        self._nodes = {
-            self._contract(node): node
+        found = [
+            (self._contract(node), node)
             for node in tree.root.of(KIND)
             if resolve(options["enabled"], [node], tree.folder).value
-        }
+        ]
+        self._all = [contract for contract, _ in found]
+        self._nodes = {contract.path: node for contract, node in found}
 
     def all(self) -> list[Contract]:
         """Those that are switched on, in the order of the file."""
-        return list(self._nodes)
+        return list(self._all)
 
     def node(self, contract: Contract) -> Node:
         """Its stanza."""
-        return self._nodes[contract]
+        return self._nodes[contract.path]
 
-    def of(self, domain: str) -> Contract | None:
-        """That of a domain, as `lookup_name` has it: the one of its name, else the first pattern that matches."""
-        if not self._nodes:
-            return None
+    def outbound_of(self, domain: str) -> Contract | None:
+        """That of mail to a domain, as `lookup_name` has it: the one of its name, else the first pattern that matches,
+        of those that say something of that direction."""
+        return next((one for one in self._of(domain) if one.outbound), None)
+
+    def inbound_of(self, domain: str) -> Contract | None:
+        """That of mail from a domain."""
+        return next((one for one in self._of(domain) if one.inbound), None)
+
+    def _of(self, domain: str) -> tuple[Contract, ...]:
+        if not self._all:
+            return ()
         known = self._known.get(domain)
         if known is None:
             stanzas = self._tree.root.matching(KIND, domain) if domain else []
-            by_stanza = {id(node): contract for contract, node in self._nodes.items()}
-            known = (next((by_stanza[id(node)] for node in stanzas if id(node) in by_stanza), None),)
+            by_path = {contract.path: contract for contract in self._all}
+            known = tuple(by_path[node.path] for node in stanzas if node.path in by_path)
             self._known[domain] = known
-        return known[0]
+        return known
+
+    @property
+    def asks_clients(self) -> bool:
+        """Whether any wants a certificate of clients."""
+        return any(one.inbound and one.client_certificate for one in self._all)
 
     def _contract(self, node: Node) -> Contract:
         options = self._tree.table.modules[KIND].options

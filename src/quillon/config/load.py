@@ -224,7 +224,12 @@ class _Builder:
 
     def _instance(self, parent: Node, kind: str, scope: Scope) -> Node:
         if kind == CONTRACT:
-            return parent.child(kind, self._label(kind, scope) or "", scope.name.position)
+            name = self._label(kind, scope) or ""
+            known = parent.get(kind, name)
+            if known is not None:
+                text = f'TLS_Contract "{name}" stands at {known.position} already: one stanza has what was agreed on'
+                self.fault(scope.name.position, text)
+            return parent.child(kind, name, scope.name.position)
         label = scope.label.text if scope.label else kind
         others = [node.label for node in parent.of(kind) if node.label != label]
         if kind == "scriptlet" and others:
@@ -359,6 +364,7 @@ def _check_label(kind: str, label: str) -> str:
                 raise ValueError(f"{label!r}: a pattern stands between two slashes")
             compile_pattern(label[1:-1])
         elif label.startswith("*"):
+            label = label.removesuffix(".")
             if not is_domain(label.lstrip("*").lstrip(".")):
                 raise ValueError(f"{label!r} is no *suffix of a domain")
         else:

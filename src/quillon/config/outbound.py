@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,7 +23,17 @@ from quillon.config.values import Throttle
 from quillon.mail.message import Message, TlsDemand
 
 T = TypeVar("T")
-DEMANDS = ("tls", "tls_verify", "tls_ifavailable_fallback", "tls_ca")
+DEMANDS = (
+    "tls",
+    "tls_verify",
+    "tls_ifavailable_fallback",
+    "tls_ca",
+    "use_dane",
+    "use_mta_sts",
+    "tls_names",
+    "tls_spki",
+    "tls_protocols",
+)  # what a TlsDemand has, in its order
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +46,11 @@ class Routing:
 
 
 class Reported(NamedTuple):
-    """Values of TLS and TLS_Verify that are not enforced, and told of instead."""
+    """Values of TLS, TLS_Verify and TLS_Ifavailable_Fallback that are not enforced, and told of instead."""
 
     tls: str
     verify: str
+    fallback: bool = True
 
 
 def _loosened(tls: OutboundTls) -> OutboundTls:
@@ -47,6 +58,7 @@ def _loosened(tls: OutboundTls) -> OutboundTls:
     return replace(
         tls,
         tls="ifavailable" if tls.tls == "required" else tls.tls,
+        tls_ifavailable_fallback=True,
         tls_verify="optional" if tls.tls_verify in ("ca", "host") else tls.tls_verify,
     )
 
@@ -100,10 +112,18 @@ class Outbound:
             self._routing[key] = found
         return found
 
+    def way(self, group: str, binding: str, routed: str, recipient: str) -> Routing:
+        """Where a message goes: by its recipient's domain, or one that policy has `routed` it to, which takes it out of
+        no contract of the recipient's."""
+        found = self.routing(group, binding, routed or recipient)
+        if not routed or lookup_name(routed) == lookup_name(recipient) or self.contract(recipient) is None:
+            return found
+        return Routing(found.domain, recipient)
+
     @cached_property
     def _tls_options(self) -> frozenset[str]:
         """Options by which TLS of a delivery is ruled: those that `OutboundTls` has."""
-        return frozenset(field.name for field in fields(OutboundTls))
+        return frozenset(field.name for field in fields(OutboundTls) if field.default is MISSING)
 
     def delivery(self, group: str, binding: str, domain: str, via: str = "") -> tuple[DeliverySettings, OutboundTls]:
         """Settings of delivery from a binding to a routing domain, which may be a gateway with its port."""
@@ -123,11 +143,11 @@ class Outbound:
         return found
 
     def contract(self, domain: str, via: str = "") -> Contract | None:
-        """The contract that rules TLS to a routing domain, if there is one: that of the recipient's own domain, which a
-        gateway takes mail for, goes first."""
-        found = self.contracts.of(lookup_name(via)) if via else None
-        found = found or self.contracts.of(lookup_name(domain))
-        return found if found is not None and found.outbound else None
+        """The contract that rules TLS to a routing domain, if there is one: that of the recipient's own domain, which
+        others take mail for, that of theirs, or both together."""
+        own = self.contracts.outbound_of(lookup_name(via)) if via else None
+        found = self.contracts.outbound_of(lookup_name(domain))
+        return own.with_other(found) if own is not None and found is not None and own != found else own or found
 
     def reported(self, group: str, binding: str, domain: str, via: str = "") -> Reported | None:
         """What is not enforced and told instead; None where all is enforced. Arguments as of `delivery`."""
@@ -135,7 +155,7 @@ class Outbound:
             return None
         chain = outbound_chain(self.tree.root, group, binding, lookup_name(domain), lookup_name(via))
         written = self._same(OutboundTls, chain)
-        return Reported(written.tls, written.tls_verify)
+        return Reported(written.tls, written.tls_verify, written.tls_ifavailable_fallback)
 
     def _agreed(self, tls: OutboundTls, chain: list[Node], domain: str, via: str) -> OutboundTls:
         contract = self.contract(domain, via)
@@ -195,8 +215,9 @@ class Outbound:
         values = [self._with(contract, name, chain, tls) for name in DEMANDS]
         scopes = tuple(one.node.path if one.node is not None else "" for one in values)
         places = tuple(str(one.entry.position) if one.entry is not None else "" for one in values)
-        tls, verify, fallback, ca = (one.value for one in values)
-        return TlsDemand(tls, verify, fallback, ca or "", scopes, places)  # type: ignore[arg-type]
+        tls, verify, fallback, ca, dane, sts, *more = (one.value for one in values)
+        known = [" ".join(sorted(one or ())) for one in more]
+        return TlsDemand(tls, verify, fallback, ca or "", scopes, places, dane, sts, *known)
 
     def _with(self, contract: Contract | None, name: str, chain: list[Node], tls: OutboundTls) -> Resolution:
         """An option along a chain, under a contract; `tls` is what the chain says without it."""

@@ -31,7 +31,8 @@ class TlsIdentity:
 class InboundTls:
     """TLS of one session that a client opened. Paths are absolute, None is "unset".
 
-    `tls_identities` are those of the Listen and of its listener, the narrower first.
+    `tls_identities` are those of the Listen and of its listener, the narrower first. `tls_any_client`, which is no
+    option, has clients show whatever certificate they have, of authorities that TLS_Client_CA does not name as well.
     """
 
     tls_engine: str
@@ -50,12 +51,14 @@ class InboundTls:
     tls_crl: str | None
     tls_crl_check: str
     tls_identities: tuple[TlsIdentity, ...] = ()
+    tls_any_client: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class OutboundTls:
     """TLS of one delivery. `tls` is no, ifavailable or required; `tls_verify` no, ca, host or optional; `tls_spki` are
-    SHA-256 in hexadecimal digits."""
+    SHA-256 in hexadecimal digits. `tls_agreed`, which is no option, tells that a contract wants what is verified: no
+    TLSA record and no policy's word stands in for it."""
 
     tls: str
     tls_ifavailable_fallback: bool
@@ -76,6 +79,7 @@ class OutboundTls:
     tls_names: tuple[str, ...]
     tls_spki: tuple[str, ...]
     tls_enforce: str
+    tls_agreed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

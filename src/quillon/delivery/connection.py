@@ -280,7 +280,9 @@ class Connection:
         hooks = self.services.hooks
         if hooks.asks(Hook.OUTBOUND_VERIFY):
             call = Call(Hook.OUTBOUND_VERIFY, Session(self.remote_ip, "", ""), Context())
-            verdict = hooks.outbound_verdict(call, verdict, Remote(self.host_name, self.remote_ip, self._domain))
+            found = hooks.outbound_verdict(call, verdict, Remote(self.host_name, self.remote_ip, self._domain))
+            if not (self.demand.tls.tls_agreed and found.by_policy):  # what was agreed on, policy may refuse alone
+                verdict = found
         judgement = judge(self.demand, verdict, self.certificates)
         self.facts = self._facts(verdict, judgement)
         return judgement

@@ -219,7 +219,8 @@ def _by_dane(base: Demand, found: TlsaFound, fit: tuple[Tlsa, ...], domain: str)
     """A certificate that a record names. What the configuration verifies by authorities of its own holds beside it, and
     what it verifies by those of the system does not: DANE stands in for them (RFC 7672 3.1.1)."""
     tls = base.tls
-    own = tls.tls_verify in ("ca", "host") and (tls.tls_ca not in (None, "", SYSTEM_TRUST) or bool(tls.tls_names))
+    written = tls.tls_ca not in (None, "", SYSTEM_TRUST) or bool(tls.tls_names)
+    own = tls.tls_verify in ("ca", "host") and (written or tls.tls_agreed)
     # a session that is resumed shows no chain to hold against the records
     strict = replace(tls, tls="required", tls_verify=tls.tls_verify if own else "no", tls_session_resumption=False)
     return base._replace(

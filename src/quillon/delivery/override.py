@@ -14,7 +14,7 @@ from quillon.config.model import Config
 from quillon.config.outbound import DEMANDS
 from quillon.config.scope import Node
 from quillon.config.settings import DeliverySettings, OutboundTls
-from quillon.mail.message import TLS_STRENGTH, VERIFY_STRENGTH, Message, TlsDemand
+from quillon.mail.message import DANE_STRENGTH, TLS_STRENGTH, VERIFY_STRENGTH, Message, TlsDemand
 from quillon.mail.outcome import Delivered, Outcome, PermanentFailure, TransientFailure
 from quillon.mail.reply import Reply
 from quillon.policy.context import Context, not_text
@@ -53,19 +53,28 @@ def via_of(message: Message, config: Config) -> str:
 
     A gateway that has changed since leaves the message where it was to go; its own domain's demands hold there.
     """
-    wanted = message.wanted_domain
-    routing = config.outbound.routing(message.binding_group, message.binding, wanted)
-    via = routing.via if routing.domain == message.routing_domain else wanted
+    group, binding = message.binding_group, message.binding
+    routing = config.outbound.way(group, binding, message.routed, message.recipient.domain)
+    via = routing.via if routing.domain == message.routing_domain else message.wanted_domain
     return "" if via == message.routing_domain else via
 
 
 def demand_of(message: Message, config: Config) -> TlsDemand:
     """What is demanded of the way of a message now, by the configuration and by policy."""
-    if isinstance(message.override, Override) and message.override.tls is not None:
-        tls = message.override.tls
-        by_policy = ("policy",) * 4
-        return TlsDemand(tls.tls, tls.tls_verify, tls.tls_ifavailable_fallback, tls.tls_ca or "", by_policy, by_policy)
-    return config.outbound.demand(message.binding_group, message.binding, message.destination, message.via)
+    found = config.outbound.demand(message.binding_group, message.binding, message.destination, message.via)
+    if not isinstance(message.override, Override) or message.override.tls is None:
+        return found
+    tls = message.override.tls
+    values = (tls.tls, tls.tls_verify, tls.tls_ifavailable_fallback, tls.tls_ca or "")
+    # what policy has left as it was, or a contract has put back, is demanded by whoever wrote it
+    changed = [value != before for value, before in zip(values, found[:4], strict=True)]
+    scopes, places = (
+        tuple("policy" if other else one for other, one in zip(changed, known[:4], strict=True)) + known[4:]
+        for known in (found.scopes, found.places)
+    )
+    return found._replace(
+        tls=values[0], verify=values[1], fallback=values[2], ca=values[3], scopes=scopes, places=places
+    )
 
 
 class _Weaker(NamedTuple):
@@ -79,14 +88,21 @@ class _Weaker(NamedTuple):
 
 
 def _weaker(before: TlsDemand, now: TlsDemand) -> Iterator[_Weaker]:
-    """What of a demand somebody had written, and is weaker now. Another TLS_CA counts where it was verified by."""
+    """What of a demand somebody had written, and is weaker now. Another TLS_CA counts where it was verified by, as do
+    other names and keys where there were any."""
     found = (
         TLS_STRENGTH[now.tls] < TLS_STRENGTH[before.tls],
         VERIFY_STRENGTH[now.verify] < VERIFY_STRENGTH[before.verify],
         now.fallback and not before.fallback and now.tls == "ifavailable",
         now.ca != before.ca and VERIFY_STRENGTH[before.verify] > 0,
+        DANE_STRENGTH[now.dane] < DANE_STRENGTH[before.dane],
+        before.sts and not now.sts,
+        bool(before.names) and now.names != before.names,
+        bool(before.spki) and now.spki != before.spki,
+        not set(now.protocols.split()) <= set(before.protocols.split()),
     )
-    for weaker, *of in zip(found, DEMANDS, before.scopes, before.places, now.scopes, now.places, strict=True):
+    # a demand out of an older spool has no more than four
+    for weaker, *of in zip(found, DEMANDS, before.scopes, before.places, now.scopes, now.places, strict=False):
         if weaker and of[1]:
             yield _Weaker(*of)
 
@@ -105,10 +121,13 @@ def lost(message: Message, config: Config, now: TlsDemand, *, by_policy: bool) -
         return Held(f"{where} is gone, under which they were to be sent")
     before = message.demand
     for one in _weaker(before, now) if before is not None else ():
+        nodes = config.stanzas.at_path(one.scope)
         if one.scope == "policy":
             if not by_policy:
                 return Held(f"the policy that demanded {before} is gone")
-        elif not any(_speaks_of(node, one.option) for node in config.stanzas.at_path(one.scope)):
+        elif any(_lets_go(node) for node in nodes):
+            continue
+        elif not any(_speaks_of(node, one.option) for node in nodes):
             return Held(f"{one.scope} ({one.place}) demanded {before}, and says nothing of {one.option} any more")
         elif one.scope_now != one.scope:
             by = f"{one.scope_now} ({one.place_now})" if one.scope_now else f"the default of {one.option}"
@@ -117,8 +136,14 @@ def lost(message: Message, config: Config, now: TlsDemand, *, by_policy: bool) -
 
 
 def _speaks_of(node: Node, option: str) -> bool:
-    """Whether a stanza says something of an option; a contract does by `outbound` alone, of all that it demands."""
-    return option in node.settings or (node.kind == CONTRACT and "outbound" in node.settings)
+    """Whether a stanza says something of an option; a contract that stands does, of all that it demands."""
+    return option in node.settings or node.kind == CONTRACT
+
+
+def _lets_go(node: Node) -> bool:
+    """Whether a contract says itself that mail goes without it."""
+    said = [node.settings[name].value for name in ("outbound", "enabled") if name in node.settings]
+    return node.kind == CONTRACT and ("no" in said or False in said)
 
 
 def eased(message: Message, now: TlsDemand) -> str:

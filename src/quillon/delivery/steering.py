@@ -131,7 +131,7 @@ class Steering:
         before = (message.binding_group, message.binding, message.destination)
         message.binding_group, message.binding = source
         message.routed = routed
-        routing = self._dispatcher.config.outbound.routing(*source, message.wanted_domain)
+        routing = self._dispatcher.config.outbound.way(*source, routed, message.recipient.domain)
         message.routing_domain, message.via = routing.domain, routing.via
         moved = (*source, message.destination) != before
         if moved:

@@ -118,7 +118,12 @@ def would_wait(wanted: Reported, facts: TlsFacts | None) -> str:
     """The cause why a message that was delivered with these facts would have waited under other values of TLS and
     TLS_Verify; empty if it would have gone."""
     if facts is None or not facts.protocol:
-        return ((facts.cause if facts is not None else "") or "no_starttls") if wanted.tls == "required" else ""
+        cause = facts.cause if facts is not None else ""
+        if wanted.tls == "required":
+            return cause or "no_starttls"
+        return "" if wanted.fallback else cause
+    if facts.cause == "key_mismatch":
+        return facts.cause
     if enough(facts.level, wanted.verify):
         return ""
     return facts.cause or "name_mismatch"
@@ -152,7 +157,8 @@ def judge(tls: OutboundTls, verdict: TlsVerdict, names: Iterable[str]) -> Judgem
         key = verdict.certificate.spki_sha256 if verdict.certificate is not None else ""
         if key not in tls.tls_spki:
             detail = f"the key has SHA-256 {key}" if key else "there is no certificate"
-            return Judgement(False, "key_mismatch", replies.CERT_WRONG_KEY, detail)
+            reply = replies.CERT_WRONG_KEY if tls.tls_enforce == "enforce" else None
+            return Judgement(False, "key_mismatch", reply, detail)
         if tls.tls_verify == "no":
             return Judgement(True, "", None, "", "key", key)
     certificate, wanted = verdict.certificate, [name for name in names if name]

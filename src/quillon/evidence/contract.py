@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from quillon.config.contracts import Contract
+from quillon.config.contracts import KIND, Contract, Contracts
+from quillon.config.outbound import lookup_name
+from quillon.tls import identity
 from quillon.tls.proven import enough
+from quillon.tls.verdict import Certificate
 
 Row = dict[str, Any]
 
@@ -58,9 +61,10 @@ class Direction:
 
 @dataclass
 class ContractReport:
-    """One contract in a time."""
+    """One contract in a time. `certificate` gives one that was shown, by its SHA-256, where it is kept."""
 
     contract: Contract
+    certificate: Callable[[str], Certificate | None] = lambda _: None
     inbound: Direction = field(default_factory=Direction)
     outbound: Direction = field(default_factory=Direction)
 
@@ -92,21 +96,42 @@ class ContractReport:
             return "without TLS"
         if tls["protocol"] not in contract.versions:
             return f"over {tls['protocol']}"
-        if client:
-            return "without a certificate" if contract.client_certificate and not tls["certificates"] else ""
-        return "" if enough(tls["level"], "host") else f"to a host that had proven {tls['level']} only"
+        own = next(iter(tls["certificates"]), "")
+        if client and not contract.client_certificate:
+            return ""
+        if client and not own:
+            return "without a certificate"
+        if not client and not contract.by_key_alone and not enough(tls["level"], "host"):
+            return f"to a host that had proven {tls['level']} only"
+        return self._other(own)
+
+    def _other(self, name: str) -> str:
+        """What is not as agreed on about a certificate itself: its key, its names. Who issued it is not asked again."""
+        contract = self.contract
+        if not contract.spki and not contract.names:
+            return ""
+        shown = self.certificate(name) if name else None
+        if shown is None:
+            return "with a certificate that is not kept"
+        if contract.spki and shown.spki_sha256 not in contract.spki:
+            return "with another key"
+        return "" if not contract.names or identity.matches(shown, contract.names) else "with other names"
 
 
 def reports(
-    rows: Iterable[Row], contracts: Iterable[Contract], of: Callable[[str], Contract | None]
+    rows: Iterable[Row],
+    contracts: Iterable[Contract],
+    of: Contracts,
+    certificate: Callable[[str], Certificate | None],
 ) -> list[ContractReport]:
-    """One for each contract; `of` gives that of a domain. Rows are records of evidence of a time."""
-    found = {contract: ContractReport(contract) for contract in contracts}
+    """One for each contract; `of` has all of them. Rows are records of evidence of a time."""
+    found = {contract: ContractReport(contract, certificate) for contract in contracts}
     for row in rows:
-        domain = row.get("sender_domain" if row["kind"] in ("reception", "refusal") else "to", "")
-        if row["kind"] == "refusal" and row["module"] != "tls_contract":
+        inbound = row["kind"] in ("reception", "refusal")
+        domain = lookup_name(row.get("sender_domain" if inbound else "to", ""))
+        if row["kind"] == "refusal" and row["module"] != KIND:
             continue
-        contract = of(domain) if domain else None
+        contract = of.inbound_of(domain) if inbound else of.outbound_of(domain)
         if contract is not None and contract in found:
             found[contract].note(row)
     return list(found.values())

@@ -108,8 +108,8 @@ def _attempted(event: Attempted, salt: bytes) -> Row:
         "verify": demand.verify,
         "fallback": demand.fallback,
         "ca": demand.ca,
-        "at": list(demand.places),
-        "by": list(demand.scopes),
+        "at": list(demand.places[:4]),
+        "by": list(demand.scopes[:4]),
         "reasons": list(event.reasons),
     }
     row["host"] = {"name": event.host, "ip": outcome.remote_ip, "from": event.local_ip}

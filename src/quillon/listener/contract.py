@@ -2,14 +2,15 @@
 authorities, again when it has changed.
 
 The certificate is held against the contract's own authorities, names and keys, whatever TLS_Client_CA says of it: an
-authority that may speak for one partner does not speak for another. One that is for servers alone counts as well, for
+authority that may speak for one partner does not speak for another. No policy makes good what is not; it may refuse
+what is. A certificate that is for servers alone counts as well, for
 public authorities issue no others any more.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cryptography import x509
@@ -22,30 +23,39 @@ from quillon.mail.reply import Reply
 from quillon.tls import identity
 from quillon.tls.anchors import SYSTEM_BUNDLE, Anchors
 from quillon.tls.openssl_extra import chain_error
+from quillon.tls.revocation import Revocations
 from quillon.tls.verdict import Certificate, TlsVerdict, chain_cause
 
-_LISTS = ("revoked", "crl_missing", "crl_outdated", "rejected_by_policy")  # that stand whichever authority is asked
+_LISTS = ("revoked", "crl_missing", "crl_outdated")  # that stand whichever authority is asked
 
 
 class Shown(NamedTuple):
-    """What a client has shown in its handshake; `facts` are None where there was none."""
+    """What a client has shown in its handshake; `facts` are None where there was none. `verdict` is that of the
+    handshake, whatever policy makes of it; `rejected` tells that policy is not content. `authorities` are the file of
+    those that the Listen trusts, `lists` its revocation lists, and whether they have to be there and fresh."""
 
     facts: TlsFacts | None
     verdict: TlsVerdict | None = None
     chain: Sequence[x509.Certificate] = ()
+    rejected: bool = False
+    authorities: str | None = None
+    lists: tuple[Revocations, bool] | None = None
 
 
 class Breach(NamedTuple):
-    """How a session breaks a contract: the cause, and the reply to MAIL FROM."""
+    """How a session breaks a contract: the cause, the reply to MAIL FROM, and the contract's label."""
 
     cause: str
     reply: Reply
+    contract: str
 
 
 class ContractChecks:
-    """`look` is asked for each sender of a domain with a contract; what it finds is kept by the session."""
+    """`look` is asked for each sender of a domain with a contract; what it finds is kept by the session. `clock` gives
+    seconds since the epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._anchors: dict[str, tuple[tuple[int, int], Anchors]] = {}
 
     def look(self, contract: Contract, shown: Shown) -> Breach | None:
@@ -55,9 +65,11 @@ class ContractChecks:
             return None
         if cause == "contract_no_tls":
             oldest = contract.min_version.replace("v", " ")
-            return Breach(cause, replies.CONTRACT_NO_TLS.because(f"{contract.domain}, {oldest} or later"))
+            return Breach(
+                cause, replies.CONTRACT_NO_TLS.because(f"{contract.domain}, {oldest} or later"), contract.domain
+            )
         words = f"{contract.domain}: {cause}{f', {detail}' if detail else ''}"
-        return Breach(cause, replies.CONTRACT_CERTIFICATE.because(words))
+        return Breach(cause, replies.CONTRACT_CERTIFICATE.because(words), contract.domain)
 
     def _find(self, contract: Contract, shown: Shown) -> tuple[str, str]:
         facts, verdict = shown.facts, shown.verdict
@@ -68,24 +80,33 @@ class ContractChecks:
         certificate = verdict.certificate
         if certificate is None:
             return "no_certificate", ""
+        if shown.rejected:
+            return "rejected_by_policy", ""
         if verdict.cause in _LISTS:
             return verdict.cause, ""
         if contract.spki and certificate.spki_sha256 not in contract.spki:
             return "key_mismatch", f"the key has SHA-256 {certificate.spki_sha256}"
         if contract.by_key_alone:
             return "", ""
-        cause = self._chain(contract.ca, certificate, shown.chain) if contract.ca else _by_listen(verdict)
+        ca = contract.ca or shown.authorities
+        cause = self._chain(ca, certificate, shown) if ca else "unknown_issuer"
         if not cause and contract.names and not identity.matches(certificate, contract.names):
             return "name_mismatch", f"it has to name {' or '.join(contract.names)}"
         return cause, ""
 
-    def _chain(self, ca: str, certificate: Certificate, chain: Sequence[x509.Certificate]) -> str:
-        above = [der for one in chain if (der := one.public_bytes(Encoding.DER)) != certificate.der]
-        anchors = sorted(self._load(SYSTEM_BUNDLE if ca == SYSTEM_TRUST else ca).ders)
+    def _chain(self, ca: str, certificate: Certificate, shown: Shown) -> str:
+        """What is wrong with a certificate by the authorities of a file, and by the lists of the Listen."""
+        known = self._load(SYSTEM_BUNDLE if ca == SYSTEM_TRUST else ca)
+        others = [one for one in shown.chain if one.public_bytes(Encoding.DER) != certificate.der]
+        above, anchors = [one.public_bytes(Encoding.DER) for one in others], sorted(known.ders)
         cause = chain_cause(chain_error(certificate.der, above, anchors, client=True))
         if cause == "wrong_purpose":
             cause = chain_cause(chain_error(certificate.der, above, anchors))
-        return cause
+        if cause or shown.lists is None or certificate.parsed is None:
+            return cause
+        lists, hard = shown.lists
+        errors = lists.errors([certificate.parsed, *others], known.certificates, self._clock(), hard=hard)
+        return errors[0][0] if errors else ""
 
     def _load(self, path: str) -> Anchors:
         try:
@@ -97,10 +118,3 @@ class ContractChecks:
         if known is None or (known[0] != stamp and stamp != (0, 0)):
             known = self._anchors[path] = (stamp, Anchors(path))
         return known[1]
-
-
-def _by_listen(verdict: TlsVerdict) -> str:
-    """Where a contract names no authority, the Listen's TLS_Client_CA has to have verified the certificate."""
-    if verdict.cause:
-        return verdict.cause
-    return "" if verdict.checked and verdict.chain_verified else "unknown_issuer"

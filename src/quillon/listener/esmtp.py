@@ -666,6 +666,7 @@ class EsmtpSession:
         limit = settings.session_time
         self._ends_at = self._services.clock.now() + limit if limit else 0.0
         self._info.remote = _endpoint(self._remote)
+        self._security.become()
         self._transaction.abandon()
         self._transaction.settings = self._login.settings = self._settings
         connection = self._context.connection
@@ -739,6 +740,7 @@ class EsmtpSession:
                     message_context=_texts(self._context.message),
                     tls=self._security.facts,
                     cause=breach.cause if breach is not None else "",
+                    contract=breach.contract if breach is not None else "",
                 )
             )
 

@@ -16,11 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from quillon.config.contracts import KIND, Contract
 from quillon.config.outbound import lookup_name
 from quillon.config.settings import ReceptionSettings
 from quillon.listener.services import SessionServices
 from quillon.mail import reply as replies
 from quillon.mail.address import NULL_PATH, AddressError, Mailbox, parse_mailbox
+from quillon.mail.event import Rejected
 from quillon.mail.message import NULL_ID, MessageId, Origin
 from quillon.mail.reply import Reply
 from quillon.policy.context import Context
@@ -30,6 +32,7 @@ from quillon.reception import content
 from quillon.reception.accept import Envelope
 from quillon.reception.content import Trace
 from quillon.reception.mail_data import MailData
+from quillon.smtp.tables import State
 
 NAME = "intake"  # of the socket, in a worker's folder of the spool
 MAX_LINE = 1 << 20  # octets of the line that begins a message, with its recipients
@@ -95,6 +98,29 @@ class Intake:
             with contextlib.suppress(OSError):
                 writer.close()
 
+    def _broken(self, contract: Contract, given: dict[str, Any], sender: Mailbox, number: MessageId) -> Reply:
+        """The refusal of mail that a contract wants by SMTP, which the logs tell of."""
+        services, reply = self._services(), replies.CONTRACT_NOT_SMTP.because(contract.domain)
+        services.log(
+            Rejected(
+                services.clock.now(),
+                str(given["client"]),
+                given["listen"],
+                number,
+                "http",
+                "",
+                State.AWAITING_MAIL.value,
+                reply,
+                KIND,
+                {"http_user": given["user"], "remote": given["client"]},
+                {"mailfrom": str(sender), "mailfrom_domain": sender.domain},
+                None,
+                "contract_no_tls",
+                contract.domain,
+            )
+        )
+        return reply
+
     async def _take(self, given: dict[str, Any], octets: _Octets) -> tuple[Reply, MessageId]:
         services = self._services()
         settings = services.config.inbound.http(given["listen"])
@@ -106,9 +132,9 @@ class Intake:
             return Reply(553, "5.1.3", f"not an address: {error}"), number
         if not all(one.domain for one in (*recipients, sender) if not one.null):
             return replies.UNQUALIFIED, number
-        contract = services.config.contracts.of(lookup_name(sender.domain))
-        if contract is not None and contract.inbound:
-            return replies.CONTRACT_NOT_SMTP.because(contract.domain), number
+        contract = services.config.contracts.inbound_of(lookup_name(sender.domain))
+        if contract is not None:
+            return self._broken(contract, given, sender, number), number
         if not recipients:
             return replies.NO_VALID_RECIPIENTS, number
         if settings.max_recipients_per_message and len(recipients) > settings.max_recipients_per_message:

@@ -83,9 +83,12 @@ class SessionServices:
     turns: Turns
     note: Callable[[str, str], None] = lambda event, ip: None
     recorder: Recorder | None = None
-    contract_checks: ContractChecks = field(default_factory=ContractChecks)
+    contract_checks: ContractChecks = field(init=False)
     _date: tuple[int, str] = (0, "")
     _tls_usable: dict[InboundTls, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.contract_checks = ContractChecks(self.clock.now)
 
     def date(self) -> str:
         """Now, as RFC 5322 text; made once a second."""

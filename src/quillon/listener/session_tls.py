@@ -35,18 +35,30 @@ class SessionTls:
         self._context = context
         self._engine: Engine | None = None
         self._verdict: TlsVerdict | None = None
+        self._rejected = False
+        self.spoken_for = False
         self._looked_at: dict[Contract, Breach | None] = {}
 
     def breach(self, domain: str) -> Breach | None:
         """What the session breaks of the contract that rules mail from a domain, if anything."""
-        contract = self._services.config.contracts.of(lookup_name(domain))
-        if contract is None or not contract.inbound:
+        contract = self._services.config.contracts.inbound_of(lookup_name(domain))
+        if contract is None:
             return None
         if contract not in self._looked_at:
-            chain = self._engine.chain() if self._engine is not None and self._verdict is not None else ()
-            shown = Shown(self.facts, self._verdict, chain)
-            self._looked_at[contract] = self._services.contract_checks.look(contract, shown)
+            self._looked_at[contract] = self._services.contract_checks.look(contract, self._shown())
         return self._looked_at[contract]
+
+    def _shown(self) -> Shown:
+        if self._engine is None or self._verdict is None or self.spoken_for:
+            return Shown(None)
+        lists = self._services.contexts.lists(self.settings)
+        rejected = self._rejected
+        return Shown(self.facts, self._verdict, self._engine.chain(), rejected, self.settings.tls_client_ca, lists)
+
+    def become(self) -> None:
+        """The client speaks for another one from here on, of whose TLS nobody knows."""
+        self.spoken_for = True
+        self._looked_at.clear()
 
     @property
     def handshaking(self) -> bool:
@@ -84,10 +96,11 @@ class SessionTls:
         verdict = self._services.contexts.verdict(self.settings, self._engine)
         if self.record is not None:
             self.record.tls(verdict)
+        self._verdict = verdict
         if self._services.hooks.asks(Hook.INBOUND_VERIFY):
             call = Call(Hook.INBOUND_VERIFY, self._info, self._context)
             verdict = self._services.hooks.inbound_verdict(call, verdict)
-        self._verdict = verdict
+        self._rejected = verdict.cause == "rejected_by_policy"
         self._looked_at.clear()
         presented = verdict.certificate is not None
         self.facts = verdict.facts(

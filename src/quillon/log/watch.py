@@ -6,7 +6,7 @@ A partner is watched whose TLS is demanded, or has worked before: what never had
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from quillon.config.contracts import KIND as CONTRACT
 from quillon.mail.alert import Alert
@@ -20,12 +20,14 @@ AGAIN = 3600.0  # seconds until it is told again
 
 
 class TlsWatch:
-    """By the recipients' domains, the least recently seen of which are forgotten."""
+    """By the recipients' domains, the least recently seen of which are forgotten. `contract_of` gives the label of the
+    contract that rules mail from a domain, or nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, contract_of: Callable[[str], str] = lambda _: "") -> None:
+        self._contract_of = contract_of
         self._known: OrderedDict[str, str] = OrderedDict()  # the version that worked, by domain
         self._wrong: dict[str, set[str]] = {}  # causes that were told of, by domain
-        self._breaches: OrderedDict[str, set[str]] = OrderedDict()  # of contracts, by the sender's domain
+        self._breaches: dict[str, set[str]] = {}  # of contracts, by their labels
 
         self._ends: OrderedDict[tuple[str, str], float] = OrderedDict()  # when it was told, by domain and host
         self._reports: OrderedDict[tuple[str, str], None] = OrderedDict()  # of failures, by domain and who sent them
@@ -67,13 +69,12 @@ class TlsWatch:
         """Mail from the domain of a contract was refused for it."""
         if event.module != CONTRACT:
             return
+        # by the stanza: whoever writes names behind MAIL FROM does not write alerts
+        self._breaches.setdefault(event.contract, set()).add(event.cause)
         domain = event.message_context.get("mailfrom_domain", "")
-        self._breaches.setdefault(domain, set()).add(event.cause)
-        while len(self._breaches) > MOST:
-            self._breaches.popitem(last=False)
         text = f"mail from {domain}, by {event.remote}, is refused for its TLS contract: {event.cause}"
         remedy = CAUSES[event.cause].remedy if event.cause in CAUSES else ALERT
-        yield Alert(f"tls {domain} contract {event.cause}", True, text, remedy)
+        yield Alert(f"tls {event.contract} contract {event.cause}", True, text, remedy)
 
     def _reported(self, event: TlsReported) -> Iterator[Alert]:
         """Somebody has told what he saw of a domain of ours; each of them is heard for himself."""
@@ -99,8 +100,9 @@ class TlsWatch:
 
     def _kept(self, domain: str) -> Iterator[Alert]:
         """Mail has come from a domain again, whose contract lets it."""
-        for cause in sorted(self._breaches.pop(domain, ())):
-            yield Alert(f"tls {domain} contract {cause}", False, f"mail from {domain} keeps its TLS contract again")
+        label = self._contract_of(domain) if self._breaches else ""
+        for cause in sorted(self._breaches.pop(label, ())) if label else ():
+            yield Alert(f"tls {label} contract {cause}", False, f"mail from {domain} keeps its TLS contract again")
 
     def _failing(self, domain: str, cause: str, facts: TlsFacts | None, *, delivered: bool) -> Alert:
         self._wrong.setdefault(domain, set()).add(cause)

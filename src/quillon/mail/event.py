@@ -89,7 +89,7 @@ class HostFailed(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """A client was told no. `state` is a reception state of the log formats chapter, `module` the policy module that
-    refused, or core, or tls_contract, which has a `cause`."""
+    refused, or core, or tls_contract, which has a `cause` and the label of the `contract`."""
 
     time: float
     remote: str
@@ -104,6 +104,7 @@ class Rejected:
     message_context: Mapping[str, str]
     tls: TlsFacts | None = None
     cause: str = ""
+    contract: str = ""
 
 
 class Discarded(NamedTuple):

@@ -105,22 +105,33 @@ TLS_STRENGTH = {"no": 0, "ifavailable": 1, "required": 2}
 VERIFY_STRENGTH = {"no": 0, "optional": 0, "ca": 1, "host": 2}
 
 
+DANE_STRENGTH = {"false": 0, "true": 1, "mandatory": 2}
+
+
 class TlsDemand(NamedTuple):
-    """What is demanded of the way of a message: the values of TLS, TLS_Verify, TLS_Ifavailable_Fallback and TLS_CA.
+    """What is demanded of the way of a message: the values of TLS, TLS_Verify, TLS_Ifavailable_Fallback and TLS_CA, and
+    of use_dane, use_mta_sts, TLS_Names, TLS_SPKI and TLS_Protocols, of which the last three stand as texts.
 
     `scopes` are the paths of the stanzas that set them, such as `Domain "bank.fi"`, `policy` where a module has, and
-    empty where the default holds; `places` are file:line:column of each.
+    empty where the default holds; `places` are file:line:column of each. What came from an older spool has those of the
+    first four.
     """
 
     tls: str
     verify: str
     fallback: bool
     ca: str
-    scopes: tuple[str, str, str, str] = ("", "", "", "")
-    places: tuple[str, str, str, str] = ("", "", "", "")
+    scopes: tuple[str, ...] = ("",) * 9
+    places: tuple[str, ...] = ("",) * 9
+    dane: str = "false"
+    sts: bool = False
+    names: str = ""
+    spki: str = ""
+    protocols: str = ""
 
     def __str__(self) -> str:
-        return f"TLS = {self.tls}, TLS_Verify = {self.verify}"
+        more = f", use_dane = {self.dane}" if self.dane != "false" else ""
+        return f"TLS = {self.tls}, TLS_Verify = {self.verify}{more}{', use_mta_sts = true' if self.sts else ''}"
 
 
 @dataclass(slots=True)

@@ -305,9 +305,7 @@ class Reception:
         )
 
     def _message(self, batch: Batch, copy: Copy) -> Message:
-        routing = self.config.outbound.routing(
-            copy.binding_group, copy.binding, copy.routing_domain or copy.recipient.domain
-        )
+        routing = self.config.outbound.way(copy.binding_group, copy.binding, copy.routing_domain, copy.recipient.domain)
         message = Message(
             copy.number, batch, copy.recipient, copy.binding_group, copy.binding, routing.domain, routing.via
         )

@@ -18,15 +18,25 @@ from typing import Any
 import msgspec
 
 from quillon.mail.address import Mailbox
-from quillon.mail.message import TLS_STRENGTH, VERIFY_STRENGTH, Batch, Message, MessageId, Origin, TlsDemand
+from quillon.mail.message import (
+    DANE_STRENGTH,
+    TLS_STRENGTH,
+    VERIFY_STRENGTH,
+    Batch,
+    Message,
+    MessageId,
+    Origin,
+    TlsDemand,
+)
 
 VERSION = 1  # of batches
 REQUEST_VERSION = 2  # of those with a request for TLS, which an older Quillon must not take for one without
 TLS_REQUESTS = ("", "requiretls", "no")
-MESSAGE_VERSION = 4  # what 1 to 3 lack stands in _LACKING
+MESSAGE_VERSION = 5  # what 1 to 4 lack stands in _LACKING; the demand of 4 has four options
 _NO_TEXTS: Mapping[str, str] = MappingProxyType({})
-# what a layout lacks that the next one has: priority, context and refusal; the domain chosen and the demand; notices
-_LACKING: dict[int, list[Any]] = {1: [0, {}, ""], 2: ["", None], 3: [0]}
+# what a layout lacks that the next one has: priority, context and refusal; the domain chosen and the demand; notices;
+# more of a demand
+_LACKING: dict[int, list[Any]] = {1: [0, {}, ""], 2: ["", None], 3: [0], 4: []}
 
 
 def _plain(value: object) -> str | int:
@@ -213,10 +223,12 @@ def _time(value: object) -> float:
 
 
 def _demand(value: list[Any]) -> TlsDemand:
-    tls, verify, fallback, ca, scopes, places = value
-    if tls not in TLS_STRENGTH or verify not in VERIFY_STRENGTH:
-        raise RecordError(f"{tls!r:.80} and {verify!r:.80} are no demand")
-    if len(scopes) != 4 or len(places) != 4:
+    tls, verify, fallback, ca, scopes, places, *more = value
+    dane, sts, *texts = more or ("false", False, "", "", "")
+    if tls not in TLS_STRENGTH or verify not in VERIFY_STRENGTH or dane not in DANE_STRENGTH:
+        raise RecordError(f"{tls!r:.80}, {verify!r:.80} and {dane!r:.80} are no demand")
+    whole = 9 if more else 4
+    if len(scopes) != whole or len(places) != whole or len(texts) != 3:
         raise RecordError("the demand is not whole")
     known = tuple(map(_text, scopes)), tuple(map(_text, places))
-    return TlsDemand(tls, verify, bool(fallback), _text(ca), *known)  # type: ignore[arg-type]
+    return TlsDemand(tls, verify, bool(fallback), _text(ca), *known, dane, bool(sts), *map(_text, texts))

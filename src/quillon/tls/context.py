@@ -53,10 +53,12 @@ class Reloaded(NamedTuple):
 
 
 class Contexts:
-    """Engines for sessions, from contexts that are built on first use. `clock` gives seconds since the epoch."""
+    """Engines for sessions, from contexts that are built on first use. `clock` gives seconds since the epoch;
+    `any_client` has clients show certificates of whichever authority, and each time."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], *, any_client: bool = False) -> None:
         self._clock = clock
+        self._any_client = any_client
         self._inbound: dict[InboundTls, _Held[ServerContext]] = {}
         self._outbound: dict[OutboundTls, _Held[ClientContext]] = {}
         self._lists: dict[InboundTls | OutboundTls, tuple[Revocations, Anchors]] = {}
@@ -109,6 +111,12 @@ class Contexts:
             errors = lists.errors([own, *others], anchors.certificates, self._clock(), hard=hard)
         return replace(verdict, errors=(*verdict.errors, *errors)) if errors else verdict
 
+    def lists(self, settings: InboundTls) -> tuple[Revocations, bool] | None:
+        """The revocation lists of a Listen, and whether they have to be there and fresh; None where it has none."""
+        if settings.tls_crl is None:
+            return None
+        return self._lists_of(settings)[0], settings.tls_crl_check == "hard"
+
     def _lists_of(self, settings: InboundTls | OutboundTls) -> tuple[Revocations, Anchors]:
         """Raises ContextError."""
         found = self._lists.get(settings)
@@ -122,6 +130,8 @@ class Contexts:
             self._lists.pop(settings, None)
             self._lists_of(settings)
             settings = replace(settings, tls_session_resumption=False)  # a resumed session shows no chain
+        if self._any_client:
+            settings = replace(settings, tls_session_resumption=False, tls_any_client=True)
         return GnuTLSServer(settings) if settings.tls_engine == "gnutls" else OpenSSLServer(settings, self._clock)
 
     def _new_client(self, settings: OutboundTls) -> ClientContext:

@@ -118,6 +118,8 @@ class GnuTLSServer:
         # smtp, or none of what the client offers (RFC 7301 3.2, RFC 9325 3.8)
         lib.gnutls_alpn_set_protocols(session, self._protocol, 1, g.ALPN_MANDATORY)
         lib.gnutls_certificate_server_set_request(session, self._request)
+        if self.settings.tls_any_client:  # who names no authority asks for a certificate of any (RFC 8446 4.2.4)
+            lib.gnutls_certificate_send_x509_rdn_sequence(session, 1)
         if self._identities:
             assert _callbacks is not None
             lib.gnutls_handshake_set_post_client_hello_function(session, _callbacks.choose)

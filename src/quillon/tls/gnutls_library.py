@@ -78,6 +78,7 @@ void gnutls_dh_params_deinit(dh_params_t);
 int gnutls_dh_params_import_pkcs3(dh_params_t, const datum_t *, int);
 void gnutls_certificate_set_dh_params(credentials_t, dh_params_t);
 void gnutls_certificate_server_set_request(session_t, int);
+void gnutls_certificate_send_x509_rdn_sequence(session_t, int);
 int gnutls_certificate_verify_peers(session_t, vdata_t *, unsigned int, unsigned int *);
 const datum_t *gnutls_certificate_get_peers(session_t, unsigned int *);
 int gnutls_alert_get(session_t);

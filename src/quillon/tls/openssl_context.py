@@ -100,7 +100,8 @@ def _server_context(settings: InboundTls, pairs: tuple[tuple[str, str], ...]) ->
         if settings.tls_client_ca:
             ca = settings.tls_client_ca
             _try_file("TLS_Client_CA", ca, context.load_verify_locations)
-            _try(f"TLS_Client_CA {ca}", lambda: context.load_client_ca(ca.encode()))
+            if not settings.tls_any_client:  # who names no authority asks for a certificate of any (RFC 8446 4.2.4)
+                _try(f"TLS_Client_CA {ca}", lambda: context.load_client_ca(ca.encode()))
             _trust_partial_chains(context)
     context.set_alpn_select_callback(choose_protocol)
     return context

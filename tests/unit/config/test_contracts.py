@@ -6,6 +6,7 @@ import pytest
 
 from quillon.config.load import load
 from quillon.config.model import Config
+from quillon.config.outbound import Routing
 from quillon.lab.pki import Authority
 
 PIN = "ab" * 32
@@ -78,11 +79,35 @@ def test_the_first_pattern_and_the_name_itself_decide(folder: Path) -> None:
         TLS_Contract "Open.Bank.FI" { Outbound = no }
         TLS_Contract "off.fi" { Enabled = false }""",
     ).contracts
-    assert [contracts.of(name) for name in ("elsewhere.fi", "off.fi", "")] == [None, None, None]
-    for name, domain in (("a.bank.fi", "*bank.fi"), ("bank.fi", "*bank.fi"), ("open.bank.fi", "open.bank.fi")):
-        contract = contracts.of(name)
-        assert contract is not None
-        assert contract.domain == domain
+    assert [contracts.inbound_of(name) for name in ("elsewhere.fi", "off.fi", "")] == [None, None, None]
+    for name, inbound in (("a.bank.fi", "*bank.fi"), ("bank.fi", "*bank.fi"), ("open.bank.fi", "open.bank.fi")):
+        found = contracts.inbound_of(name), contracts.outbound_of(name)
+        assert [one.domain for one in found if one is not None] == [inbound, "*bank.fi"]
+
+
+def test_a_recipient_behind_a_gateway_has_what_both_have_agreed_on(folder: Path) -> None:
+    found = config(
+        folder,
+        """TLS_Contract "bank.fi" { Inbound = no Names = ( a.test b.test ) }
+        TLS_Contract "relay.test" { Inbound = no CA = ca.pem Names = ( b.test c.test ) Min_Version = TLSv1.3 }
+        TLS_Contract "shop.fi" { SPKI = ( """
+        + "ab" * 32
+        + """ ) Outbound = no }
+        TLS_Contract "other.fi" { Inbound = no Names = ( d.test ) }""",
+    ).outbound
+    (_, tls) = found.delivery("default", "default", "relay.test", "bank.fi")
+    assert (tls.tls_names, tls.tls_protocols, tls.tls_agreed) == (("b.test",), frozenset({"TLSv1.3"}), True)
+    assert str(tls.tls_ca).endswith("ca.pem")
+    assert found.delivery("default", "default", "relay.test", "other.fi")[1].tls_names == ("invalid",)
+    assert found.delivery("default", "default", "relay.test", "shop.fi")[1].tls_names == ("b.test", "c.test")
+
+
+def test_policy_routes_no_mail_out_of_its_contract(folder: Path) -> None:
+    found = config(folder, 'TLS_Contract "bank.fi" { }\nDomain "out.test" { TLS = no }').outbound
+    assert found.way("default", "default", "out.test", "bank.fi") == Routing("out.test", "bank.fi")
+    assert found.way("default", "default", "out.test", "other.fi") == Routing("out.test")
+    assert found.way("default", "default", "", "bank.fi") == Routing("bank.fi")
+    assert found.delivery("default", "default", "out.test", "bank.fi")[1].tls == "required"
 
 
 def test_where_a_demand_comes_from_is_said(folder: Path) -> None:
@@ -110,7 +135,7 @@ def test_what_is_only_reported_is_loosened_and_says_so(folder: Path) -> None:
     ).outbound
     _, tls = found.delivery("default", "default", "a.fi")
     assert (tls.tls, tls.tls_verify) == ("ifavailable", "optional")
-    assert found.reported("default", "default", "a.fi") == ("required", "host")
+    assert found.reported("default", "default", "a.fi") == ("required", "host", True)
     assert found.reported("default", "default", "c.fi") is None
     demand = found.demand("default", "default", "a.fi")
     assert (demand.tls, demand.verify, demand.scopes[0]) == ("ifavailable", "optional", 'Domain "a.fi"')
@@ -122,6 +147,7 @@ def test_what_is_only_reported_is_loosened_and_says_so(folder: Path) -> None:
     [
         ('TLS_Contract "bank.fi" { Inbound = no Outbound = no }', "demands nothing"),
         ('TLS_Contract "bank.fi" { CA = no.pem }', "no.pem"),
+        ('TLS_Contract "bank.fi" { Inbound = no }\nTLS_Contract "Bank.FI." { Outbound = no }', "stands at"),
         ('TLS_Contract "bank.fi" { SPKI = ( abc ) }', "no SHA-256 of a public key"),
         ('TLS_Contract "bank.fi" { Names = ( "*.bank.fi" ) CA = ca.pem }', "no host name"),
         ('TLS_Contract "bank.fi" { CA = system }', "lets any certificate speak for the domain"),

@@ -50,6 +50,12 @@ def test_where_nothing_is_published_the_configuration_holds(tls: str, verify: st
         assert (found.names, found.words) == (NAMES, "")
 
 
+@pytest.mark.parametrize("ca", [None, "system", "/etc/bank.pem"])
+def test_records_do_not_stand_in_for_what_was_agreed_on(ca: str | None) -> None:
+    found = of(GOOD, None, tls="required", tls_verify="host", tls_ca=ca, tls_agreed=True)
+    assert ruled(found) == ("required", "host", True, "dane")
+
+
 @pytest.mark.parametrize("tls", ["no", "ifavailable", "required"])
 @pytest.mark.parametrize("verify", ["no", "optional", "ca", "host"])
 @pytest.mark.parametrize("policy", [None, sts(), sts("testing"), sts("none")])
