@@ -71,7 +71,7 @@ def test_days_are_counted_and_shown(tmp_path: Path, server: Callable[..., Server
         report = Report(
             "large.test", "", "1", 1_795_900_000, 1_795_980_000, (PolicyReport("sts", "own.test", 5, 2, failures),)
         )
-        assert ReportStore(running.folder / "spool/tlsrpt/received").put(report)
+        assert ReportStore(running.folder / "spool/tlsrpt/received").put(report, 0.0)
 
         running.start()
         send(port, "d@bank.test")

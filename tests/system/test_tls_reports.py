@@ -232,9 +232,10 @@ def test_one_quillon_reports_to_another(
     assert "own.test, reported by quillon.test under sts: 1 sessions, 0 failed" in capsys.readouterr().out
 
 
+DAY_BEFORE = day_of(time.time() - 86400)
 REPORT = {
     "organization-name": "Quillon Ltd",
-    "date-range": {"start-datetime": "2026-11-28T00:00:00Z", "end-datetime": "2026-11-28T23:59:59Z"},
+    "date-range": {"start-datetime": f"{DAY_BEFORE}T00:00:00Z", "end-datetime": f"{DAY_BEFORE}T23:59:59Z"},
     "contact-info": None,
     "report-id": "4711",
     "policies": [
@@ -256,7 +257,7 @@ REPORT = {
 def mailed(world: World, octets: bytes, *, sign: bool = True, spoil: bool = False) -> bytes:
     """A report as mail of quillon.test."""
     mail = tls_report.render(
-        "a@quillon.test", "reports@own.test", "quillon.test", "own.test", "2026-11-28", "4711", octets, time.time()
+        "a@quillon.test", "reports@own.test", "quillon.test", "own.test", DAY_BEFORE, "4711", octets, time.time()
     )
     head, body = mail.split(b"\r\n\r\n", 1)
     signed = (
@@ -282,9 +283,14 @@ def test_what_is_reported_of_us_is_kept_once_and_told(world: World, receiver: Se
     capsys.readouterr()
     assert main(["posture", "own.test", "-c", str(receiver.file)]) == 0
     told = capsys.readouterr().out
-    assert "2026-11-28 own.test, reported by quillon.test under sts: 5 sessions, 2 failed" in told
+    assert f"{DAY_BEFORE} own.test, reported by quillon.test under sts: 5 sessions, 2 failed" in told
     assert "    FAILED: certificate-expired 2 at mx.own.test" in told
     assert main(["posture", "other.test", "-c", str(receiver.file)]) == 1
+
+
+def packed(word: str, other: str) -> bytes:
+    """A report in which one word is another."""
+    return gzip.compress(json.dumps(REPORT).replace(word, other).encode())
 
 
 def test_what_is_no_report_goes_on_as_mail(world: World, receiver: Server) -> None:
@@ -299,12 +305,35 @@ def test_what_is_no_report_goes_on_as_mail(world: World, receiver: Server) -> No
         "no JSON object": mailed(world, gzip.compress(b"[" * 100_000)),
         "there is no report": b"From: a@quillon.test\r\nSubject: hello\r\n\r\nhello\r\n",
         "several authors": b"From: a@quillon.test, b@other.test\r\n\r\nhello\r\n",
+        "no policy of ours": mailed(world, packed("own.test", "other.test")),
+        "too old": mailed(world, packed(DAY_BEFORE, "2020-01-01")),
+        "is to come": mailed(world, packed(DAY_BEFORE, "9999-12-30")),
+        "several fields": b"Content-Type: text/plain\r\n" + mailed(world, octets),
     }
+    # what another reader would see in it: fields of his own, a line that is none, and then the mail that was signed
+    signed = mailed(world, gzip.compress(b"{}"))
+    forged = (
+        b"Content-Type: multipart/mixed; boundary=q\r\nno field\r\n--q\r\nContent-Type: application/tlsrpt+json\r\n"
+    )
+    cases["forged"] = forged + json.dumps(REPORT).encode() + b"\r\n--q--\r\n" + signed
+    cases["odd names"] = b"From: a@quillon.test\r\nContent-Disposition: x; filename*=a''b; filename*0=c\r\n\r\nx\r\n"
+    cases["deep"] = b"From: a@quillon.test\r\n" + b"Content-Type: message/rfc822\r\n\r\n" * 1500 + b"x\r\n"
+    for number in range(300):  # a signed mail sent again, with parts where its sender had none
+        cases["deep"] = cases["deep"] + b"--%d\r\n" % number
+    quoted = (
+        b"Hello,\r\n--q\r\nContent-Type: application/tlsrpt+json\r\n\r\n"
+        + json.dumps(REPORT).encode()
+        + b"\r\n--q--\r\n"
+    )
+    plain = b"From: a@quillon.test\r\nSubject: Re: your mail\r\n\r\n"
+    again = dkim.sign(plain, quoted, dkim.DkimSigner("quillon.test", "s1", world.key), time.time())
+    cases["relabelled"] = again + b"Content-Type: multipart/mixed; boundary=q\r\n" + plain + quoted
     for mail in cases.values():
         hand_in(world, mail)
     receiver.wait_events("reception", len(cases))
     assert not receiver.events("tls_report")
     assert not receiver.events("discard")
+    assert not any("tls_report_receiver" in line for line in receiver.log("paniclog.ec"))
 
 
 def test_a_receiver_without_an_address_is_refused(server: Callable[..., Server]) -> None:

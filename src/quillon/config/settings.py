@@ -433,11 +433,12 @@ class StsPolicySettings:
 
 @dataclass(frozen=True, slots=True)
 class TlsReportReceiverSettings:
-    """A tls_report_receiver stanza: the address that reports come to, the seconds that they are kept, whether the mail
-    goes on to the address as well."""
+    """A tls_report_receiver stanza: the address that reports come to, the domains that they may be about, the seconds
+    that they are kept, whether the mail goes on to the address as well."""
 
     name: str
     address: Mailbox
+    domains: tuple[str, ...]
     keep: int
     deliver: bool
 

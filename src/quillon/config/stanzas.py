@@ -261,7 +261,9 @@ class Stanzas:
             address = values["address"]
             if address is None or not address.domain:
                 raise ValueError("address has to be the one that _smtp._tls of your domains names")
-            found.append(TlsReportReceiverSettings(node.label, address, max(values["keep"], 86400), values["deliver"]))
+            domains = tuple(name.lower().removesuffix(".") for name in values["domains"] or [address.domain])
+            keep = max(values["keep"], 86400)
+            found.append(TlsReportReceiverSettings(node.label, address, domains, keep, values["deliver"]))
         return found
 
     def monitors(self) -> list[tuple[int, int]]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import binascii
+import re
 import zlib
 from datetime import UTC, datetime
-from email import message_from_bytes, policy
+from email import policy
 from email.message import Message
 from email.mime.application import MIMEApplication
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from email.utils import format_datetime
 
-MOST_OCTETS = 16 * 1024 * 1024  # of a mail that is looked at
-MOST_UNPACKED = 16 * 1024 * 1024  # of the report within
-_MOST_PARTS = 100
+from quillon.mail import header
+
+MOST_OCTETS = 4 * 1024 * 1024  # of a mail that is looked at
+MOST_UNPACKED = 4 * 1024 * 1024  # of the report within
+_MOST_PARTS = 20
+_LONGEST_FIELD = 1000  # characters
 _GZIP = b"\x1f\x8b"
 _TEXT = """\
 This is a report of {submitter} about TLS of the mail that it has sent to {domain} on {day}, after RFC 8460.
@@ -54,28 +59,63 @@ def render(
     return mail.as_bytes()
 
 
-def extract(mail: bytes) -> bytes:
-    """The JSON of the report in a mail, which is known by its type or, as some send it, by the name of its file. Raises
-    ValueError."""
-    if len(mail) > MOST_OCTETS:
+def extract(head: bytes, body: bytes) -> bytes:
+    """The JSON of the report in a mail of one part, or in one of its parts; it is known by its type or, as some send
+    it, by the name of its file. Raises ValueError.
+
+    `head` is read as Quillon reads it everywhere, for what another reader sees in it may be no part of what was signed.
+    Where Content-Type is not signed, whoever sends a signed mail again chooses where its parts begin: so the first
+    boundary has to be the first line of the body, and parts have no parts of their own.
+    """
+    if len(head) + len(body) > MOST_OCTETS:
         raise ValueError(f"the mail has more than {MOST_OCTETS} octets")
-    for number, part in enumerate(message_from_bytes(mail).walk()):
-        if number >= _MOST_PARTS:
-            break
-        if _is_report(part):
-            payload = part.get_payload(decode=True)
-            octets = payload if isinstance(payload, bytes) else b""
-            return _unpacked(octets) if octets.startswith(_GZIP) else octets
+    whole = _part(head)
+    if whole.get_content_maintype() != "multipart":
+        return _report(whole, body)
+    boundary = whole.get_boundary() or ""
+    if not re.fullmatch(r"[\x21-\x7e ]{1,70}", boundary):
+        raise ValueError("it has parts, and no boundary between them")
+    line = b"--" + boundary.encode("ascii")
+    if not body.startswith(line):
+        raise ValueError("its first part does not begin where its body does")
+    for piece in (b"\r\n" + body).split(b"\r\n" + line)[1 : _MOST_PARTS + 1]:
+        _, _, part = piece.partition(b"\r\n")
+        own = header.section(part)
+        try:
+            return _report(_part(own), part[len(own) :])
+        except _NoReportError:
+            continue
     raise ValueError("there is no report in it")
 
 
-def _is_report(part: Message) -> bool:
-    if part.is_multipart():
-        return False
+class _NoReportError(ValueError):
+    """A part is something else."""
+
+
+def _part(head: bytes) -> Message:
+    """What the fields of a header say of what is behind them. Raises ValueError."""
+    found = Message()
+    for name in ("Content-Type", "Content-Transfer-Encoding", "Content-Disposition"):
+        values = header.raw_values(head, name)
+        if len(values) > 1:
+            raise ValueError(f"it has several fields {name}")
+        if values and len(values[0]) <= _LONGEST_FIELD:
+            found[name] = values[0]
+    return found
+
+
+def _report(part: Message, octets: bytes) -> bytes:
+    """The report that a part is. Raises _NoReportError, ValueError."""
     name = (part.get_filename() or "").lower()
-    return part.get_content_type() in ("application/tlsrpt+gzip", "application/tlsrpt+json") or name.endswith(
-        (".json.gz", ".json")
-    )
+    kinds = ("application/tlsrpt+gzip", "application/tlsrpt+json")
+    if part.get_content_type() not in kinds and not name.endswith((".json.gz", ".json")):
+        raise _NoReportError("there is no report in it")
+    encoding = str(part.get("Content-Transfer-Encoding", "")).strip().lower()
+    if encoding == "base64":
+        octets = binascii.a2b_base64(octets)
+    elif encoding == "quoted-printable":
+        octets = binascii.a2b_qp(octets)
+    return _unpacked(octets) if octets.startswith(_GZIP) else octets
 
 
 def _unpacked(octets: bytes) -> bytes:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from quillon.config.settings import TlsReportReceiverSettings
-from quillon.mail import tls_report
+from quillon.mail import shown, tls_report
 from quillon.mail.event import TlsReported
 from quillon.mailauth import dkim
 from quillon.mailauth.author import author_of
@@ -23,6 +22,7 @@ from quillon.policy.message import Content
 from quillon.standards.report_store import ReportStore
 from quillon.standards.tlsrpt_received import PolicyReport, Report, ReportError, parse
 
+_DAY = 86400.0
 _PRUNE = 3600.0  # seconds between two looks for reports that are too old
 
 
@@ -55,52 +55,44 @@ class TlsReportReceiver:
         return self._taken(call) if same else Verdict.CONT
 
     async def _taken(self, call: Call) -> Verdict:
+        settings, now = self._settings, self._environment.now()
         try:
             report = await self._report(call.view.content)
-            new = await asyncio.to_thread(self._store.put, report)
-        except ReportError as error:
-            call.context.message["tls_report"] = f"none: {error}"
-            return Verdict.CONT
+            new = await asyncio.to_thread(self._store.put, report, now)
         except OSError as error:
             self._environment.report(f"tls_report_receiver: {error.filename or self._folder}: {error.strerror}")
             call.context.message["tls_report"] = "not kept: the disk takes none"
             return Verdict.CONT
+        except Exception as error:
+            # whoever sends it: it is no report, and mail like any other
+            call.context.message["tls_report"] = f"none: {shown.line(str(error) or type(error).__name__, shown.NAME)}"
+            return Verdict.CONT
         call.context.message["tls_report"] = f"{report.submitter}{'' if new else ', known'}"
         if new:
             for policy in report.policies:
-                self._environment.log(_event(report, policy, self._environment.now()))
-        await self._prune()
-        if not self._settings.deliver:
+                self._environment.log(_event(report, policy, now))
+        if now >= self._prune_at:
+            self._prune_at = now + _PRUNE
+            await asyncio.to_thread(self._store.remove_before, now - settings.keep)
+        if not settings.deliver:
             call.view.discard(f"250 2.0.0 report of {report.submitter} for {report.day}{'' if new else ', again'}")
         return Verdict.CONT
 
     async def _report(self, content: Content) -> Report:
-        """Raises ReportError."""
+        """Raises ReportError, ValueError, and what else hostile octets do to those who read them."""
+        if content.size > tls_report.MOST_OCTETS:
+            raise ReportError(f"the mail has more than {tls_report.MOST_OCTETS} octets")
         author = author_of(content.head)
         if author.fault or len(author.domains) != 1:
             raise ReportError(author.fault or "it has several authors")
-        submitter = author.domains[0]
-        octets = await asyncio.to_thread(_extracted, content)
-        environment = self._environment
-        found = await dkim.verify(content.head, content.body, environment.records, environment.now(), "tlsrpt")
+        submitter, environment, settings = author.domains[0], self._environment, self._settings
+        now = environment.now()
+        found = await dkim.verify(content.head, content.body, environment.records, now, "tlsrpt")
         if not any(one.status == "pass" and _speaks_for(one.domain, submitter) for one in found):
             why = next((f": {one.reason}" for one in found if one.reason), "")
             raise ReportError(f"no DKIM signature of {submitter} verifies{why}")
-        return await asyncio.to_thread(parse, octets, submitter)
-
-    async def _prune(self) -> None:
-        now = self._environment.now()
-        if now >= self._prune_at:
-            self._prune_at = now + _PRUNE
-            oldest = datetime.fromtimestamp(now, UTC) - timedelta(seconds=self._settings.keep)
-            await asyncio.to_thread(self._store.remove_before, oldest.strftime("%Y-%m-%d"))
-
-
-def _extracted(content: Content) -> bytes:
-    try:
-        return tls_report.extract(content.whole)
-    except ValueError as error:
-        raise ReportError(str(error)) from None
+        octets = await asyncio.to_thread(tls_report.extract, content.head, content.body)
+        return await asyncio.to_thread(parse, octets, submitter, settings.domains, now - settings.keep, now + _DAY)
 
 
 def _speaks_for(signer: str, author: str) -> bool:

@@ -7,16 +7,21 @@ FOLDER/DAY.NAME.json   what others saw of a domain of ours on that day (UTC); NA
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import math
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from quillon.standards.tlsrpt_received import Report, of_row
 
-MOST = 100_000  # reports that are kept; nobody fills a disk with them
+MOST = 20_000  # reports that are kept
+MOST_OCTETS = 512 * 1024 * 1024  # of all of them
+_COUNT = 60.0  # seconds between two counts of that
 _FILE = re.compile(r"(\d{4}-\d\d-\d\d)\.[0-9a-f]{32}\.json")
 
 
@@ -25,22 +30,30 @@ class ReportStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._counted_at = -math.inf
+        self._full = ""
 
-    def put(self, report: Report) -> bool:
-        """Keep a report, durably; False for one that is there. Raises OSError."""
+    def put(self, report: Report, now: float) -> bool:
+        """Keep a report, durably; False for one that is there. `now` is in seconds since the epoch. Raises OSError."""
         known = "\n".join((report.submitter, report.report_id, *sorted({one.domain for one in report.policies})))
-        name = f"{report.day}.{hashlib.sha256(known.encode()).hexdigest()[:32]}.json"
+        file = self._folder / f"{report.day}.{hashlib.sha256(known.encode()).hexdigest()[:32]}.json"
         self._folder.mkdir(parents=True, exist_ok=True)
-        if (self._folder / name).exists():
+        if file.exists():
             return False
-        if len(os.listdir(self._folder)) >= MOST:
-            raise OSError(28, f"there are {MOST} reports", str(self._folder))
-        new = self._folder / f"{name}.{os.getpid()}.new"
-        with new.open("w", encoding="utf-8") as file:
-            json.dump(report.row(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self._folder / name)
+        self._count(now)
+        if self._full:
+            raise OSError(errno.EDQUOT, self._full, str(self._folder))
+        descriptor, new = tempfile.mkstemp(".new", dir=self._folder)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as out:
+                json.dump(report.row(), out)
+                out.flush()
+                os.fsync(descriptor)
+            os.link(new, file)
+        except FileExistsError:
+            return False  # another worker was faster
+        finally:
+            os.unlink(new)
         place = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(place)
@@ -48,13 +61,27 @@ class ReportStore:
             os.close(place)
         return True
 
-    def remove_before(self, day: str) -> int:
-        """Remove reports of days before one, as 2026-11-29; how many there were."""
-        names = [name for name, of in self._files() if of < day]
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._folder / name)
-        return len(names)
+    def _count(self, now: float) -> None:
+        """Whether there is room for more, looked at from time to time."""
+        if now - self._counted_at < _COUNT:
+            return
+        self._counted_at = now
+        with os.scandir(self._folder) as entries:
+            sizes = [entry.stat().st_size for entry in entries]
+        over = len(sizes) >= MOST or sum(sizes) >= MOST_OCTETS
+        self._full = f"there are {len(sizes)} reports of {sum(sizes)} octets, and no more are kept" if over else ""
+
+    def remove_before(self, time: float) -> int:
+        """Remove what was received before a time, in seconds since the epoch, whatever day it is of; how many files
+        there were."""
+        removed = 0
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
+            for entry in list(entries):
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.stat().st_mtime < time:
+                        os.unlink(entry.path)
+                        removed += 1
+        return removed
 
     def of(self, domain: str, since: str = "") -> Iterator[Report]:
         """What was said of a domain, or of `all`, by day; files that cannot be read are left out."""

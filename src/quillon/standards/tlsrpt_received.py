@@ -7,14 +7,16 @@ same; what they say stands in logs and on pages, so each text is one printable l
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, NamedTuple
 
 from quillon.mail import shown
 
-MOST_POLICIES = 100  # of a report
-MOST_FAILURES = 1000  # of a policy
+MOST_POLICIES = 20  # of a report
+MOST_FAILURES = 100  # of a policy; their sum is told whole
+LONGEST = 200  # characters of a text
 _MOST_SESSIONS = 10**12
 Row = dict[str, Any]
 
@@ -74,8 +76,9 @@ def of_row(row: Row) -> Report:
     return Report(**{**row, "policies": policies})
 
 
-def parse(octets: bytes, submitter: str) -> Report:
-    """A report from its JSON. Raises ReportError."""
+def parse(octets: bytes, submitter: str, domains: Iterable[str], begin: float, end: float) -> Report:
+    """A report from its JSON, as far as it is about `domains` or what is below them. One that is of no day between two
+    times, in seconds since the epoch, is none. Raises ReportError."""
     try:
         row = json.loads(octets)
     except (ValueError, RecursionError):
@@ -85,26 +88,22 @@ def parse(octets: bytes, submitter: str) -> Report:
     dates = row.get("date-range")
     if not isinstance(dates, dict):
         raise ReportError("it has no date-range")
-    policies = tuple(_policies(row.get("policies")))
+    began, ended = _moment(dates.get("start-datetime")), _moment(dates.get("end-datetime"))
+    if not begin <= began <= end:
+        raise ReportError(f"it is of {_text(dates.get('start-datetime'))}, which is too old, or is to come")
+    policies = tuple(islice(_policies(row.get("policies"), tuple(domains)), MOST_POLICIES))
     if not policies:
-        raise ReportError("it tells of no policy")
-    return Report(
-        submitter,
-        _text(row.get("organization-name")),
-        _text(row.get("report-id")),
-        _moment(dates.get("start-datetime")),
-        _moment(dates.get("end-datetime")),
-        policies,
-    )
+        raise ReportError("it tells of no policy of ours")
+    return Report(submitter, _text(row.get("organization-name")), _text(row.get("report-id")), began, ended, policies)
 
 
-def _policies(found: object) -> Iterator[PolicyReport]:
-    for one in _several(found)[:MOST_POLICIES]:
+def _policies(found: object, domains: tuple[str, ...]) -> Iterator[PolicyReport]:
+    for one in _several(found):
         policy, summary = one.get("policy"), one.get("summary")
         if not isinstance(policy, dict) or not isinstance(summary, dict):
             continue
         domain = _text(policy.get("policy-domain")).lower().rstrip(".")
-        if not domain:
+        if not any(domain == ours or domain.endswith(f".{ours}") for ours in domains):
             continue
         failures = tuple(_failures(one.get("failure-details")))
         good, bad = (_count(summary.get(f"total-{kind}-session-count")) for kind in ("successful", "failure"))
@@ -130,7 +129,7 @@ def _several(found: object) -> list[Row]:
 
 
 def _text(found: object) -> str:
-    return shown.line(str(found).strip(), shown.NAME) if isinstance(found, (str, int)) else ""
+    return shown.line(str(found).strip(), LONGEST) if isinstance(found, (str, int)) else ""
 
 
 def _count(found: object) -> int:
