@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,42 +27,97 @@ from quillon.control.site import WebSite
 from quillon.control.submission import Workers
 from quillon.net.clock import Clock
 
-MOST = 200  # connections at a time, of all listeners: descriptors are left for the console
-HEAD_SECONDS = 10.0  # until the first request of a connection has begun
+MOST = 200  # connections at a time of all listeners with a console: descriptors are left for that
+MOST_PUBLIC = 200  # and of all that everybody may ask
+MOST_CLIENT = 20  # of them of one address
+HEAD_SECONDS = 10.0  # until a request has begun, the first of a connection and each that follows
+HANDSHAKE_SECONDS = 5.0
 DRAIN = 2  # seconds that a server gives its clients when it ends
 
 
 class _Protocol(H11Protocol):
     """uvicorn's own, which tells the application of the client's certificate (`request.state.certificate`), takes so
-    many connections, and waits so long for a request to begin."""
+    many connections, and waits so long for each request to begin."""
 
-    open: ClassVar[int] = 0
-    _counted = False
+    open: ClassVar[Counter[str]] = Counter()  # connections by the name of a pool, and by address of the public one
+    pool: ClassVar[str] = "console"
+    most: ClassVar[int] = MOST
+    _counted: tuple[str, ...] = ()
+    _waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if _Protocol.open >= MOST:
+        own = (self.pool, *self._places(transport))
+        if _Protocol.open[own[0]] >= self.most or any(_Protocol.open[name] >= MOST_CLIENT for name in own[1:]):
             transport.abort()
             return
-        _Protocol.open += 1
-        self._counted = True
+        self._counted = own
+        _Protocol.open.update(own)
         certificate = transport.get_extra_info("peercert")
         if certificate:
             self.app_state = {**self.app_state, "certificate": certificate}
-        self.loop.call_later(HEAD_SECONDS, self._begun_or_closed)
+        self._wait()
+
+    def _places(self, transport: asyncio.Transport) -> tuple[str, ...]:
+        """What is counted beside the pool."""
+        return ()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        _Protocol.open -= self._counted
-        self._counted = False
+        for name in self._counted:
+            _Protocol.open[name] -= 1
+            if not _Protocol.open[name]:
+                del _Protocol.open[name]
+        self._counted = ()
+        if self._waiting is not None:
+            self._waiting.cancel()
         super().connection_lost(exc)
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._waiting = self.loop.call_later(HEAD_SECONDS, self._begun_or_closed)
+
     def _begun_or_closed(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        begun = self.cycle is not None and not self.cycle.response_complete
+        if not begun and not self.transport.is_closing():
             self.transport.abort()
 
 
+class _PublicProtocol(_Protocol):
+    """Of a listener that all the world reaches, which takes none of the others' connections."""
+
+    pool = "public"
+    most = MOST_PUBLIC
+
+    def _places(self, transport: asyncio.Transport) -> tuple[str, ...]:
+        peer = transport.get_extra_info("peername")
+        return (str(peer[0]),) if isinstance(peer, tuple) else ()
+
+
 class _Server(uvicorn.Server):
-    """One that leaves signals to the process."""
+    """One that leaves signals to the process, and gives clients little time for a handshake."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+
+        def protocol() -> asyncio.Protocol:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        await self.lifespan.startup()
+        tls = self.config.ssl
+        patience = HANDSHAKE_SECONDS if tls is not None else None
+        backlog = self.config.backlog
+        self.servers = [
+            await loop.create_server(protocol, sock=one, ssl=tls, ssl_handshake_timeout=patience, backlog=backlog)
+            for one in sockets or ()
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -101,27 +157,44 @@ class HttpServers:
         self._workers = Workers(base)
         self._sockets: dict[str, socket.socket] = {}
         self._running: dict[str, _Running] = {}
+        self._wanted: dict[str, HttpSettings] = {}
         self._refused: dict[str, Stamps] = {}  # states of files that could not be loaded, and were told of
 
-    async def listen(self, new: Mapping[str, socket.socket], settings: Mapping[str, HttpSettings]) -> None:
+    async def listen(self, new: Mapping[str, socket.socket], settings: Mapping[str, HttpSettings]) -> list[str]:
         """Take over newly bound sockets by name; what is not in `settings` ends. A Listen whose settings and files are
-        as they were is left alone; another begins anew with the socket that it has. Raises OSError and ssl.SSLError for
-        certificates that cannot be loaded."""
+        as they were is left alone; another begins anew with the socket that it has. Gives a line for each whose
+        certificate cannot be loaded, which goes on with what it had, and is tried again when its files change."""
         self._sockets |= new
-        for name, running in list(self._running.items()):
-            same = name in settings and (settings[name], _stamps(settings[name])) == (running.settings, running.stamps)
-            if not same:
-                await self._end(name)
         for name in self._sockets.keys() - settings.keys():
+            await self._end(name)
             self._sockets.pop(name).close()
-        for name, given in settings.items():
-            if name in self._sockets and name not in self._running:
-                self._start(name, given)
+        self._wanted = {name: given for name, given in settings.items() if name in self._sockets}
+        self._refused.clear()
+        return await self.refresh()
 
-    def _start(self, name: str, given: HttpSettings) -> None:
-        server = _Server(self._configured(name, given))
+    async def refresh(self) -> list[str]:
+        """Begin anew where settings or files have changed, as `listen`."""
+        problems = []
+        for name, given in self._wanted.items():
+            stamps, running = _stamps(given), self._running.get(name)
+            known = (running.settings, running.stamps) if running is not None else None
+            if known == (given, stamps) or self._refused.get(name) == stamps:
+                continue
+            try:
+                config = self._configured(name, given)
+            except OSError as error:  # ssl.SSLError is one
+                self._refused[name] = stamps
+                kept = "the certificate that it had stays in use" if running is not None else "it does not answer"
+                problems.append(f"{name}: {error}; {kept}")
+                continue
+            await self._end(name)
+            self._start(name, given, stamps, config)
+        return problems
+
+    def _start(self, name: str, given: HttpSettings, stamps: Stamps, config: uvicorn.Config) -> None:
+        server = _Server(config)
         task = asyncio.get_running_loop().create_task(server.serve(sockets=[self._sockets[name].dup()]))
-        self._running[name] = _Running(server, task, given, _stamps(given))
+        self._running[name] = _Running(server, task, given, stamps)
         self._refused.pop(name, None)
 
     def _configured(self, name: str, given: HttpSettings) -> uvicorn.Config:
@@ -133,7 +206,7 @@ class HttpServers:
                 tls |= {"ssl_ca_certs": given["client_ca"], "ssl_cert_reqs": ssl.CERT_OPTIONAL}
         config = uvicorn.Config(
             self._application(name, given),
-            http=_Protocol,
+            http=_PublicProtocol if given["policies"] is not None else _Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -163,26 +236,10 @@ class HttpServers:
         )
         return WebSite(name, self._console, guard, self._workers).application
 
-    async def refresh(self) -> list[str]:
-        """Begin anew where the files of a certificate have changed; gives a line for each that cannot be loaded, once,
-        and goes on with what was there."""
-        problems = []
-        for name, running in list(self._running.items()):
-            stamps = _stamps(running.settings)
-            if stamps in (running.stamps, self._refused.get(name)):
-                continue
-            try:
-                self._configured(name, running.settings)
-            except OSError as error:  # ssl.SSLError is one
-                self._refused[name] = stamps
-                problems.append(f"{name}: {error}; the certificate that it had stays in use")
-                continue
-            await self._end(name)
-            self._start(name, running.settings)
-        return problems
-
     async def _end(self, name: str) -> None:
-        running = self._running.pop(name)
+        running = self._running.pop(name, None)
+        if running is None:
+            return
         running.server.should_exit = True
         with contextlib.suppress(Exception):
             await running.task

@@ -61,18 +61,20 @@ async def _run(channel: Channel, listening: Listening, supervisor: int) -> None:
                 from quillon.control.http import HttpServers  # noqa: PLC0415 - what nobody has, nobody waits for
 
                 http.append(HttpServers(console, SystemClock(), listening.base))
-            try:
-                for servers in http:
-                    await servers.listen({name: sock for name, sock in new.items() if name in settings}, settings)
-            except OSError as error:  # ssl.SSLError is one
-                channel.send({"event": "trouble", "text": f"HTTP_Listener: {error}"})
+            for servers in http:
+                fresh = {name: sock for name, sock in new.items() if name in settings}
+                tell(await servers.listen(fresh, settings))
+
+    def tell(problems: list[str]) -> None:
+        for problem in problems:
+            channel.send({"event": "trouble", "text": f"HTTP_Listener: {problem}"})
 
     async def look_after() -> None:
         while True:
             await asyncio.sleep(REFRESH)
             async with one_at_a_time:
-                for problem in [problem for servers in http for problem in await servers.refresh()]:
-                    channel.send({"event": "trouble", "text": f"HTTP_Listener: {problem}"})
+                for servers in http:
+                    tell(await servers.refresh())
 
     def told() -> None:
         got = channel.receive()
