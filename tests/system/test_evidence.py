@@ -478,6 +478,7 @@ crypto_device = builtin
 signer_digest = sha256
 default_policy = 1.2.3.4.1
 digests = sha256
+clock_precision_digits = 3
 ordering = yes
 tsa_name = yes
 ess_cert_id_alg = sha256
@@ -592,7 +593,14 @@ def test_an_authority_outside_says_when(
     capsys.readouterr()
     second.write_bytes(first.read_bytes())
     assert prove(running, "proof", "audit") == 3
-    assert f"stamps/{second.name}: the time stamp does not verify" in capsys.readouterr().out
+    assert f"stamps/{second.name}: the time stamp is of something else" in capsys.readouterr().out
+    first.write_bytes(b"garbage")
+    second.with_suffix(".note").write_bytes(b"\xff")
+    assert prove(running, "proof", "audit") == 3
+    assert f"stamps/{second.stem}.note cannot be read" in capsys.readouterr().out
+    shutil.rmtree(folder)
+    assert verified(unpacked(running, "1@sender.test"), key).returncode == 0, "by the last checkpoint"
+    assert not list(folder.glob("*.tsr"))
 
 
 @pytest.mark.parametrize(

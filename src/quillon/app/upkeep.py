@@ -196,6 +196,8 @@ class Upkeep:
         given, evidence = config.stanzas.evidence("", ""), self._worker.evidence
         if given is None or given.stamps is None or evidence is None:
             return None
+        if self._stamps is not None and self._stamps.settings == given.stamps:
+            return self._stamps
         return TimeStamps(given.stamps, evidence.folder, self._worker.clock, self._worker.report)
 
     def _posture_of(self, config: Config) -> PostureKeeper | None:
@@ -211,6 +213,9 @@ class Upkeep:
         given, worker = config.stanzas.acme(), self._worker
         if not given or worker.number != 0:
             return None
+        if self._renewals is not None:
+            self._renewals.settings = given  # what it is at, and what has failed, goes on
+            return self._renewals
         from quillon.certificates.renewal import Renewals  # noqa: PLC0415 - what nobody has, nobody waits for
 
         folder = Path(config.node().spoolbase, "acme")

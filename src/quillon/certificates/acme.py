@@ -6,24 +6,25 @@ FOLDER/account-*.json   where a server has that account
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import requests
 from acme import challenges, client, errors, messages
 from cryptography.hazmat.primitives.asymmetric import ec
-from josepy.errors import Error as JoseError
 from josepy.jwa import ES256
 from josepy.jwk import JWKEC
 
 from quillon import __version__
 from quillon.certificates import files
 from quillon.config.settings import AcmeSettings
+from quillon.mail import shown
 
 PATIENCE = 30  # seconds for one answer
 DEADLINE = 300.0  # seconds for a certificate, from the first challenge on
@@ -48,7 +49,14 @@ Show = Callable[[NameChallenge], None]
 def obtain(settings: AcmeSettings, folder: Path, csr: bytes, show: Show, hide: Show) -> bytes:
     """A certificate with its chain, in PEM, for a request. `show` has a challenge answered before it returns. Raises
     AcmeError, and what `show` raises."""
-    shown: list[NameChallenge] = []
+    known: list[NameChallenge] = []
+    with _alone(folder):
+        return _obtained(settings, folder, csr, show, hide, known)
+
+
+def _obtained(
+    settings: AcmeSettings, folder: Path, csr: bytes, show: Show, hide: Show, known: list[NameChallenge]
+) -> bytes:
     try:
         server = _client(settings, folder)
         order = server.new_order(csr)
@@ -57,16 +65,32 @@ def obtain(settings: AcmeSettings, folder: Path, csr: bytes, show: Show, hide: S
                 continue
             body = _wanted(authorization, settings.challenge)
             response, value = body.response_and_validation(server.net.key)
-            shown.append(_challenge(settings.challenge, body, authorization.body.identifier.value, value))
-            show(shown[-1])
+            known.append(_challenge(settings.challenge, body, authorization.body.identifier.value, value))
+            show(known[-1])
             server.answer_challenge(body, response)
         deadline = datetime.now() + timedelta(seconds=DEADLINE)
         return server.poll_and_finalize(order, deadline).fullchain_pem.encode()
-    except _TROUBLE as error:
+    except (AcmeError, files.CertificateFileError):
+        raise
+    except Exception as error:  # what a server may say, and the packages that read it, have no bounds
         raise AcmeError(words(error)) from None
     finally:
-        for challenge in shown:
+        for challenge in known:
             hide(challenge)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process of ours orders at the same time. Raises AcmeError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise AcmeError("another process of ours has certificates made at this moment") from None
+    finally:
+        os.close(descriptor)
 
 
 def renewal(settings: AcmeSettings, folder: Path, certificate: bytes) -> tuple[float | None, float]:
@@ -76,7 +100,7 @@ def renewal(settings: AcmeSettings, folder: Path, certificate: bytes) -> tuple[f
         server = _client(settings, folder)
         at, again = server.renewal_time(certificate)
         return (at.timestamp() if at is not None else None), again.timestamp()
-    except _TROUBLE as error:
+    except Exception as error:
         raise AcmeError(words(error)) from None
 
 
@@ -92,10 +116,7 @@ def words(error: Exception) -> str:
         return "; ".join(found) or "a challenge was not met"
     if isinstance(error, messages.Error):
         return f"{error.typ}: {error.detail}"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-_TROUBLE = (messages.Error, errors.Error, JoseError, requests.RequestException, OSError, ValueError, KeyError)
+    return shown.line(" ".join(str(error).split()) or type(error).__name__)
 
 
 def _client(settings: AcmeSettings, folder: Path) -> client.ClientV2:
@@ -107,12 +128,18 @@ def _client(settings: AcmeSettings, folder: Path) -> client.ClientV2:
     server = client.ClientV2(client.ClientV2.get_directory(settings.directory, net), net)
     place = folder / f"account-{hashlib.sha256(settings.directory.encode()).hexdigest()[:16]}.json"
     try:
-        uri = str(json.loads(place.read_bytes())["uri"])
-    except FileNotFoundError:
+        net.account = _account(str(json.loads(place.read_bytes())["uri"]))
+        server.query_registration(net.account)  # it may have forgotten us
+    except (OSError, ValueError, KeyError, TypeError, messages.Error):
+        net.account = None
         uri = _register(server, settings)
         files.put(str(place), json.dumps({"directory": settings.directory, "uri": uri}).encode(), 0o600)
-    net.account = messages.RegistrationResource(uri=uri, body=messages.Registration())
+        net.account = _account(uri)
     return server
+
+
+def _account(uri: str) -> messages.RegistrationResource:
+    return messages.RegistrationResource(uri=uri, body=messages.Registration())
 
 
 def _register(server: client.ClientV2, settings: AcmeSettings) -> str:

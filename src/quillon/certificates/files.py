@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -88,18 +90,91 @@ def stand_in(key: Key, names: Sequence[str], now: float) -> bytes:
 
 def put(path: str, octets: bytes, mode: int) -> None:
     """Put a file in place, whole or not at all. Raises CertificateFileError."""
-    new = f"{path}.new"
+    put_all([(path, octets, mode)])
+
+
+def put_all(wanted: Sequence[tuple[str, bytes, int]]) -> None:
+    """Put files in place by path, octets and mode: all are written before the first takes its place, and where one
+    cannot, those before it come back. They belong to whom the file before belonged, or the folder. Raises
+    CertificateFileError."""
+    written: list[tuple[str, str, str]] = []
+    path = ""
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        for path, octets, mode in wanted:
+            written.append((path, _written(path, octets, mode), f"{path}.before"))
+        for done, (path, new, before) in enumerate(written):
+            _link(path, before)
+            try:
+                os.replace(new, path)
+            except OSError:
+                for other, _, kept in written[:done]:
+                    os.replace(kept, other)
+                raise
+    except OSError as error:
+        raise CertificateFileError(f"{path}: {error.strerror}") from None
+    finally:
+        for _, new, before in written:
+            for name in (new, before):
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
+
+
+def restore(key: str, certificate: str) -> bool:
+    """Where the process ended between a new key and its certificate, put the key before back; whether that was so.
+    Raises CertificateFileError."""
+    before = f"{key}.before"
+    if not exists(before):
+        return False
+    found = load_certificate(certificate)
+    fits = found is not None and public_octets(load_key(before)) == spki(found) != public_octets(load_key(key))
+    try:
+        (os.replace if fits else lambda old, _: os.unlink(old))(before, key)
+    except OSError as error:
+        raise CertificateFileError(f"{before}: {error.strerror}") from None
+    return fits
+
+
+def _link(path: str, before: str) -> None:
+    """Keep what is there under another name as well."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(before)
+    with contextlib.suppress(FileNotFoundError):
+        os.link(path, before)
+
+
+def _written(path: str, octets: bytes, mode: int) -> str:
+    """A file beside the one that is meant, on disk. Raises OSError."""
+    folder = Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, new = tempfile.mkstemp(".new", f"{Path(path).name}.", folder)
+    try:
         with open(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)
+            owner = os.stat(path if exists(path) else folder)
+            if os.geteuid() == 0:
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
             file.write(octets)
             file.flush()
             os.fsync(descriptor)
-        os.replace(new, path)
+    except OSError:
+        os.unlink(new)
+        raise
+    return new
+
+
+def check_writable(path: str) -> None:
+    """That a file can be put in place. Raises CertificateFileError."""
+    try:
+        os.unlink(_written(path, b"", 0o600))
     except OSError as error:
         raise CertificateFileError(f"{path}: {error.strerror}") from None
+
+
+def spki(certificate: x509.Certificate) -> bytes:
+    """The SubjectPublicKeyInfo of a certificate, in DER."""
+    return certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def _names(names: Sequence[str]) -> x509.SubjectAlternativeName:

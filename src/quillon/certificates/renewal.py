@@ -19,12 +19,14 @@ import hashlib
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from quillon.certificates import acme, files
 from quillon.certificates.acme import AcmeError, NameChallenge
@@ -33,21 +35,30 @@ from quillon.config.settings import AcmeSettings
 from quillon.net.clock import Clock
 from quillon.net.resolver import Resolver
 
+T = TypeVar("T")
 LOOK = 600.0  # seconds between two looks at a certificate
 AGAIN = 3600.0  # seconds until a server is asked again that gave none
 HOOK = 600.0  # seconds that a hook may take
+PATIENCE = 1800.0  # seconds for all that one certificate takes
+SHORTEST_TTL = 3600.0  # seconds that a TLSA record is held to live at least: a resolver tells what is left of it
 SLACK = 86400.0  # seconds between two asks whether a server wants a renewal; none is renewed for that on its first day
 
 
 @dataclass
 class _Known:
     """What is known of a certificate: when its server wants it renewed, for which certificate that was said, when to
-    ask again, and since when the record of the next key is there. Times in seconds since the epoch, 0 for none."""
+    ask again, when it was renewed; of the next key since when its record is there, the longest TTL of such records that
+    was seen, and the names that the hook was told of; whether the hook has yet to hear of a renewal. Times in seconds
+    since the epoch, 0 for none."""
 
     of: str = ""
     renew_at: float = 0.0
     ask_at: float = 0.0
+    renewed_at: float = 0.0
     published_since: float = 0.0
+    longest: float = SHORTEST_TTL
+    hooked: list[str] = field(default_factory=list)
+    owed: bool = False
 
 
 @dataclass
@@ -84,17 +95,26 @@ class Renewals:
             if why:
                 await self.renew(one, why)
             self._told.pop(one.name, None)
-        except (AcmeError, CertificateFileError) as error:
+        except Exception as error:  # whatever it is, the stanzas behind it have their turn
             self._again_at[one.name] = self.clock.now() + AGAIN
-            if self._told.get(one.name) != str(error):
-                self._told[one.name] = str(error)
-                self.report(f'acme "{one.name}": {error}; it is tried again every hour')
+            words = acme.words(error)
+            if self._told.get(one.name) != words:
+                self._told[one.name] = words
+                self.report(f'acme "{one.name}": {words}; it is tried again every hour')
 
     async def due(self, one: AcmeSettings) -> str:
-        """Why a certificate has to be renewed, "" if it need not be. Raises CertificateFileError."""
-        now, certificate = self.clock.now(), files.load_certificate(one.certificate)
+        """Why a certificate has to be renewed, "" if it need not be. Raises AcmeError, CertificateFileError."""
+        now = self.clock.now()
+        if await asyncio.to_thread(files.restore, one.key, one.certificate):
+            self.report(f'acme "{one.name}": {one.key} was put back, since its certificate had not come')
+        certificate = files.load_certificate(one.certificate)
         if certificate is None:
             return "there is none yet"
+        if not files.exists(one.key):
+            words = f"it is gone, and {one.certificate} is there: put it back, or take the certificate away as well"
+            raise CertificateFileError(f"{one.key}: {words}")
+        if files.spki(certificate) != files.public_octets(files.load_key(one.key)):
+            return f"it is not of the key in {one.key}"
         if certificate.issuer == certificate.subject:
             return "it is of our own making"
         missing = sorted(set(one.names) - _names(certificate))
@@ -104,41 +124,61 @@ class Renewals:
         known = await self._asked(one, certificate, whole)
         if not one.reuse_key and left < whole / 2:
             await self._next_key(one, known)
-        if known.renew_at and now >= known.renew_at and whole - left > SLACK:
+        if known.owed:
+            await self._tell_hook(one, known)
+        if now - known.renewed_at < SLACK:
+            return ""  # whatever is wrong with it, another one would not be better
+        if known.renew_at and now >= known.renew_at:
             return "its server wants it to be"
         return f"{max(left, 0) / 86400:.0f} days of its {whole / 86400:.0f} are left" if left < whole / 3 else ""
 
     async def renew(self, one: AcmeSettings, why: str) -> None:
         """Have a certificate, and put it in place. Raises AcmeError, CertificateFileError."""
+        for path in (one.certificate, one.key):
+            await asyncio.to_thread(files.check_writable, path)
         key, used = await self._key(one)
         csr = files.request(key, one.names)
-        made = await asyncio.to_thread(acme.obtain, one, self.folder, csr, self._shower(one), self._hider(one))
+        made = await _bounded(acme.obtain, one, self.folder, csr, self._shower(one), self._hider(one))
         self._check(one, made, key)
+        known = self._read(one)
+        known.renewed_at, known.owed = self.clock.now(), bool(one.hook)
+        if used == _next(one):
+            known.published_since, known.longest, known.hooked = 0.0, SHORTEST_TTL, []
         await asyncio.to_thread(self._put_in_place, one, made, key, used)
+        await asyncio.to_thread(self._write, one, known)
         if used == _next(one):
             self.tell(f'acme "{one.name}": the next key is in use; the TLSA records of the one before can go')
         self.tell(f'acme "{one.name}": {one.certificate} was renewed: {why}')
+        if known.owed:
+            await self._tell_hook(one, known)
+
+    async def _tell_hook(self, one: AcmeSettings, known: _Known) -> None:
+        """The hook hears of a renewal, until it is content. Raises AcmeError."""
         if one.hook:
             await asyncio.to_thread(_run_hook, one.hook, "renewed", one.name, one.certificate)
+        known.owed = False
+        await asyncio.to_thread(self._write, one, known)
 
     def _put_in_place(self, one: AcmeSettings, made: bytes, key: Key, used: str) -> None:
-        """Raises CertificateFileError."""
+        """Raises CertificateFileError, OSError."""
+        wanted = [(one.certificate, made, 0o644)]
         if used != one.key or not files.exists(one.key):
-            files.put(one.key, files.key_octets(key), 0o600)
-        files.put(one.certificate, made, 0o644)
+            wanted.insert(0, (one.key, files.key_octets(key), 0o600))
+        files.put_all(wanted)
         if used != one.key:
             os.unlink(used)
-        self._write(one, _Known())
 
     def _check(self, one: AcmeSettings, made: bytes, key: Key) -> None:
-        """What a server has given is what was asked for. Raises AcmeError."""
+        """What a server has given is what was asked for, and good now. Raises AcmeError."""
         try:
             certificate = x509.load_pem_x509_certificates(made)[0]
         except ValueError:
             raise AcmeError("what the server gave is no certificate") from None
-        given = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        if given != files.public_octets(key) or set(one.names) - _names(certificate):
+        if files.spki(certificate) != files.public_octets(key) or set(one.names) - _names(certificate):
             raise AcmeError("the server gave a certificate of another key, or other names")
+        begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+        if not begin <= self.clock.now() < end or certificate.issuer == certificate.subject:
+            raise AcmeError("the server gave a certificate that is not good now: is the clock of this machine right?")
 
     # the key --------------------------------------------------------------------------------------------------
 
@@ -163,15 +203,18 @@ class Renewals:
                 f'acme "{one.name}": the next certificate has another key: publish TLSA 3 1 1 {digest} beside what is'
                 f" there, for {', '.join(_hosts(one))}"
             )
-            for name in _hosts(one) if one.hook else ():
+        for name in _hosts(one) if one.hook else ():
+            if name not in known.hooked:
+                digest = hashlib.sha256(files.public_octets(files.load_key(_next(one)))).hexdigest()
                 await asyncio.to_thread(_run_hook, one.hook or "", "tlsa", f"_25._tcp.{name}", f"3 1 1 {digest}")
+                known.hooked.append(name)
+                await asyncio.to_thread(self._write, one, known)
         await self._published(one, known)
 
     async def _published(self, one: AcmeSettings, known: _Known) -> bool:
         """Whether the record of the next key is there since two TTLs, for each name that has TLSA records."""
         digest = hashlib.sha256(files.public_octets(files.load_key(_next(one)))).hexdigest()
-        longest = 0.0
-        there = True
+        longest, there = known.longest, True
         for name in _hosts(one):
             answer = await self.resolver.lookup(f"_25._tcp.{name}", "TLSA")
             longest = max(longest, float(answer.ttl))
@@ -180,8 +223,8 @@ class Renewals:
                 there = False
         now = self.clock.now()
         since = (known.published_since or now) if there else 0.0
-        if since != known.published_since:
-            known.published_since = since
+        if (since, longest) != (known.published_since, known.longest):
+            known.published_since, known.longest = since, longest
             await asyncio.to_thread(self._write, one, known)
         return there and now - since >= 2 * longest
 
@@ -195,9 +238,9 @@ class Renewals:
         if known.of == name and now < known.ask_at:
             return known
         if known.of != name:
-            known = _Known(of=name)
+            known.of, known.renew_at = name, 0.0
         try:
-            at, again = await asyncio.to_thread(acme.renewal, one, self.folder, octets)
+            at, again = await _bounded(acme.renewal, one, self.folder, octets)
         except AcmeError:
             at, again = known.renew_at or None, now + AGAIN  # without it the rest of its life decides
         known.renew_at, known.ask_at = at or 0.0, min(max(again, now + 60.0), now + min(SLACK, whole / 10))
@@ -230,7 +273,8 @@ class Renewals:
                 with contextlib.suppress(AcmeError):
                     _run_hook(one.hook or "", "remove", challenge.name, challenge.value)
             else:
-                (self.folder / "challenges" / challenge.token).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    os.unlink(self.folder / "challenges" / challenge.token)
 
         return hide
 
@@ -238,12 +282,43 @@ class Renewals:
 def prepare(one: AcmeSettings, now: float) -> bool:
     """Put a certificate of our own making where there is none, so that a server can begin; whether one was put there.
     Raises CertificateFileError."""
-    if files.load_certificate(one.certificate) is not None:
+    files.restore(one.key, one.certificate)
+    certificate = files.load_certificate(one.certificate)
+    if certificate is not None:
+        if files.spki(certificate) != files.public_octets(files.load_key(one.key)):
+            raise CertificateFileError(f"{one.certificate} is not of the key in {one.key}: take one of them away")
         return False
-    if not files.exists(one.key):
-        files.put(one.key, files.key_octets(files.make_key(one.key_type)), 0o600)
-    files.put(one.certificate, files.stand_in(files.load_key(one.key), one.names, now), 0o644)
+    key = files.load_key(one.key) if files.exists(one.key) else files.make_key(one.key_type)
+    files.put_all(
+        [(one.key, files.key_octets(key), 0o600), (one.certificate, files.stand_in(key, one.names, now), 0o644)]
+    )
     return True
+
+
+async def _bounded(function: Callable[..., T], *arguments: Any) -> T:
+    """The result of a function in a thread of its own, which nobody waits for beyond its time: a server may dribble for
+    ever. Raises AcmeError, and what the function does."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: Exception | None) -> None:
+        if not found.done():
+            found.set_exception(error) if error is not None else found.set_result(cast(T, result))
+
+    def work() -> None:
+        try:
+            done: tuple[T | None, Exception | None] = (function(*arguments), None)
+        except Exception as error:
+            done = (None, error)
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, *done)
+
+    threading.Thread(target=work, name="acme", daemon=True).start()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return await found
+    except TimeoutError:
+        raise AcmeError(f"its server took more than {PATIENCE:.0f} seconds") from None
 
 
 def _names(certificate: x509.Certificate) -> set[str]:
@@ -266,9 +341,9 @@ def _hosts(one: AcmeSettings) -> list[str]:
 def _run_hook(hook: str, *words: str) -> None:
     """Run the operator's program, which is done when it ends. Raises AcmeError."""
     try:
-        done = subprocess.run([hook, *words], capture_output=True, text=True, timeout=HOOK, check=False)  # noqa: S603
+        done = subprocess.run([hook, *words], capture_output=True, timeout=HOOK, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AcmeError(f"{hook} {words[0]}: {error}") from None
     if done.returncode != 0:
-        said = " ".join((done.stderr or done.stdout).split())[-500:]
+        said = " ".join((done.stderr or done.stdout).decode("utf-8", "replace").split())[-500:]
         raise AcmeError(f"{hook} {' '.join(words)}: status {done.returncode}: {said}")

@@ -251,7 +251,7 @@ def _stamped(log: Path, authority: Sequence[x509.Certificate], problems: list[st
 def _checkpoints(log: Path, key: Ed25519PublicKey, origin: str, problems: list[str]) -> list[Checkpoint]:
     """Those of a log that the key has signed for it."""
     found = []
-    for text in _notes(log):
+    for text in _notes(log, problems):
         try:
             known = note.read(text, key)
         except NoteError as error:
@@ -274,9 +274,14 @@ def _misplaced(octets: bytes, index: int, log: str) -> list[str]:
     return [] if said == (index, log) else [f"record {index} says that it is number {said[0]} of {said[1]}"]
 
 
-def _notes(log: Path) -> list[str]:
+def _notes(log: Path, problems: list[str]) -> list[str]:
     """The checkpoints that were kept, those that have a time stamp, and the last."""
-    found = [stamp.load(log, size).note for size in stamp.sizes(log)]
+    found = []
+    for size in stamp.sizes(log):
+        try:
+            found.append(stamp.load(log, size).note)
+        except (OSError, ValueError) as error:
+            problems.append(f"stamps/{size}.note cannot be read: {error}")
     for name in ("checkpoints", "checkpoint"):
         try:
             text = (log / name).read_text(encoding="utf-8")

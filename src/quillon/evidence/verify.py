@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -87,7 +88,8 @@ def stamped(note: str, response: pathlib.Path, authority: str) -> str:
     told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     at = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("Time stamp:")]
     must(len(at) == 1, f"{response.name} is no time stamp")
-    seconds = calendar.timegm(time.strptime(" ".join(at[0].split()), "%b %d %H:%M:%S %Y GMT"))
+    whole = re.sub(r"\.\d+", "", " ".join(at[0].split()))  # some give fractions of a second
+    seconds = calendar.timegm(time.strptime(whole, "%b %d %H:%M:%S %Y GMT"))
     with tempfile.TemporaryDirectory() as folder:
         data = f"{folder}/checkpoint"
         pathlib.Path(data).write_bytes(note.encode())
