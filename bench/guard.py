@@ -48,14 +48,15 @@ PATIENCE = 300.0  # seconds for a step under valgrind
 
 FLAGS = {"adx", "avx2", "avx512f", "bmi2", "sha_ni", "vaes"}
 
-# options of the load generator, and to which listener it goes
-ROWS = {
-    "accept1": ("held", ("-m", "1")),
-    "accept100": ("held", ("-m", "100")),
-    "relay1": ("relayed", ("-m", "1")),
-    "relay20": ("relayed", ("-m", "20")),
-    "accepttls1": ("held", ("-m", "1", "-T")),
-    "handshake": ("held", ("-H",)),
+# to which domain it goes, options of the load generator, and what the configuration has beside the rest
+ROWS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "accept1": ("held", ("-m", "1"), ""),
+    "accept100": ("held", ("-m", "100"), ""),
+    "relay1": ("relayed", ("-m", "1"), ""),
+    "relay20": ("relayed", ("-m", "20"), ""),
+    "accepttls1": ("held", ("-m", "1", "-T"), ""),
+    "handshake": ("held", ("-H",), ""),
+    "evidence20": ("relayed", ("-m", "20"), "evidence { }"),
 }
 
 
@@ -86,7 +87,7 @@ def serve(config_path: str, port: int) -> None:
     ours.sock.close()
 
 
-def configuration(folder: Path, port: int, sink: int) -> Path:
+def configuration(folder: Path, port: int, sink: int, more: str) -> Path:
     """Mail for held.example stays, other mail goes to the sink."""
     certificate = bench.CACHE / "certs/ecdsa"
     path = folder / "ecelerity.conf"
@@ -105,6 +106,7 @@ ESMTP_Listener {{
 }}
 Domain held.example {{ Suspend_Delivery = true }}
 Domain relayed.example {{ Gateway = "127.0.0.1:{sink}" }}
+{more}
 """
     )
     return path
@@ -114,12 +116,12 @@ Domain relayed.example {{ Gateway = "127.0.0.1:{sink}" }}
 
 
 class Counted:
-    """A worker under callgrind."""
+    """A worker under callgrind, with `more` in its configuration."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: str) -> None:
         self.folder = folder
         self.port, self.sink = bench.free_port(), bench.free_port()
-        config = configuration(folder, self.port, self.sink)
+        config = configuration(folder, self.port, self.sink, more)
         tool = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out"]
         command = [*tool, sys.executable, __file__, "--serve", str(config), str(self.port)]
         # a copy by one instruction an octet, as glibc has it for some processors, would count as work
@@ -178,15 +180,22 @@ def send(port: int, options: tuple[str, ...], count: int, sink: bench.Sink | Non
 def measure(rows: list[str], profile: Path | None) -> dict[str, int]:
     """Instructions per message of each row."""
     found: dict[str, int] = {}
+    for more in dict.fromkeys(ROWS[row][2] for row in rows):
+        found |= _measure([row for row in rows if ROWS[row][2] == more], more, profile)
+    return found
+
+
+def _measure(rows: list[str], more: str, profile: Path | None) -> dict[str, int]:
+    """Of one worker."""
+    found: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="guard-") as name:
-        worker = Counted(Path(name))
+        worker = Counted(Path(name), more)
         sink = bench.Sink(worker.sink, tls=False)
         try:
             worker.wait()
             worker.tell("instrumentation", "on")
             for row in rows:
-                domain, options = ROWS[row]
-
+                domain, options, _ = ROWS[row]
                 relayed = sink if domain == "relayed" else None
                 told = ("-c", "1", "-t", f"rcpt@{domain}.example", "-w", f"{PATIENCE:.0f}", *options)
                 send(worker.port, told, WARM_UP, relayed)

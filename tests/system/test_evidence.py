@@ -287,6 +287,40 @@ def test_a_disk_that_takes_no_evidence_takes_no_mail_and_lets_none_leave(server:
             subprocess.run(["umount", "-l", folder], check=True)
 
 
+def test_what_the_spool_did_not_take_is_recorded_as_undone(server: Callable[..., Server]) -> None:
+    require_root()  # for a small disk
+    port = free_port()
+    running = server(
+        "Spool_Minimum_Free_Space = 0 Spool_Minimum_Free_Inodes = 0 Suspend_Delivery = true\n"
+        + CONFIG.format(port=port, clear=1)
+    )
+    folder = running.folder / "spool/worker-0"
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=True)
+    taken, codes = 0, []
+    try:
+        running.start()
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            while len(codes) < 3:
+                try:
+                    client.sendmail("a@sender.test", ["b@clear.test"], f"Subject: x\r\n\r\n{'x' * 900}\r\n" * 100)
+                    taken += 1
+                except smtplib.SMTPDataError as error:
+                    codes.append(error.smtp_code)
+        running.stop()
+        kinds = {kind: {row["id"] for row in rows(running) if row["kind"] == kind} for kind in ("reception", "undone")}
+        assert taken > 1
+        assert set(codes) <= {451, 452}
+        assert len(kinds["reception"]) == taken + len(codes)
+        assert len(kinds["undone"]) == len(codes)
+        assert kinds["undone"] < kinds["reception"]
+        assert prove(running, "prove", next(iter(kinds["undone"]))) == 0
+        assert main(["proof", "audit", "-c", str(running.file)]) == 0
+    finally:
+        running.stop()
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
 @pytest.mark.parametrize(
     ("mode", "text", "words"),
     [

@@ -117,8 +117,9 @@ def record_line(row: dict[str, Any]) -> str:
     """One record for people."""
     tls = row.get("tls") or {}
     shown = f"{tls['protocol']} {tls['cipher']} {tls['level']}" if tls.get("protocol") else "in clear"
-    if row["kind"] == "reception":
-        return f"{row['at']} {row['id']} taken from {row['from']['ip']} for {row['to']}, {shown}"
+    if row["kind"] in ("reception", "undone"):
+        done = "taken from" if row["kind"] == "reception" else "not kept, as its client was told, of"
+        return f"{row['at']} {row['id']} {done} {row['from']['ip']} for {row['to']}, {shown}"
     host = row["host"]
     where = f"{host['name']} [{host['ip']}]" if host["ip"] else "no host"
     wanted = f"TLS = {row['demand']['tls']}, TLS_Verify = {row['demand']['verify']}"

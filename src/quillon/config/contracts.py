@@ -112,6 +112,10 @@ class Contracts:
         self._all = [contract for contract, _ in found]
         self._nodes = {contract.path: node for contract, node in found}
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._all)
+
     def all(self) -> list[Contract]:
         """Those that are switched on, in the order of the file."""
         return list(self._all)

@@ -209,8 +209,9 @@ class LogFiles:
             known = max(known - _STEP_BACK, 0)
         return 0
 
-    def append(self, records: Sequence[bytes]) -> None:
-        """Write records and sync them; then what is made of them. Raises OSError, with nothing appended."""
+    def append(self, records: Sequence[bytes]) -> list[bytes]:
+        """Write records and sync them; then what is made of them. Gives their hashes. Raises OSError, with nothing
+        appended."""
         descriptor = self._entries.fileno()
         try:
             _write(descriptor, b"".join(framed(records)), self.end)
@@ -218,24 +219,26 @@ class LogFiles:
         except OSError:
             os.ftruncate(descriptor, self.end)
             raise
-        self.appended(records)
+        return self.appended(records)
 
     @property
     def descriptor(self) -> int:
         """That of `entries`, for who appends `framed` records at `end` and syncs them himself."""
         return self._entries.fileno()
 
-    def appended(self, records: Sequence[bytes], *, flush: bool = True) -> None:
+    def appended(self, records: Sequence[bytes], *, flush: bool = True) -> list[bytes]:
         """Records stand at the end of `entries`: note what is made of them, which is written by `flush`, or when it is
-        much. What cannot be written now stays noted, for the records themselves are on disk."""
+        much. What cannot be written now stays noted, for the records themselves are on disk. Gives their hashes."""
+        leaves = list(map(tree.leaf, records))
         for record in records:
             self._starts.append(_PLACE.pack(self.end))
             self.end += _HEAD.size + len(record)
-        self._leaves += map(tree.leaf, records)
+        self._leaves += leaves
         self.size += len(records)
         if flush and len(self._leaves) >= _AT_ONCE:
             with contextlib.suppress(OSError):
                 self.flush()
+        return leaves
 
     def flush(self) -> None:
         """Write what was noted. Raises OSError."""

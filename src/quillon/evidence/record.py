@@ -25,7 +25,7 @@ from quillon.mail.outcome import Delivered, PermanentFailure, TransientFailure
 
 VERSION = 1
 SALT = 16  # octets
-_MESSAGE_ID = re.compile(rb"^message-id[ \t]*:((?:[^\r\n]|\r\n[ \t])*)", re.IGNORECASE | re.MULTILINE)
+_REST = re.compile(rb"[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)")  # of a field, behind its name
 _ADDRESS = re.compile(r"[^\s<>()\"',;:]+@[^\s<>()\"',;:]+")
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 _OUTCOMES = {Delivered: "delivered", TransientFailure: "transient", PermanentFailure: "permanent"}
@@ -54,17 +54,22 @@ def who(address: str, salt: bytes) -> str:
 
 def row_of(event: Recorded, source: Source, salt: bytes) -> Row:
     """The record of an event, but for its number."""
-    row: Row = {"v": VERSION, "at": moment(event.time), "node": source.node, "worker": source.worker}
-    row["configuration"] = source.configuration
     if isinstance(event, Received):
-        return row | _received(event, salt)
-    if isinstance(event, Attempted):
-        return row | _attempted(event, salt)
-    if isinstance(event, HostFailed):
-        return row | _host_failed(event)
-    if isinstance(event, Discarded):
-        return row | _discarded(event)
-    return row | _rejected(event)
+        row = _received(event, salt)
+    elif isinstance(event, Attempted):
+        row = _attempted(event, salt)
+    elif isinstance(event, HostFailed):
+        row = _host_failed(event)
+    elif isinstance(event, Discarded):
+        row = _discarded(event)
+    else:
+        row = _rejected(event)
+    row["v"] = VERSION
+    row["at"] = moment(event.time)
+    row["node"] = source.node
+    row["worker"] = source.worker
+    row["configuration"] = source.configuration
+    return row
 
 
 def _discarded(event: Discarded) -> Row:
@@ -80,15 +85,17 @@ def _discarded(event: Discarded) -> Row:
 
 def said(reply: str) -> str:
     """A reply without the addresses that it names: they are of persons."""
-    return shown.cut(_ADDRESS.sub("(address)", reply), shown.REPLY)
+    return shown.cut(_ADDRESS.sub("(address)", reply) if "@" in reply else reply, shown.REPLY)
 
 
 def _received(event: Received, salt: bytes) -> Row:
     batch = event.message.batch
-    row: Row = {"kind": "reception", **_message(event, salt), "size": batch.size, "tls": _tls(event.tls)}
+    row = _message(event, salt)
+    row |= {"kind": "reception", "size": batch.size, "tls": _tls(event.tls)}
     row["from"] = {"ip": batch.origin.source_ip, "protocol": batch.origin.protocol, "pathway": batch.origin.pathway}
     row["connection"] = str(batch.origin.connection_id)
-    return row | (batch.digest or {})
+    row |= batch.digest or {}
+    return row
 
 
 def digest_of(head: bytes, body: bytes | None) -> Row:
@@ -102,7 +109,9 @@ def digest_of(head: bytes, body: bytes | None) -> Row:
 
 def _attempted(event: Attempted, salt: bytes) -> Row:
     outcome, demand, tls = event.outcome, event.demand, event.tls
-    row: Row = {"kind": "attempt", **_message(event, salt), **_outcome(outcome), "tls": _tls(tls)}
+    row = _message(event, salt)
+    row |= _outcome(outcome)
+    row |= {"kind": "attempt", "tls": _tls(tls)}
     row["demand"] = {
         "tls": demand.tls,
         "verify": demand.verify,
@@ -190,14 +199,28 @@ def _tls(facts: TlsFacts | None) -> Row | None:
 
 def message_id(data: bytes) -> str:
     """The Message-ID of mail data, "" for none."""
-    found = _MESSAGE_ID.search(header.section(data))
-    return shown.line(found[1].strip().decode("utf-8", "replace"), shown.NAME) if found is not None else ""
+    found = _value(data, b"message-id")
+    return shown.line(found.strip().decode("utf-8", "replace"), shown.NAME)
 
 
 def subject_of(data: bytes) -> str:
     """The subject of mail data as people read it, "" for none."""
-    found = header.values(header.section(data), "subject")
-    return header.decoded(found[0]) if found else ""
+    raw = header.unfolded(_value(data, b"subject").decode("latin-1"))
+    return raw if "=?" not in raw and raw.isascii() else header.decoded(raw)
+
+
+def _value(data: bytes, name: bytes) -> bytes:
+    """What stands behind the first field of a name in mail data, folded as it is; nothing for none."""
+    head = header.section(data)
+    low = head.lower()
+    at = low.find(name)
+    while at >= 0:
+        if at == 0 or low[at - 1] == 0x0A:
+            found = _REST.match(head, at + len(name))
+            if found is not None:
+                return found[1]
+        at = low.find(name, at + 1)
+    return b""
 
 
 def subject_hash(subject: str) -> str:

@@ -152,6 +152,11 @@ class Evidence:
         self._waiting.append(_Entry(events[-1], source, then, otherwise))
         self._committer.soon()
 
+    def undone(self, events: Sequence[Recorded]) -> None:
+        """What was recorded has not come to be: whoever sent it was told to come again."""
+        self._waiting += [_Entry(event, self.source, None, None, "undone") for event in events]
+        self._later()
+
     def keep(self, chain: Sequence[bytes]) -> tuple[str, ...]:
         """Keep certificates in DER, each once, and give their SHA-256. One that cannot be written is named all the
         same."""
@@ -190,9 +195,10 @@ class Evidence:
         """The octets of a record; of one that cannot be made, that it could not."""
         try:
             row = row_of(entry.event, entry.source, salt)
+            row["seq"] = number
             if entry.kind:
                 row["kind"] = entry.kind
-            return encode({**row, "seq": number})
+            return encode(row)
         except Exception as defect:
             self._report(f"evidence: a record of {type(entry.event).__name__} cannot be made: {defect!r}")
             row = {"v": VERSION, "kind": "unwritable", "at": moment(entry.event.time), "seq": number}
@@ -209,25 +215,23 @@ class Evidence:
 
         def done(error: int) -> None:
             if not error:
-                self._files.appended(group.records)
-                self._grow(group.records)
+                self._grow(self._files.appended(group.records))
 
         return Plan(self._files.descriptor, self._files.end, framed(group.records), done)
 
     def _write(self, group: _Group) -> None:
         self._write_salts(group)
-        self._files.append(group.records)
-        self._grow(group.records)
+        self._grow(self._files.append(group.records))
 
     def _write_salts(self, group: _Group) -> None:
         """Raises OSError."""
         if os.pwrite(self._salts, group.salts, self._files.size * SALT) != len(group.salts):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _grow(self, records: Sequence[bytes]) -> None:
-        """These are in the tree, whatever becomes of the files beside it."""
-        for record in records:
-            self._edge.push(tree.leaf(record))
+    def _grow(self, leaves: Sequence[bytes]) -> None:
+        """Records with these hashes are in the tree, whatever becomes of the files beside it."""
+        for leaf in leaves:
+            self._edge.push(leaf)
 
     def _settle(self, group: _Group, error: Exception | None) -> None:
         if error is not None:

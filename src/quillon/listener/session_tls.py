@@ -41,7 +41,8 @@ class SessionTls:
 
     def breach(self, domain: str) -> Breach | None:
         """What the session breaks of the contract that rules mail from a domain, if anything."""
-        contract = self._services.config.contracts.inbound_of(lookup_name(domain))
+        contracts = self._services.config.contracts
+        contract = contracts.inbound_of(lookup_name(domain)) if contracts else None
         if contract is None:
             return None
         if contract not in self._looked_at:

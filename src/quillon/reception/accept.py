@@ -338,38 +338,51 @@ class Reception:
     # storing --------------------------------------------------------------------------------------------------
 
     def _store(self, envelope: Envelope, batches: Stored, answer: Answer) -> None:
-        """Commit, all in one transaction of the spool, and answer when the last is on disk."""
+        """Commit, all in one transaction of the spool, and answer when the last is on disk. Evidence of it is written
+        at the same time: to wait for the one before the other begins would keep each client for two groups."""
         left = len(batches)
         failed: list[Batch] = []
-        full = False
+        full = unproven = False
+        evidence = self._evidence
+
+        def over() -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                self._stored(envelope, batches, failed, answer, full=full, unproven=unproven)
 
         def stored(batch: Batch, error: Exception | None) -> None:
-            nonlocal left, full
-            left -= 1
+            nonlocal full
             if error is not None:
                 failed.append(batch)
                 full = full or is_full(error)
-            if left == 0:
-                self._stored(envelope, batches, failed, answer, full=full)
+            over()
 
+        def not_proven() -> None:
+            nonlocal unproven
+            unproven = True
+            over()
+
+        if evidence is not None:
+            left += 1
+            evidence.prove_all(self._events(envelope, batches), over, not_proven)
         for batch, messages in batches:
             self.store.insert(batch, messages, lambda error, batch=batch: stored(batch, error))  # type: ignore[misc]
 
-    def _stored(self, envelope: Envelope, batches: Stored, failed: list[Batch], answer: Answer, *, full: bool) -> None:
-        if failed:
-            self._undo(batches, failed)
-            answer(replies.NO_ROOM if full else replies.SPOOL_FAILED)
-            return
-        if self._evidence is None:
+    def _events(self, envelope: Envelope, batches: Stored) -> list[Received]:
+        now = self._clock.now()
+        return [Received(now, message, envelope.tls) for _, messages in batches for message in messages]
+
+    def _stored(
+        self, envelope: Envelope, batches: Stored, failed: list[Batch], answer: Answer, *, full: bool, unproven: bool
+    ) -> None:
+        if not failed and not unproven:
             self._taken(envelope, batches, answer)
             return
-        events = [Received(self._clock.now(), m, envelope.tls) for _, messages in batches for m in messages]
-
-        def not_proven() -> None:
-            self._undo(batches, [])
-            answer(replies.NO_EVIDENCE)
-
-        self._evidence.prove_all(events, lambda: self._taken(envelope, batches, answer), not_proven)
+        self._undo(batches, failed)
+        if self._evidence is not None and not unproven:
+            self._evidence.undone(self._events(envelope, batches))
+        answer((replies.NO_ROOM if full else replies.SPOOL_FAILED) if failed else replies.NO_EVIDENCE)
 
     def _undo(self, batches: Stored, failed: list[Batch]) -> None:
         """The client will come again with all of it: what did get onto disk must not be sent twice. `failed` are those

@@ -255,6 +255,8 @@ class ClientSession:
     def _shown(self, text: bytes) -> str:
         """Text of a reply, which goes to logs and notifications, without the credentials that some hosts repeat."""
         shown = _printable(text)
+        if not self._secrets:
+            return shown
         for secret in self._secrets:
             shown = shown.replace(secret, HIDDEN)
         # pieces of what was sent, as of a line that was cut or folded
@@ -418,6 +420,9 @@ def _rcpt(mailbox: Mailbox) -> bytes:
 
 def _printable(text: bytes) -> str:
     """Text of a host, fit for a log line: whatever is not printable ASCII becomes a question mark."""
+    known = text.decode("latin-1")
+    if known.isascii() and known.isprintable():
+        return known
     return _UNPRINTABLE.sub(b"?", text).decode("ascii")
 
 
