@@ -297,7 +297,7 @@ def test_what_the_spool_did_not_take_is_recorded_as_undone(server: Callable[...,
     folder = running.folder / "spool/worker-0"
     folder.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=True)
-    taken, codes = 0, []
+    taken, codes = 0, list[int]()
     try:
         running.start()
         with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
