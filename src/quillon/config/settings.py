@@ -50,6 +50,7 @@ class InboundTls:
     tls_enable_dhe_ciphers: bool
     tls_crl: str | None
     tls_crl_check: str
+    tls_ocsp_response: str | None
     tls_identities: tuple[TlsIdentity, ...] = ()
     tls_any_client: bool = False
 
@@ -76,6 +77,7 @@ class OutboundTls:
     tls_enable_dhe_ciphers: bool
     tls_crl: str | None
     tls_crl_check: str
+    tls_ocsp: str
     tls_names: tuple[str, ...]
     tls_spki: tuple[str, ...]
     tls_enforce: str

@@ -146,7 +146,7 @@ CAUSES: dict[str, Cause] = {
         "mismatch",
     ),
     "revoked": Cause(
-        "The certificate is revoked: a list of TLS_CRL names it, or a policy module says so.",
+        "The certificate is revoked: a list of TLS_CRL names it, the stapled OCSP answer does, or a policy module.",
         "Have a new one issued.",
         f"{_VERIFY} -crl_check",
         "",
@@ -162,6 +162,24 @@ CAUSES: dict[str, Cause] = {
         "Fetch the new list: a cron job has to renew the file.",
         f"{_VERIFY} -crl_check",
         "CRL has expired",
+    ),
+    "ocsp_missing": Cause(
+        "TLS_OCSP = hard, and the host stapled no answer of its OCSP responder, or of one that does not know it.",
+        "Ask the partner to staple, or set TLS_OCSP = soft.",
+        f"{_SHOW} -status",
+        "",
+    ),
+    "ocsp_outdated": Cause(
+        "The stapled answer of the OCSP responder was to be renewed before now (TLS_OCSP = hard).",
+        "The partner's server has to renew what it staples.",
+        f"{_SHOW} -status",
+        "",
+    ),
+    "ocsp_invalid": Cause(
+        "TLS_OCSP = hard, and the stapled answer is none of the certificate's issuer, nor of a responder of his.",
+        "Ask the partner what is stapled there.",
+        f"{_SHOW} -status",
+        "",
     ),
     "wrong_purpose": Cause(
         "The certificate may not be used for this purpose (extended key usage).",

@@ -18,7 +18,7 @@ from quillon.tls.anchors import Anchors
 from quillon.tls.engine import ClientContext, ContextError, Engine, ServerContext
 from quillon.tls.gnutls_context import GnuTLSClient, GnuTLSServer
 from quillon.tls.openssl_context import OpenSSLClient, OpenSSLServer
-from quillon.tls.revocation import Revocations
+from quillon.tls.revocation import Revocations, stapled
 from quillon.tls.verdict import TlsVerdict
 
 S = TypeVar("S", InboundTls, OutboundTls)
@@ -61,6 +61,7 @@ class Contexts:
         self._any_client = any_client
         self._inbound: dict[InboundTls, _Held[ServerContext]] = {}
         self._outbound: dict[OutboundTls, _Held[ClientContext]] = {}
+        self._anchors: dict[str | None, Anchors] = {}  # for stapled answers
         self._lists: dict[InboundTls | OutboundTls, tuple[Revocations, Anchors]] = {}
 
     def server(self, settings: InboundTls) -> Engine:
@@ -98,8 +99,11 @@ class Contexts:
         return held
 
     def verdict(self, settings: InboundTls | OutboundTls, engine: Engine) -> TlsVerdict:
-        """What a handshake found out under some settings: as the engine says, and as revocation lists do."""
+        """What a handshake found out under some settings: as the engine says, and as revocation lists and stapled
+        answers do."""
         verdict = engine.verdict()
+        if isinstance(settings, OutboundTls) and settings.tls_ocsp != "no" and verdict.checked and not verdict.cause:
+            verdict = self._by_staple(settings, engine, verdict)
         if settings.tls_crl is None or not verdict.checked or verdict.cause:
             return verdict
         lists, anchors = self._lists_of(settings)
@@ -110,6 +114,17 @@ class Contexts:
         if own is not None:  # which OpenSSL leaves out of the chain of a client
             errors = lists.errors([own, *others], anchors.certificates, self._clock(), hard=hard)
         return replace(verdict, errors=(*verdict.errors, *errors)) if errors else verdict
+
+    def _by_staple(self, settings: OutboundTls, engine: Engine, verdict: TlsVerdict) -> TlsVerdict:
+        own = verdict.certificate.parsed if verdict.certificate is not None else None
+        if own is None:
+            return verdict
+        others = [certificate for certificate in engine.chain() if certificate != own]
+        anchors = self._anchors.setdefault(settings.tls_ca, Anchors(settings.tls_ca)).certificates
+        cause, words = stapled(engine.staple(), [own, *others], anchors, self._clock())
+        if cause != "revoked" and settings.tls_ocsp != "hard":
+            cause = ""
+        return replace(verdict, errors=(*verdict.errors, (cause, 0, words))) if cause else verdict
 
     def lists(self, settings: InboundTls) -> tuple[Revocations, bool] | None:
         """The revocation lists of a Listen, and whether they have to be there and fresh; None where it has none."""
@@ -132,15 +147,20 @@ class Contexts:
             settings = replace(settings, tls_session_resumption=False)  # a resumed session shows no chain
         if self._any_client:
             settings = replace(settings, tls_session_resumption=False, tls_any_client=True)
-        return GnuTLSServer(settings) if settings.tls_engine == "gnutls" else OpenSSLServer(settings, self._clock)
+        return (
+            GnuTLSServer(settings, self._clock)
+            if settings.tls_engine == "gnutls"
+            else OpenSSLServer(settings, self._clock)
+        )
 
     def _new_client(self, settings: OutboundTls) -> ClientContext:
         if settings.tls_crl is not None and settings.tls_verify != "no":
             self._lists.pop(settings, None)
             self._lists_of(settings)
             settings = replace(settings, tls_session_resumption=False)
-        if settings.tls_spki:
+        if settings.tls_spki or settings.tls_ocsp != "no":  # a resumed session shows no certificate, and no answer
             settings = replace(settings, tls_session_resumption=False)
+        self._anchors.pop(settings.tls_ca, None)
         return GnuTLSClient(settings) if settings.tls_engine == "gnutls" else OpenSSLClient(settings, self._clock)
 
     # the cache ------------------------------------------------------------------------------------------------
@@ -187,7 +207,7 @@ def _stamps(settings: InboundTls | OutboundTls) -> Stamps:
     """The files of some settings with what tells one state of a file from another; zeros for one that is gone."""
     paths = [settings.tls_certificate, settings.tls_key, settings.tls_dhparams_file, settings.tls_crl]
     if isinstance(settings, InboundTls):
-        paths.append(settings.tls_client_ca)
+        paths += [settings.tls_client_ca, settings.tls_ocsp_response]
         paths += [path for one in settings.tls_identities for pair in one.pairs for path in pair]
     else:
         paths.append(settings.tls_ca)

@@ -60,3 +60,6 @@ class Engine(Protocol):
 
     def chain(self) -> list[x509.Certificate]:
         """The certificates that the peer sent, its own first; those that can be read."""
+
+    def staple(self) -> bytes:
+        """The answer of an OCSP responder that a host has stapled, in DER; empty if there is none."""

@@ -303,6 +303,14 @@ class GnuTLSEngine:
         self._lib.gnutls_free(datum.data)
         return data
 
+    def staple(self) -> bytes:
+        """As the protocol of engines has it."""
+        datum = self._ffi.new("datum_t *")
+        if self._server or self._lib.gnutls_ocsp_status_request_get(self._session, datum) < 0:
+            return b""
+        data: bytes = self._ffi.buffer(datum.data, datum.size)[:]
+        return data
+
     def chain(self) -> list[x509.Certificate]:
         """The certificates that the peer sent, its own first."""
         found = [Certificate(der).parsed for der in self._peers()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from quillon.tls.anchors import Anchors
 from quillon.tls.engine import SESSION_LIFE, SYSTEM_TRUST, ContextError
 from quillon.tls.gnutls import GnuTLSEngine, Pipe, pull, server_name
 from quillon.tls.identity import default_pairs, match_identity
+from quillon.tls.revocation import fresh, staple_of
 
 _MAX_SESSIONS = 1000
 _NO_DHE = ":-DHE-RSA:-DHE-DSS:-GROUP-FFDHE2048:-GROUP-FFDHE3072:-GROUP-FFDHE4096:-GROUP-FFDHE6144:-GROUP-FFDHE8192"
@@ -94,13 +96,15 @@ class GnuTLSServer:
 
     keeps = False
 
-    def __init__(self, settings: InboundTls) -> None:
+    def __init__(self, settings: InboundTls, clock: Callable[[], float]) -> None:
         ffi, lib = g.library()
         self.settings = settings
         self.buffer = ffi.new("char[]", 16384)
         self._priority = _priority(settings)
-        self._identities = [(one.name, _server_credentials(settings, one.pairs)) for one in settings.tls_identities]
-        self._default = _server_credentials(settings, default_pairs(settings))
+        self._identities = [
+            (one.name, _server_credentials(settings, one.pairs, clock)) for one in settings.tls_identities
+        ]
+        self._default = _server_credentials(settings, default_pairs(settings), clock)
         modes = {"none": g.REQUEST_IGNORE, "require": g.REQUEST_REQUIRE}
         self._request = modes.get(settings.tls_verify_mode or "", g.REQUEST)
         self._smtp = ffi.new("unsigned char[]", b"smtp")
@@ -150,6 +154,8 @@ class GnuTLSClient:
         self._sessions: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._priority = _priority(settings)
         self._credentials = _credentials()
+        # what is stapled is looked at as TLS_OCSP says, by neither library
+        lib.gnutls_certificate_set_verify_flags(self._credentials, g.VERIFY_DISABLE_CRL_CHECKS)
         self.anchors = Anchors(settings.tls_ca if settings.tls_verify != "no" else None)
         if settings.tls_certificate:
             _load_pair(self._credentials, settings.tls_certificate, settings.tls_key or "")
@@ -205,10 +211,16 @@ def _credentials() -> Any:
     return ffi.gc(made[0], lib.gnutls_certificate_free_credentials)
 
 
-def _server_credentials(settings: InboundTls, pairs: tuple[tuple[str, str], ...]) -> Any:
+def _server_credentials(settings: InboundTls, pairs: tuple[tuple[str, str], ...], clock: Callable[[], float]) -> Any:
     made = _credentials()
     for certificate, key in pairs:
         _load_pair(made, certificate, key)
+    if settings.tls_ocsp_response and pairs:
+        octets, own = staple_of(settings.tls_ocsp_response, pairs[0][0])
+        if fresh(octets, own, clock()):  # the library sends none that has become too old since
+            path = settings.tls_ocsp_response.encode()
+            code = g.library()[1].gnutls_certificate_set_ocsp_status_request_file(made, path, 0)
+            _check(f"TLS_OCSP_Response {settings.tls_ocsp_response}", code)
     if settings.tls_client_ca and settings.tls_verify_mode != "none":
         _trust("TLS_Client_CA", made, settings.tls_client_ca)
     if settings.tls_enable_dhe_ciphers:

@@ -17,6 +17,7 @@ SONAME = "libgnutls.so.30"
 SERVER, CLIENT, NONBLOCK, NO_TICKETS = 1, 2, 8, 1 << 10
 CRD_CERTIFICATE = 1
 PEM = 1
+VERIFY_DISABLE_CRL_CHECKS = 1 << 9  # and stapled answers, which it takes for lists
 REQUEST_IGNORE, REQUEST, REQUEST_REQUIRE = 0, 1, 2
 SHUT_WR = 1
 SFLAGS_SESSION_TICKET = 1 << 7
@@ -79,6 +80,9 @@ int gnutls_dh_params_import_pkcs3(dh_params_t, const datum_t *, int);
 void gnutls_certificate_set_dh_params(credentials_t, dh_params_t);
 void gnutls_certificate_server_set_request(session_t, int);
 void gnutls_certificate_send_x509_rdn_sequence(session_t, int);
+int gnutls_certificate_set_ocsp_status_request_file(credentials_t, const char *, unsigned int);
+int gnutls_ocsp_status_request_get(session_t, datum_t *);
+void gnutls_certificate_set_verify_flags(credentials_t, unsigned int);
 int gnutls_certificate_verify_peers(session_t, vdata_t *, unsigned int, unsigned int *);
 const datum_t *gnutls_certificate_get_peers(session_t, unsigned int *);
 int gnutls_alert_get(session_t);

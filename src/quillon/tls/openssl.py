@@ -132,6 +132,18 @@ class Memory:
         self._kept.pop(key, None)
 
 
+class Notes(list[ChainError]):
+    """What the library's callbacks note of a handshake: what is wrong with the chain, and what was stapled."""
+
+    staple = b""
+
+
+def note_staple(connection: SSL.Connection, octets: bytes, _data: object) -> bool:
+    """Keep a stapled answer; it is looked at when the handshake is over."""
+    connection.get_app_data().staple = octets
+    return True
+
+
 class OpenSSLEngine:
     """One connection. `checked` tells whether the context verifies the peer's chain.
 
@@ -149,11 +161,13 @@ class OpenSSLEngine:
         anchors: Anchors | None = None,
         memory: Memory | None = None,
         memory_key: tuple[str, str] = ("", ""),
+        asks_staple: bool = False,
     ) -> None:
         self.established = False
         self.closed = False
         self.failure: HandshakeFailure | None = None
-        self.errors: list[ChainError] = []
+        self._notes = Notes()
+        self.errors: list[ChainError] = self._notes
         self._checked = checked
         self._server = server
         self._anchors = anchors
@@ -164,7 +178,7 @@ class OpenSSLEngine:
         self._recalled: Remembered | None = None
         self._anchor: bytes | None = None
         self._connection = SSL.Connection(context, None)
-        self._connection.set_app_data(self.errors)  # not the engine itself, which would be a cycle
+        self._connection.set_app_data(self._notes)  # not the engine itself, which would be a cycle
         if server:
             self._connection.set_accept_state()
         else:
@@ -172,6 +186,8 @@ class OpenSSLEngine:
             name = identity.server_name(server_name)
             if name:
                 self._connection.set_tlsext_host_name(name.encode("ascii"))
+            if asks_staple:
+                self._connection.request_ocsp()
             self._recall()
 
     def _recall(self) -> None:
@@ -336,6 +352,10 @@ class OpenSSLEngine:
             resumed=self._resumed,
             anchor=Certificate(anchor) if anchor is not None else None,
         )
+
+    def staple(self) -> bytes:
+        """As the protocol of engines has it."""
+        return self._notes.staple
 
     def _peer(self) -> bytes | None:
         """The peer's certificate in DER."""

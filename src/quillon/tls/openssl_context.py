@@ -16,7 +16,8 @@ from quillon.tls import openssl_extra
 from quillon.tls.anchors import Anchors
 from quillon.tls.engine import SESSION_LIFE, SYSTEM_TRUST, ContextError
 from quillon.tls.identity import default_pairs, match_identity
-from quillon.tls.openssl import Memory, OpenSSLEngine, choose_protocol, note_error
+from quillon.tls.openssl import Memory, OpenSSLEngine, choose_protocol, note_error, note_staple
+from quillon.tls.revocation import fresh, staple_of
 
 _OP_ALLOW_CLIENT_RENEGOTIATION = 1 << 8  # SSL_OP_ALLOW_CLIENT_RENEGOTIATION, ssl.h
 # A share for X25519 and the offer of the post-quantum group, which a server that prefers it asks for (RFC 8446 4.1.4):
@@ -38,8 +39,8 @@ class OpenSSLServer:
         self._checked = settings.tls_verify_mode != "none"
         self._anchors = Anchors(settings.tls_client_ca)
         self._memory = Memory(clock) if settings.tls_session_resumption else None
-        self._identities = [(one.name, _server_context(settings, one.pairs)) for one in settings.tls_identities]
-        self._default = _server_context(settings, default_pairs(settings))
+        self._identities = [(one.name, _server_context(settings, one.pairs, clock)) for one in settings.tls_identities]
+        self._default = _server_context(settings, default_pairs(settings), clock)
         if self._identities:
             self._default.set_tlsext_servername_callback(self._choose)
 
@@ -63,7 +64,10 @@ class OpenSSLClient:
         self._checked = settings.tls_verify != "no"
         self._anchors = Anchors(settings.tls_ca)
         self._memory = Memory(clock, 1000) if settings.tls_session_resumption else None
+        self._asks_staple = settings.tls_ocsp != "no"
         self._context = _client_context(settings)
+        if self._asks_staple:
+            self._context.set_ocsp_client_callback(note_staple)
 
     def engine(self, server_name: str, peer: str) -> OpenSSLEngine:
         return OpenSSLEngine(
@@ -74,13 +78,19 @@ class OpenSSLClient:
             server_name=server_name,
             memory=self._memory,
             memory_key=(server_name, peer),
+            asks_staple=self._asks_staple,
         )
 
 
-def _server_context(settings: InboundTls, pairs: tuple[tuple[str, str], ...]) -> SSL.Context:
+def _server_context(
+    settings: InboundTls, pairs: tuple[tuple[str, str], ...], clock: Callable[[], float]
+) -> SSL.Context:
     context = _context(SSL.TLS_SERVER_METHOD, settings)
     for certificate, key in pairs:
         _load_pair(context, certificate, key)
+    if settings.tls_ocsp_response and pairs:
+        octets, own = staple_of(settings.tls_ocsp_response, pairs[0][0])
+        context.set_ocsp_server_callback(lambda _, __: octets if fresh(octets, own, clock()) else b"")
     context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_SINGLE_DH_USE)
     if settings.tls_session_resumption:
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # tickets only: no state that fills up

@@ -1,5 +1,6 @@
-"""Whether certificates of a chain were revoked, by lists in a file (RFC 5280 5). The same for both engines, which read
-no lists themselves here: neither says of a list that is missing what the other says."""
+"""Whether certificates of a chain were revoked, by lists in a file (RFC 5280 5) or by the answer of a responder that
+the other side has stapled (RFC 6960, RFC 6066 8). The same for both engines, which look at neither themselves here:
+none says of what is missing what the other says."""
 
 from __future__ import annotations
 
@@ -9,10 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
+from cryptography.x509 import ocsp
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from quillon.tls.engine import ContextError
 
 _BLOCK = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
+_SKEW = 300.0  # seconds that a responder's clock may be ahead
 _LONGEST = 10  # certificates of a path
 ChainError = tuple[str, int, str]
 
@@ -65,6 +71,98 @@ class Revocations:
             name = issuer.subject.rfc4514_string()
             return "crl_outdated", f"the list of {name} was to be renewed by {until:%Y-%m-%d %H:%M} UTC"
         return "", ""
+
+
+def stapled(
+    octets: bytes, chain: Sequence[x509.Certificate], anchors: Sequence[x509.Certificate], now: float
+) -> tuple[str, str]:
+    """The cause why a stapled answer does not say that a host's certificate, the first of its chain, is good, and
+    words; empty if it does. A certificate that is trusted as it stands needs none."""
+    own = chain[0]
+    if own in anchors:
+        return "", ""
+    issuer = _issuer(own, [*chain[1:], *anchors])
+    if not octets or issuer is None:
+        return "ocsp_missing", "no answer of an OCSP responder was stapled"
+    try:
+        response = ocsp.load_der_ocsp_response(octets)
+        if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
+            return "ocsp_missing", f"the responder says {response.response_status.name}"
+        single = next((one for one in response.responses if _is_about(one, own, issuer)), None)
+        if single is None:
+            return "ocsp_invalid", "the stapled answer is about another certificate"
+        if not _is_of(response, issuer, now):
+            return "ocsp_invalid", "the stapled answer is not signed for the certificate's issuer"
+        begin, end = single.this_update_utc.timestamp(), single.next_update_utc
+        if single.certificate_status is ocsp.OCSPCertStatus.REVOKED:
+            return "revoked", f"serial number {own.serial_number:x} is revoked, says the stapled answer"
+        if begin - _SKEW > now or (end is not None and end.timestamp() < now):
+            return "ocsp_outdated", f"the stapled answer is of {single.this_update_utc:%Y-%m-%d %H:%M} UTC"
+        if single.certificate_status is not ocsp.OCSPCertStatus.GOOD:
+            return "ocsp_missing", "the responder does not know the certificate"
+    except Exception as error:  # somebody else's octets
+        return "ocsp_invalid", f"the stapled answer cannot be read: {type(error).__name__}"
+    return "", ""
+
+
+def fresh(octets: bytes, certificate: x509.Certificate, now: float) -> bool:
+    """Whether an answer that is to be stapled is about a certificate, and not too old."""
+    try:
+        single = next(iter(ocsp.load_der_ocsp_response(octets).responses))
+        end = single.next_update_utc
+    except Exception:
+        return False
+    return single.serial_number == certificate.serial_number and (end is None or end.timestamp() > now)
+
+
+def staple_of(path: str, certificate: str) -> tuple[bytes, x509.Certificate]:
+    """The answer in a file that is to be stapled, and the certificate that goes with it. Raises ContextError."""
+    try:
+        octets = Path(path).read_bytes()
+        ocsp.load_der_ocsp_response(octets)
+        return octets, x509.load_pem_x509_certificates(Path(certificate).read_bytes())[0]
+    except OSError as error:
+        raise ContextError(f"TLS_OCSP_Response {error.filename}: {error.strerror}") from None
+    except ValueError as error:
+        raise ContextError(f"TLS_OCSP_Response {path}: it holds no answer of an OCSP responder: {error}") from None
+
+
+def _is_about(single: ocsp.OCSPSingleResponse, own: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether an answer is about a certificate of an issuer (RFC 6960 4.1.1)."""
+    built = ocsp.OCSPRequestBuilder().add_certificate(own, issuer, single.hash_algorithm).build()
+    wanted = (built.serial_number, built.issuer_key_hash, built.issuer_name_hash)
+    return (single.serial_number, single.issuer_key_hash, single.issuer_name_hash) == wanted
+
+
+def _is_of(response: ocsp.OCSPResponse, issuer: x509.Certificate, now: float) -> bool:
+    """Whether an answer is signed by an issuer, or by a responder that it has given a certificate for that (RFC 6960
+    4.2.2.2)."""
+    at = datetime.fromtimestamp(now, UTC)
+    signers = [issuer]
+    for one in response.certificates:
+        usage = one.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value if one != issuer else ()
+        good = one.not_valid_before_utc <= at <= one.not_valid_after_utc and one.issuer == issuer.subject
+        if good and ExtendedKeyUsageOID.OCSP_SIGNING in usage:
+            one.verify_directly_issued_by(issuer)
+            signers.append(one)
+    return any(_signed(response, one) for one in signers)
+
+
+def _signed(response: ocsp.OCSPResponse, signer: x509.Certificate) -> bool:
+    key, algorithm = signer.public_key(), response.signature_hash_algorithm
+    octets, signature = response.tbs_response_bytes, response.signature
+    try:
+        if isinstance(key, rsa.RSAPublicKey) and algorithm is not None:
+            key.verify(signature, octets, padding.PKCS1v15(), algorithm)
+        elif isinstance(key, ec.EllipticCurvePublicKey) and algorithm is not None:
+            key.verify(signature, octets, ec.ECDSA(algorithm))
+        elif isinstance(key, (ed25519.Ed25519PublicKey, ed448.Ed448PublicKey)):
+            key.verify(signature, octets)
+        else:
+            return False
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _issuer(certificate: x509.Certificate, others: Sequence[x509.Certificate]) -> x509.Certificate | None:
