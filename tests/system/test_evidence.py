@@ -287,6 +287,29 @@ def test_a_disk_that_takes_no_evidence_takes_no_mail_and_lets_none_leave(server:
             subprocess.run(["umount", "-l", folder], check=True)
 
 
+def test_a_log_that_was_taken_away_is_missed(server: Callable[..., Server], capsys: Any) -> None:
+    running = server(CONFIG.format(port=free_port(), clear=1), workers=2).start()
+    running.stop()
+    folder = running.folder / "spool/evidence"
+    assert prove(running, "proof", "audit") == 0
+    os.rename(folder / "worker-1", running.folder / "worker-1")
+    capsys.readouterr()
+    assert prove(running, "proof", "audit") == 3
+    assert "BROKEN: worker-1 is gone" in capsys.readouterr().out
+    os.rename(running.folder / "worker-1", folder / "worker-1")
+    known = (folder / "logs").read_text()
+    (folder / "logs").write_text(known.replace("worker-1\n", ""))
+    assert prove(running, "proof", "audit") == 3
+    assert "is not signed by this key" in capsys.readouterr().out
+    os.unlink(folder / "logs")
+    assert prove(running, "proof", "audit") == 3
+    assert "there is no list" in capsys.readouterr().out
+    running.start()
+    running.stop()
+    assert (folder / "logs").read_text().split("\n\n")[0] == known.split("\n\n")[0]
+    assert prove(running, "proof", "audit") == 0
+
+
 def test_what_the_spool_did_not_take_is_recorded_as_undone(server: Callable[..., Server]) -> None:
     require_root()  # for a small disk
     port = free_port()

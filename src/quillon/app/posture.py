@@ -33,7 +33,7 @@ class PostureKeeper:
         self.folder = folder
         self._number = number
         self._count = count
-        self._keep = keep
+        self.keep = keep
         self._clock = clock
         self._report = report
         self._changed = False
@@ -65,7 +65,7 @@ class PostureKeeper:
         if now >= self._write_at:
             self._write_at = now + WRITE
             await asyncio.to_thread(self._put, self._taken())
-            await asyncio.to_thread(self._prune, day_of(now - self._keep))
+            await asyncio.to_thread(self._prune, day_of(now - self.keep))
 
     def write(self) -> None:
         """Put the counts on disk."""

@@ -76,9 +76,9 @@ class Upkeep:
         self._tls_reports = self._reports_of(config)
         self._stamps = self._stamps_of(config)
         self._renewals = self._renewals_of(config)
-        if self.posture is not None:
-            self.posture.write()
-        self.posture = self._posture_of(config)
+        before, self.posture = self.posture, self._posture_of(config)
+        if before is not None and self.posture is None:
+            before.write()
 
     def see(self, event: Event) -> None:
         """Whatever is logged."""
@@ -205,6 +205,9 @@ class Upkeep:
         keep, worker = config.stanzas.posture(), self._worker
         if keep is None:
             return None
+        if self.posture is not None:
+            self.posture.keep = keep
+            return self.posture
         folder = Path(config.node().spoolbase, "posture")
         return PostureKeeper(folder, worker.number, worker.count, keep, worker.clock, worker.report)
 

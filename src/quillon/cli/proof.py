@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from quillon.app import compose
 from quillon.cli.configuration import DEFAULT, FAULTY, read
 from quillon.config.settings import EvidenceSettings
-from quillon.evidence import keys, note, proof, stamp
+from quillon.evidence import keys, note, proof, roster, stamp
 from quillon.evidence.files import DamagedError, LogFiles
 from quillon.evidence.keys import KeyFileError
 from quillon.evidence.note import NoteError
@@ -154,6 +154,7 @@ def _audit(settings: EvidenceSettings, given: argparse.Namespace) -> int:
     ca = given.tsa or (settings.stamps.ca if settings.stamps is not None else "")
     authority = stamp.trust(ca) if ca else []
     found = [_audited(log, key, settings.node, authority) for log in proof.logs(folder)]
+    gone = roster.missing(folder, settings.node, key)
     counts: Counter[str] = Counter()
     clear = 0
     for log in proof.logs(folder):
@@ -170,17 +171,18 @@ def _audit(settings: EvidenceSettings, given: argparse.Namespace) -> int:
             files.close()
     rows = [_row(one) for one in found]
     if given.json:
-        print(json.dumps({"logs": rows, "counts": counts, "clear_octets": clear}, indent=2))
+        print(json.dumps({"logs": rows, "counts": counts, "clear_octets": clear, "problems": gone}, indent=2))
     else:
         for row in rows:
             print(f"{row['log']}: {row['records']} records, {row['signed']} under a signed checkpoint")
             if row["stamped"]:
                 print(f"    {row['stamped']} under a time stamp of {row['stamped_at']}")
             print("".join(f"    BROKEN: {problem}\n" for problem in row["problems"]), end="")
+        print("".join(f"BROKEN: {problem}\n" for problem in gone), end="")
         for name, count in sorted(counts.items()):
             print(f"{count:10} {name}")
         print(f"{clear:10} octets of messages sent in clear")
-    return BROKEN if any(one.problems for one in found) else 0
+    return BROKEN if gone or any(one.problems for one in found) else 0
 
 
 def _audited(log: Path, key: Ed25519PublicKey, node: str, authority: list[x509.Certificate]) -> proof.Audit:

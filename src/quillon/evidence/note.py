@@ -78,6 +78,15 @@ def read(note: str, key: Ed25519PublicKey) -> Checkpoint:
         raise NoteError("the root of the checkpoint is no base64") from None
 
 
+def signed_lines(note: str, key: Ed25519PublicKey) -> list[str]:
+    """The lines of a note that its first one, as a name, has signed. Raises NoteError."""
+    body, gap, signatures = note.partition("\n\n")
+    lines = body.split("\n")
+    if not gap or not any(_is_of(line, lines[0], body + "\n", key) for line in signatures.splitlines()):
+        raise NoteError(f"the note of {lines[0][:100]} is not signed by this key")
+    return lines
+
+
 def _is_of(line: str, name: str, text: str, key: Ed25519PublicKey) -> bool:
     words = line.split(" ")
     if len(words) != 3 or words[:2] != [_DASH, name]:

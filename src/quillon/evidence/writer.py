@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from cryptography.hazmat.primitives import serialization
 
-from quillon.evidence import keys, tree
+from quillon.evidence import keys, roster, tree
 from quillon.evidence.files import DamagedError, LogFiles, framed
 from quillon.evidence.note import Checkpoint, NoteError, NoteSigner, read
 from quillon.evidence.record import SALT, VERSION, Recorded, Source, encode, moment, row_of
@@ -62,6 +62,7 @@ class Evidence:
         self._edge = tree.Edge(self._files, self._files.size)
         self._check()
         self._publish(folder)
+        roster.enlist(folder, source.node, self.folder.name, self._signer.key)
         self._salts = os.open(self.folder / "salts", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._clock = clock
         self._report = report
