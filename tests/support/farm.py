@@ -21,13 +21,21 @@ class FarmThread:
             self._loop.run_until_complete(self.farm.start())
             started.set()
             self._loop.run_forever()
+            self._loop.run_until_complete(self._end())
 
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
         assert started.wait(30)
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self.farm.stop)
-        self._loop.call_soon_threadsafe(self._loop.call_later, 0.05, self._loop.stop)
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+    async def _end(self) -> None:
+        """Cut off who is connected, and who is just being: a transport that is left open fails some other test."""
+        quiet = 0
+        while quiet < 3:
+            self.farm.stop()
+            await asyncio.sleep(0.01)
+            quiet = 0 if self.farm.open else quiet + 1

@@ -32,6 +32,7 @@ class SinkThread:
 
             self._loop.run_until_complete(start())
             self._loop.run_forever()
+            self._loop.run_until_complete(self._end())
 
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
@@ -49,10 +50,17 @@ class SinkThread:
         return self.sink.caught
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self.sink.stop)
-        self._loop.call_soon_threadsafe(self._loop.call_later, 0.05, self._loop.stop)
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+    async def _end(self) -> None:
+        """Cut off who is connected, and who is just being: a transport that is left open fails some other test."""
+        quiet = 0
+        while quiet < 3:
+            self.sink.stop()
+            await asyncio.sleep(0.01)
+            quiet = 0 if self.sink.open else quiet + 1
 
 
 def replying(code: int, enhanced: str, text: str, kind: type) -> Answer:

@@ -44,6 +44,7 @@ def served(tmp_path: Path, work: Callable[[HttpServers], Awaitable[None]]) -> No
         servers = HttpServers(None, SystemClock(), tmp_path)  # type: ignore[arg-type]
         await work(servers)
         await servers.listen({}, {})
+        await asyncio.sleep(0.1)  # whatever is being closed is
 
     asyncio.run(asyncio.wait_for(run(), 30))
 
