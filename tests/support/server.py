@@ -142,7 +142,11 @@ class Server:
         return file.read_text().splitlines() if file.exists() else []
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        rows = [json.loads(line) for line in self.log("events.json")]
+        try:
+            text = (self.folder / "log" / "events.json").read_text()
+        except FileNotFoundError:
+            return []
+        rows = [json.loads(line) for line in text.split("\n")[:-1]]  # what is behind the last end is being written
         return [row for row in rows if row["event"] == kind]
 
     def spooled(self) -> list[tuple[Message, bytes]]:

@@ -115,7 +115,7 @@ class World:
         return f"""
 {more}
 TLS_CA = "{self.ca}"
-Retry_Interval = 1
+Retry_Interval = 1 Host_Failure_Retry = 1
 DNS_Servers = ( "127.0.0.1:{self.zones.port}" )
 Remote_SMTP_Port = {self.port}
 ESMTP_Listener {{ Relay_Hosts = ( 127.0.0.0/8 ) Listen "127.0.0.1:{port}" {{ }} }}
