@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from quillon.config.scope import Entry, Node, ancestors, resolve
 from quillon.config.syntax import Fault, Position
 
 SYSTEM = "system"
+_URL = re.compile(r"https?://[!-~]+")
 SOON = datetime.timedelta(days=30)
 
 
@@ -45,6 +47,10 @@ def check_files(config: Config, node: Node, faults: list[Fault]) -> None:
     ca = node.settings.get("ca") if node.kind == "tls_contract" else None
     if ca is not None and ca.value and ca.value != SYSTEM:
         _certificates(ca, faults)
+    responder = node.settings.get("tls_ocsp_responder")
+    if responder is not None and responder.value and not _URL.fullmatch(responder.value):
+        text = f"TLS_OCSP_Responder = {responder.value}: it is a URL, as http://ocsp.example/"
+        faults.append(Fault(responder.position, text))
     _check_pair(config, node, faults)
     entry = node.settings.get("tls_dhparams_file")
     if entry is not None and _read(entry, faults) is not None:

@@ -50,6 +50,8 @@ class InboundTls:
     tls_enable_dhe_ciphers: bool
     tls_crl: str | None
     tls_crl_check: str
+    tls_ocsp: str
+    tls_ocsp_responder: str | None
     tls_ocsp_response: str | None
     tls_identities: tuple[TlsIdentity, ...] = ()
     tls_any_client: bool = False
@@ -78,6 +80,7 @@ class OutboundTls:
     tls_crl: str | None
     tls_crl_check: str
     tls_ocsp: str
+    tls_ocsp_responder: str | None
     tls_names: tuple[str, ...]
     tls_spki: tuple[str, ...]
     tls_enforce: str

@@ -28,6 +28,7 @@ from quillon.mail.event import TlsFacts
 from quillon.mail.message import Message
 from quillon.mail.outcome import Delivered, Outcome, PermanentFailure, Stage, TransientFailure, failure
 from quillon.mail.reply import Reply
+from quillon.net import eager
 from quillon.net.clock import Clock, Deadlines
 from quillon.net.stream import Stream
 from quillon.policy.context import Context
@@ -131,6 +132,7 @@ class Connection:
         self._in_clear = False
         self._opened: asyncio.Future[Obstructed | None] | None = None
         self._engine: Engine | None = None
+        self._asking: asyncio.Task[None] | None = None
         self._batch: list[Message] = []
         self._body: bytes | str = b""
         self._sending: asyncio.Task[None] | None = None
@@ -258,14 +260,20 @@ class Connection:
         self._stream.start_tls(engine)
 
     def secured(self) -> None:
+        self._asking = eager.start(self._look_at_host())
+
+    async def _look_at_host(self) -> None:
+        """Judge what the host has shown, and go on if it will do."""
         assert self._engine is not None
         try:
-            judgement = self._judge(self._engine)
+            judgement = await self._judge(self._engine)
         except Exception as defect:
             # whatever a peer's certificate has made of us: it has not been found good
             asyncio.get_running_loop().call_exception_handler({"message": "verdict", "exception": defect})
             judgement = Judgement(False, "certificate_rejected", replies.CERT_WRONG_CA, "see the paniclog")
             self.facts = HandshakeFailure(judgement.cause, judgement.detail).facts()
+        if self._opened is None or self._opened.done():
+            return  # it has hung up meanwhile
         if judgement.reply is not None:
             # never clear text, and the next host only under the same demand
             self._refused(Obstacle.REJECTED, judgement.reply, Stage.HANDSHAKING_TLS, judgement.cause)
@@ -274,9 +282,11 @@ class Connection:
         self._write()
         self._wait(self.settings.ehlo_timeout)
 
-    def _judge(self, engine: Engine) -> Judgement:
-        """What the handshake is worth: by policy, by what is demanded."""
-        verdict = self.verdict = self.services.contexts.verdict(self.demand.tls, engine)
+    async def _judge(self, engine: Engine) -> Judgement:
+        """What the handshake is worth: by its certificate's responder, by policy, by what is demanded."""
+        contexts = self.services.contexts
+        verdict = contexts.verdict(self.demand.tls, engine)
+        verdict = self.verdict = await contexts.by_responder(self.demand.tls, engine, verdict)
         hooks = self.services.hooks
         if hooks.asks(Hook.OUTBOUND_VERIFY):
             call = Call(Hook.OUTBOUND_VERIFY, Session(self.remote_ip, "", ""), Context())

@@ -11,7 +11,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, NameOID
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 DAY = datetime.timedelta(days=1)
@@ -82,10 +82,12 @@ class Authority:
         self_signed: bool = False,
         with_chain: bool = True,
         sha1: bool = False,
+        responder: str = "",
     ) -> Issued:
         """Write `file`.pem and `file`.key for these names and addresses; the validity begins `start` from now.
 
-        `sha1` signs with RSA and SHA-1, which takes an Authority of kind rsa2048.
+        `sha1` signs with RSA and SHA-1, which takes an Authority of kind rsa2048. `responder` is the URL of an OCSP
+        responder that the certificate names.
         """
         key = new_key(kind)
         subject = _name(common_name if common_name is not None else (names[0] if names else "nobody"))
@@ -96,6 +98,10 @@ class Authority:
             builder = builder.add_extension(x509.ExtendedKeyUsage(list(usage)), critical=False)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName([_san(n) for n in names]), critical=False)
+        if responder:
+            place = x509.UniformResourceIdentifier(responder)
+            named = x509.AccessDescription(AuthorityInformationAccessOID.OCSP, place)
+            builder = builder.add_extension(x509.AuthorityInformationAccess([named]), critical=False)
         certificate = builder.sign(signer, hashes.SHA256())
         if sha1:
             certificate = _with_sha1(certificate, signer)

@@ -26,13 +26,21 @@ from quillon.tls.openssl_extra import chain_error
 from quillon.tls.revocation import Revocations
 from quillon.tls.verdict import Certificate, TlsVerdict, chain_cause
 
-_LISTS = ("revoked", "crl_missing", "crl_outdated")  # that stand whichever authority is asked
+_REVOKED = (
+    "revoked",
+    "crl_missing",
+    "crl_outdated",
+    "ocsp_missing",
+    "ocsp_outdated",
+    "ocsp_invalid",
+)  # that stand whichever authority is asked
 
 
 class Shown(NamedTuple):
     """What a client has shown in its handshake; `facts` are None where there was none. `verdict` is that of the
     handshake, whatever policy makes of it; `rejected` tells that policy is not content. `authorities` are the file of
-    those that the Listen trusts, `lists` its revocation lists, and whether they have to be there and fresh."""
+    those that the Listen trusts, `lists` its revocation lists, and whether they have to be there and fresh; `answer` is
+    the cause for which the responder of a certificate that the Listen does not trust holds it back, and words."""
 
     facts: TlsFacts | None
     verdict: TlsVerdict | None = None
@@ -40,6 +48,7 @@ class Shown(NamedTuple):
     rejected: bool = False
     authorities: str | None = None
     lists: tuple[Revocations, bool] | None = None
+    answer: tuple[str, str] = ("", "")
 
 
 class Breach(NamedTuple):
@@ -82,8 +91,10 @@ class ContractChecks:
             return "no_certificate", ""
         if shown.rejected:
             return "rejected_by_policy", ""
-        if verdict.cause in _LISTS:
+        if verdict.cause in _REVOKED:
             return verdict.cause, ""
+        if shown.answer[0]:
+            return shown.answer
         if contract.spki and certificate.spki_sha256 not in contract.spki:
             return "key_mismatch", f"the key has SHA-256 {certificate.spki_sha256}"
         if contract.by_key_alone:
@@ -94,9 +105,20 @@ class ContractChecks:
             return "name_mismatch", f"it has to name {' or '.join(contract.names)}"
         return cause, ""
 
+    def anchors(self, contracts: Sequence[Contract], shown: Shown) -> list[x509.Certificate]:
+        """The authorities of the first contract by which a client's certificate is good; none where it is by none."""
+        certificate = shown.verdict.certificate if shown.verdict is not None else None
+        for ca in dict.fromkeys(one.ca for one in contracts if one.inbound and one.client_certificate and one.ca):
+            if certificate is not None and not self._chain(ca, certificate, shown):
+                return self._authorities(ca).certificates
+        return []
+
+    def _authorities(self, ca: str) -> Anchors:
+        return self._load(SYSTEM_BUNDLE if ca == SYSTEM_TRUST else ca)
+
     def _chain(self, ca: str, certificate: Certificate, shown: Shown) -> str:
         """What is wrong with a certificate by the authorities of a file, and by the lists of the Listen."""
-        known = self._load(SYSTEM_BUNDLE if ca == SYSTEM_TRUST else ca)
+        known = self._authorities(ca)
         others = [one for one in shown.chain if one.public_bytes(Encoding.DER) != certificate.der]
         above, anchors = [one.public_bytes(Encoding.DER) for one in others], sorted(known.ders)
         cause = chain_cause(chain_error(certificate.der, above, anchors, client=True))

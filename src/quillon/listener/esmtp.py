@@ -173,7 +173,6 @@ class EsmtpSession:
         self._run()
 
     def secured(self) -> None:
-        self._security.secured()
         self._touch()
         if self._session.greeted:
             self._context.forget_clear_text()
@@ -181,6 +180,9 @@ class EsmtpSession:
             self._run()
 
     async def _after_handshake(self) -> None:
+        await self._security.secured()
+        if self._link >= Link.CLOSING:
+            return
         refusal = await self._policy(Phase.TLS_POST_ACCEPT)
         session = self._session
         if session.greeted:

@@ -36,6 +36,7 @@ class SessionTls:
         self._engine: Engine | None = None
         self._verdict: TlsVerdict | None = None
         self._rejected = False
+        self._answer = ("", "")  # of a responder, where it is no part of the verdict
         self.spoken_for = False
         self._looked_at: dict[Contract, Breach | None] = {}
 
@@ -53,8 +54,15 @@ class SessionTls:
         if self._engine is None or self._verdict is None or self.spoken_for:
             return Shown(None)
         lists = self._services.contexts.lists(self.settings)
-        rejected = self._rejected
-        return Shown(self.facts, self._verdict, self._engine.chain(), rejected, self.settings.tls_client_ca, lists)
+        return Shown(
+            self.facts,
+            self._verdict,
+            self._engine.chain(),
+            self._rejected,
+            self.settings.tls_client_ca,
+            lists,
+            self._answer,
+        )
 
     def become(self) -> None:
         """The client speaks for another one from here on, of whose TLS nobody knows."""
@@ -91,10 +99,14 @@ class SessionTls:
         assert self._engine is not None
         stream.start_tls(self._engine)
 
-    def secured(self) -> None:
-        """The handshake ended well: tell policy and log."""
+    async def secured(self) -> None:
+        """The handshake ended well: look at what the client has shown, tell policy and log."""
         assert self._engine is not None
-        verdict = self._services.contexts.verdict(self.settings, self._engine)
+        contexts, engine = self._services.contexts, self._engine
+        verdict = contexts.verdict(self.settings, engine)
+        if self.settings.tls_ocsp != "no":
+            self._answer = await self._by_contract(engine, verdict)
+            verdict = await contexts.by_responder(self.settings, engine, verdict)
         if self.record is not None:
             self.record.tls(verdict)
         self._verdict = verdict
@@ -110,6 +122,17 @@ class SessionTls:
         )
         self._context.connection.update(tls_variables(verdict))
         self._log(self.facts, ok=True)
+
+    async def _by_contract(self, engine: Engine, verdict: TlsVerdict) -> tuple[str, str]:
+        """What the responder says of a certificate that the Listen does not trust, and a contract may."""
+        contracts = self._services.config.contracts
+        if not verdict.cause or verdict.certificate is None or not contracts:
+            return "", ""
+        shown = Shown(None, verdict, engine.chain())
+        anchors = self._services.contract_checks.anchors(contracts.all(), shown)
+        if not anchors:
+            return "", ""
+        return await self._services.contexts.responder_says(self.settings, engine, verdict, anchors)
 
     def release(self) -> None:
         """The connection has ended; nothing holds the engine any more."""

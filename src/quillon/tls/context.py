@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, NamedTuple, TypeVar
+
+from cryptography import x509
 
 from quillon.config.settings import InboundTls, OutboundTls
 from quillon.tls.anchors import Anchors
 from quillon.tls.engine import ClientContext, ContextError, Engine, ServerContext
 from quillon.tls.gnutls_context import GnuTLSClient, GnuTLSServer
 from quillon.tls.openssl_context import OpenSSLClient, OpenSSLServer
+from quillon.tls.responders import Responders
 from quillon.tls.revocation import Revocations, stapled
 from quillon.tls.verdict import TlsVerdict
 
@@ -61,7 +64,8 @@ class Contexts:
         self._any_client = any_client
         self._inbound: dict[InboundTls, _Held[ServerContext]] = {}
         self._outbound: dict[OutboundTls, _Held[ClientContext]] = {}
-        self._anchors: dict[str | None, Anchors] = {}  # for stapled answers
+        self._anchors: dict[str | None, Anchors] = {}  # for answers of responders
+        self._responders = Responders(clock)
         self._lists: dict[InboundTls | OutboundTls, tuple[Revocations, Anchors]] = {}
 
     def server(self, settings: InboundTls) -> Engine:
@@ -99,11 +103,9 @@ class Contexts:
         return held
 
     def verdict(self, settings: InboundTls | OutboundTls, engine: Engine) -> TlsVerdict:
-        """What a handshake found out under some settings: as the engine says, and as revocation lists and stapled
-        answers do."""
+        """What a handshake found out under some settings: as the engine says, and as revocation lists do. Who `asks`
+        has `by_responder` look at it as well."""
         verdict = engine.verdict()
-        if isinstance(settings, OutboundTls) and settings.tls_ocsp != "no" and verdict.checked and not verdict.cause:
-            verdict = self._by_staple(settings, engine, verdict)
         if settings.tls_crl is None or not verdict.checked or verdict.cause:
             return verdict
         lists, anchors = self._lists_of(settings)
@@ -115,16 +117,37 @@ class Contexts:
             errors = lists.errors([own, *others], anchors.certificates, self._clock(), hard=hard)
         return replace(verdict, errors=(*verdict.errors, *errors)) if errors else verdict
 
-    def _by_staple(self, settings: OutboundTls, engine: Engine, verdict: TlsVerdict) -> TlsVerdict:
+    async def by_responder(self, settings: InboundTls | OutboundTls, engine: Engine, verdict: TlsVerdict) -> TlsVerdict:
+        """The same, with what the OCSP responder of the certificate says, if the settings want to know."""
+        if not asks(settings, verdict):
+            return verdict
+        path = settings.tls_ca if isinstance(settings, OutboundTls) else settings.tls_client_ca
+        anchors = self._anchors.setdefault(path, Anchors(path)).certificates
+        cause, words = await self.responder_says(settings, engine, verdict, anchors)
+        return replace(verdict, errors=(*verdict.errors, (cause, 0, words))) if cause else verdict
+
+    async def responder_says(
+        self,
+        settings: InboundTls | OutboundTls,
+        engine: Engine,
+        verdict: TlsVerdict,
+        anchors: Sequence[x509.Certificate],
+    ) -> tuple[str, str]:
+        """The cause why a certificate that leads to one of `anchors` may not pass, and words: by the answer that was
+        stapled, or by asking for one; empty if it may."""
         own = verdict.certificate.parsed if verdict.certificate is not None else None
         if own is None:
-            return verdict
-        others = [certificate for certificate in engine.chain() if certificate != own]
-        anchors = self._anchors.setdefault(settings.tls_ca, Anchors(settings.tls_ca)).certificates
-        cause, words = stapled(engine.staple(), [own, *others], anchors, self._clock())
+            return "", ""
+        chain = [own, *(certificate for certificate in engine.chain() if certificate != own)]
+        cause, words = stapled(engine.staple(), chain, anchors, self._clock())
+        if cause not in ("", "revoked"):
+            unhelpful = (cause, words)
+            cause, words = await self._responders.ask(chain, anchors, settings.tls_ocsp_responder)
+            if cause == "ocsp_missing" and engine.staple():
+                cause, words = unhelpful
         if cause != "revoked" and settings.tls_ocsp != "hard":
-            cause = ""
-        return replace(verdict, errors=(*verdict.errors, (cause, 0, words))) if cause else verdict
+            return "", ""
+        return cause, words
 
     def lists(self, settings: InboundTls) -> tuple[Revocations, bool] | None:
         """The revocation lists of a Listen, and whether they have to be there and fresh; None where it has none."""
@@ -144,7 +167,9 @@ class Contexts:
         if settings.tls_crl is not None:
             self._lists.pop(settings, None)
             self._lists_of(settings)
+        if settings.tls_crl is not None or settings.tls_ocsp != "no":
             settings = replace(settings, tls_session_resumption=False)  # a resumed session shows no chain
+        self._anchors.pop(settings.tls_client_ca, None)
         if self._any_client:
             settings = replace(settings, tls_session_resumption=False, tls_any_client=True)
         return (
@@ -201,6 +226,11 @@ class Contexts:
         servers = [ContextRow("server", s, now - held.made, len(held.engines)) for s, held in self._inbound.items()]
         clients = [ContextRow("client", s, now - held.made, len(held.engines)) for s, held in self._outbound.items()]
         return servers + clients
+
+
+def asks(settings: InboundTls | OutboundTls, verdict: TlsVerdict) -> bool:
+    """Whether a responder has to be asked before a verdict holds."""
+    return settings.tls_ocsp != "no" and verdict.chain_verified
 
 
 def _stamps(settings: InboundTls | OutboundTls) -> Stamps:

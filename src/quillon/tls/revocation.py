@@ -47,7 +47,7 @@ class Revocations:
         found: list[ChainError] = []
         certificate, depth = chain[0], 0
         while certificate not in anchors and depth < _LONGEST:
-            issuer = _issuer(certificate, [*chain[1:], *anchors])
+            issuer = issuer_of(certificate, [*chain[1:], *anchors])
             if issuer is None:
                 # the library has found a way to a trusted one that is not seen here
                 found += [("crl_missing", depth, f"the issuer is not at hand (depth {depth})")] if hard else []
@@ -81,27 +81,33 @@ def stapled(
     own = chain[0]
     if own in anchors:
         return "", ""
-    issuer = _issuer(own, [*chain[1:], *anchors])
+    issuer = issuer_of(own, [*chain[1:], *anchors])
     if not octets or issuer is None:
         return "ocsp_missing", "no answer of an OCSP responder was stapled"
+    return said(octets, own, issuer, now, "the stapled answer")
+
+
+def said(octets: bytes, own: x509.Certificate, issuer: x509.Certificate, now: float, answer: str) -> tuple[str, str]:
+    """The cause why what a responder has answered does not say that a certificate is good, and words, in which it is
+    called `answer`; empty if it does."""
     try:
         response = ocsp.load_der_ocsp_response(octets)
         if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
             return "ocsp_missing", f"the responder says {response.response_status.name}"
         single = next((one for one in response.responses if _is_about(one, own, issuer)), None)
         if single is None:
-            return "ocsp_invalid", "the stapled answer is about another certificate"
+            return "ocsp_invalid", f"{answer} is about another certificate"
         if not _is_of(response, issuer, now):
-            return "ocsp_invalid", "the stapled answer is not signed for the certificate's issuer"
+            return "ocsp_invalid", f"{answer} is not signed for the certificate's issuer"
         begin, end = single.this_update_utc.timestamp(), single.next_update_utc
         if single.certificate_status is ocsp.OCSPCertStatus.REVOKED:
-            return "revoked", f"serial number {own.serial_number:x} is revoked, says the stapled answer"
+            return "revoked", f"serial number {own.serial_number:x} is revoked, says {answer}"
         if begin - _SKEW > now or (end is not None and end.timestamp() < now):
-            return "ocsp_outdated", f"the stapled answer is of {single.this_update_utc:%Y-%m-%d %H:%M} UTC"
+            return "ocsp_outdated", f"{answer} is of {single.this_update_utc:%Y-%m-%d %H:%M} UTC"
         if single.certificate_status is not ocsp.OCSPCertStatus.GOOD:
             return "ocsp_missing", "the responder does not know the certificate"
     except Exception as error:  # somebody else's octets
-        return "ocsp_invalid", f"the stapled answer cannot be read: {type(error).__name__}"
+        return "ocsp_invalid", f"{answer} cannot be read: {type(error).__name__}"
     return "", ""
 
 
@@ -165,7 +171,8 @@ def _signed(response: ocsp.OCSPResponse, signer: x509.Certificate) -> bool:
     return True
 
 
-def _issuer(certificate: x509.Certificate, others: Sequence[x509.Certificate]) -> x509.Certificate | None:
+def issuer_of(certificate: x509.Certificate, others: Sequence[x509.Certificate]) -> x509.Certificate | None:
+    """The certificate among others that has issued one; None for none."""
     for one in others:
         try:
             if one.subject == certificate.issuer and one != certificate:

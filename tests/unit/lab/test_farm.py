@@ -178,6 +178,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "tls_crl": (None,),  # tests/system/test_revocation.py
     "tls_crl_check": ("hard",),
     "tls_ocsp": ("no",),  # tests/system/test_ocsp.py
+    "tls_ocsp_responder": (None,),
     "tls_names": ((), ("another.test",), ("a.farm.test", "good.farm.test", "tls12.farm.test")),
     "tls_spki": ((), ("ab" * 32,)),
     "tls_enforce": ("enforce",),  # what it loosens is loosened before: tests/unit/config/test_contracts.py
