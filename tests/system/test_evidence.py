@@ -632,7 +632,7 @@ def test_an_authority_outside_says_when(
     assert "under a time stamp of 20" in capsys.readouterr().out
     key = public_key(running, capsys)
     folder = unpacked(running, "1@sender.test")
-    command = [sys.executable, "-I", "-S", "verify.py", ".", str(key), str(authority.folder / "ca.pem")]
+    command = [sys.executable, "-I", "-S", "verify.py", ".", str(key), "--tsa", f"{authority.folder}/ca.pem"]
 
     def verify() -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

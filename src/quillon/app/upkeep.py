@@ -20,6 +20,7 @@ from quillon.config.model import Config
 from quillon.config.outbound import lookup_name
 from quillon.delivery import report
 from quillon.evidence.stamp import TimeStamps
+from quillon.evidence.witness import Witness
 from quillon.log.watch import TlsWatch
 from quillon.mail.alert import Alert
 from quillon.mail.event import Event, Notice
@@ -42,6 +43,7 @@ class Upkeep:
         self._watchman: Watchman | None = None
         self._tls_reports: TlsReports | None = None
         self._stamps: TimeStamps | None = None
+        self._witness: Witness | None = None
         self._renewals: Renewals | None = None
         self.posture: PostureKeeper | None = None
         self._tls_watch = TlsWatch(self._contract_of)
@@ -75,6 +77,7 @@ class Upkeep:
             self._tls_reports.write()
         self._tls_reports = self._reports_of(config)
         self._stamps = self._stamps_of(config)
+        self._witness = self._witness_of(config)
         self._renewals = self._renewals_of(config)
         before, self.posture = self.posture, self._posture_of(config)
         if before is not None and self.posture is None:
@@ -106,6 +109,8 @@ class Upkeep:
         self._sign()
         if self._stamps is not None:
             self._worker.spawn(self._stamps.look_after())
+        if self._witness is not None:
+            self._worker.spawn(self._witness.look_after())
         if self.posture is not None:
             self._worker.spawn(self.posture.look_after())
         if self._renewals is not None:
@@ -199,6 +204,15 @@ class Upkeep:
         if self._stamps is not None and self._stamps.settings == given.stamps:
             return self._stamps
         return TimeStamps(given.stamps, evidence.folder, self._worker.clock, self._worker.report)
+
+    def _witness_of(self, config: Config) -> Witness | None:
+        """Who has checkpoints witnessed, if the configuration wants that."""
+        given, evidence = config.stanzas.evidence("", ""), self._worker.evidence
+        if given is None or given.witness is None or evidence is None:
+            return None
+        if self._witness is not None and self._witness.settings == given.witness:
+            return self._witness
+        return Witness(given.witness, evidence.folder, self._worker.clock, self._worker.report)
 
     def _posture_of(self, config: Config) -> PostureKeeper | None:
         """Who counts what partners do, if that is wanted."""

@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from quillon.app import compose
 from quillon.cli.configuration import DEFAULT, FAULTY, read
 from quillon.config.settings import EvidenceSettings
-from quillon.evidence import keys, note, proof, roster, stamp
+from quillon.evidence import keys, note, proof, roster, stamp, tree, witness
 from quillon.evidence.files import DamagedError, LogFiles
 from quillon.evidence.keys import KeyFileError
-from quillon.evidence.note import NoteError
+from quillon.evidence.note import Cosigner, NoteError
 from quillon.evidence.record import who
 from quillon.evidence.stamp import StampError
 
@@ -36,9 +36,13 @@ def add(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print the records")
     parser.set_defaults(run=prove)
     parser = commands.add_parser("proof")
-    words = "print the public key; verify the logs and add up; let nobody tell any more whom a message was for"
-    parser.add_argument("what", choices=("key", "audit", "erase"), help=words)
-    parser.add_argument("message", nargs="*", metavar="ID", help="for erase: a message")
+    words = (
+        "print the public key; verify the logs and add up; let nobody tell any more whom a message was for; show that a"
+        " log still holds all that a checkpoint has signed"
+    )
+    parser.add_argument("what", choices=("key", "audit", "erase", "extends"), help=words)
+    parser.add_argument("given", nargs="*", metavar="ID|FILE", help="for erase: a message; for extends: a checkpoint")
+    parser.add_argument("-o", "--output", metavar="FILE", help="extends: write there what verify.py --extends reads")
     parser.add_argument("-c", "--config", default=DEFAULT, metavar="FILE", help="the configuration file")
     parser.add_argument("--key", metavar="FILE", help="the public key; by default public.pem beside the logs")
     parser.add_argument("--tsa", metavar="FILE", help="audit: verifies time stamps; by default time_stamp_ca")
@@ -83,7 +87,9 @@ def run(given: argparse.Namespace) -> int:
         if given.what == "key":
             return _print_key(settings, given)
         if given.what == "erase":
-            return _erase(settings, given.message)
+            return _erase(settings, given.given)
+        if given.what == "extends":
+            return _extends(settings, given)
         return _audit(settings, given)
     except (KeyFileError, DamagedError, NoteError, StampError, OSError, ValueError) as error:
         return _fail(str(error))
@@ -149,11 +155,37 @@ def _erase(settings: EvidenceSettings, messages: list[str]) -> int:
     return 0
 
 
+def _extends(settings: EvidenceSettings, given: argparse.Namespace) -> int:
+    """Exit status BROKEN where the log does not hold what the checkpoint says."""
+    if len(given.given) != 1:
+        return _fail("proof extends wants a file with a checkpoint")
+    key = _key(settings, given)
+    old = note.read(Path(given.given[0]).read_text(encoding="utf-8"), key)
+    log = Path(settings.folder, old.origin.removeprefix(f"{settings.node}/"))
+    if log not in proof.logs(Path(settings.folder)):
+        return _fail(f"{given.given[0]} is of {old.origin}, which is no log of {settings.folder}")
+    now, text = proof.checkpoint(log, key)
+    words = f"{old.origin}: {now.size} records, "
+    files = LogFiles(log)
+    try:
+        if old.size > now.size or tree.root(files, old.size) != old.root:
+            print(f"{words}and not those that the checkpoint of {old.size} has signed")
+            return BROKEN
+    finally:
+        files.close()
+    if given.output:
+        Path(given.output).write_text(witness.extension(log, old.size, text), encoding="utf-8")
+    print(f"{words}none of those {old.size} changed")
+    return 0
+
+
 def _audit(settings: EvidenceSettings, given: argparse.Namespace) -> int:
     key, folder = _key(settings, given), Path(settings.folder)
     ca = given.tsa or (settings.stamps.ca if settings.stamps is not None else "")
     authority = stamp.trust(ca) if ca else []
-    found = [_audited(log, key, settings.node, authority) for log in proof.logs(folder)]
+    known = settings.witness
+    cosigner = Cosigner.of(known.name, known.key) if known is not None else None
+    found = [_audited(log, key, settings.node, authority, cosigner) for log in proof.logs(folder)]
     gone = roster.missing(folder, settings.node, key)
     counts: Counter[str] = Counter()
     clear = 0
@@ -177,6 +209,8 @@ def _audit(settings: EvidenceSettings, given: argparse.Namespace) -> int:
             print(f"{row['log']}: {row['records']} records, {row['signed']} under a signed checkpoint")
             if row["stamped"]:
                 print(f"    {row['stamped']} under a time stamp of {row['stamped_at']}")
+            if row["witnessed"]:
+                print(f"    {row['witnessed']} under the signature of a witness of {row['witnessed_at']}")
             print("".join(f"    BROKEN: {problem}\n" for problem in row["problems"]), end="")
         print("".join(f"BROKEN: {problem}\n" for problem in gone), end="")
         for name, count in sorted(counts.items()):
@@ -185,17 +219,20 @@ def _audit(settings: EvidenceSettings, given: argparse.Namespace) -> int:
     return BROKEN if gone or any(one.problems for one in found) else 0
 
 
-def _audited(log: Path, key: Ed25519PublicKey, node: str, authority: list[x509.Certificate]) -> proof.Audit:
+def _audited(
+    log: Path, key: Ed25519PublicKey, node: str, authority: list[x509.Certificate], cosigner: Cosigner | None
+) -> proof.Audit:
     try:
-        return proof.audit(log, key, node, authority)
+        return proof.audit(log, key, node, authority, cosigner)
     except OSError as error:
         return proof.Audit(log, 0, 0, (f"{error.filename}: {error.strerror}",))
 
 
 def _row(one: proof.Audit) -> dict[str, Any]:
     row = {"log": str(one.log), "records": one.size, "signed": one.signed, "problems": list(one.problems)}
-    at = one.stamped_at.isoformat() if one.stamped_at is not None else ""
-    return {**row, "stamped": one.stamped, "stamped_at": at}
+    stamped, witnessed = (at.isoformat() if at is not None else "" for at in (one.stamped_at, one.witnessed_at))
+    row |= {"stamped": one.stamped, "stamped_at": stamped}
+    return row | {"witnessed": one.witnessed, "witnessed_at": witnessed}
 
 
 def _kind(row: dict[str, Any]) -> str:

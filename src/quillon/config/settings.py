@@ -392,6 +392,17 @@ class StampSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WitnessSettings:
+    """Who witnesses checkpoints: the URL that questions go to, its name, the 32 octets of its key, and after how many
+    seconds it is asked again."""
+
+    url: str
+    name: str
+    key: bytes
+    interval: int
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceSettings:
     """The evidence stanza: absolute paths, the name of this node, seconds between two checkpoints."""
 
@@ -400,6 +411,7 @@ class EvidenceSettings:
     node: str
     checkpoint_interval: int
     stamps: StampSettings | None = None
+    witness: WitnessSettings | None = None
 
     @property
     def identity(self) -> tuple[str, str, str]:

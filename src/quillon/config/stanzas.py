@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 import re
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -23,6 +26,7 @@ from quillon.config.settings import (
     StsPolicySettings,
     TlsReportReceiverSettings,
     TlsReportSettings,
+    WitnessSettings,
     build,
 )
 from quillon.config.tree import Tree
@@ -184,13 +188,14 @@ class Stanzas:
 
     def evidence(self, spool: str, hostname: str) -> EvidenceSettings | None:
         """The evidence stanza, if there is one; what it leaves out is in `spool`, under the name `hostname`.
-        Raises ValueError for time stamps that nothing could verify."""
+        Raises ValueError for time stamps and signatures of witnesses that nothing could verify."""
         for node in self.module_nodes("evidence"):
             values = self.module_values(node)
             folder = values["folder"] or f"{spool}/evidence"
             interval = max(int(values["checkpoint_interval"]), 1)
             key = values["key"] or f"{folder}/key.pem"
-            return EvidenceSettings(folder, key, values["node"] or hostname, interval, _stamps(values))
+            node_name = values["node"] or hostname
+            return EvidenceSettings(folder, key, node_name, interval, _stamps(values), _witness(values))
         return None
 
     def posture(self) -> int | None:
@@ -337,3 +342,32 @@ def _stamps(values: dict[str, Any]) -> StampSettings | None:
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise ValueError(f"time_stamp_authority = {url}: it is a URL, as https://tsa.example/tsr")
     return StampSettings(url, ca, max(int(values["time_stamp_interval"]), 1))
+
+
+def _witness(values: dict[str, Any]) -> WitnessSettings | None:
+    url, key = values["witness"], values["witness_key"]
+    if not url and not key:
+        return None
+    if not url or not key:
+        raise ValueError("witness and witness_key go together: what is signed has to be verified")
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise ValueError(f"witness = {url}: it is a URL, as https://witness.example/")
+    name, octets = verifier_key(key)
+    return WitnessSettings(url, name, octets, max(int(values["witness_interval"]), 1))
+
+
+def verifier_key(text: str) -> tuple[str, bytes]:
+    """The name and the 32 octets of a witness's key as verifiers of notes take it (C2SP signed-note, type 4). Raises
+    ValueError."""
+    name, _, rest = text.strip().partition("+")
+    known, _, encoded = rest.partition("+")
+    try:
+        octets = base64.b64decode(encoded, validate=True)
+    except binascii.Error:
+        octets = b""
+    if not name or " " in name or octets[:1] != b"\x04" or len(octets) != 33:
+        raise ValueError(f"witness_key = {text[:100]}: it is NAME+HASH+KEY, with an Ed25519 key of type 4")
+    expected = hashlib.sha256(name.encode() + b"\n" + octets).hexdigest()[:8]
+    if known != expected:
+        raise ValueError(f"witness_key = {text[:100]}: its hash is {expected}, and not {known}")
+    return name, octets[1:]

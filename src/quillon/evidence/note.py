@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 _DASH = "\u2014"  # with which a line of a signature begins
+_GAP = "\n\n"  # between what is signed and the signatures
+_COSIGNATURE = b"\x04"  # type of a key
 
 
 class NoteError(ValueError):
@@ -76,6 +78,55 @@ def read(note: str, key: Ed25519PublicKey) -> Checkpoint:
         return Checkpoint(lines[0], int(lines[1]), base64.b64decode(lines[2], validate=True), time)
     except binascii.Error:
         raise NoteError("the root of the checkpoint is no base64") from None
+
+
+def size_of(note: str) -> int:
+    """How many records a checkpoint is of, whoever has signed it. Raises NoteError."""
+    lines = note.split("\n")
+    if len(lines) < 4 or not lines[1].isascii() or not lines[1].isdigit() or len(lines[1]) > 19:
+        raise NoteError("this is no checkpoint")
+    return int(lines[1])
+
+
+class Cosigner(NamedTuple):
+    """A witness: its name and its key (C2SP tlog-cosignature, Ed25519)."""
+
+    name: str
+    key: Ed25519PublicKey
+
+    @classmethod
+    def of(cls, name: str, octets: bytes) -> Cosigner:
+        """The one with these 32 octets as its key."""
+        return cls(name, Ed25519PublicKey.from_public_bytes(octets))
+
+    @property
+    def key_id(self) -> bytes:
+        """Four octets that tell its keys apart."""
+        return hashlib.sha256(self.name.encode() + b"\n" + _COSIGNATURE + raw(self.key)).digest()[:4]
+
+    def line_in(self, note: str, lines: str) -> str | None:
+        """The first of some lines with which the witness signs a note."""
+        return next((line for line in lines.split("\n") if self._signed(note, line) is not None), None)
+
+    def time_of(self, note: str) -> int | None:
+        """When the witness has signed a note, in seconds since the epoch; None if it has not."""
+        found = (self._signed(note, line) for line in note.partition("\n\n")[2].split("\n"))
+        return next((time for time in found if time is not None), None)
+
+    def _signed(self, note: str, line: str) -> int | None:
+        words = line.split(" ")
+        if len(words) != 3 or words[:2] != [_DASH, self.name]:
+            return None
+        try:
+            octets = base64.b64decode(words[2], validate=True)
+            if octets[:4] != self.key_id:
+                return None
+            time = int.from_bytes(octets[4:12])
+            text = f"cosignature/v1\ntime {time}\n{note.partition(_GAP)[0]}\n"
+            self.key.verify(octets[12:], text.encode())
+        except (binascii.Error, InvalidSignature):
+            return None
+        return time
 
 
 def signed_lines(note: str, key: Ed25519PublicKey) -> list[str]:

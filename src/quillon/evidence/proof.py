@@ -8,7 +8,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from quillon.evidence import note, stamp, tree
+from quillon.evidence import note, stamp, tree, witness
 from quillon.evidence.files import DamagedError, LogFiles
-from quillon.evidence.note import Checkpoint, NoteError
+from quillon.evidence.note import Checkpoint, Cosigner, NoteError
 from quillon.evidence.record import SALT, who
 from quillon.evidence.stamp import StampError
 
@@ -31,11 +31,12 @@ What is in here was written by Quillon, the mail server of {node}.
 NNNN.json       a record, octet by octet as it stands in the log
 NNNN.proof      what leads from it to the signed checkpoint (c2sp.org/tlog-proof@v1)
 NNNN.tsr        the time stamp of an authority on that checkpoint (RFC 3161), where there is one
+NNNN.witnessed  the same as NNNN.proof to the last checkpoint that a witness has signed as well, where there is one
 NNNN.recipient  the salt and the address behind the record's `recipient`, where it was asked for and not deleted
 certificates/   the certificates that the other side showed, by SHA-256
 verify.py       checks all of it; needs Python 3 and openssl, and nothing of Quillon
 
-    python3 verify.py . PUBLIC-KEY.pem [TIME-STAMP-AUTHORITY.pem]
+    python3 verify.py . PUBLIC-KEY.pem [--tsa TIME-STAMP-AUTHORITY.pem] [--witness NAME+HASH+KEY]
 
 The public key has to come to you another way than this file, and so has verify.py, for who forges the one forges the
 other: it is part of every Quillon (src/quillon/evidence/verify.py). The key that has signed, for comparison:
@@ -52,9 +53,10 @@ A time stamp is of all that stands in NNNN.proof behind the first empty line:
     openssl ts -verify -data checkpoint -in NNNN.tsr -CAfile TIME-STAMP-AUTHORITY.pem
 
 What this proves: that the log held this record when the checkpoint was signed, and that no record of it has been
-changed since. With a time stamp it proves that this was so at that time. It does not prove that the server wrote down
-the truth, nor, without a time stamp or a checkpoint that somebody else has kept, that the whole log was not written
-anew.
+changed since. With a time stamp it proves that this was so at that time, with the
+signature of a witness that the log has only grown since the witness first saw it. It does not prove that the server
+wrote down the truth, nor, without either or a checkpoint that somebody else has kept, that the whole log was not
+written anew.
 """
 
 
@@ -113,11 +115,12 @@ def checkpoint(log: Path, key: Ed25519PublicKey) -> tuple[Checkpoint, str]:
 
 
 class Proof(NamedTuple):
-    """What leads from a record to a checkpoint, and what an authority answered that was to put a time stamp on that;
-    empty where there is none."""
+    """What leads from a record to a checkpoint, what an authority answered that was to put a time stamp on that, and
+    what leads to a checkpoint that was witnessed; empty where there is none."""
 
     text: str
     stamp: bytes = b""
+    witnessed: str = ""
 
 
 def proof(found: FoundRecord, key: Ed25519PublicKey) -> Proof:
@@ -129,6 +132,13 @@ def proof(found: FoundRecord, key: Ed25519PublicKey) -> Proof:
         signed, text = note.read(stamped.note, key), stamped.note
     else:
         signed, text = checkpoint(found.log, key)
+    other = witness.witnessed(found.log)
+    by_witness = _way(found, note.read(other, key), other) if other and note.size_of(other) > found.place else ""
+    return Proof(_way(found, signed, text), stamped.response if stamped is not None else b"", by_witness)
+
+
+def _way(found: FoundRecord, signed: Checkpoint, text: str) -> str:
+    """What leads from a record to a checkpoint. Raises DamagedError, OSError, ValueError."""
     files = LogFiles(found.log)
     try:
         path = tree.inclusion(files, found.place, signed.size)
@@ -138,7 +148,7 @@ def proof(found: FoundRecord, key: Ed25519PublicKey) -> Proof:
         raise DamagedError(f"{found.log}: the log is not the one that its checkpoint has signed")
     lines = ["c2sp.org/tlog-proof@v1", f"index {found.place}"]
     lines += [base64.b64encode(one).decode() for one in path]
-    return Proof("\n".join(lines) + "\n\n" + text, stamped.response if stamped is not None else b"")
+    return "\n".join(lines) + "\n\n" + text
 
 
 def salt_of(found: FoundRecord) -> bytes:
@@ -177,6 +187,8 @@ def bundle(records: Sequence[FoundRecord], key: Ed25519PublicKey, recipient: str
             archive.writestr(f"{number:04}.proof", proven.text)
             if proven.stamp:
                 archive.writestr(f"{number:04}.tsr", proven.stamp)
+            if proven.witnessed:
+                archive.writestr(f"{number:04}.witnessed", proven.witnessed)
             salt = salt_of(found)
             if recipient and salt and "recipient" in found.row and who(recipient, salt) == found.row["recipient"]:
                 archive.writestr(f"{number:04}.recipient", f"{salt.hex()} {recipient}\n")
@@ -194,8 +206,8 @@ MOST_PROBLEMS = 100  # that are told of one log
 
 
 class Audit(NamedTuple):
-    """What an audit of one log has found: records, how many of them the checkpoint covers, how many a time stamp covers
-    and of when that is, and what is wrong."""
+    """What an audit of one log has found: records, how many of them the checkpoint covers, a time stamp and a witness,
+    and of when those are, and what is wrong."""
 
     log: Path
     size: int
@@ -203,14 +215,23 @@ class Audit(NamedTuple):
     problems: tuple[str, ...]
     stamped: int = 0
     stamped_at: datetime | None = None
+    witnessed: int = 0
+    witnessed_at: datetime | None = None
 
 
-def audit(log: Path, key: Ed25519PublicKey, node: str, authority: Sequence[x509.Certificate] = ()) -> Audit:
+def audit(
+    log: Path,
+    key: Ed25519PublicKey,
+    node: str,
+    authority: Sequence[x509.Certificate] = (),
+    cosigner: Cosigner | None = None,
+) -> Audit:
     """Compute a log's tree anew from its records, and compare it with what was signed of it: all checkpoints that were
     kept, and the last. Each record has to say that it is of this log, and which number it has. Time stamps are verified
-    by the certificates of their authority. Raises OSError."""
+    by the certificates of their authority, the signature of a witness by its key. Raises OSError."""
     problems: list[str] = []
     stamped, stamped_at = _stamped(log, authority, problems) if authority else (0, None)
+    witnessed, witnessed_at = _witnessed(log, cosigner, problems) if cosigner is not None else (0, None)
     notes = sorted(_checkpoints(log, key, f"{node}/{log.name}", problems), key=lambda one: one.size)
     edge, size, signed = tree.Edge(), 0, 0
 
@@ -234,7 +255,7 @@ def audit(log: Path, key: Ed25519PublicKey, node: str, authority: Sequence[x509.
     problems += [f"the checkpoint of {known.size} records: there are only {size}" for known in notes]
     if size and not (log / "checkpoint").exists():
         problems.append("there is no checkpoint, so anything may have been changed behind the last that was kept")
-    return Audit(log, size, signed, tuple(dict.fromkeys(problems)), stamped, stamped_at)
+    return Audit(log, size, signed, tuple(dict.fromkeys(problems)), stamped, stamped_at, witnessed, witnessed_at)
 
 
 def _stamped(log: Path, authority: Sequence[x509.Certificate], problems: list[str]) -> tuple[int, datetime | None]:
@@ -246,6 +267,19 @@ def _stamped(log: Path, authority: Sequence[x509.Certificate], problems: list[st
         except (OSError, ValueError, StampError) as error:
             problems.append(f"stamps/{size}.tsr: {error}")
     return best
+
+
+def _witnessed(log: Path, cosigner: Cosigner, problems: list[str]) -> tuple[int, datetime | None]:
+    """How many records a log has under the signature of its witness, and of when that is."""
+    try:
+        text = witness.witnessed(log)
+        time = cosigner.time_of(text) if text is not None else 0
+        if time is None:
+            problems.append(f"witnessed: it is not signed by {cosigner.name}")
+        return (note.size_of(text), datetime.fromtimestamp(time, UTC)) if text is not None and time else (0, None)
+    except (OSError, ValueError, OverflowError) as error:
+        problems.append(f"witnessed says no time: {error}")
+    return 0, None
 
 
 def _checkpoints(log: Path, key: Ed25519PublicKey, origin: str, problems: list[str]) -> list[Checkpoint]:
@@ -282,6 +316,10 @@ def _notes(log: Path, problems: list[str]) -> list[str]:
             found.append(stamp.load(log, size).note)
         except (OSError, ValueError) as error:
             problems.append(f"stamps/{size}.note cannot be read: {error}")
+    try:
+        found += [text for text in [witness.witnessed(log)] if text is not None]
+    except (OSError, ValueError) as error:
+        problems.append(f"witnessed cannot be read: {error}")
     for name in ("checkpoints", "checkpoint"):
         try:
             text = (log / name).read_text(encoding="utf-8")

@@ -108,6 +108,50 @@ def inclusion(levels: Levels, index: int, size: int) -> list[bytes]:
     return path[::-1]
 
 
+def consistency(levels: Levels, old: int, new: int) -> list[bytes]:
+    """The hashes that show that the first `new` records begin with the first `old` ones (RFC 9162 2.1.4.1). Raises
+    ValueError where there are fewer."""
+    if not 0 <= old <= new:
+        raise ValueError(f"{old} records are not among the first {new}")
+    path: list[bytes] = []
+    start, end, whole = 0, new, True  # `whole`: the old tree begins here, and its root is known
+    while old and end > old:
+        half = start + (1 << ((end - start - 1).bit_length() - 1))
+        if old <= half:
+            path.append(span(levels, half, end))
+            end = half
+        else:
+            path.append(span(levels, start, half))
+            start, whole = half, False
+    if old and not whole:
+        path.append(span(levels, start, end))
+    return path[::-1]
+
+
+def extends(old: int, old_root: bytes, new: int, new_root: bytes, path: Sequence[bytes]) -> bool:
+    """Whether hashes show that a tree of `new` records begins with one of `old` (RFC 9162 2.1.4.2)."""
+    if old in (0, new):
+        return old <= new and not path and (old == 0 or old_root == new_root)
+    hashes = list(path) if old & (old - 1) else [old_root, *path]
+    if not 0 < old < new or not hashes:
+        return False
+    place, last = old - 1, new - 1
+    while place & 1:
+        place, last = place >> 1, last >> 1
+    was = now = hashes[0]
+    for other in hashes[1:]:
+        if not last:
+            return False
+        if place & 1 or place == last:
+            was, now = node(other, was), node(other, now)
+            while place and not place & 1:
+                place, last = place >> 1, last >> 1
+        else:
+            now = node(now, other)
+        place, last = place >> 1, last >> 1
+    return not last and was == old_root and now == new_root
+
+
 def leads_to(record: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
     """The root that a record and its hashes lead to (RFC 9162 2.1.3.2). Raises ValueError for a path of the wrong
     length."""

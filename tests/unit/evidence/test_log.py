@@ -63,6 +63,40 @@ def test_known_roots() -> None:
     assert tree.root(Kept(records), 8).hex() == "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
 
 
+def subproof(leaves: list[bytes], old: int, whole: bool) -> list[bytes]:
+    """RFC 9162 2.1.4.1, as it stands there."""
+    if old == len(leaves):
+        return [] if whole else [by_definition(leaves)]
+    half = 1 << ((len(leaves) - 1).bit_length() - 1)
+    if old <= half:
+        return [*subproof(leaves[:half], old, whole), by_definition(leaves[half:])]
+    return [*subproof(leaves[half:], old - half, False), by_definition(leaves[:half])]
+
+
+@given(st.integers(1, 600), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_log_that_has_grown_shows_that_nothing_was_changed(new: int, data: st.DataObject) -> None:
+    old = data.draw(st.integers(1, new))
+    kept = Kept([str(n).encode() for n in range(new)])
+    path = tree.consistency(kept, old, new)
+    assert path == subproof(kept.levels[0], old, True)
+    was, now = tree.root(kept, old), tree.root(kept, new)
+    assert tree.extends(old, was, new, now, path)
+    other = tree.leaf(b"another")
+    assert not tree.extends(old, other, new, now, path)
+    assert not tree.extends(old, was, new, other, path)
+    assert not tree.extends(old, was, new, now, [*path, other])
+    assert not tree.extends(new, now, old, was, path) or old == new
+    if path:
+        at = data.draw(st.integers(0, len(path) - 1))
+        assert not tree.extends(old, was, new, now, [*path[:at], *path[at + 1 :]])
+        assert not tree.extends(old, was, new, now, [*path[:at], other, *path[at + 1 :]])
+    assert tree.consistency(kept, 0, new) == []
+    assert tree.extends(0, b"", new, now, [])
+    with pytest.raises(ValueError, match="not among"):
+        tree.consistency(kept, new + 1, new)
+
+
 @given(st.integers(1, 600), st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_proof_of_another_place_size_or_length_leads_elsewhere(size: int, data: st.DataObject) -> None:
