@@ -440,7 +440,7 @@ def test_a_month_is_reported_to_auditors(
     running = server(f"{agreed}\n{rest}").start()
     send(port, "b@bank.test", "b@shop.test", "b@old.test")
     with smtplib.SMTP("127.0.0.1", port, timeout=30) as session:
-        session.starttls(context=client(world, "good"))
+        session.starttls(context=client(world, "below"))
         session.sendmail("a@bank.test", ["b@old.test"], "Subject: y\r\n\r\nhello\r\n")
     assert answer(port, None, "a@bank.test").startswith("451 4.7.6")
     running.wait_attempts("b@bank.test", "b@shop.test")
@@ -489,11 +489,16 @@ def test_a_month_is_reported_to_auditors(
     own = pin(world.certificates["good"])
     for terms, told in (
         (f"SPKI = ( {own} )", "bank.test, "),
+        (f'CA = "{world.bank_ca}"', "bank.test, "),
+        (f'CA = "{world.shop_ca}"', "with a certificate of another authority 1"),
         (f"SPKI = ( {'0' * 64} )", "with another key 1"),
         ("Names = ( mx.elsewhere.test )", "with other names 1"),
     ):
         running.configure(f'TLS_Contract "bank.test" {{ Inbound = no {terms} }}\n{rest}')
         status, text = run("report", "--month", month)
-        assert (told in text, status) == (True, 0 if own in terms else 3), text
+        assert (told in text, status) == (True, 3 if "with " in told else 0), text
+    running.configure(f'TLS_Contract "bank.test" {{ Outbound = no CA = "{world.shop_ca}" }}\n{rest}')
+    status, text = run("report", "--month", month)
+    assert "NOT AS AGREED: with a certificate of another authority 1" in text
     running.configure(f"{agreed}\n{rest}".replace("evidence {", "evidence { enabled = false"))
     assert "no stanza evidence" in run("report")[1]

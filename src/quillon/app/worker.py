@@ -250,6 +250,7 @@ class Worker:
             failed_logins=self._failed_logins,
             turns=self._turns,
             recorder=self.recorder,
+            keep=self.evidence.keep if self.evidence is not None else None,
             note=partial(audit.note, self._shared) if environment.monitors else _unheard,
             hooks=self._hooks,
             reception=self._reception,

@@ -1,15 +1,16 @@
-"""Whether a TLS contract was kept, out of records of evidence. Pure."""
+"""Whether a TLS contract was kept, out of records of evidence. Shell: it reads the authorities of contracts."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from quillon.config.contracts import KIND, Contract, Contracts
 from quillon.config.outbound import lookup_name
 from quillon.tls import identity
+from quillon.tls.anchors import Anchors
 from quillon.tls.proven import enough
 from quillon.tls.verdict import Certificate
 
@@ -61,10 +62,12 @@ class Direction:
 
 @dataclass
 class ContractReport:
-    """One contract in a time. `certificate` gives one that was shown, by its SHA-256, where it is kept."""
+    """One contract in a time. `certificate` gives one that was shown, by its SHA-256, where it is kept; `authority` are
+    the certificates of those agreed on, None for whom the direction itself trusts."""
 
     contract: Contract
     certificate: Callable[[str], Certificate | None] = lambda _: None
+    authority: Anchors | None = None
     inbound: Direction = field(default_factory=Direction)
     outbound: Direction = field(default_factory=Direction)
 
@@ -96,26 +99,31 @@ class ContractReport:
             return "without TLS"
         if tls["protocol"] not in contract.versions:
             return f"over {tls['protocol']}"
-        own = next(iter(tls["certificates"]), "")
+        names = tls["certificates"]
         if client and not contract.client_certificate:
             return ""
-        if client and not own:
+        if client and not names:
             return "without a certificate"
         if not client and not contract.by_key_alone and not enough(tls["level"], "host"):
             return f"to a host that had proven {tls['level']} only"
-        return self._other(own)
+        return self._other(names)
 
-    def _other(self, name: str) -> str:
-        """What is not as agreed on about a certificate itself: its key, its names. Who issued it is not asked again."""
+    def _other(self, names: Sequence[str]) -> str:
+        """What is not as agreed on about certificates themselves, the own one first: key, names, authority."""
         contract = self.contract
-        if not contract.spki and not contract.names:
+        if not contract.spki and not contract.names and self.authority is None:
             return ""
-        shown = self.certificate(name) if name else None
-        if shown is None:
+        chain = [one for name in names if (one := self.certificate(name)) is not None]
+        if not chain or chain[0].sha256 != names[0]:
             return "with a certificate that is not kept"
-        if contract.spki and shown.spki_sha256 not in contract.spki:
+        if contract.spki and chain[0].spki_sha256 not in contract.spki:
             return "with another key"
-        return "" if not contract.names or identity.matches(shown, contract.names) else "with other names"
+        if contract.names and not identity.matches(chain[0], contract.names):
+            return "with other names"
+        parsed = [one.parsed for one in chain if one.parsed is not None]
+        return (
+            "" if self.authority is None or self.authority.issued(parsed) else "with a certificate of another authority"
+        )
 
 
 def reports(
@@ -125,7 +133,10 @@ def reports(
     certificate: Callable[[str], Certificate | None],
 ) -> list[ContractReport]:
     """One for each contract; `of` has all of them. Rows are records of evidence of a time."""
-    found = {contract: ContractReport(contract, certificate) for contract in contracts}
+    found = {
+        contract: ContractReport(contract, certificate, Anchors(contract.ca) if contract.ca else None)
+        for contract in contracts
+    }
     for row in rows:
         inbound = row["kind"] in ("reception", "refusal")
         domain = lookup_name(row.get("sender_domain" if inbound else "to", ""))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any, Protocol
@@ -63,7 +63,8 @@ class Counts:
 @dataclass
 class SessionServices:
     """What sessions share. `note` counts connections, receptions and rejections of an address, `recorder` takes
-    sessions that begin now."""
+    sessions that begin now. `keep` takes the certificates of a client in DER, where evidence is kept of them, and gives
+    their SHA-256."""
 
     config: Config
     contexts: Contexts
@@ -83,6 +84,7 @@ class SessionServices:
     turns: Turns
     note: Callable[[str, str], None] = lambda event, ip: None
     recorder: Recorder | None = None
+    keep: Callable[[Sequence[bytes]], tuple[str, ...]] | None = None
     contract_checks: ContractChecks = field(init=False)
     _date: tuple[int, str] = (0, "")
     _tls_usable: dict[InboundTls, float] = field(default_factory=dict)

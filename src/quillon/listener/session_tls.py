@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from quillon.config.contracts import Contract
 from quillon.config.outbound import lookup_name
 from quillon.config.settings import InboundTls
@@ -120,6 +124,10 @@ class SessionTls:
             verified=verdict.chain_verified if presented and verdict.checked else None,
             cause=verdict.cause if presented else "",
         )
+        if verdict.certificate is not None and self._services.keep is not None:
+            others = [one.public_bytes(Encoding.DER) for one in engine.chain()]
+            chain = [verdict.certificate.der, *(der for der in others if der != verdict.certificate.der)]
+            self.facts = replace(self.facts, certificates=self._services.keep(chain))
         self._context.connection.update(tls_variables(verdict))
         self._log(self.facts, ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -10,6 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from quillon.tls.engine import SYSTEM_TRUST
 from quillon.tls.verdict import Certificate
 
+LONGEST = 10  # certificates of a path
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"  # what TLS_CA = system means on Debian
 
 
@@ -41,6 +43,17 @@ class Anchors:
             self._ders = frozenset(one.public_bytes(serialization.Encoding.DER) for one in self._loaded)
         return self._loaded
 
+    def issued(self, chain: Sequence[x509.Certificate]) -> bool:
+        """Whether signatures lead from the first certificate of a chain to a trusted one, whenever that was: what else
+        makes a chain good is not asked."""
+        trusted = self._load()
+        at: x509.Certificate | None = chain[0] if chain else None
+        for _ in range(LONGEST):
+            if at is None or at in trusted or issuer_of(at, trusted) is not None:
+                break
+            at = issuer_of(at, chain[1:])
+        return at is not None and (at in trusted or issuer_of(at, trusted) is not None)
+
     def of(self, chain: list[bytes]) -> Certificate | None:
         """The trusted certificate that a chain which has verified leads to."""
         loaded = self._load()
@@ -62,3 +75,15 @@ def _issued(element: x509.Certificate, anchor: x509.Certificate) -> bool:
     except Exception:
         return False  # not its issuer, or a certificate of a kind that cannot be compared
     return True
+
+
+def issuer_of(certificate: x509.Certificate, others: Sequence[x509.Certificate]) -> x509.Certificate | None:
+    """The certificate among others that has issued one; None for none."""
+    for one in others:
+        try:
+            if one.subject == certificate.issuer and one != certificate:
+                certificate.verify_directly_issued_by(one)
+                return one
+        except Exception:  # noqa: S112 - a peer's certificate: whatever is wrong with it, it is not the issuer
+            continue
+    return None

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
-from quillon.tls.revocation import issuer_of, said
+from quillon.tls.anchors import issuer_of
+from quillon.tls.revocation import said
 
 PATIENCE = 5.0  # seconds for an answer
 AGAIN = 60.0  # seconds until a responder that gave none which holds is asked again about the same certificate

@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, paddin
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from quillon.tls.anchors import LONGEST, issuer_of
 from quillon.tls.engine import ContextError
 
 _BLOCK = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 _SKEW = 300.0  # seconds that a responder's clock may be ahead
-_LONGEST = 10  # certificates of a path
 ChainError = tuple[str, int, str]
 
 
@@ -46,7 +46,7 @@ class Revocations:
             return []
         found: list[ChainError] = []
         certificate, depth = chain[0], 0
-        while certificate not in anchors and depth < _LONGEST:
+        while certificate not in anchors and depth < LONGEST:
             issuer = issuer_of(certificate, [*chain[1:], *anchors])
             if issuer is None:
                 # the library has found a way to a trusted one that is not seen here
@@ -169,18 +169,6 @@ def _signed(response: ocsp.OCSPResponse, signer: x509.Certificate) -> bool:
     except InvalidSignature:
         return False
     return True
-
-
-def issuer_of(certificate: x509.Certificate, others: Sequence[x509.Certificate]) -> x509.Certificate | None:
-    """The certificate among others that has issued one; None for none."""
-    for one in others:
-        try:
-            if one.subject == certificate.issuer and one != certificate:
-                certificate.verify_directly_issued_by(one)
-                return one
-        except Exception:  # noqa: S112 - a peer's certificate: whatever is wrong with it, it is not the issuer
-            continue
-    return None
 
 
 def _signs(issuer: x509.Certificate, one: x509.CertificateRevocationList) -> bool:
