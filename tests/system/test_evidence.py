@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -524,6 +525,9 @@ def test_large_messages_are_found_as_well(server: Callable[..., Server], capsys:
         running.wait_attempts("b@clear.test")
         running.stop()
         assert prove(running, "prove", "big@home") == 0
+    reception = next(row for row in rows(running) if row["kind"] == "reception")
+    stored = sink.messages[0].data
+    assert reception["sha256"] == hashlib.sha256(stored).hexdigest()
 
 
 TSA_CONFIG = """

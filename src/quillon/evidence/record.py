@@ -98,13 +98,10 @@ def _received(event: Received, salt: bytes) -> Row:
     return row
 
 
-def digest_of(head: bytes, body: bytes | None) -> Row:
-    """What tells a message from others, once for all its recipients: out of its header section and, where that is in
-    memory, of all of its mail data."""
-    row: Row = {"message_id": message_id(head), "subject_sha256": subject_hash(subject_of(head))}
-    if body is not None:
-        row["sha256"] = hashlib.sha256(body).hexdigest()
-    return row
+def digest_of(head: bytes, sha256: str) -> Row:
+    """What tells a message from others, once for all its recipients: out of its header section, and SHA-256 over all of
+    its mail data as they are stored."""
+    return {"message_id": message_id(head), "subject_sha256": subject_hash(subject_of(head)), "sha256": sha256}
 
 
 def _attempted(event: Attempted, salt: bytes) -> Row:

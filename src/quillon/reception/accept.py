@@ -7,8 +7,10 @@ before the commit has returned, and a message that cannot be stored is answered 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from quillon.config.model import Config
@@ -266,7 +268,8 @@ class Reception:
                 body, path, size = mail_data.copy(first.number.number, fit.rest, added + fit.in_front)
                 batch = self._batch(envelope, first.number, first.sender, context, size, not fit.whole.isascii())
                 batch.body, batch.path, batch.tls_request = body, path, request
-                batch.digest = digest_of(fit.rest if body is None else body, body) if proven else None
+                if proven:
+                    batch.digest = await self._digest(fit.rest, body, path)
                 out.append((batch, await each(partial(self._message, batch), copies)))
         except OSError as error:
             self._panic(f"spool: cannot write a body: {error.strerror}")
@@ -285,9 +288,21 @@ class Reception:
         body, path = mail_data.finish()
         batch = self._batch(envelope, envelope.batch_id, decision.sender, context, mail_data.size, mail_data.eight_bit)
         batch.body, batch.path, batch.tls_request = body, path, request
-        batch.digest = digest_of(mail_data.head, body) if proven else None
+        try:
+            if proven:
+                batch.digest = await self._digest(mail_data.head, body, path)
+        except OSError as error:
+            self._panic(f"spool: cannot read a body: {error.strerror}")
+            self._drop([*out, (batch, [])])
+            return replies.SPOOL_FAILED
         out.append((batch, await each(partial(self._message, batch), shared)))
         return out
+
+    async def _digest(self, head: bytes, body: bytes | None, path: str) -> dict[str, object]:
+        """What evidence says of mail data, which are in memory or in a file. Raises OSError."""
+        if body is not None:
+            return digest_of(body, hashlib.sha256(body).hexdigest())
+        return digest_of(head, await asyncio.to_thread(_sha256, self.store.bodies.file(path)))
 
     def _batch(
         self, envelope: Envelope, number: MessageId, sender: Mailbox, context: Context, size: int, eight_bit: bool
@@ -439,6 +454,12 @@ class Reception:
                 dict(context.message),
             )
         )
+
+
+def _sha256(file: Path) -> str:
+    """Raises OSError."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _alike(copies: list[Copy]) -> list[list[Copy]]:
