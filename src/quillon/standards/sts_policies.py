@@ -28,6 +28,7 @@ REFRESH = 86400.0  # seconds until a policy is fetched again, id changed or not
 BACKOFF = 300.0  # seconds that a failed fetch is not repeated (RFC 8461 3.3)
 _MOST = 100_000  # domains that are kept in memory
 _AT_ONCE = 20  # policies that are looked at between two turns of the loop
+_MOST_ON_DISK = 100_000  # policies that lie there
 _ONLY_HERE = 0  # instead of the time of a file that could not be written
 _DOMAIN = re.compile(r"(?=.{1,240}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})+\Z")
 
@@ -82,6 +83,8 @@ class StsPolicies:
         self._failed: dict[str, _Failed] = {}
         self._running: dict[str, asyncio.Task[StsFound]] = {}
         self._spread = spread
+        self._there = _MOST_ON_DISK  # policies on disk at most: they are counted before the first is written
+        self._told_full = False
 
     async def find(self, domain: str) -> StsFound:
         """The policy that rules mail to a domain now."""
@@ -244,19 +247,33 @@ class StsPolicies:
 
     def _keep(self, policy: StsPolicy) -> None:
         """Write a policy, whole or not at all. What cannot be written is kept in memory."""
+        self._known[policy.domain] = _ONLY_HERE, policy
         if not self._writes:
-            self._known[policy.domain] = _ONLY_HERE, policy
             return
         file = self._file(policy.domain)
         new = file.with_name(f"{file.name}.{os.getpid()}.new")
         try:
+            if self._is_full(file):
+                return
             self._folder.mkdir(parents=True, exist_ok=True)
             new.write_text(json.dumps(asdict(policy), indent=1))
             os.replace(new, file)
             self._known[policy.domain] = file.stat().st_mtime_ns, policy
+            self._there += 1  # or as many: they are counted when it seems to be full
         except OSError as error:
-            self._known[policy.domain] = _ONLY_HERE, policy
             self._report(f"mta_sts: {file}: {error.strerror or error}: the policy is lost at a restart")
+
+    def _is_full(self, file: Path) -> bool:
+        """Whether there is no room for another policy. None that is there gives way: it protects somebody. Raises
+        OSError."""
+        if self._there < _MOST_ON_DISK or file.exists():
+            return False
+        self._there = len(self.domains())
+        full = self._there >= _MOST_ON_DISK
+        if full and not self._told_full:
+            self._report(f"mta_sts: {self._folder} holds {self._there} policies: further ones are lost at a restart")
+        self._told_full = full
+        return full
 
     def _forget(self, domain: str) -> None:
         self._known.pop(domain, None)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from quillon.net.resolver import Answer
+from quillon.standards import sts_policies
 from quillon.standards.fetch import FetchError
 from quillon.standards.sts_policies import BACKOFF, REFRESH, StsFound, StsPolicies
 
@@ -255,3 +256,20 @@ def test_one_domain_that_goes_wrong_keeps_no_other_from_being_refreshed(world: W
     assert world.run(world.policies.refresh_all()) == 2  # of aaa.test the lookup is a defect in this world
     assert world.fetched == 2
     assert "aaa.test: unexpected" in world.said[0]
+
+
+def test_a_folder_that_is_full_gives_up_no_policy_for_another(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sts_policies, "_MOST_ON_DISK", 1)
+    world.folder.mkdir(parents=True)
+    (world.folder / "other.test.json").write_text("{}")
+    policies = world.worker()
+    assert mode(world.find(policies)) == "enforce"
+    assert policies.domains() == ["other.test"]
+    assert policies.kept(DOMAIN) is not None
+    world.txt = Answer("ok", ((0, "v=STSv1; id=2;"),), 60)
+    assert mode(world.find(policies)) == "enforce"
+    assert sum("further ones are lost" in line for line in world.said) == 1
+    (world.folder / "other.test.json").unlink()
+    world.txt = Answer("ok", ((0, "v=STSv1; id=3;"),), 60)
+    assert mode(world.find(policies)) == "enforce"
+    assert policies.domains() == [DOMAIN]
