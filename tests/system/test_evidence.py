@@ -246,11 +246,14 @@ def test_no_outcome_without_its_record_whenever_it_is_killed(server: Callable[..
 
 
 @pytest.mark.peer
-def test_a_disk_that_takes_no_evidence_takes_no_mail_and_lets_none_leave(server: Callable[..., Server]) -> None:
+def test_a_disk_that_takes_no_evidence_takes_no_mail_and_lets_none_leave(
+    server: Callable[..., Server], tmp_path: Path, capsys: Any
+) -> None:
     require_root()  # for a small disk
     with SinkThread() as sink:
         port = free_port()
         config = CONFIG.format(port=port, clear=sink.port)
+        config += f'Control_Listener {{ Listen "{tmp_path}/c" {{ }} }}'
         running = server(config + 'Domain "later.test" { Routes = ( "127.0.0.1:1" ) }')
         folder = running.folder / "spool/evidence"
         folder.mkdir(parents=True)
@@ -272,6 +275,9 @@ def test_a_disk_that_takes_no_evidence_takes_no_mail_and_lets_none_leave(server:
                     refusals.append((refused.smtp_code, refused.smtp_error))
             assert {code for code, _ in refusals} == {451}
             assert all("no evidence can be written" in str(text) for _, text in refusals)
+            capsys.readouterr()
+            assert main(["console", "-c", str(running.file), "discard", "domain", "later.test", "--yes"]) == 1
+            assert "no message is given up while that cannot be written down" in capsys.readouterr().err
             running.configure(config + f'Domain "later.test" {{ Routes = ( "127.0.0.1:{sink.port}" ) }}')
             taken = len(sink.messages)
             running.reload()

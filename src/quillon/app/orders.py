@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from quillon.app.worker import Worker
 
 Rows = list[Any]
+_ENDS = ("fail", "binding fail", "discard", "message fail", "message discard")  # orders that end messages
 
 
 class Orders:
@@ -63,7 +64,11 @@ class Orders:
         return command in self._functions
 
     async def carry_out(self, command: str, words: list[str], who: str) -> Rows:
-        """What came of an order. Raises ValueError for one that is not understood, OSError."""
+        """What came of an order. Raises ValueError for one that is not understood, or that nothing would come of now,
+        OSError."""
+        why = self._worker.trouble() if command.startswith(_ENDS) else ""
+        if why:
+            raise ValueError(f"no message is given up while that cannot be written down: {why}")
         rows = await self._functions[command](words, who)
         self._note(command, words, who, rows)
         return rows

@@ -197,7 +197,7 @@ class Worker:
             say=self.channel.send,
             prove=self.evidence.prove if self.evidence is not None else at_once,
             put_off=self.evidence.put_off if self.evidence is not None else None,
-            trouble=self._trouble if self.evidence is not None else None,
+            trouble=self.trouble if self.evidence is not None else None,
             curfew=compose.curfew(config),
             suspensions=suspended.read(Path(node.spoolbase), self.report),
         )
@@ -295,7 +295,7 @@ class Worker:
         except OSError as error:
             raise LoadError(f"evidence: {error.filename or given.folder}: {error.strerror}") from None
 
-    def _trouble(self) -> str:
+    def trouble(self) -> str:
         """What is wrong with this server, so that nothing may leave; "" for nothing."""
         failing = self.evidence.failing if self.evidence is not None else ""
         return f"no evidence can be written: {failing}" if failing else ""
