@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import smtplib
 import struct
@@ -519,6 +520,24 @@ def test_two_servers_do_not_write_into_one_log(server: Callable[..., Server], tm
     server(config.format(port=free_port(), clear=1)).start()
     with pytest.raises(AssertionError, match="another server writes its evidence here"):
         server(config.format(port=free_port(), clear=1), name="second").start()
+
+
+def test_the_log_of_a_worker_that_is_no_more_is_signed_to_its_end(server: Callable[..., Server], capsys: Any) -> None:
+    with SinkThread() as sink:
+        config = CONFIG.format(port=free_port(), clear=sink.port).replace("checkpoint_interval = 1", "")
+        port = int(config.partition('Listen "127.0.0.1:')[2].partition('"')[0])
+        running = server(config, workers=3).start()
+        for number in range(40):
+            send(port, f"a{number}@clear.test")
+        running.wait_attempts(*(f"a{number}@clear.test" for number in range(40)))
+        running.kill()
+    running.configure(config, workers=1)
+    running.start()
+    running.stop()
+    assert prove(running, "proof", "audit") == 0
+    told = re.findall(r"(\d+) records, (\d+) under a signed checkpoint", capsys.readouterr().out)
+    assert sum(int(size) for size, _ in told) == 80
+    assert all(size == signed for size, signed in told), told
 
 
 def test_large_messages_are_found_as_well(server: Callable[..., Server], capsys: Any) -> None:

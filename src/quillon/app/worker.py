@@ -39,7 +39,7 @@ from quillon.delivery.settlement import at_once
 from quillon.evidence.files import DamagedError
 from quillon.evidence.keys import KeyFileError
 from quillon.evidence.record import Source
-from quillon.evidence.writer import Evidence
+from quillon.evidence.writer import Evidence, seal_others
 from quillon.listener import credentials, intake
 from quillon.listener.authentication import Authenticator
 from quillon.listener.esmtp import EsmtpSession
@@ -289,7 +289,10 @@ class Worker:
             return None
         source = Source(given.node, self.number, config.digest)
         try:
-            return Evidence(Path(given.folder), self.number, Path(given.key), source, self.clock, self.report)
+            made = Evidence(Path(given.folder), self.number, Path(given.key), source, self.clock, self.report)
+            if self.number == 0:
+                seal_others(made, self.count, Path(given.key), self.clock, self.report)
+            return made
         except (KeyFileError, DamagedError) as error:
             raise LoadError(f"evidence: {error}") from None
         except OSError as error:

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import serialization
 
 from quillon.evidence import keys, roster, tree
 from quillon.evidence.files import DamagedError, LogFiles, framed
+from quillon.evidence.keys import KeyFileError
 from quillon.evidence.note import Checkpoint, NoteError, NoteSigner, read
 from quillon.evidence.record import SALT, VERSION, Recorded, Source, encode, moment, row_of
 from quillon.mail.event import Attempted
@@ -291,11 +292,27 @@ class Evidence:
         if self._timer is not None:
             self._timer.cancel()
         await self._committer.stop()
-        self.checkpoint()
         if self._waiting:
             self._report(f"evidence: {len(self._waiting)} records were not written; what they tell of is done again")
+        self.seal()
+
+    def seal(self) -> None:
+        """Sign what is there, and let go of it; of a log that nobody writes to."""
+        self.checkpoint()
         self._files.close()
         os.close(self._salts)
+
+
+def seal_others(given: Evidence, count: int, key: Path, clock: Clock, report: Callable[[str], None]) -> None:
+    """Sign what is left of workers that are no more, of which there were more than `count` or which were killed."""
+    for log in given.folder.parent.glob("worker-*/entries"):
+        number = log.parent.name.removeprefix("worker-")
+        if number.isdecimal() and int(number) >= count:
+            try:
+                other = given.source._replace(worker=int(number))
+                Evidence(given.folder.parent, int(number), key, other, clock, report).seal()
+            except (DamagedError, KeyFileError, OSError) as error:
+                report(f"evidence: {log.parent}: {error}")
 
 
 def _called(then: Callable[[], None]) -> Callable[[Exception | None], None]:
