@@ -9,7 +9,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,25 @@ from tests.support import warm
 PATIENCE = 30.0
 
 
-def free_port() -> int:
-    """A port nobody listens on at this moment, out of reach of the ports that the system gives to connections."""
+def _ports() -> Iterator[int]:
+    """Ports out of reach of those that the system gives to connections, in turn: none comes twice while others are
+    left. Each process that runs tests has its own, for a port stays free until somebody has started."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    own = range(15000 + number, 32000, processes)
+    begin = random.randrange(len(own))  # of two runs at once on one machine
     while True:
-        port = random.randrange(15000, 32000)
+        yield from own[begin:]
+        yield from own[:begin]
+
+
+_PORTS = _ports()
+
+
+def free_port() -> int:
+    """A port that nobody listens on, nor will: of this run of tests."""
+    while True:
+        port = next(_PORTS)
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.bind(("127.0.0.1", port))
             return port
