@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from quillon.certificates.renewal import Renewals
 
 REFRESH = 5.0  # seconds between two rounds
+SIGN = 1.0  # seconds between two looks at evidence, the shortest checkpoint_interval
 WATCH = 15.0  # seconds between two looks at what alerts are about
 
 
@@ -54,17 +55,20 @@ class Upkeep:
         self._short = False
         self._exhausted = False
         self._timer: asyncio.TimerHandle | None = None
+        self._evidence_timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """On the event loop, once everything is there."""
         self._look_at_room()
         self._look_after_standards()
         self._timer = asyncio.get_running_loop().call_later(REFRESH, self._round)
+        if self._worker.evidence is not None:
+            self._look_after_evidence()
 
     def stop(self) -> None:
         """The worker ends."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in filter(None, (self._timer, self._evidence_timer)):
+            timer.cancel()
         if self._tls_reports is not None:
             self._tls_reports.write()
         if self.posture is not None:
@@ -106,11 +110,6 @@ class Upkeep:
         self._look_at_room()
         self._look_at_descriptors()
         self._look_after_standards()
-        self._sign()
-        if self._stamps is not None:
-            self._worker.spawn(self._stamps.look_after())
-        if self._witness is not None:
-            self._worker.spawn(self._witness.look_after())
         if self.posture is not None:
             self._worker.spawn(self.posture.look_after())
         if self._renewals is not None:
@@ -124,6 +123,14 @@ class Upkeep:
         if self._watchman is not None and self._worker.clock.now() >= self._watches_at:
             self._watches_at = self._worker.clock.now() + WATCH
             self._worker.spawn(self._watch())
+
+    def _look_after_evidence(self) -> None:
+        self._evidence_timer = asyncio.get_running_loop().call_later(SIGN, self._look_after_evidence)
+        self._sign()
+        if self._stamps is not None:
+            self._worker.spawn(self._stamps.look_after())
+        if self._witness is not None:
+            self._worker.spawn(self._witness.look_after())
 
     def _look_after_standards(self) -> None:
         outbound = self._worker.config.outbound
