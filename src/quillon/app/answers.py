@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quillon.app.orders import Orders, Rows
+from quillon.app.tracing import Tracing
 from quillon.config import provenance
 from quillon.config.outbound import lookup_name
 from quillon.config.settings import InboundTls
@@ -53,6 +54,7 @@ class Answers:
         self._worker = worker
         self._steering = Steering(worker.dispatcher)
         self.orders = Orders(worker, self._steering)
+        self.tracing = Tracing(worker)
         self._before: dict[str, int] = {}  # counters at the last `summary reset`
         self._since = worker.clock.now()
         self._oldest, self._oldest_until = 0.0, 0.0  # when the oldest message came, as it is told until a time
@@ -89,10 +91,13 @@ class Answers:
             "control": self._control,
         }
 
-    async def to(self, command: str, words: list[str], who: str) -> Rows:
-        """The rows of this worker's answer. Raises OSError, ValueError and what a script's command raises."""
+    async def to(self, command: str, words: list[str], who: str, number: int) -> Rows:
+        """The rows of this worker's answer; `number` is the question's. Raises OSError, ValueError and what a script's
+        command raises."""
         if self.orders.knows(command):
             return await self.orders.carry_out(command, words, who)
+        if self.tracing.knows(command):
+            return self.tracing.carry_out(command, words, who, number)
         function = self._functions.get(command)
         if function is None:
             raise ValueError(f"{command}: this worker knows no such command")

@@ -48,6 +48,7 @@ from quillon.listener.recorder import Recorder
 from quillon.listener.services import Counts, OpenSession, SessionServices
 from quillon.log.metrics import Metrics
 from quillon.log.sink import Loggers
+from quillon.log.trace import Tracers
 from quillon.lua.msys import audit, db
 from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox
@@ -94,6 +95,7 @@ class Worker:
         self._one_reload = asyncio.Lock()  # scripts may wait while they load
         self.metrics = Metrics()
         self.recorder: Recorder | None = None
+        self.tracers = Tracers(self.clock.now, self.report)
         self.started = self.clock.now()
         self.evidence: Evidence | None = None
         self._orders: set[asyncio.Task[None]] = set()
@@ -190,6 +192,7 @@ class Worker:
                 self.contexts,
                 self._hooks,
                 keep=self.evidence.keep if self.evidence is not None else None,
+                tracers=self.tracers,
             ),
             hostname=self.hostname,
             share=Share(self.count),
@@ -250,6 +253,7 @@ class Worker:
             failed_logins=self._failed_logins,
             turns=self._turns,
             recorder=self.recorder,
+            tracers=self.tracers,
             keep=self.evidence.keep if self.evidence is not None else None,
             note=partial(audit.note, self._shared) if environment.monitors else _unheard,
             hooks=self._hooks,
@@ -379,7 +383,7 @@ class Worker:
         """A command of the console; what goes wrong in it is its answer."""
         rows: list[Any]
         try:
-            rows = await self.answers.to(command, words, who)
+            rows = await self.answers.to(command, words, who, number)
         except (OSError, ValueError, PolicyError) as error:
             rows = [{"error": str(error)[:SAID]}]
         except Exception as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quillon.cli.configuration import DEFAULT
+from quillon.cli.follow import FOLLOW, follow
 from quillon.control.rendering import CONFIRM, ERROR
 
 JSON_ERROR = ('{"error":', '{"type":')  # how JSON begins that is no answer
@@ -148,6 +149,8 @@ def _ask_http(url: str, login: tuple[str, str] | None, cert: str | None, ca: str
 
 def _say(server: ConsoleServer, line: str, *, as_json: bool, out: Callable[[str], object]) -> int:
     """Ask, and print what is answered; the exit status."""
+    if line.startswith(FOLLOW):
+        return follow(server.ask, line.removeprefix(FOLLOW), as_json=as_json, name=server.name)
     try:
         text = server.ask(f"json {line}" if as_json else line)
     except OSError as error:
@@ -188,7 +191,7 @@ def _talk(server: ConsoleServer, *, as_json: bool) -> int:
 
 def _answer(server: ConsoleServer, line: str, *, as_json: bool, confirm: Callable[[str], bool]) -> None:
     """One command of the prompt; an order that was counted only is done once it is confirmed."""
-    if not as_json:
+    if not as_json and not line.startswith(FOLLOW):
         try:
             text = server.ask(line)
         except OSError as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
-from quillon.control import demands, partners
+from quillon.control import demands, partners, tracing
 from quillon.control import rendering as show
 from quillon.queue.selection import WORDS
 
@@ -154,6 +154,17 @@ COMMANDS = (
         "record start", "NAME [bodies]", "write sessions to a file of Record_Folder", _A,
         show.text_said, show.merge_said,
     ),
+    Command(
+        "trace smtp add", "[--in|--out] [--peer IP] [--domain D] [--address A] [--binding B] [--message ID]"
+        " [--for TIME] [--file NAME]", "trace sessions that begin now, handshakes too (1h)", _O,
+        tracing.text_registered, tracing.merge_registered,
+    ),
+    Command("trace smtp list", "", "what is being traced", _V, tracing.text_tracers, tracing.merge_tracers),
+    Command("trace smtp show", "N [AFTER]", "the lines of a trace", _V, tracing.text_lines, tracing.merge_lines),
+    Command("trace smtp follow", "[as add]", "add one, see its lines as they come, and remove it", _O,
+        by=By.CONSOLE,
+    ),
+    Command("trace smtp remove", "N", "end a trace", _O, tracing.text_removed, tracing.merge_removed),
     Command("record stop", "", "write no more", _A, show.text_said, show.merge_said),
 )  # fmt: skip
 CONTROL = Command(

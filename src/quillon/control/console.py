@@ -235,6 +235,8 @@ class Console:
             return f"quillon {__version__}\n"
         if command.name == "pid":
             return f"{self._supervisor}\n"
+        if command.name == "trace smtp follow":
+            raise ConsoleError("`quillon console trace smtp follow` does it; here: trace smtp add, show and remove")
         return client.known_as() if command.name == "whoami" else help_text(" ".join(words).lower())
 
 

@@ -23,6 +23,7 @@ from quillon.delivery.attempt import Obstacle, TryHost
 from quillon.delivery.demand import Demand, judge
 from quillon.delivery.route import Host
 from quillon.delivery.tls_policy import Judgement, Turn
+from quillon.log.trace import SessionTrace, Tracers
 from quillon.mail import reply as replies
 from quillon.mail.event import TlsFacts
 from quillon.mail.message import Message
@@ -59,6 +60,7 @@ class ConnectionServices:
     contexts: Contexts
     hooks: TlsHooks
     handshake_timeout: float = HANDSHAKE_TIMEOUT
+    tracers: Tracers | None = None
     keep: Callable[[Sequence[bytes]], tuple[str, ...]] | None = None
 
 
@@ -106,6 +108,7 @@ class Connection:
         *,
         login: ClientLogin | None = None,
         owner: Owner,
+        leaves_from: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.settings = settings
         self.demand = demand
@@ -127,6 +130,8 @@ class Connection:
         self._domain = domain
         self.ehlo_name = ehlo_name
         self._owner = owner
+        self._leaves_from = leaves_from
+        self._trace: SessionTrace | None = None
         self._stream = Stream(self)
         self._session = ClientSession(ehlo_name, esmtp=settings.delivery_method == "ESMTP")
         self._in_clear = False
@@ -156,6 +161,7 @@ class Connection:
         self.host = step.host
         self.host_name, self.remote_ip = step.host.name, step.host.ip
         self.peer = step.host.peer
+        self._be_traced()
         local = (address, 0) if (address := self._source(step.host.ip)) else None
         try:
             async with asyncio.timeout(self.settings.connect_timeout or None):
@@ -172,6 +178,22 @@ class Connection:
             return self._obstructed(Obstacle.UNWILLING, replies.CONNECTION_CLOSED, Stage.AFTER_EHLO)
         return found
 
+    def _be_traced(self) -> None:
+        """Have an operator look on, who wants to; from here on."""
+        if self._trace is not None or not self.services.tracers:
+            return
+        peer = f"{self.host_name} [{self.peer}]"
+        trace = self.services.tracers.begin("out", self.remote_ip, peer, self._domain, self._leaves_from)
+        if trace is not None:
+            self._trace = trace
+            self._session.said, self._session.heard = trace.heard, trace.said
+            level = f"TLS = {self.demand.tls.tls}, TLS_Verify = {self.demand.tls.tls_verify}"
+            trace.note(f"for {self._domain}, {'in clear' if self._in_clear else level}")
+
+    def _note(self, text: str) -> None:
+        if self._trace is not None:
+            self._trace.note(text)
+
     def _source(self, ip: str) -> str:
         """The source address for a host, "" for any."""
         bind, second = self.settings.bind_address, self.settings.bind_address_secondary or ""
@@ -181,10 +203,12 @@ class Connection:
 
     def _obstructed(self, obstacle: Obstacle, reply: Reply, stage: Stage, cause: str = "") -> Obstructed:
         outcome = TransientFailure(reply, stage, self.remote_ip, cause)
+        self._note(f"takes no mail: {reply}{f', {cause}' if cause else ''} ({stage.value})")
         return Obstructed(obstacle, Failed(outcome, self.facts, self.host_name, self.local_ip))
 
     def connected(self) -> None:
         self.local_ip = self._stream.addresses()[1][0]
+        self._note(f"connected, from {self.local_ip}")
         self.services.deadlines.add(self)
         self._wait(self.settings.ehlo_timeout)
 
@@ -257,6 +281,8 @@ class Connection:
             return
         self._engine = engine
         self._wait(self.services.handshake_timeout)
+        if self._trace is not None:
+            self._stream.tap = self._trace.octets
         self._stream.start_tls(engine)
 
     def secured(self) -> None:
@@ -295,6 +321,9 @@ class Connection:
                 verdict = found
         judgement = judge(self.demand, verdict, self.certificates)
         self.facts = self._facts(verdict, judgement)
+        if self._trace is not None:
+            self._trace.certificates(self.certificates())
+            self._trace.secured(self.facts)
         return judgement
 
     def certificates(self) -> list[bytes]:
@@ -340,6 +369,8 @@ class Connection:
         if self._opened is None or self._opened.done():
             return
         self.facts = replace(HandshakeFailure(cause, detail).facts(), standard=self.demand.standard)
+        if self._trace is not None:
+            self._trace.secured(self.facts)
         self._refused(Obstacle.NEGOTIATION, self.demand.told(reply), stage, cause)
 
     # delivering -----------------------------------------------------------------------------------------------
@@ -378,6 +409,9 @@ class Connection:
         self._batch, self._body = messages, body
         self._sent = 0
         self._stuffer = DotStuffer()
+        self._be_traced()
+        if self._trace is not None:
+            self._trace.messages([str(batch.id), *(str(message.id) for message in messages)])
         say = batch.eight_bit and self.settings.send_8bitmime == "ifavailable"
         required = batch.tls_request == "requiretls"
         self._session.send(MailTransaction(batch.sender, [m.recipient for m in messages], batch.size, say, required))
@@ -390,6 +424,7 @@ class Connection:
             data = self._stuffer.feed(self._body)
             self._stream.write(data + self._stuffer.end())
             self._sent = len(self._body)
+            self._note(f"> {self._sent} octets of mail data")
             self._session.body_sent()
         else:
             self._sending = asyncio.get_running_loop().create_task(self._send_file(self._body))
@@ -411,6 +446,7 @@ class Connection:
                     await self._drained
             if self._session.body_expected:
                 self._stream.write(self._stuffer.end())
+                self._note(f"> {self._sent} octets of mail data")
                 self._session.body_sent()
         except OSError as error:
             # only a file that is gone is the message's fault; a full table of descriptors passes
@@ -540,6 +576,8 @@ class Connection:
             self._broken(event)
 
     def _broken(self, event: smtp.SessionBroken) -> None:
+        if not event.remote:
+            self._note(f"the session is over: {event.reply} ({event.stage.value})")
         if self._opened is not None and not self._opened.done():
             self._failed_to_open(event)
         self._leave()
@@ -578,6 +616,7 @@ class Connection:
         self.services.deadlines.discard(self)
         self.deadline = 0.0
         was_open, self.is_open = self.is_open, False
+        self._note("closed")
         self._session.connection_lost()
         while (event := self._session.next_event()) is not smtp.NEED_DATA:
             self._on(event)

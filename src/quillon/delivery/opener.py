@@ -240,7 +240,16 @@ class Opener:
     ) -> Connection | Obstructed:
         """Bring a connection to the point where it takes messages; why it does not, if so."""
         domain = lookup_name(key.domain)
-        connection = self._connect(services, rules.settings, demand, domain, ehlo_name, login=login, owner=self._owner)
+        connection = self._connect(
+            services,
+            rules.settings,
+            demand,
+            domain,
+            ehlo_name,
+            login=login,
+            owner=self._owner,
+            leaves_from=key.leaves_from,
+        )
         self._memory.opening(step.host.name)
         try:
             obstructed = await connection.open(step)

@@ -28,6 +28,7 @@ from quillon.listener.recorder import SessionRecord
 from quillon.listener.services import SessionServices
 from quillon.listener.session_tls import SessionTls
 from quillon.listener.transaction import Transaction
+from quillon.log.trace import SessionTrace
 from quillon.mail import reply as replies
 from quillon.mail import shown
 from quillon.mail.event import Rejected
@@ -77,6 +78,7 @@ class EsmtpSession:
         self._login: Login
         self._task: asyncio.Task[None] | None = None
         self._record: SessionRecord | None = None
+        self._trace: SessionTrace | None = None
         self._rcpt_commands = 0  # since MAIL FROM
         self._breach: Breach | None = None  # of a contract, by the last MAIL FROM
         self._ends_at = 0.0
@@ -107,7 +109,10 @@ class EsmtpSession:
         if services.recorder is not None:
             record = services.recorder.begin(self._info.remote, self._info.local, self._listen)
             self._record = self._security.record = self._transaction.record = self._login.record = record
-            self._session.heard, self._session.said = record.heard, record.said
+        if services.tracers:
+            trace = services.tracers.begin("in", remote[0], self._info.remote)
+            self._trace = self._security.trace = self._transaction.trace = trace
+        self._be_looked_on()
         self._context.connection.update(self._settings.context or {})
         self._context.connection["pathway"] = self._settings.pathway
         if self._settings.use_ssl:
@@ -117,6 +122,22 @@ class EsmtpSession:
                 self._abort()
         else:
             self._start(self._begin_smtp())
+
+    def _be_looked_on(self) -> None:
+        """Commands and replies go to whoever records or traces the session."""
+        watchers = [one for one in (self._record, self._trace) if one is not None]
+        if not watchers:
+            return
+
+        def heard(line: str) -> None:
+            for one in watchers:
+                one.heard(line)
+
+        def said(reply: Reply) -> None:
+            for one in watchers:
+                one.said(reply)
+
+        self._session.heard, self._session.said = heard, said
 
     def _machine(self, services: SessionServices) -> ServerSession:
         """The SMTP of this session, which waits for its banner. The settings that STARTTLS and AUTH depend on may be
@@ -222,6 +243,8 @@ class EsmtpSession:
         self._security.release()
         self._transaction.abandon()
         self._info.over = True
+        if self._trace is not None:
+            self._trace.note("closed")
         if self._record is not None and self._services.recorder is not None:
             self._record.context(self._context.connection)
             self._services.recorder.finish(self._record)

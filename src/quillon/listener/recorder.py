@@ -80,14 +80,12 @@ class Recorder:
     """Appends to a file that only the server's user can read. Raises OSError from the start."""
 
     def __init__(self, folder: str, name: str, now: Callable[[], float], *, bodies: bool) -> None:
-        name = name.removeprefix(folder.rstrip("/") + "/")
-        if not _NAME.fullmatch(name):
-            raise OSError(errno.EACCES, f"recordings are files of Record_Folder, {folder}", name)
+        name = name_in(folder, name)
         self.path = f"{folder}/{name}"
         self.bodies = bodies
         self.sessions = 0
         self._now = now
-        self._file = _open(folder, name)
+        self._file = open_new(folder, name)
 
     def begin(self, remote: str, local: str, listen: str) -> SessionRecord:
         return SessionRecord(remote, local, listen, self._now, bodies=self.bodies)
@@ -118,7 +116,15 @@ class Recorder:
             os.close(file)
 
 
-def _open(folder: str, name: str) -> int:
+def name_in(folder: str, name: str) -> str:
+    """The name of a file of Record_Folder, which may stand behind its path. Raises OSError for any other."""
+    name = name.removeprefix(folder.rstrip("/") + "/")
+    if not _NAME.fullmatch(name):
+        raise OSError(errno.EACCES, f"recordings are files of Record_Folder, {folder}", name)
+    return name
+
+
+def open_new(folder: str, name: str) -> int:
     """A file of the folder, made here or by another worker, and nobody else's: no link, no device. Raises OSError."""
     Path(folder).mkdir(mode=0o750, parents=True, exist_ok=True)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -13,6 +13,7 @@ from quillon.listener.authentication import Authenticator
 from quillon.listener.contract import ContractChecks
 from quillon.listener.failed_logins import FailedLogins
 from quillon.listener.recorder import Recorder
+from quillon.log.trace import Tracers
 from quillon.mail.event import Event, Panic
 from quillon.mail.message import IdSource
 from quillon.mail.reply import Reply
@@ -84,6 +85,7 @@ class SessionServices:
     turns: Turns
     note: Callable[[str, str], None] = lambda event, ip: None
     recorder: Recorder | None = None
+    tracers: Tracers | None = None
     keep: Callable[[Sequence[bytes]], tuple[str, ...]] | None = None
     contract_checks: ContractChecks = field(init=False)
     _date: tuple[int, str] = (0, "")

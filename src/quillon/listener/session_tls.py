@@ -12,6 +12,7 @@ from quillon.config.settings import InboundTls
 from quillon.listener.contract import Breach, Shown
 from quillon.listener.recorder import SessionRecord
 from quillon.listener.services import SessionServices
+from quillon.log.trace import SessionTrace
 from quillon.mail import reply as replies
 from quillon.mail.event import Handshaken, Panic, TlsFacts
 from quillon.mail.message import MessageId
@@ -33,6 +34,7 @@ class SessionTls:
         self.settings = settings
         self.facts: TlsFacts | None = None
         self.record: SessionRecord | None = None
+        self.trace: SessionTrace | None = None
         self._services = services
         self._info = info
         self._number = number
@@ -101,6 +103,8 @@ class SessionTls:
     def begin(self, stream: Stream) -> None:
         """Start the handshake, after `prepare`."""
         assert self._engine is not None
+        if self.trace is not None:
+            stream.tap = self.trace.octets
         stream.start_tls(self._engine)
 
     async def secured(self) -> None:
@@ -129,6 +133,8 @@ class SessionTls:
             chain = [verdict.certificate.der, *(der for der in others if der != verdict.certificate.der)]
             self.facts = replace(self.facts, certificates=self._services.keep(chain))
         self._context.connection.update(tls_variables(verdict))
+        if self.trace is not None and verdict.certificate is not None:
+            self.trace.certificates([verdict.certificate.der])
         self._log(self.facts, ok=True)
 
     async def _by_contract(self, engine: Engine, verdict: TlsVerdict) -> tuple[str, str]:
@@ -153,4 +159,6 @@ class SessionTls:
 
     def _log(self, facts: TlsFacts, *, ok: bool) -> None:
         services = self._services
+        if self.trace is not None:
+            self.trace.secured(facts)
         services.log(Handshaken(services.clock.now(), self._info.remote, self._info.local, self._number, facts, ok))

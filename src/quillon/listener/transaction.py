@@ -12,6 +12,7 @@ from quillon.listener import relay
 from quillon.listener.recorder import SessionRecord
 from quillon.listener.services import SessionServices
 from quillon.listener.session_tls import SessionTls
+from quillon.log.trace import SessionTrace
 from quillon.mail import reply as replies
 from quillon.mail.address import NULL_PATH, Mailbox, parse_mailbox
 from quillon.mail.message import MessageId, Origin
@@ -43,6 +44,7 @@ class Transaction:
         self.settings = settings
         self.committing = False
         self.record: SessionRecord | None = None
+        self.trace: SessionTrace | None = None
         self._services = services
         self._info = info
         self._number = number
@@ -184,6 +186,8 @@ class Transaction:
         assert mail_data is not None
         if self.record is not None:
             self.record.data_complete(mail_data.size)
+        if self.trace is not None:
+            self.trace.note(f"< {mail_data.size} octets of mail data")
         if event.fault is not None:
             mail_data.discard()
             self.forget()

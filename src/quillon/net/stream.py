@@ -8,6 +8,7 @@ asyncio and uvloop set TCP_NODELAY, without which a session ticket and the next 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 
@@ -67,6 +68,7 @@ class Stream(asyncio.Protocol):
         self.owner = owner
         self.engine: StreamEngine | None = None
         self.blocked = False
+        self.tap: Callable[[bytes, bool], None] | None = None  # has the octets of a handshake; true for ours
         self._reading = True
         self._transport: asyncio.Transport | None = None
         self._closing = False
@@ -86,9 +88,12 @@ class Stream(asyncio.Protocol):
 
     def _decrypt(self, engine: StreamEngine, data: bytes) -> None:
         was_established = engine.established
+        if self.tap is not None:
+            self.tap(data, False)
         plaintext = engine.receive(data)
         self._flush(engine)
         if engine.established and not was_established:
+            self.tap = None
             self.owner.secured()
         if engine.failure is not None and not self._failed:
             self._failed = True
@@ -147,6 +152,8 @@ class Stream(asyncio.Protocol):
 
     def _flush(self, engine: StreamEngine) -> None:
         out = engine.data_to_send()
+        if out and self.tap is not None:
+            self.tap(out, True)
         if out and self._transport is not None:
             self._transport.write(out)
 

@@ -119,7 +119,8 @@ Event = HostReady | GoAhead | NoGoAhead | LoggedIn | SendBody | Done | Reset | S
 
 
 class ClientSession:
-    """One session. `ehlo_name` is our name; with `esmtp` false HELO is said instead of EHLO."""
+    """One session. `ehlo_name` is our name; with `esmtp` false HELO is said instead of EHLO. `said` and `heard` are
+    told each command, without what AUTH hides, and each reply."""
 
     def __init__(self, ehlo_name: str, *, esmtp: bool = True) -> None:
         self.stage = Stage.READING_BANNER
@@ -127,6 +128,8 @@ class ClientSession:
         self.extensions: dict[str, str] = {}
         self.closed = False
         self.replies = 0  # whole ones that have come
+        self.said: Callable[[str], None] | None = None
+        self.heard: Callable[[Reply], None] | None = None
         self._ehlo_name = ehlo_name
         self._esmtp = esmtp
         self._buffer = b""
@@ -218,6 +221,8 @@ class ClientSession:
         self._say(b"RSET\r\n", Stage.DURING_RSET, self._rset)
 
     def quit(self) -> None:
+        if self.said is not None:
+            self.said("QUIT")
         self._out.append(b"QUIT\r\n")
         self.closed = True
 
@@ -241,6 +246,8 @@ class ClientSession:
             text = cut(text, REPLY)  # it goes into logs, the spool and notifications
         self.replies += 1
         reply = Reply(int(code), lines[0][1].decode("ascii"), text)
+        if self.heard is not None:
+            self.heard(reply)
         in_transaction = self._transaction is not None  # there a 421 is the reply to its command
         if reply.code == 421 and self.stage is not Stage.READING_BANNER and not in_transaction:
             self._break(reply, remote=True)
@@ -393,6 +400,9 @@ class ClientSession:
     # common ---------------------------------------------------------------------------------------------------
 
     def _say(self, line: bytes, stage: Stage, then: Callable[[Reply], None]) -> None:
+        if self.said is not None:
+            for one in line.splitlines():
+                self.said(self._shown(one))
         self._out.append(line)
         self.stage = stage
         self._expect.append(then)
