@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import email
 import email.policy
 import importlib.util
@@ -80,12 +81,12 @@ def served(tmp_path: Path, server: Callable[..., Server]) -> Iterator[Served]:
 
 def series(text: str) -> dict[str, float]:
     """Prometheus' text format, read strictly."""
-    found, typed = {}, set()
+    found, typed = dict[str, float](), set[str]()
     for line in text.splitlines():
         if line.startswith("# TYPE "):
             _, _, name, kind = line.split(" ")
-            assert kind in ("counter", "gauge")
-            typed.add(name)
+            assert kind in ("counter", "gauge", "histogram")
+            typed |= {f"{name}_{part}" for part in ("bucket", "sum", "count")} if kind == "histogram" else {name}
         elif not line.startswith("# HELP "):
             match = re.fullmatch(r'([a-z_]+)(\{(?:[a-z_]+="(?:[^"\\]|\\.)*",?)*\})? (-?[0-9.e+]+)', line)
             assert match is not None, line
@@ -103,6 +104,59 @@ def test_metrics_tell_what_waits(served: Served) -> None:
     assert found['quillon_receptions_total{version="none",verified="none",level="none"}'] == 2
     assert found["quillon_spool_free_bytes"] > 1 << 20
     assert found["quillon_spool_refusing"] == 0
+    assert found['quillon_queue_destinations{state="suspended"}'] == 1
+    assert found['quillon_binding_receptions_total{binding="default/default"}'] == 2
+    assert found['quillon_commit_seconds_count{what="spool log"}'] >= 1
+    assert found['quillon_commit_seconds_bucket{what="spool log",le="+Inf"}'] >= 1
+
+
+@pytest.mark.peer
+def test_prometheus_takes_the_metrics_and_its_rules_hold(served: Served, tmp_path: Path) -> None:
+    served.post("/api/v1/messages", {**ONE, "recipients": ["b@other.test", "c@held.test"]})
+    served.received()
+    text = served.get("/metrics").text
+    checked = subprocess.run(
+        [require("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    rules = ROOT / "examples/monitoring/rules.yml"
+    subprocess.run([require("promtool"), "check", "rules", rules], check=True, capture_output=True)
+    port = free_port()
+    user, password = ANN
+    (tmp_path / "prometheus.yml").write_text(
+        f"""global: {{ scrape_interval: 1s, evaluation_interval: 1s }}
+rule_files: [ "{rules}" ]
+scrape_configs:
+  - job_name: quillon
+    basic_auth: {{ username: {user}, password: {password} }}
+    static_configs: [ {{ targets: [ "127.0.0.1:{served.port}" ] }} ]
+"""
+    )
+    command = [
+        require("prometheus"),
+        f"--config.file={tmp_path}/prometheus.yml",
+        f"--storage.tsdb.path={tmp_path}/data",
+    ]
+    command.append(f"--web.listen-address=127.0.0.1:{port}")
+
+    def ask(path: str, **words: str) -> Any:
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/{path}", params=words, timeout=10)
+            return answer.json().get("data") if answer.status_code == 200 else None
+
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as prometheus:
+        try:
+            query = 'quillon_domain_attempts_total{domain="other.test",outcome="delivered"}'
+            found = until(lambda: (ask("query", query=query) or {}).get("result"), "a scrape")
+            assert found[0]["value"][1] == "1"
+            asked = until(lambda: (ask("rules") or {}).get("groups"), "rules")[0]["rules"]
+            until(lambda: all(rule["health"] == "ok" for rule in ask("rules")["groups"][0]["rules"]), "rules that hold")
+            assert len(asked) == len(yaml.safe_load(rules.read_text())["groups"][0]["rules"])
+            dashboard = json.loads((ROOT / "examples/monitoring/dashboard.json").read_text())
+            for target in (target for panel in dashboard["panels"] for target in panel["targets"]):
+                assert ask("query", query=target["expr"]) is not None, target
+        finally:
+            prometheus.terminate()
 
 
 def test_health_is_told_to_everybody_and_readiness_knows_the_disk(served: Served) -> None:
@@ -703,5 +757,6 @@ def test_rules_and_dashboard_ask_for_what_there_is() -> None:
     asked = [rule["expr"] for rule in group["rules"]] + [t["expr"] for panel in panels for t in panel["targets"]]
     for text in asked:
         for name in re.findall(r"quillon_\w+", text):
-            assert name in metrics.HELP or name in metrics.GAUGES, name
+            known = metrics.HELP.keys() | metrics.GAUGES.keys() | metrics.HISTOGRAMS.keys()
+            assert name in known or name.removesuffix("_bucket") in metrics.HISTOGRAMS, name
     assert all(rule["annotations"]["action"] for rule in group["rules"])

@@ -7,7 +7,7 @@ counted first, and done with `--yes`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from quillon.control.rendering import MAILQ
 from quillon.delivery import reasons, report, survey
 from quillon.delivery.steering import Steering
 from quillon.listener.recorder import Recorder
-from quillon.log.metrics import gauge
+from quillon.log.metrics import histogram, labelled
 from quillon.log.posture import Day, day_of, of_row
 from quillon.mail.message import Message, MessageId
 from quillon.net.turns import in_slices
@@ -109,29 +109,46 @@ class Answers:
     # what there is --------------------------------------------------------------------------------------------
 
     async def _metrics(self, _words: list[str]) -> Rows:
-        return [list(item) for item in self._worker.metrics.counts.items()] + await self._gauges()
+        return [list(item) for item in [*self._worker.metrics.rows(), *self._spent()]] + await self._gauges()
+
+    def _spent(self) -> Iterator[tuple[str, float]]:
+        """Where time goes, as series and values."""
+        worker = self._worker
+        for (module, phase), seconds in worker.policies.policy.spent.items():
+            yield labelled("quillon_policy_seconds_total", module=module, phase=phase), seconds
+        for (module, phase), count in worker.policies.policy.calls.items():
+            yield labelled("quillon_policy_calls_total", module=module, phase=phase), count
+        for option, seconds in worker.dispatcher.throttles.held.items():
+            yield labelled("quillon_throttled_seconds_total", option=option), seconds
+        took = {f"spool {tier}": one for tier, one in worker.store.took().items()}
+        if worker.evidence is not None:
+            took["evidence"] = worker.evidence.took
+        for what, one in took.items():
+            yield from histogram("quillon_commit_seconds", one, what=what)
 
     async def _gauges(self) -> Rows:
         """What goes up and down, as series and values."""
         worker, queues, now = self._worker, self._worker.dispatcher.queues, self._now()
         active, delayed = await report.totals(queues)
+        states = await report.states(queues, now)
         refuses = bool(worker.room.shortage() or worker.store.failing)
         rows = {
-            gauge("quillon_queue_messages", state="active"): active,
-            gauge("quillon_queue_messages", state="delayed"): delayed,
-            gauge("quillon_queue_destinations"): len(queues),
-            gauge("quillon_queue_oldest_seconds"): await self.oldest(),
-            gauge("quillon_queue_suspensions"): len(worker.dispatcher.halts.suspensions.current(now)),
-            gauge("quillon_connections", direction="inbound"): len(worker.sessions),
-            gauge("quillon_connections", direction="outbound"): queues.opened,
-            gauge("quillon_spool_free_bytes"): worker.room.free,
-            gauge("quillon_spool_pending_changes"): worker.store.waiting,
-            gauge("quillon_spool_refusing"): int(refuses),
-            gauge("quillon_workers"): 1,
-            gauge("quillon_uptime_seconds"): now - worker.started,
+            labelled("quillon_queue_messages", state="active"): active,
+            labelled("quillon_queue_messages", state="delayed"): delayed,
+            labelled("quillon_queue_oldest_seconds"): await self.oldest(),
+            labelled("quillon_queue_suspensions"): len(worker.dispatcher.halts.suspensions.current(now)),
+            labelled("quillon_connections", direction="inbound"): len(worker.sessions),
+            labelled("quillon_connections", direction="outbound"): queues.opened,
+            labelled("quillon_spool_free_bytes"): worker.room.free,
+            labelled("quillon_spool_pending_changes"): worker.store.waiting,
+            labelled("quillon_spool_refusing"): int(refuses),
+            labelled("quillon_workers"): 1,
+            labelled("quillon_uptime_seconds"): now - worker.started,
         }
+        for state, count in states.items():
+            rows[labelled("quillon_queue_destinations", state=state)] = count
         for path, end in (await self.certificates()).items():
-            rows[gauge("quillon_certificate_expiry_timestamp_seconds", file=path)] = end
+            rows[labelled("quillon_certificate_expiry_timestamp_seconds", file=path)] = end
         return [list(item) for item in rows.items()]
 
     async def oldest(self) -> float:
@@ -162,10 +179,21 @@ class Answers:
         return list(await report.largest(self._worker.dispatcher.queues, _number(words, MAILQ)))
 
     async def _larger(self, which: str, words: list[str]) -> Rows:
-        return list(await report.larger(self._worker.dispatcher.queues, which, _number(words, 0)))
+        rows = list(await report.larger(self._worker.dispatcher.queues, which, _number(words, 0)))
+        known = self._worker.metrics.domains
+        for row in rows:
+            if row.get("domain") in known:
+                row["sent"] = known[row["domain"]]["delivered"]
+        rows[-1]["sent"] = self._worker.metrics.totals()["delivered"]
+        return rows
 
     async def _bindings(self, words: list[str]) -> Rows:
-        rows = await report.bindings(self._worker.dispatcher.queues)
+        found = {row["binding"]: row for row in await report.bindings(self._worker.dispatcher.queues)}
+        for name, counts in self._worker.metrics.bindings.items():
+            row = found.setdefault(name, {"binding": name})
+            row |= {"delivered": counts["delivered"], "failed": counts["permanent_failure"]}
+            row |= {"received": counts["received"]}
+        rows = [{**row, "seconds": self._now() - self._worker.started} for row in found.values()]
         return [row for row in rows if not words or words[0] in (row["binding"], row["binding"].split("/")[1])]
 
     async def _domain(self, words: list[str]) -> Rows:

@@ -268,3 +268,9 @@ def _option_position(node: Node, error: ContextError) -> Position:
         if name in stanza.settings:
             return stanza.settings[name].position
     return node.position
+
+
+def named_domains(config: Config) -> frozenset[str]:
+    """Domains that the configuration names, by a stanza of theirs or a contract."""
+    stanzas = {node.label for node in config.root.walk() if node.kind == "domain"}
+    return frozenset(stanzas | {contract.domain for contract in config.contracts.all()})

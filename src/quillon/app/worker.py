@@ -205,6 +205,7 @@ class Worker:
             suspensions=suspended.read(Path(node.spoolbase), self.report),
         )
         self.answers = Answers(self)
+        self.metrics.is_named = compose.named_domains(config).__contains__
         self.upkeep.configure(config)
         self.services = self._session_services(config, self.policies)
 
@@ -471,6 +472,7 @@ class Worker:
             self.evidence.source = self.evidence.source._replace(configuration=config.digest)
         self.finder.reconfigure(resolver, node, compose.own(config))
         self.standards.reconfigure(resolver, compose.sts_policies(node, resolver, self.clock, self.report))
+        self.metrics.is_named = compose.named_domains(config).__contains__
         self.upkeep.configure(config)
         self._bouncer.config = config
         self._reception.reconfigure(config, policy)

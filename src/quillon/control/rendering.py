@@ -74,7 +74,9 @@ def text_summary(sums: Row) -> str:
 def merge_bindings(rows: Rows) -> list[Row]:
     found: dict[str, Counter[str]] = {}
     for row in rows:
-        found.setdefault(row["binding"], Counter()).update({k: v for k, v in row.items() if k != "binding"})
+        sums = found.setdefault(row["binding"], Counter())
+        sums.update({k: v for k, v in row.items() if k not in ("binding", "seconds")})
+        sums["seconds"] = max(sums["seconds"], int(row["seconds"]))
     return [{"binding": name, **found[name]} for name in sorted(found)]
 
 
@@ -85,6 +87,12 @@ def text_bindings(found: list[Row]) -> str:
         out.append(f"Summary Statistics For Binding {row['binding']}")
         out += [f"        {label}: {row.get(name, 0)}" for label, name in (*labels, ("Delayed Queue Size", "delayed"))]
         out.append(f"        Total Queue Size: {row.get('active', 0) + row.get('delayed', 0)}")
+        counted = (("Successfully Delivered", "delivered"), ("Failed", "failed"), ("Received", "received"))
+        out += [f"        {label} Messages: {row.get(name, 0)}" for label, name in counted]
+        seconds = max(row.get("seconds", 0), 1)
+        for label, name in (("Delivery Rate", "delivered"), ("Reception Rate", "received")):
+            out.append(f"        {label}: {row.get(name, 0) / seconds:.2f} messages/second")
+        out.append(f"        Uptime: {row.get('seconds', 0)} seconds")
     return "\n".join(out or ["no mail waits in any binding"]) + "\n"
 
 
@@ -124,7 +132,7 @@ def merge_larger(rows: Rows) -> Row:
     for row in rows:
         if "over" in row:
             merged |= {"over": row["over"], "which": row["which"]}
-            merged = {**merged, **{name: merged[name] + row[name] for name in ("active", "delayed")}}
+            merged |= {name: merged.get(name, 0) + row[name] for name in ("active", "delayed", "sent")}
         else:
             found = sizes.setdefault(row["domain"], Counter())
             found.update({k: v for k, v in row.items() if isinstance(v, int)})
@@ -137,10 +145,12 @@ def merge_larger(rows: Rows) -> Row:
 def text_larger(found: Row) -> str:
     """As the manual's `active` and `delayed`."""
     out = [
-        f"Domain: {row['domain']:>40}  C: {row['connections']:>4}  A: {row['active']:>6}  D: {row['delayed']:>6}\n"
+        f"Domain: {row['domain']:>40}  C: {row['connections']:>4}  A: {row['active']:>6}  D: {row['delayed']:>6}"
+        f"  S: {row.get('sent', 0):>6}\n"
         for row in found["domains"]
     ]
-    return "".join(out) + f"{'Total:':>48}  A: {found['active']:>15}  D: {found['delayed']:>6}\n"
+    sums = f"A: {found['active']:>15}  D: {found['delayed']:>6}  S: {found.get('sent', 0):>6}"
+    return "".join(out) + f"{'Total:':>48}  {sums}\n"
 
 
 # destinations and messages ------------------------------------------------------------------------------------------

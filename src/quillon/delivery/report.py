@@ -14,7 +14,7 @@ from quillon.delivery.halts import Halts
 from quillon.delivery.reasons import Reason
 from quillon.mail.message import Message
 from quillon.net.turns import in_slices
-from quillon.queue.destination import DestinationQueue, Key
+from quillon.queue.destination import DestinationQueue, Key, QueueState
 from quillon.queue.limit import UNLIMITED
 from quillon.queue.ready import Queues
 
@@ -44,6 +44,14 @@ async def totals(queues: Queues[Connection]) -> tuple[int, int]:
         active += queue.waiting
         delayed += queue.delayed
     return active, delayed
+
+
+async def states(queues: Queues[Connection], now: float) -> Counter[str]:
+    """How many destinations there are by what they wait for."""
+    found = Counter({state.name.lower(): 0 for state in QueueState})
+    async for queue in in_slices(queues):
+        found[queue.state(now).name.lower()] += 1
+    return found
 
 
 async def larger(queues: Queues[Connection], which: str, over: int) -> list[Row]:

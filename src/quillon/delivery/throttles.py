@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from quillon.config.model import Config
 from quillon.config.scope import Node
 from quillon.config.values import Throttle
@@ -19,6 +21,7 @@ class Throttles:
 
     def __init__(self, config: Config, workers: int) -> None:
         self._workers = workers
+        self.held: defaultdict[str, float] = defaultdict(float)  # seconds for which destinations were held, by option
         self.reconfigure(config)
 
     def reconfigure(self, config: Config) -> None:
@@ -34,6 +37,7 @@ class Throttles:
             name, when = self._turn(queue, option, throttle, node, now)
             if when > now:
                 queue.granted.update(dict.fromkeys(passed, now))  # they need not be asked again
+                self.held[option] += when - now
                 queue.pause(when, name, messages=option == MESSAGES)
                 return False
             passed.append(name)

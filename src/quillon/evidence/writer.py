@@ -25,6 +25,7 @@ from quillon.evidence.note import Checkpoint, NoteError, NoteSigner, read
 from quillon.evidence.record import SALT, VERSION, Recorded, Source, encode, moment, row_of
 from quillon.mail.event import Attempted
 from quillon.net.clock import Clock
+from quillon.net.histogram import Histogram
 from quillon.spool.committer import Committer, Plan, call_all
 
 _HOUR = 3600.0
@@ -117,6 +118,11 @@ class Evidence:
     def failing(self) -> str:
         """Why records are not written, "" while they are."""
         return self._committer.failing
+
+    @property
+    def took(self) -> Histogram:
+        """How long it takes until records are on disk."""
+        return self._committer.took
 
     @property
     def size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -74,7 +75,11 @@ async def load(
             words = f"the policies waited for more than {PATIENCE:.0f} seconds while they loaded"
             raise LoadError(words) from None
         raise
-    policy = Policy(modules, report, _sleep, stop=environment.stop) if modules or environment.stops else NO_POLICY
+    policy = (
+        Policy(modules, report, _sleep, stop=environment.stop, elapsed=time.perf_counter)
+        if modules or environment.stops
+        else NO_POLICY
+    )
     return Policies(policy, environment)
 
 

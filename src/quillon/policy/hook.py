@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -263,13 +264,17 @@ class Traced:
 @dataclass
 class Policy:
     """`report` gets one line for each callout that failed; `sleep` lets time pass; `trace` is told of each callout;
-    `stop` ends what the modules have begun."""
+    `stop` ends what the modules have begun. `elapsed` tells the time for `spent`, which adds up seconds and `calls` of
+    each module in each phase, those with its waits that it has waited."""
 
     modules: Sequence[Module] = ()
     report: Callable[[str], None] = print
     sleep: Callable[[float], Awaitable[None]] = _no_sleep
     trace: Callable[[Traced], None] | None = None
     stop: Callable[[], None] | None = None
+    elapsed: Callable[[], float] = lambda: 0.0
+    spent: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     _callouts: dict[Phase, list[tuple[str, str, Callout]]] = field(default_factory=dict)
     _hooks: dict[Hook, list[tuple[str, Callable[..., Any]]]] = field(default_factory=dict)
 
@@ -314,6 +319,7 @@ class Policy:
                 continue
             context.module = name
             before = _snapshot(context) if self.trace is not None else {}
+            began = self.elapsed()
             try:
                 verdict = callout(call)
                 if not isinstance(verdict, Verdict):
@@ -325,6 +331,10 @@ class Policy:
                 self._report(name, call.phase, error)
                 self._traced(call, name, f"failed: {words_of(error)}", before)
                 return replies.POLICY_FAILED
+            finally:
+                spent = name, call.phase.value
+                self.spent[spent] += self.elapsed() - began
+                self.calls[spent] += 1
             if self.trace is not None:
                 self._traced(call, name, verdict.name, before)
             reply: Reply | None = context.reply

@@ -20,6 +20,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
+from quillon.net.histogram import Histogram
+
 try:
     from quillon.spool._writer import Writer as Writer  # noqa: PLC0414 - told from outside whether it is there
 except ImportError:  # it was installed without a compiler
@@ -70,6 +72,7 @@ class Committer(Generic[Group]):
         self._scheduled = False
         self._stopped = False
         self._begun = 0.0  # when the last write began, in the loop's time
+        self.took = Histogram()  # seconds from the begin of a group to its end on disk
         self.busy = False
         self.failing = ""  # why the last group was not written, until one is
 
@@ -160,6 +163,8 @@ class Committer(Generic[Group]):
 
     def _finished(self, group: Group, error: Exception | None) -> None:
         self.busy = False
+        if self._loop is not None:
+            self.took.add(self._loop.time() - self._begun)
         if error is None:
             try:
                 self._verify(group)

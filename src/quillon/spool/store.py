@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from quillon.mail.message import Batch, Message
+from quillon.net.histogram import Histogram
 from quillon.spool.aside import Aside
 from quillon.spool.bodies import Bodies, make_folder, sync
 from quillon.spool.committer import Done, call_all
@@ -151,6 +152,10 @@ class Store:
     def failing(self) -> str:
         """Why something cannot be written; empty if all can."""
         return self._lost or self._log.failing or self._database.committer.failing
+
+    def took(self) -> dict[str, Histogram]:
+        """How long it takes until changes are on disk, by tier."""
+        return {"log": self._log.committer.took, "database": self._database.committer.took}
 
     @property
     def waiting(self) -> int:

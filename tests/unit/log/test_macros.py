@@ -1,13 +1,12 @@
-"""custom_logger's macros, tls_macros among them, and the counters."""
+"""custom_logger's macros, tls_macros among them."""
 
 from __future__ import annotations
 
 import pytest
 
 from quillon.log.macros import compile_format, stage_of
-from quillon.log.metrics import Metrics, render
 from quillon.mail.address import Mailbox
-from quillon.mail.event import Attempted, Handshaken, Received, Rejected, TlsFacts
+from quillon.mail.event import Attempted, Received, Rejected, TlsFacts
 from quillon.mail.message import Batch, Message, MessageId, Origin, TlsDemand
 from quillon.mail.outcome import Delivered, PermanentFailure, Stage, TransientFailure
 from quillon.mail.reply import parse_reply
@@ -101,22 +100,3 @@ def test_stages() -> None:
     assert [stage_of(event) for event in events] == [
         "reception", "delivery", "transient_failure", "permanent_failure", "rejection"
     ]  # fmt: skip
-
-
-def test_metrics() -> None:
-    metrics = Metrics()
-    for event in (DELIVERED, FAILED, REFUSED, Received(1.0, MESSAGE, TLS)):
-        metrics.count(event)
-    metrics.count(Handshaken(1.0, "", "", ID, TlsFacts(cause="not_tls"), False))
-    text = render(metrics.counts)
-    for line in (
-        'quillon_attempts_total{outcome="delivered",version="TLSv1.2",verified="yes",level="none"} 1',
-        'quillon_attempts_total{outcome="transient_failure",version="none",verified="none",level="none"} 1',
-        'quillon_rejections_total{code="550"} 1',
-        'quillon_receptions_total{version="TLSv1.2",verified="yes",level="none"} 1',
-        'quillon_handshakes_total{result="failed",version="none"} 1',
-        'quillon_tls_failures_total{direction="inbound",cause="not_tls"} 1',
-        'quillon_tls_failures_total{direction="outbound",cause="expired"} 1',
-        "# TYPE quillon_tls_failures_total counter",
-    ):
-        assert line in text.splitlines()
