@@ -210,6 +210,7 @@ class Supervisor:
                 "client_ca": one.client_ca,
                 "by_certificate": one.by_certificate,
                 "users": one.users,
+                "oidc": one.oidc._asdict() if one.oidc is not None else None,
                 "policies": policies if one.well_known else None,
                 "rights": rights.get(name),
             }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import ipaddress
 import pwd
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from quillon.config.check_files import check_files
 from quillon.config.endpoint import parse_endpoint
 from quillon.config.model import Config
 from quillon.config.scope import Node, ancestors, pathway_nodes, resolve
-from quillon.config.settings import Network
+from quillon.config.settings import HttpListen, Network, OidcProvider
 from quillon.config.stanzas import CUSTOM_STAGES, log_switch
 from quillon.config.syntax import Fault
 from quillon.config.values import TRUSTED_EXTENSIONS
@@ -285,10 +286,34 @@ def _check_http(config: Config, faults: list[Fault]) -> None:
                 ' [ uri = "file://..." ], or TLS_Client_CA and TLS_Verified_Peer_Is_Authorized'
             )
             faults.append(Fault(node.position, text))
+        _check_oidc(config, node, http, faults)
         scheme = (http.users or "file://").partition("://")[0].lower()
         if scheme not in HTTP_USERS:
             text = f"{name}: {http.users!r} cannot be used over HTTP; it needs {', '.join(HTTP_USERS)}"
             faults.append(Fault(node.position, text))
+
+
+def _check_oidc(config: Config, node: Node, http: HttpListen, faults: list[Fault]) -> None:
+    """A provider that cannot be used would let nobody in, or somebody else."""
+    found = resolve(config.table.options["oidcparameters"], [node, *ancestors(node)], config.folder)
+    if http.oidc is None or found.entry is None:
+        return
+    where = found.entry.position
+
+    def fault(text: str) -> None:
+        faults.append(Fault(where, f'HTTP Listen "{node.label}": OIDCParameters: {text}'))
+
+    for key in found.value:
+        if key.lower() not in OidcProvider._fields:
+            fault(f"there is no {key!r}; there are {', '.join(OidcProvider._fields)}")
+    for name in ("issuer", "client_id", "secret_file", "url"):
+        if not getattr(http.oidc, name):
+            fault(f"{name} is missing")
+    for name in ("issuer", "url"):
+        if not re.fullmatch(r"https://[A-Za-z0-9.:\[\]-]+(/[^?#\s]*)?", getattr(http.oidc, name) or "https://x"):
+            fault(f"{name} has to be an https:// address")
+    if http.certificate is None or http.well_known:
+        fault("sign in needs TLS_Certificate, and a Listen that is not Well_Known")
 
 
 def _check_authentication(config: Config, node: Node, chain: list[Node], faults: list[Fault]) -> None:

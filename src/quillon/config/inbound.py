@@ -6,7 +6,7 @@ Settings are kept by the set of stanzas that match, so that asking for each conn
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -23,7 +23,7 @@ from quillon.config.scope import (
     pathway_nodes,
     resolve,
 )
-from quillon.config.settings import HttpListen, InboundTls, ListenSettings, ReceptionSettings, TlsIdentity
+from quillon.config.settings import HttpListen, InboundTls, ListenSettings, OidcProvider, ReceptionSettings, TlsIdentity
 from quillon.config.tree import Tree, for_every_tls
 
 
@@ -78,9 +78,21 @@ class Inbound:
                     value("tls_verified_peer_is_authorized"),
                     users.get("uri"),
                     value("well_known"),
+                    self._oidc(value("oidcparameters")),
                 )
             )
         return found
+
+    def _oidc(self, given: Mapping[str, str] | None) -> OidcProvider | None:
+        """The OpenID provider of a Listen; what is wrong with it is found by the checks, and holds nobody up here."""
+        if not given:
+            return None
+        known = {key.lower(): text for key, text in given.items() if key.lower() in OidcProvider._fields}
+        for name in ("secret_file", "ca"):
+            if known.get(name) and not known[name].startswith("/"):
+                known[name] = f"{self.tree.folder}/{known[name]}"
+        empty = dict.fromkeys(("issuer", "client_id", "secret_file", "url"), "")
+        return OidcProvider(**{**empty, **known})
 
     def http(self, name: str) -> ReceptionSettings:
         """What holds for messages that come by HTTP. Raises KeyError for a Listen that the configuration does not

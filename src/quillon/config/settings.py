@@ -470,9 +470,23 @@ class TlsReportSettings:
     contact: str
 
 
+class OidcProvider(NamedTuple):
+    """Who vouches for users of HTTP by OpenID Connect: `url` is where browsers find the listener, `user` and `groups`
+    are the claims that name them, `ca` is a PEM file, None for the system's."""
+
+    issuer: str
+    client_id: str
+    secret_file: str
+    url: str
+    user: str = "email"
+    groups: str = "groups"
+    ca: str | None = None
+
+
 class HttpListen(NamedTuple):
     """A Listen of HTTP_Listener: PEM files of its TLS, whether a client's certificate says who it is, and the uri of
-    the file of users, whose passwords do so as well. `well_known`: it serves what everybody may ask, and no more."""
+    the file of users, whose passwords do so as well, as an OpenID provider may. `well_known`: it serves what everybody
+    may ask, and no more."""
 
     listen: ListenSettings
     certificate: str | None
@@ -481,11 +495,13 @@ class HttpListen(NamedTuple):
     by_certificate: bool
     users: str | None
     well_known: bool = False
+    oidc: OidcProvider | None = None
 
     @property
     def asks(self) -> bool:
         """Whether a client has to prove who it is."""
-        return self.users is not None or (self.client_ca is not None and self.by_certificate)
+        by_certificate = self.client_ca is not None and self.by_certificate
+        return self.users is not None or by_certificate or self.oidc is not None
 
 
 def share(limit: int, workers: int) -> int:

@@ -25,11 +25,12 @@ class GroupsError(ValueError):
 @dataclass(frozen=True, slots=True)
 class AccessRules:
     """What rules one socket: the file of groups, None for none, and the patterns of each role of the configuration.
-    `everybody` is a role that each client has."""
+    `everybody` is a role that each client has, `claimed` are groups that somebody who vouches for a user names."""
 
     groups: str | None
     allowed: Mapping[str, Sequence[str]]
     everybody: Role | None = None
+    claimed: tuple[str, ...] = ()
 
     def allows(self, user: str, command: Command, line: str) -> bool:
         """Whether a user may give a command; `line` is the whole of it, which patterns are compared with. Raises
@@ -43,14 +44,14 @@ class AccessRules:
         return any(role is not None and command.role <= role for role in standing)
 
     def groups_of(self, user: str) -> list[str]:
-        """The groups that the file counts a user to. Raises GroupsError."""
+        """The groups that the file counts a user to, and those that are claimed. Raises GroupsError."""
         if self.groups is None:
-            return []
+            return list(self.claimed)
         try:
             found = parse_groups(Path(self.groups).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise GroupsError(f"{self.groups}: {error}") from None
-        return [group for group, members in found.items() if user in members]
+        return [*self.claimed, *(group for group, members in found.items() if user in members)]
 
     def _matches(self, role: str, line: str) -> bool:
         return any(re.search(pattern, line) for pattern in self.allowed.get(role, ()))

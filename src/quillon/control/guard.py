@@ -1,6 +1,7 @@
 """Who is at the other end of HTTP, and whether a browser was led here by another page.
 
-A certificate that verified, or a name and password (Basic, RFC 7617), say who it is. A listener that asks for neither
+A certificate that verified, a name and password (Basic, RFC 7617), or a session that an OpenID provider has vouched for
+say who it is. A listener that asks for neither
 can be reached from this machine alone; whoever comes there may look, and nothing else.
 """
 
@@ -16,10 +17,13 @@ from starlette.requests import HTTPConnection
 from quillon.control.authority import AccessRules
 from quillon.control.commands import Role
 from quillon.control.console import ConsoleClient
+from quillon.control.oidc import OidcLogin
 from quillon.listener.credentials import UserFile, split_uri
 from quillon.net.clock import Clock
 from quillon.smtp.sasl import SourceError
 
+SESSION = "__Host-quillon"  # the cookie of somebody who has signed in
+LOGIN = "__Host-quillon-login"  # and of somebody who is about to
 ANYBODY = "anybody"  # as whom a client is known that need not say who it is
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 HEADERS = {
@@ -44,7 +48,16 @@ class Guard:
     """Of one Listen: `users` is the uri of the file with their passwords, `rights` what rules the commands of those who
     have proven who they are, None for nothing."""
 
-    def __init__(self, clock: Clock, users: str | None, *, by_certificate: bool, rights: AccessRules | None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        users: str | None,
+        *,
+        by_certificate: bool,
+        rights: AccessRules | None,
+        oidc: OidcLogin | None = None,
+    ) -> None:
+        self.oidc = oidc
         self._users = UserFile(*split_uri(users), clock.now) if users else None
         self._by_certificate = by_certificate
         self._rights = rights
@@ -52,14 +65,26 @@ class Guard:
     @property
     def asks(self) -> bool:
         """Whether a client has to prove who it is."""
-        return self._users is not None or self._by_certificate
+        return self._users is not None or self._by_certificate or self.oidc is not None
+
+    @property
+    def by_password(self) -> bool:
+        """Whether a password says who somebody is."""
+        return self._users is not None
 
     async def client(self, request: HTTPConnection) -> ConsoleClient:
         """Who asks. Raises Refused for one that does not prove it, or that another page sends."""
-        self._check_origin(request)
+        self.check_origin(request)
         if not self.asks:
             return ConsoleClient(ANYBODY, AccessRules(None, {}, Role.VIEW))
         name = common_name(getattr(request.state, "certificate", None)) if self._by_certificate else ""
+        if not name and self.oidc is not None and "authorization" not in request.headers:
+            user = self.oidc.who(request.cookies.get(SESSION, ""))
+            if user is None:
+                raise RequestRefused(401, "say who you are: sign in")
+            if request.scope.get("method", "GET") not in ("GET", "HEAD") and "origin" not in request.headers:
+                raise RequestRefused(403, "it is not known which page has sent this")  # a cookie comes by itself
+            return ConsoleClient(user.name, user.rules(self._rights))
         return ConsoleClient(name or await self._user(request.headers.get("authorization", "")), self._rights)
 
     async def _user(self, header: str) -> str:
@@ -78,7 +103,7 @@ class Guard:
             raise RequestRefused(401, "wrong user or password")
         return user
 
-    def _check_origin(self, request: HTTPConnection) -> None:
+    def check_origin(self, request: HTTPConnection) -> None:
         """A browser says which page a request comes from; a name that leads here by somebody's DNS is no name of ours
         where nothing else tells clients apart."""
         host = request.headers.get("host", "")

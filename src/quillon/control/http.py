@@ -18,11 +18,13 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from quillon.config.settings import OidcProvider
 from quillon.control import well_known
 from quillon.control.authority import AccessRules
 from quillon.control.console import Console
 from quillon.control.guard import Guard
 from quillon.control.messages import HttpSettings
+from quillon.control.oidc import OidcLogin
 from quillon.control.site import WebSite
 from quillon.control.submission import Workers
 from quillon.net.clock import Clock
@@ -233,6 +235,7 @@ class HttpServers:
             given["users"],
             by_certificate=given["by_certificate"] and given["client_ca"] is not None,
             rights=AccessRules(*rights) if rights is not None else None,
+            oidc=OidcLogin(OidcProvider(**given["oidc"]), self._clock) if given["oidc"] is not None else None,
         )
         return WebSite(name, self._console, guard, self._workers).application
 

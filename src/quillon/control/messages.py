@@ -75,6 +75,7 @@ class HttpSettings(TypedDict):
     client_ca: str | None
     by_certificate: bool
     users: str | None
+    oidc: dict[str, Any] | None
     policies: dict[str, str] | None
     rights: tuple[str | None, dict[str, list[str]]] | None
 

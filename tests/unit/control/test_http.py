@@ -26,6 +26,7 @@ def settings(**changes: Any) -> HttpSettings:
         "client_ca": None,
         "by_certificate": False,
         "users": None,
+        "oidc": None,
         "policies": {"own.test": "version: STSv1\n"},
         "rights": None,
     }
