@@ -373,6 +373,7 @@ def test_roles_say_who_may_do_what(tmp_path: Path, server: Callable[..., Server]
           Listen "{tmp_path}/console" {{ }}
           Listen "{tmp_path}/admin" {{ Enable_Authorization = false }}
         }}
+        ec_logger "acct" {{ mainlog = log/m rejectlog = log/r paniclog = log/p acctlog = log/acctlog.ec }}
         Authorization {{ Role "flusher" {{ Allow = ( "^flush domain " ) }} }}
         ESMTP_Listener {{ Listen "127.0.0.1:{port}" {{ }} }}"""
     ).start()
@@ -395,6 +396,12 @@ def test_roles_say_who_may_do_what(tmp_path: Path, server: Callable[..., Server]
     assert say("mailq") == say("flush", "--all") == denied
     groups.write_text("no line of a groups file\n")
     assert say("mailq").startswith(f"quillon console: Not Authorized for this command: {groups}: line 1: ")
+    lines = [line.rstrip().split("@", 1)[1] for line in running.log("acctlog.ec")]
+    at = f"Z@{tmp_path}/console@@{who}"
+    assert lines[:3] == [f"{at}@1@whoami@view", f"{at}@1@mailq@view", f"{at}@0@flush domain x.test"]
+    assert lines[5] == f"{at}@1@flush domain x.test@operate"
+    assert lines[7] == f"{at}@1@flush domain x.test@flusher"
+    assert lines[-1] == f"{at}@-1@mailq"
     assert say("config", "reload", name="admin") == "configuration reloaded\n"
     assert say("whoami", name="admin") == f"{who}, who may give every command here\n"
     running.configure(

@@ -38,7 +38,7 @@ from quillon.control.rendering import ERROR
 from quillon.listener.sockets import BindError, bind, is_free
 from quillon.log.sink import Loggers
 from quillon.mail.alert import Alert
-from quillon.mail.event import Notice, Panic
+from quillon.mail.event import Authorized, Notice, Panic
 from quillon.net.channel import Channel
 from quillon.net.clock import SystemClock
 from quillon.standards.setup import policy_text
@@ -222,6 +222,10 @@ class Supervisor:
         """A question of the console's to all workers that are ready, or an order to the supervisor."""
         if message["event"] == "trouble":
             self._panic(message["text"])
+            return
+        if message["event"] == "authorized":
+            told = {name: message[name] for name in ("listen", "peer", "user", "result", "command", "role")}
+            self._loggers.log(Authorized(self._clock.now(), **told))
             return
         number, command = message["id"], message["command"]
         if message["event"] == "order":

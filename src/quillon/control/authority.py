@@ -32,16 +32,21 @@ class AccessRules:
     everybody: Role | None = None
     claimed: tuple[str, ...] = ()
 
-    def allows(self, user: str, command: Command, line: str) -> bool:
-        """Whether a user may give a command; `line` is the whole of it, which patterns are compared with. Raises
-        GroupsError."""
+    def allows(self, user: str, command: Command, line: str) -> str | None:
+        """The role that lets a user give a command, None for none; `line` is the whole of it, which patterns are
+        compared with. Raises GroupsError."""
         if self.everybody is not None and command.role <= self.everybody:
-            return True
-        if any(self._matches(role, line) for role in [user, *self.groups_of(user)]):
-            return True
-        # a user may be called admin: only the file makes him one
-        standing = [Role.__members__.get(group.upper()) for group in self.groups_of(user) if group not in self.allowed]
-        return any(role is not None and command.role <= role for role in standing)
+            return self.everybody.name.lower()
+        groups = self.groups_of(user)
+        found = next((role for role in [user, *groups] if self._matches(role, line)), None)
+        if found is not None:
+            return found
+        for group in groups:
+            # a user may be called admin: only the file makes him one
+            role = Role.__members__.get(group.upper()) if group not in self.allowed else None
+            if role is not None and command.role <= role:
+                return group
+        return None
 
     def groups_of(self, user: str) -> list[str]:
         """The groups that the file counts a user to, and those that are claimed. Raises GroupsError."""

@@ -45,6 +45,9 @@ class _Question:
     text: str = ""
 
 
+MOST_TOLD = 1000  # characters of a command in the acctlog
+
+
 class ConsoleError(Exception):
     """A command has no answer; the message says why."""
 
@@ -77,20 +80,24 @@ class CommandAnswer(NamedTuple):
 
 @dataclass(frozen=True)
 class ConsoleClient:
-    """Who asks, and what rules him, None for nothing."""
+    """Who asks, and what rules him, None for nothing; `listen` is where, `peer` his address and port, if any."""
 
     user: str
     authority: AccessRules | None
+    listen: str = ""
+    peer: str = ""
 
-    def may(self, command: Command, line: str) -> None:
-        """Raises ConsoleError for a command that he may not give."""
+    def may(self, command: Command, line: str, told: Callable[[int, str], object] = lambda *_: None) -> None:
+        """Raises ConsoleError for a command that he may not give; `told` hears what the rules said, and the role."""
         if self.authority is None:
             return
         try:
-            allowed = self.authority.allows(self.user, command, line)
+            role = self.authority.allows(self.user, command, line)
         except GroupsError as error:
+            told(-1, "")
             raise DeniedError(f"{NOT_ALLOWED}: {error}") from None
-        if not allowed:
+        told(int(role is not None), role or "")
+        if role is None:
             raise DeniedError(NOT_ALLOWED)
 
     def known_as(self) -> str:
@@ -166,7 +173,7 @@ class Console:
             writer.transport.abort()
 
     async def _answer_one(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        text = await self._heard(ConsoleClient(_user(writer), self._authority.get(name)), reader)
+        text = await self._heard(ConsoleClient(_user(writer), self._authority.get(name), name), reader)
         writer.write(printable_lines(text).encode())
         # a console reads what it has asked for; one that does not is cut off
         await asyncio.wait_for(writer.drain(), PATIENCE)
@@ -207,7 +214,7 @@ class Console:
         except ValueError as error:
             raise ConsoleError(f"{text}: {error}") from None
         command, words = find(said)
-        client.may(command, " ".join(said))
+        client.may(command, " ".join(said), partial(self._account, client, " ".join(said)))
         if command.by is By.CONSOLE:
             return command, CommandAnswer(self._own(client, command, words))
         self._number += 1
@@ -228,6 +235,21 @@ class Console:
             raise ConsoleError("the supervisor did not answer") from None
         finally:
             del self._questions[number]
+
+    def _account(self, client: ConsoleClient, line: str, result: int, role: str) -> None:
+        """For the acctlog, and not for what a page asks again and again by itself."""
+        if client.listen:
+            self._send(
+                {
+                    "event": "authorized",
+                    "listen": client.listen,
+                    "peer": client.peer,
+                    "user": client.user,
+                    "result": result,
+                    "command": line[:MOST_TOLD],
+                    "role": role,
+                }
+            )
 
     def _own(self, client: ConsoleClient, command: Command, words: list[str]) -> str:
         """What the console answers by itself."""

@@ -33,6 +33,18 @@ class Order(TypedDict):
     who: str
 
 
+class Authorization(TypedDict):
+    """Control: a command that rules had a say about, as `Authorized` has it."""
+
+    event: Literal["authorized"]
+    listen: str
+    peer: str
+    user: str
+    result: int
+    command: str
+    role: str
+
+
 class AskedWorkers(TypedDict):
     """To control: the process ids of the workers that were asked."""
 
@@ -91,5 +103,5 @@ class Listen(TypedDict):
     http: dict[str, HttpSettings]
 
 
-FromControl = Ask | Order
+FromControl = Ask | Order | Authorization
 ToControl = AskedWorkers | AnswerPart | Gone | Said | Listen

@@ -6,6 +6,7 @@ Whatever is shown or done goes through `Console.ask`, as on a Unix socket: with 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import hmac
 import json
@@ -111,7 +112,8 @@ class WebSite:
 
         async def answer(request: Request) -> Response:
             try:
-                client = await self._guard.client(request)
+                peer = _endpoint(*(request.client or ("127.0.0.1", 0)))
+                client = dataclasses.replace(await self._guard.client(request), listen=self._name, peer=peer)
                 response = await endpoint(request, client)
             except RequestRefused as refused:
                 response = problem(refused.status, str(refused))
@@ -244,11 +246,9 @@ class WebSite:
             digest = hashlib.sha256(f"{request.url.query}\n".encode() + octets).digest()
         finally:
             self._held -= len(octets)
-        ip, port = request.client or ("127.0.0.1", 0)
-        address = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
         key = request.headers.get("idempotency-key", "")
         # carried on although the client, or this server, goes: what became of it stays known by its key
-        task = asyncio.ensure_future(self._workers.submit(posted, self._name, address, client.user, key, digest))
+        task = asyncio.ensure_future(self._workers.submit(posted, self._name, client.peer, client.user, key, digest))
         self._submissions.add(task)
         task.add_done_callback(self._submissions.discard)
         try:
@@ -383,6 +383,8 @@ class WebSite:
         if self._streams >= STREAMS:
             return problem(503, "too many streams")
 
+        client = dataclasses.replace(client, listen="")
+
         async def stream() -> AsyncIterator[str]:
             self._streams += 1
             try:
@@ -417,6 +419,10 @@ def _with_headers(response: Response) -> Response:
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     return response
+
+
+def _endpoint(ip: str, port: int) -> str:
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 def _path(request: Request) -> str:

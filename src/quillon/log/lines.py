@@ -15,6 +15,7 @@ from quillon.mail import shown
 from quillon.mail.event import (
     Attempted,
     Authenticated,
+    Authorized,
     Discarded,
     Event,
     Handshaken,
@@ -142,6 +143,13 @@ def authentication(event: Authenticated) -> str:
     return "@".join((str(int(event.time)), letter, *map(_escaped, fields)))
 
 
+def authorization(event: Authorized) -> str:
+    """A line of the acctlog: Z, with the command, and the role where there is one."""
+    fields = [event.listen, event.peer, event.user, str(event.result), event.command]
+    fields += [event.role] if event.result == 1 else []
+    return "@".join((str(int(event.time)), "Z", *map(_escaped, fields)))
+
+
 def _escaped(text: str) -> str:
     """The acctlog escapes its separator, the backslash, and control characters."""
     return re.sub(r"[@\\?]", lambda match: "\\" + match[0], shown.line(text, shown.NAME))
@@ -230,6 +238,9 @@ def as_json(event: Event) -> str:
             "ok": event.ok,
             "timed_out": event.timed_out,
         }
+    elif isinstance(event, Authorized):
+        row |= {"listen": event.listen, "peer": event.peer, "user": shown.cut(event.user, shown.NAME)}
+        row |= {"result": event.result, "command": shown.cut(event.command, shown.NAME), "role": event.role}
     elif isinstance(event, Handshaken):
         row |= {"remote": event.remote, "local": event.local, "connection_id": str(event.connection_id)}
         row |= {"ok": event.ok, "tls": tls_row(event.tls)}
@@ -263,6 +274,7 @@ _NAMES: dict[type, str] = {
     Rejected: "rejection",
     Discarded: "discard",
     Authenticated: "authentication",
+    Authorized: "authorization",
     Handshaken: "handshake",
     TlsReported: "tls_report",
     Panic: "panic",

@@ -17,7 +17,7 @@ from quillon.config.settings import CustomLoggerSettings, LoggerSettings
 from quillon.log import lines
 from quillon.log.macros import Template, compile_format, stage_of
 from quillon.mail import shown
-from quillon.mail.event import Attempted, Authenticated, Discarded, Event, Panic, Received, Rejected
+from quillon.mail.event import Attempted, Authenticated, Authorized, Discarded, Event, Panic, Received, Rejected
 from quillon.mail.outcome import Delivered, TransientFailure
 
 
@@ -189,7 +189,7 @@ def _wanted(logger: LoggerSettings, event: Event) -> str:
         return "main" if wanted else ""
     if isinstance(event, Rejected | Discarded):
         return "reject" if logger.log_rejections else ""
-    if isinstance(event, Authenticated):
+    if isinstance(event, Authenticated | Authorized):
         return "acct"
     if isinstance(event, Panic):
         return "panic" if logger.log_errors else ""
@@ -207,5 +207,7 @@ def _render(event: Event) -> str:
         return lines.discard(event)
     if isinstance(event, Authenticated):
         return lines.authentication(event)
+    if isinstance(event, Authorized):
+        return lines.authorization(event)
     assert isinstance(event, Panic)
     return lines.panic(event)

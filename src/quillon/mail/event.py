@@ -133,6 +133,19 @@ class Authenticated(NamedTuple):
     timed_out: bool = False
 
 
+class Authorized(NamedTuple):
+    """A user has given a command of the console, where rules say who may: a line of the acctlog. `result` is 1 where he
+    may, 0 where he may not, -1 where that could not be found out; `role` is what lets him."""
+
+    time: float
+    listen: str
+    peer: str
+    user: str
+    result: int
+    command: str
+    role: str
+
+
 @dataclass(frozen=True, slots=True)
 class Handshaken:
     """An inbound handshake ended, well or not."""
@@ -176,5 +189,15 @@ class Notice:
 
 
 Event = (
-    Received | Attempted | HostFailed | Rejected | Discarded | Authenticated | Handshaken | TlsReported | Panic | Notice
+    Received
+    | Attempted
+    | HostFailed
+    | Rejected
+    | Discarded
+    | Authenticated
+    | Authorized
+    | Handshaken
+    | TlsReported
+    | Panic
+    | Notice
 )

@@ -54,12 +54,12 @@ def test_a_suspension_is_one_whatever_the_number_of_workers() -> None:
 
 
 def test_domains_are_added_up_and_have_to_be_over_a_number() -> None:
-    total = {"active": 5, "delayed": 1, "over": 3, "which": "active"}
+    total = {"active": 5, "delayed": 1, "over": 3, "which": "active", "sent": 7}
     one = [{"domain": "x.test", "active": 2, "delayed": 0, "connections": 1}, total]
     two = [{"domain": "x.test", "active": 2, "delayed": 1, "connections": 1}, {**total, "active": 4}]
     merged = rendering.merge_larger([*one, *two])
     assert merged["domains"] == [{"domain": "x.test", "active": 4, "delayed": 1, "connections": 2}]
-    assert rendering.text_larger(merged).splitlines()[-1].split() == ["Total:", "A:", "9", "D:", "2"]
+    assert rendering.text_larger(merged).splitlines()[-1].split() == ["Total:", "A:", "9", "D:", "2", "S:", "14"]
 
 
 def test_times_to_go_read_as_people_say_them() -> None:
