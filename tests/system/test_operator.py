@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from quillon.app.suspended import change
+from quillon.cli.main import main
 from quillon.queue.suspension import Suspension
 from tests.support.clients import MESSAGE
 from tests.support.server import Server, free_port, until
 from tests.support.sinks import SinkThread
+from tests.support.zones import Zones
 
 
 class Operated:
@@ -410,3 +412,41 @@ def test_roles_say_who_may_do_what(tmp_path: Path, server: Callable[..., Server]
     )
     assert say("config", "reload", name="admin") == "configuration reloaded\n"
     assert say("mailq").startswith("Group/Binding")
+
+
+@pytest.mark.peer
+def test_what_is_asked_of_dns_and_who_is_connected(tmp_path: Path, server: Callable[..., Server], capsys: Any) -> None:
+    zones = Zones(tmp_path / "dns", "bank.test. 60 IN MX 5 mx.bank.test.\nmx.bank.test. 60 IN A 127.0.0.1\n")
+    port = free_port()
+    (tmp_path / "p.py").write_text("def validate_mailfrom(session):\n    pass\n")
+    running = server(
+        f"""DNS_Servers = ( "127.0.0.1:{zones.port}" ) Control_Listener {{ Listen "{tmp_path}/c" {{ }} }}
+        policy "p" {{ module = "{tmp_path}/p.py" }} ESMTP_Listener {{ Listen "127.0.0.1:{port}" {{ }} }}"""
+    ).start()
+
+    def say(*words: str, status: int = 0) -> str:
+        capsys.readouterr()
+        assert main(["console", "-c", str(running.file), *words]) == status
+        said = capsys.readouterr()
+        return str(said.err if status else said.out)
+
+    try:
+        assert say("dns_cache", "submit", "Bank.Test", "mx") == "Submitted\n"
+        until(lambda: "5 mx.bank.test" in say("dns_cache", "lookup", "bank.test", "MX"), "the answer")
+        say("dns_cache", "submit", "bank.test", "MX")
+        stats = "Entries: 1\nAnswered by the cache: 1 (50 %)\nAsked: MX 1\nPending: 0\n"
+        until(lambda: say("dns_cache", "stats") == stats, "what was asked")
+        summary = say("summary")
+        assert "        DNS A Queries: 0\n        DNS MX Queries: 1\n        Pending DNS Queries: 0\n" in summary
+        assert 'quillon_dns_queries_total{kind="MX"} 1\n' in say("metrics")
+        say("summary", "reset")
+        assert "DNS MX Queries: 0\n" in say("summary")
+        assert "dns_cache submit NAME TYPE" in say("dns_cache", "submit", "bank.test", "ANY", status=1)
+        with smtplib.SMTP("127.0.0.1", port, timeout=30):
+            assert say("count", "SMTP", "127.0.0.0/8") == "1 sessions\n"
+            assert say("count", "smtp", "192.0.2.1") == "0 sessions\n"
+        for words in (("HTTP", "127.0.0.1"), ("SMTP", "mx.test"), ("SMTP",)):
+            say("count", *words, status=1)
+        assert say("module", "list") == "Module: p\n    validate_mailfrom\n"
+    finally:
+        zones.stop()

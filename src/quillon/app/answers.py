@@ -42,6 +42,7 @@ PATIENCE = 3.0  # seconds for what has to be looked up for an answer
 POSTURE_DAYS = 30
 LISTED = 100  # messages and connections that are listed unless more are asked for
 MOST_LISTED = 10_000
+KINDS = ("A", "AAAA", "MX", "TXT", "NS", "CNAME", "PTR")
 BODY = 65536  # octets of a message that are shown
 
 Function = Callable[[list[str]], Awaitable[Rows]]
@@ -75,6 +76,10 @@ class Answers:
             "show inbound": self._inbound,
             "show outbound": self._outbound,
             "dns_cache lookup": self._cached,
+            "dns_cache stats": self._cache_stats,
+            "dns_cache submit": self._submit,
+            "count": self._count,
+            "module list": self._modules,
             "tls demand": self._demand,
             "mta_sts list all": self._policies,
             "mta_sts show domain": self._policy,
@@ -118,6 +123,11 @@ class Answers:
             yield labelled("quillon_policy_seconds_total", module=module, phase=phase), seconds
         for (module, phase), count in worker.policies.policy.calls.items():
             yield labelled("quillon_policy_calls_total", module=module, phase=phase), count
+        for kind, count in worker.dns_asked.items():
+            if kind == "hits":
+                yield "quillon_dns_cache_hits_total", count
+            else:
+                yield labelled("quillon_dns_queries_total", kind=kind), count
         for option, seconds in worker.dispatcher.throttles.held.items():
             yield labelled("quillon_throttled_seconds_total", option=option), seconds
         took = {f"spool {tier}": one for tier, one in worker.store.took().items()}
@@ -166,14 +176,21 @@ class Answers:
     async def _summary(self, _words: list[str]) -> Rows:
         queues = self._worker.dispatcher.queues
         active, delayed = await report.totals(queues)
-        row = {name: count - self._before.get(name, 0) for name, count in self._worker.metrics.totals().items()}
+        row = {name: count - self._before.get(name, 0) for name, count in self._totals().items()}
+        row["dns_pending"] = self._worker.resolver.pending
         row |= {"active": active, "delayed": delayed, "active_domains": len(queues)}
         row |= {"outbound": queues.opened, "inbound": len(self._worker.sessions)}
         return [{**row, "seconds": self._now() - self._since, "uptime": self._now() - self._worker.started}]
 
     async def _reset(self, _words: list[str]) -> Rows:
-        self._before, self._since = self._worker.metrics.totals(), self._now()
+        self._before, self._since = self._totals(), self._now()
         return []
+
+    def _totals(self) -> dict[str, int]:
+        """What has been counted since the worker began."""
+        asked = self._worker.dns_asked
+        dns = {"dns_a": asked["A"], "dns_mx": asked["MX"], "dns_queries": asked.total() - asked["hits"]}
+        return {**self._worker.metrics.totals(), **dns}
 
     async def _mailq(self, words: list[str]) -> Rows:
         return list(await report.largest(self._worker.dispatcher.queues, _number(words, MAILQ)))
@@ -326,6 +343,31 @@ class Answers:
         until, answer = found
         row = {"status": answer.status, "ttl": until - self._now(), "records": [list(one) for one in answer.records]}
         return [{**row, "secure": answer.secure, "detail": answer.detail}]
+
+    async def _cache_stats(self, _words: list[str]) -> Rows:
+        asked = self._worker.dns_asked
+        kinds = {kind: count for kind, count in asked.items() if kind != "hits"}
+        resolver = self._worker.resolver
+        return [{"entries": len(resolver), "pending": resolver.pending, "hits": asked["hits"], "asked": kinds}]
+
+    async def _submit(self, words: list[str]) -> Rows:
+        """Look a name up for the cache."""
+        if len(words) != 2 or words[1].upper() not in KINDS:
+            raise ValueError(f"dns_cache submit NAME TYPE, of {', '.join(KINDS)}")
+        self._worker.spawn(self._looked_up(words[0].lower(), words[1].upper()))
+        return [{"said": "Submitted"}]
+
+    async def _looked_up(self, name: str, kind: str) -> None:
+        await self._worker.resolver.lookup(name, kind)
+
+    async def _count(self, words: list[str]) -> Rows:
+        """`SMTP BLOCK`: sessions of an address block."""
+        if len(words) != 2 or words[0].upper() != "SMTP":
+            raise ValueError("count SMTP ADDRESS|BLOCK")
+        return [{"sessions": self._worker.count_sessions("SMTP", words[1])}]
+
+    async def _modules(self, _words: list[str]) -> Rows:
+        return [{"module": name, "asked": asked} for name, asked in self._worker.policies.policy.called()]
 
     async def _demand(self, words: list[str]) -> Rows:
         """`[binding B] DOMAIN`: what its hosts have to prove."""

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import socket
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -38,8 +39,8 @@ from quillon.tls.engine import ContextError
 PRELOADED = 1000  # stanzas; a TLS context takes some 30 KiB and half a millisecond
 
 
-def resolver(node: NodeSettings, clock: Clock) -> Resolver:
-    """Raises LoadError for resolvers that cannot be read."""
+def resolver(node: NodeSettings, clock: Clock, asked: Counter[str] | None = None) -> Resolver:
+    """`asked` counts questions, as `Resolver` does. Raises LoadError for resolvers that cannot be read."""
     servers = [_server(text) for text in node.dns_servers]
     try:
         return Resolver(
@@ -49,6 +50,7 @@ def resolver(node: NodeSettings, clock: Clock) -> Resolver:
             min_ttl=node.min_dns_ttl,
             max_ttl=node.max_dns_ttl,
             trusted=node.dnssec_trusted_servers,
+            asked=asked,
         )
     except OSError as error:
         raise LoadError(f"Resolv_Conf: {error}; name resolvers with DNS_Servers") from None

@@ -94,6 +94,7 @@ class Worker:
         self._draining = asyncio.Event()
         self._one_reload = asyncio.Lock()  # scripts may wait while they load
         self.metrics = Metrics()
+        self.dns_asked: Counter[str] = Counter()
         self.recorder: Recorder | None = None
         self.tracers = Tracers(self.clock.now, self.report)
         self.started = self.clock.now()
@@ -151,7 +152,7 @@ class Worker:
         self._deadlines = Deadlines(self.clock)
         self.contexts = compose.contexts(config, self.clock, self.report)
         self.hostname = compose.hostname(node)
-        self.resolver = compose.resolver(node, self.clock)
+        self.resolver = compose.resolver(node, self.clock, self.dns_asked)
         self._shared: dict[str, Any] = {}
         self.policies = await policies.load(config, self.clock, self.report, self._policy_services())
         self._hooks = TlsHooks(self.policies.policy, config.folder)
@@ -215,7 +216,7 @@ class Worker:
             lookup=self._lookup,
             inject=self.inject,
             log=self.log,
-            sessions=self._count_sessions,
+            sessions=self.count_sessions,
             delay_domain=lambda domain, note: _drop(self.dispatcher.sorting.delay_domain(domain, note)),
             hostname=self.hostname,
             shared=self._shared,
@@ -237,7 +238,7 @@ class Worker:
         if not reply.positive:
             raise PolicyError(f"the message was not taken: {reply}")
 
-    def _count_sessions(self, service: str, block: str) -> int:
+    def count_sessions(self, service: str, block: str) -> int:
         """Open sessions of an address block; of services that are not here there are none."""
         if service != "SMTP":
             return 0
@@ -441,7 +442,7 @@ class Worker:
 
     async def _adopt(self, config: Config, new: dict[str, socket.socket]) -> Counter[str]:
         node = config.node()
-        resolver = compose.resolver(node, self.clock)
+        resolver = compose.resolver(node, self.clock, self.dns_asked)
         loaded = await policies.load(config, self.clock, self.report, self._policy_services())
         faults = credentials.faults(config, loaded.environment.auth)
         if faults:

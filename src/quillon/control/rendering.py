@@ -57,6 +57,9 @@ _SUMMARY = (
     ("Transient Failures", "transient_failure"),
     ("Rejected Messages", "rejected"),
     ("Received Messages", "received"),
+    ("DNS A Queries", "dns_a"),
+    ("DNS MX Queries", "dns_mx"),
+    ("Pending DNS Queries", "dns_pending"),
 )
 
 
@@ -66,6 +69,7 @@ def text_summary(sums: Row) -> str:
     values.insert(5, ("Total Queue Size", sums.get("active", 0) + sums.get("delayed", 0)))
     for label, name in (("Delivery Rate", "delivered"), ("Reception Rate", "received")):
         values.append((label, f"{sums.get(name, 0) / seconds:.2f} messages/second"))
+    values.append(("Query Rate", f"{sums.get('dns_queries', 0) / seconds:.2f} queries/second"))
     values.append(("Statistics Last Reset", f"{seconds:.0f} seconds ago"))
     values.append(("Uptime", f"{sums.get('uptime', 0):.0f} seconds"))
     return "Summary Statistics\n" + "".join(f"        {label}: {value}\n" for label, value in values)
@@ -450,6 +454,32 @@ def text_cached(found: Row) -> str:
     detail = f": {found['detail']}" if found["detail"] else ""
     head = f"{found['status']}{detail}{secure}, for {found['ttl']:.0f} s"
     return "\n".join([head, *records]) + "\n"
+
+
+def merge_cache_stats(rows: Rows) -> Row:
+    asked: Counter[str] = Counter()
+    for row in rows:
+        asked.update(row["asked"])
+    sums = {name: sum(row[name] for row in rows) for name in ("entries", "pending", "hits")}
+    return {**sums, "asked": dict(sorted(asked.items()))}
+
+
+def text_cache_stats(found: Row) -> str:
+    asked = ", ".join(f"{kind} {count}" for kind, count in found["asked"].items()) or "none"
+    total = found["hits"] + sum(found["asked"].values())
+    share = f" ({100 * found['hits'] / total:.0f} %)" if total else ""
+    lines = [f"Entries: {found['entries']}", f"Answered by the cache: {found['hits']}{share}", f"Asked: {asked}"]
+    return "".join(f"{line}\n" for line in [*lines, f"Pending: {found['pending']}"])
+
+
+def text_count(found: Row) -> str:
+    return f"{found.get('sessions', 0)} sessions\n"
+
+
+def text_modules(rows: list[Row]) -> str:
+    """All workers have the same."""
+    named = {row["module"]: ", ".join(row["asked"]) for row in rows}
+    return "".join(f"Module: {name}\n    {asked or 'nothing'}\n" for name, asked in named.items()) or "no module\n"
 
 
 def merge_explained(rows: Rows) -> Row:

@@ -42,6 +42,8 @@ HELP = {
     "quillon_binding_receptions_total": "Messages accepted, by binding.",
     "quillon_policy_seconds_total": "Time spent in policy modules, waits included, by module and phase.",
     "quillon_policy_calls_total": "Calls of policy modules, by module and phase.",
+    "quillon_dns_queries_total": "Questions to DNS servers, by type.",
+    "quillon_dns_cache_hits_total": "Questions that a worker's cache has answered.",
     "quillon_throttled_seconds_total": "Time for which throttles have held destinations, by option.",
 }
 HISTOGRAMS = {

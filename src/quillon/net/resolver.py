@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,8 +67,10 @@ class Resolver:
         min_ttl: int = 0,
         max_ttl: int = 2**32 - 1,
         trusted: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = (),
+        asked: Counter[str] | None = None,
     ) -> None:
         self._clock = clock
+        self.asked = asked if asked is not None else Counter()  # questions to servers by type, and `hits` of the cache
         self._bounds = (min_ttl, max_ttl)
         self._running: dict[tuple[str, str, str], asyncio.Task[Answer]] = {}
         self._cache: dict[tuple[str, str, str], tuple[float, Answer]] = {}
@@ -105,10 +108,12 @@ class Resolver:
         known = self._cache.get(key)
         if known is not None and known[0] > now:
             until, answer = known
+            self.asked["hits"] += 1
             return replace(answer, ttl=max(int(until - now), 0)) if kind in _COUNTED_DOWN else answer
         task = self._running.get(key)
         if task is None:
             # many messages for one domain ask one question
+            self.asked[kind] += 1
             task = self._running[key] = asyncio.ensure_future(self._ask(question, kind, self._resolver_of(server)))
             task.add_done_callback(lambda _: self._running.pop(key, None))
         answer = await asyncio.shield(task)
@@ -158,6 +163,11 @@ class Resolver:
         """What is known of a name, and until when; None if that is nothing."""
         known = self._cache.get((name, kind, ""))
         return known if known is not None and known[0] > self._clock.now() else None
+
+    @property
+    def pending(self) -> int:
+        """Questions that are not answered yet."""
+        return len(self._running)
 
     def __len__(self) -> int:
         """Answers that are kept, with those whose time is over."""
