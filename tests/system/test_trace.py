@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import signal
 import smtplib
 import subprocess
 import sys
@@ -220,9 +219,7 @@ def test_failures_of_tls_are_shown(server: Callable[..., Server], pki: Path, tmp
     assert "Connection refused" in text
 
 
-def test_a_trace_is_followed_until_the_interrupt_key(
-    server: Callable[..., Server], tmp_path: Path, capsys: Any
-) -> None:
+def test_a_trace_is_followed_until_it_is_stopped(server: Callable[..., Server], tmp_path: Path, capsys: Any) -> None:
     port = free_port()
     running = server(control(tmp_path) + relay(port, "Suspend_Delivery = true"), workers=2).start()
     command = [sys.executable, "-m", "quillon", "console", "-c", str(running.file), "trace", "smtp", "follow", "--in"]
@@ -235,9 +232,9 @@ def test_a_trace_is_followed_until_the_interrupt_key(
         seen: set[str] = set()
         while len(seen) < 6:
             seen |= set(re.findall("(?i)rcpt to:<(b[0-9])@", following.stdout.readline()))
-        following.send_signal(signal.SIGINT)
-        rest = following.stdout.read()
-        assert following.wait(20) == 0
+        following.terminate()
+        rest, _ = following.communicate(timeout=20)
+        assert following.returncode == 0
     assert not set(re.findall("(?i)rcpt to:<(b[0-9])@", rest)) & seen
     ask = Asked(running, capsys)
     until(lambda: ask("trace", "smtp", "list") == "nothing is traced\n", "the end of the trace")

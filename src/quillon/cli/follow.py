@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ class _AnswerError(Exception):
 def follow(ask: Callable[[str], str], options: str, *, as_json: bool, name: str) -> int:
     """Add a trace, print its lines, and remove it; the exit status."""
     number = 0
+    before = signal.signal(signal.SIGTERM, _interrupted)  # what runs in the background ignores the interrupt key
     try:
         added = _asked(ask, f"trace smtp add{options}")
         number = added["number"]
@@ -32,9 +34,14 @@ def follow(ask: Callable[[str], str], options: str, *, as_json: bool, name: str)
         print(f"quillon console: {name}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
     finally:
+        signal.signal(signal.SIGTERM, before)
         if number:
             ask(f"trace smtp remove {number}")
     return 0
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _show(ask: Callable[[str], str], number: int, until: float, *, as_json: bool) -> None:
