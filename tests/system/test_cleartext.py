@@ -3,6 +3,7 @@
 The peers are raw sockets that record every octet. What may be seen in the clear is the EHLO, STARTTLS and QUIT.
 """
 
+import contextlib
 import re
 import smtplib
 import socket
@@ -59,7 +60,7 @@ class Recorder:
 
     def _session(self, sock: socket.socket) -> None:
         ehlo, starttls, close = PEERS[self.name]
-        with sock:
+        with sock, contextlib.suppress(ConnectionError):  # a server that is stopped hangs up
             sock.sendall(b"220 peer.test ESMTP\r\n")
             while data := _receive(sock):
                 if data[:1] in (b"\x16", b"\x15"):  # a TLS handshake or alert record
