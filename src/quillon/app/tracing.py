@@ -58,9 +58,15 @@ class Tracing:
         length = min(seconds(given["for"]), LONGEST) if "for" in given else HOUR
         file = self._file(given["file"]) if "file" in given else None
         until = self._worker.clock.now() + length
-        self._worker.tracers.add(
-            Tracer(number, " ".join(words), wanted, until, file.write if file else None, file.close if file else None)
+        made = Tracer(
+            number, " ".join(words), wanted, until, file.write if file else None, file.close if file else None
         )
+        try:
+            self._worker.tracers.add(made)
+        except ValueError:
+            if file is not None:
+                file.close()
+            raise
         return [{"number": number, "until": until}]
 
     def _file(self, name: str) -> _File:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from quillon.control.commands import Command, Role
 
+_STANDING = {role.name.lower(): role for role in Role}  # by their exact names: no other spelling is one of them
 NOT_ALLOWED = "Not Authorized for this command"
 
 
@@ -43,7 +44,7 @@ class AccessRules:
             return found
         for group in groups:
             # a user may be called admin: only the file makes him one
-            role = Role.__members__.get(group.upper()) if group not in self.allowed else None
+            role = _STANDING.get(group) if group not in self.allowed else None
             if role is not None and command.role <= role:
                 return group
         return None

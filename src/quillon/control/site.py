@@ -53,6 +53,7 @@ AT_ONCE = 2  # requests whose messages are built at a time
 BEAT = 2.0  # seconds between two events of the stream
 SHOWN = 500  # domains on a page
 STREAMS = 50  # that are served at a time
+LONGEST = 1000  # characters of an address that a login leads back to: it goes into a cookie
 _OWN_PATH = re.compile(r"/(?![/\\])[^\x00-\x20\\]*")  # no address of another server, however a browser reads it
 SUBMIT = Command("submit", "", "mail in by HTTP", Role.OPERATE)
 STATIC = {
@@ -149,7 +150,9 @@ class WebSite:
         assert self._guard.oidc is not None
         back = request.query_params.get("back", "/")
         try:
-            url, begun = await self._guard.oidc.begin(back if _OWN_PATH.fullmatch(back) else "/")
+            url, begun = await self._guard.oidc.begin(
+                back if _OWN_PATH.fullmatch(back) and len(back) <= LONGEST else "/"
+            )
         except OidcError as error:
             return _with_headers(problem(503, str(error)))
         response = RedirectResponse(url, 303)
