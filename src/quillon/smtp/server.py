@@ -588,7 +588,8 @@ class ServerSession:
 def _without_secrets(verb: str, argument: str, line: str) -> str:
     """A command line without what may be a password: that of AUTH, and a response that comes where none is expected."""
     if verb == "AUTH":
-        return " ".join([verb, *argument.split()[:1]])
+        words = argument.split()[:1]  # a client may leave the mechanism out, and say its password there
+        return " ".join([verb, *(word for word in words if word.upper() in sasl.MECHANISMS)])
     return line if verb in VERBS else "(unrecognized)"
 
 

@@ -47,6 +47,23 @@ def test_a_line_too_long_is_refused_and_takes_no_memory() -> None:
     assert session.data_to_send().endswith(b"500 5.5.2 line too long\r\n250 2.0.0 Ok\r\n")
 
 
+@pytest.mark.parametrize(
+    ("line", "heard"),
+    [
+        (b"AUTH PLAIN AHVzZXIAcGFzcw==", "AUTH PLAIN"),
+        (b"auth login", "AUTH login"),
+        (b"AUTH  AHVzZXIAcGFzcw==", "AUTH"),
+        (b"AHVzZXIAcGFzcw==", "(unrecognized)"),
+    ],
+)
+def test_who_listens_hears_no_password(line: bytes, heard: str) -> None:
+    session, lines = _session(), list[str]()
+    session.heard = lines.append
+    session.receive(line + b"\r\n")
+    session.next_event()
+    assert lines == [heard]
+
+
 def test_the_session_is_paused_until_it_is_answered() -> None:
     session = _session()
     session.receive(b"HELO a.test\r\nMAIL FROM:<a@x.test>\r\n")
