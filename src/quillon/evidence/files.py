@@ -253,6 +253,16 @@ class LogFiles:
         self._leaves.clear()
 
 
+def replace_file(path: Path, octets: bytes) -> None:
+    """Put a file on disk, whole or not at all. Raises OSError."""
+    new = path.with_name(f"{path.name}.new")
+    with new.open("wb") as file:
+        file.write(octets)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
 def _sync_folder(folder: Path) -> None:
     """Have the names of new files on disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -15,22 +15,22 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
 import rfc3161_client as tsp
 from cryptography import x509
 
 from quillon.config.settings import StampSettings
+from quillon.evidence.files import replace_file
+from quillon.evidence.note import NoteError, size_of
+from quillon.evidence.outside import AGAIN, OutsideError, asked
 from quillon.net.clock import Clock
 
-PATIENCE = 30.0  # seconds for an answer
-AGAIN = 300.0  # seconds until an authority that has failed is asked again
 SKEW = 600.0  # seconds by which its clock may differ from ours
-MOST_OCTETS = 65536  # of an answer
+_HEADERS = {"Content-Type": "application/timestamp-query", "Accept": "application/timestamp-reply"}  # RFC 3161 3.4
 _CERTIFICATES = 0xA0  # tag of them in SignedData (RFC 5652 5.1)
 _FILE = re.compile(r"(\d{1,19})\.tsr")
 
 
-class StampError(Exception):
+class StampError(OutsideError):
     """There is no time stamp to be had, or it is none of what it should be of."""
 
 
@@ -174,7 +174,7 @@ class TimeStamps:
         try:
             had = await self._stamp()
             self._asks_at = now + self._settings.interval if had else 0.0
-        except StampError as error:
+        except OutsideError as error:
             if not self._failed:
                 self._report(f"evidence: {self._settings.url}: {error}")
             self._failed = str(error)
@@ -182,13 +182,16 @@ class TimeStamps:
             self._asking = False
 
     async def _stamp(self) -> bool:
-        """Whether one was had. Raises StampError."""
+        """Whether one was had. Raises OutsideError."""
         note = await asyncio.to_thread(self._unstamped)
         if note is None:
             return False
         request = tsp.TimestampRequestBuilder().data(note.encode()).hash_algorithm(tsp.HashAlgorithm.SHA256)
         query = request.cert_request(cert_request=True).build()
-        stamp = Stamp(_size(note), note, await _asked(self._settings.url, query.as_bytes()))
+        status, response = await asked(self._settings.url, query.as_bytes(), _HEADERS)
+        if status != 200:
+            raise StampError(f"status {status}")
+        stamp = Stamp(size_of(note), note, response)
         await asyncio.to_thread(self._keep, stamp, query.nonce)
         if self._failed:
             self._failed = ""
@@ -199,10 +202,10 @@ class TimeStamps:
         """The last checkpoint, if it has no stamp yet. Raises StampError."""
         try:
             note = (self._log / "checkpoint").read_text(encoding="utf-8")
-            return note if _size(note) not in sizes(self._log) else None
+            return note if size_of(note) not in sizes(self._log) else None
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, NoteError) as error:
             raise StampError(f"{self._log}/checkpoint: {error}") from None
 
     def _keep(self, stamp: Stamp, nonce: int | None) -> None:
@@ -214,38 +217,6 @@ class TimeStamps:
         try:
             folder.mkdir(exist_ok=True)
             for name, octets in ((f"{stamp.size}.note", stamp.note.encode()), (f"{stamp.size}.tsr", stamp.response)):
-                new = folder / f"{name}.new"
-                with new.open("wb") as file:
-                    file.write(octets)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(new, folder / name)
+                replace_file(folder / name, octets)
         except OSError as error:
             raise StampError(f"{error.filename or folder}: {error.strerror}") from None
-
-
-def _size(note: str) -> int:
-    return int(note.split("\n")[1])
-
-
-async def _asked(url: str, query: bytes) -> bytes:
-    """What an authority answers to a query (RFC 3161 3.4). Raises StampError."""
-    headers = {"Content-Type": "application/timestamp-query", "Accept": "application/timestamp-reply"}
-    body = bytearray()
-    try:
-        async with (
-            asyncio.timeout(PATIENCE),
-            httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client,
-            client.stream("POST", url, content=query, headers=headers) as answer,
-        ):
-            if answer.status_code != 200:
-                raise StampError(f"status {answer.status_code}")
-            async for piece in answer.aiter_bytes():
-                body += piece
-                if len(body) > MOST_OCTETS:
-                    raise StampError(f"it answers more than {MOST_OCTETS} octets")
-    except TimeoutError:
-        raise StampError(f"no answer within {PATIENCE:.0f} seconds") from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise StampError(str(error) or type(error).__name__) from None
-    return bytes(body)

@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
-
 from quillon.config.settings import WitnessSettings
 from quillon.evidence import note, tree
-from quillon.evidence.files import DamagedError, LogFiles
+from quillon.evidence.files import DamagedError, LogFiles, replace_file
 from quillon.evidence.note import Cosigner, NoteError
+from quillon.evidence.outside import AGAIN, OutsideError, asked
 from quillon.net.clock import Clock
 
-PATIENCE = 30.0  # seconds for an answer
-AGAIN = 300.0  # seconds until a witness that has failed is asked again
-MOST_OCTETS = 65536  # of an answer
 
-
-class WitnessError(Exception):
+class WitnessError(OutsideError):
     """A witness has not signed."""
 
 
@@ -74,7 +68,7 @@ class Witness:
                 if self._failed:
                     self._report(f"evidence: {self.settings.url} signs checkpoints again")
                 self._failed = ""
-        except (WitnessError, NoteError, DamagedError, OSError, ValueError) as error:
+        except (OutsideError, NoteError, DamagedError, OSError, ValueError) as error:
             self._asks_at = now + min(AGAIN, self.settings.interval)
             if str(error) != self._failed:
                 self._report(f"evidence: {self.settings.url}: {error}")
@@ -83,7 +77,7 @@ class Witness:
             self._asking = False
 
     async def _ask(self) -> bool:
-        """Whether there was something to be signed, and it is. Raises WitnessError and what `extension` does."""
+        """Whether there was something to be signed, and it is. Raises OutsideError and what `extension` does."""
         text, old = await asyncio.to_thread(self._next)
         if text is None:
             return False
@@ -114,36 +108,17 @@ class Witness:
         return (text if note.size_of(text) != old else None), old
 
     async def _posted(self, old: int, text: str) -> tuple[str, int]:
-        """What the witness answers, and its status. Raises WitnessError."""
+        """What the witness answers, and its status. Raises OutsideError."""
         question = await asyncio.to_thread(extension, self._log, old, text)
-        body = bytearray()
-        try:
-            async with (
-                asyncio.timeout(PATIENCE),
-                httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client,
-                client.stream("POST", f"{self.settings.url.rstrip('/')}/add-checkpoint", content=question) as answer,
-            ):
-                async for piece in answer.aiter_bytes():
-                    body += piece
-                    if len(body) > MOST_OCTETS:
-                        raise WitnessError(f"it answers more than {MOST_OCTETS} octets")
-        except TimeoutError:
-            raise WitnessError(f"no answer within {PATIENCE:.0f} seconds") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise WitnessError(str(error) or type(error).__name__) from None
-        return body.decode("utf-8", "replace"), answer.status_code
+        status, said = await asked(f"{self.settings.url.rstrip('/')}/add-checkpoint", question.encode())
+        return said.decode("utf-8", "replace"), status
 
     def _keep(self, text: str, said: str) -> None:
         """Put a checkpoint on disk with the signature of the witness. Raises WitnessError, OSError."""
         line = self._cosigner.line_in(text, said)
         if line is None:
             raise WitnessError("what it answers is not signed by witness_key")
-        new = self._log / "witnessed.new"
-        with new.open("w", encoding="utf-8") as file:
-            file.write(f"{text}{line}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self._log / "witnessed")
+        replace_file(self._log / "witnessed", f"{text}{line}\n".encode())
 
 
 def _size(said: str) -> int:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from cryptography.hazmat.primitives import serialization
 
 from quillon.evidence import keys, roster, tree
-from quillon.evidence.files import DamagedError, LogFiles, framed
+from quillon.evidence.files import DamagedError, LogFiles, framed, replace_file
 from quillon.evidence.keys import KeyFileError
 from quillon.evidence.note import Checkpoint, NoteError, NoteSigner, read
 from quillon.evidence.record import SALT, VERSION, Recorded, Source, encode, moment, row_of
@@ -276,12 +276,7 @@ class Evidence:
         os.fdatasync(self._salts)
         found = Checkpoint(self._signer.name, size, root, int(now))
         note = self._signer.sign(found.text())
-        new = self.folder / "checkpoint.new"
-        with new.open("w", encoding="utf-8") as file:
-            file.write(note)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self.folder / "checkpoint")
+        replace_file(self.folder / "checkpoint", note.encode())
         if now - self._kept_at >= _HOUR:
             with (self.folder / "checkpoints").open("a", encoding="utf-8") as file:
                 file.write(note + "\n")
