@@ -10,14 +10,13 @@ import dataclasses
 import hashlib
 import hmac
 import json
-import re
 import secrets
 import shlex
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.resources import files
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote
 
 import jinja2
 from starlette.applications import Starlette
@@ -38,9 +37,10 @@ from quillon import __version__
 from quillon.control import partners, rendering, submission
 from quillon.control.commands import Command, Role
 from quillon.control.console import Console, ConsoleClient, ConsoleError, DeniedError
-from quillon.control.guard import HEADERS, LOGIN, SESSION, Guard, RequestRefused
-from quillon.control.oidc import LOGIN_SECONDS, SESSION_SECONDS, OidcError
+from quillon.control.guard import Guard, RequestRefused
 from quillon.control.openapi import DESCRIPTION
+from quillon.control.responses import problem, with_headers
+from quillon.control.sign_in import SignIn
 from quillon.control.submission import BadMessage, Workers
 from quillon.log.posture import of_row
 from quillon.mail.shown import printable
@@ -53,8 +53,6 @@ AT_ONCE = 2  # requests whose messages are built at a time
 BEAT = 2.0  # seconds between two events of the stream
 SHOWN = 500  # domains on a page
 STREAMS = 50  # that are served at a time
-LONGEST = 1000  # characters of an address that a login leads back to: it goes into a cookie
-_OWN_PATH = re.compile(r"/(?![/\\])[^\x00-\x20\\]*")  # no address of another server, however a browser reads it
 SUBMIT = Command("submit", "", "mail in by HTTP", Role.OPERATE)
 STATIC = {
     "style.css": "text/css",
@@ -73,6 +71,7 @@ class WebSite:
         self._name = name
         self._console = console
         self._guard = guard
+        self._sign_in = SignIn(guard.oidc, guard) if guard.oidc is not None else None
         self._workers = workers
         self._key = secrets.token_bytes(32)
         self._streams = 0
@@ -86,8 +85,7 @@ class WebSite:
             Route("/healthz", self._health),
             Route("/readyz", self._ready),
             Route("/static/{file}", self._static),
-            *([Route("/login", self._sign_in), Route("/login/callback", self._signed_in)] if guard.oidc else []),
-            *([Route("/logout", self._sign_out, methods=["POST"])] if guard.oidc else []),
+            *(self._sign_in.routes if self._sign_in is not None else []),
             self._route("/metrics", self._metrics),
             self._route("/", self._now),
             self._route("/events", self._events),
@@ -118,9 +116,9 @@ class WebSite:
                 response = await endpoint(request, client)
             except RequestRefused as refused:
                 response = problem(refused.status, str(refused))
-                if refused.status == 401 and self._signs_in(request):
-                    response = RedirectResponse(f"/login?{urlencode({'back': _path(request)})}", 303)
-                elif refused.status == 401 and (self._guard.by_password or self._guard.oidc is None):
+                if refused.status == 401 and self._sign_in is not None and self._sign_in.leads(request):
+                    response = self._sign_in.lead(request)
+                elif refused.status == 401 and (self._guard.by_password or self._sign_in is None):
                     response.headers["WWW-Authenticate"] = 'Basic realm="quillon", charset="UTF-8"'
             except BadMessage as bad:
                 response = problem(400, str(bad))
@@ -128,7 +126,7 @@ class WebSite:
                 response = problem(403, str(denied))
             except ConsoleError as error:
                 response = problem(400, str(error))
-            return _with_headers(response)
+            return with_headers(response)
 
         return Route(path, answer, methods=[method])
 
@@ -138,48 +136,6 @@ class WebSite:
         if answer.error:
             raise ConsoleError(answer.error)
         return answer.merged
-
-    # signing in -----------------------------------------------------------------------------------------------
-
-    def _signs_in(self, request: Request) -> bool:
-        """Whether it is a browser, which can be sent to the provider."""
-        page = request.method == "GET" and "text/html" in request.headers.get("accept", "")
-        return page and self._guard.oidc is not None and "authorization" not in request.headers
-
-    async def _sign_in(self, request: Request) -> Response:
-        assert self._guard.oidc is not None
-        back = request.query_params.get("back", "/")
-        try:
-            url, begun = await self._guard.oidc.begin(
-                back if _OWN_PATH.fullmatch(back) and len(back) <= LONGEST else "/"
-            )
-        except OidcError as error:
-            return _with_headers(problem(503, str(error)))
-        response = RedirectResponse(url, 303)
-        response.set_cookie(LOGIN, begun, max_age=int(LOGIN_SECONDS), secure=True, httponly=True, samesite="lax")
-        return _with_headers(response)
-
-    async def _signed_in(self, request: Request) -> Response:
-        assert self._guard.oidc is not None
-        try:
-            session, back = await self._guard.oidc.finish(request.query_params, request.cookies.get(LOGIN, ""))
-        except OidcError as error:
-            return _with_headers(problem(403, str(error)))
-        response = RedirectResponse(back, 303)
-        response.delete_cookie(LOGIN, secure=True, httponly=True, samesite="lax")
-        response.set_cookie(SESSION, session, max_age=int(SESSION_SECONDS), secure=True, httponly=True, samesite="lax")
-        return _with_headers(response)
-
-    async def _sign_out(self, request: Request) -> Response:
-        assert self._guard.oidc is not None
-        try:
-            self._guard.check_origin(request)
-        except RequestRefused as refused:
-            return _with_headers(problem(refused.status, str(refused)))
-        self._guard.oidc.leave(request.cookies.get(SESSION, ""))
-        response = PlainTextResponse("signed out\n")
-        response.delete_cookie(SESSION, secure=True, httponly=True, samesite="lax")
-        return _with_headers(response)
 
     # for machines ---------------------------------------------------------------------------------------------
 
@@ -282,7 +238,7 @@ class WebSite:
     # pages ----------------------------------------------------------------------------------------------------
 
     def _page(self, name: str, client: ConsoleClient, **values: Any) -> Response:
-        values |= {"user": client.user, "token": self._token(client), "signs_out": self._guard.oidc is not None}
+        values |= {"user": client.user, "token": self._token(client), "signs_out": self._sign_in is not None}
         text = self._pages.get_template(name).render(version=__version__, time=time.time(), **values)
         return HTMLResponse(text)
 
@@ -407,36 +363,11 @@ class WebSite:
         if name not in STATIC:
             raise HTTPException(404)
         data = await asyncio.to_thread((files("quillon.control") / "web" / name).read_bytes)
-        return Response(
-            data,
-            media_type=STATIC[name],
-            headers={
-                "Cache-Control": "max-age=3600",
-                **{name: value for name, value in HEADERS.items() if name != "Cache-Control"},
-            },
-        )
-
-
-def _with_headers(response: Response) -> Response:
-    """With those that every answer has."""
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
-    return response
+        return with_headers(Response(data, media_type=STATIC[name], headers={"Cache-Control": "max-age=3600"}))
 
 
 def _endpoint(ip: str, port: int) -> str:
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
-
-
-def _path(request: Request) -> str:
-    """What was asked for, with its query."""
-    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
-
-
-def problem(status: int, words: str) -> Response:
-    """An answer after RFC 9457."""
-    told = {"type": "about:blank", "title": words, "status": status}
-    return JSONResponse(told, status, media_type="application/problem+json")
 
 
 async def _problem(_request: Request, error: Exception) -> Response:
