@@ -12,7 +12,7 @@ from quillon.log.trace import SessionFilter, Tracer
 from quillon.mail import shown
 from quillon.mail.event import Notice
 from quillon.mail.message import MessageId
-from quillon.queue.selection import only, seconds
+from quillon.queue.selection import only, options, seconds
 
 if TYPE_CHECKING:
     from quillon.app.worker import Worker
@@ -24,6 +24,7 @@ USAGE = (
 HOUR = 3600.0
 LONGEST = 7 * 86400.0
 MOST_OCTETS = 1 << 30  # of a file
+_WAYS = ("in", "out")
 _VALUES = ("peer", "domain", "address", "binding", "message", "for", "file")
 Rows = list[Any]
 
@@ -58,11 +59,8 @@ class Tracing:
         length = min(seconds(given["for"]), LONGEST) if "for" in given else HOUR
         file = self._file(given["file"]) if "file" in given else None
         until = self._worker.clock.now() + length
-        made = Tracer(
-            number, " ".join(words), wanted, until, file.write if file else None, file.close if file else None
-        )
         try:
-            self._worker.tracers.add(made)
+            self._worker.tracers.add(Tracer(number, " ".join(words), wanted, until, file))
         except ValueError:
             if file is not None:
                 file.close()
@@ -129,23 +127,13 @@ def _read(words: list[str]) -> dict[str, str]:
         binding, domain, file = ("" if word == "*" else word for word in words)
         given = {"way": "out", "binding": binding, "domain": domain, "file": file}
         return {name: value for name, value in given.items() if value}
-    found: dict[str, str] = {}
-    left = list(words)
-    while left:
-        word = left.pop(0)
-        name = word.removeprefix("--").lower()
-        if word in ("--in", "--out"):
-            name, value = "way", name
-        elif not word.startswith("--") or name not in _VALUES:
-            raise ValueError(f"{word}: not understood; write it so: {USAGE}")
-        elif not left or left[0].startswith("--"):
-            raise ValueError(f"{word} wants a value")
-        else:
-            value = left.pop(0)
-        if name in found:
-            raise ValueError(f"{word} stands twice, or against another one")
-        found[name] = value
-    return found
+    found, rest = options(words, _VALUES, _WAYS)
+    if rest:
+        raise ValueError(f"{rest[0]}: not understood; write it so: {USAGE}")
+    ways = [name for name in _WAYS if found.pop(name, False)]
+    if len(ways) > 1:
+        raise ValueError("--out stands twice, or against another one")
+    return {**{name: str(value) for name, value in found.items()}, "way": "".join(ways)}
 
 
 def _wanted(given: dict[str, str]) -> SessionFilter:

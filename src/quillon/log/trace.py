@@ -7,6 +7,7 @@ Nothing is done for sessions that began while there was no tracer.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import translate
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from quillon.mail import shown
 from quillon.mail.event import TlsFacts
@@ -53,9 +54,18 @@ class TraceLine(NamedTuple):
     text: str
 
 
+class TraceFile(Protocol):
+    """Where the lines of a tracer go."""
+
+    def write(self, line: str) -> None:
+        """Raises OSError, which ends the tracer."""
+
+    def close(self) -> None:
+        """It ends."""
+
+
 class Tracer:
-    """`words` are those of the order, `until` is when it ends. `write` takes each line as text, and raises OSError,
-    which ends the tracer; `close` is called at its end."""
+    """`words` are those of the order, `until` is when it ends. `file` takes each line as text."""
 
     def __init__(
         self,
@@ -63,8 +73,7 @@ class Tracer:
         words: str,
         wanted: SessionFilter,
         until: float,
-        write: Callable[[str], None] | None = None,
-        close: Callable[[], None] | None = None,
+        file: TraceFile | None = None,
     ) -> None:
         self.number = number
         self.words = words
@@ -75,16 +84,15 @@ class Tracer:
         self.lines: deque[TraceLine] = deque(maxlen=KEPT)
         self.domain = _pattern(wanted.domain)
         self.address = _pattern(wanted.address)
-        self._write = write
-        self.close = close
+        self.file = file
 
     def add(self, when: float, session: int, way: str, peer: str, text: str) -> None:
         """Raises OSError."""
         self.count += 1
         line = TraceLine(self.count, when, session, way, peer, text)
         self.lines.append(line)
-        if self._write is not None:
-            self._write(as_text(line) + "\n")
+        if self.file is not None:
+            self.file.write(as_text(line) + "\n")
 
     def after(self, number: int) -> list[TraceLine]:
         """The lines behind one, as far as they are kept."""
@@ -114,8 +122,9 @@ class Tracers:
     def remove(self, number: int) -> bool:
         """Whether there was one."""
         tracer = self._by_number.pop(number, None)
-        if tracer is not None and tracer.close is not None:
-            tracer.close()
+        if tracer is not None and tracer.file is not None:
+            with contextlib.suppress(OSError):  # whatever a disk has to say at the end, no session hears it
+                tracer.file.close()
         return tracer is not None
 
     def current(self) -> list[Tracer]:
@@ -136,7 +145,7 @@ class Tracers:
         meant = [tracer for tracer in self.current() if _may_be(tracer.wanted, way, ip, leaves_from)]
         if not meant:
             return None
-        trace = SessionTrace(self, meant, next(self._sessions), way, peer)
+        trace = SessionTrace(self, meant, next(self._sessions), way, shown.line(peer, shown.NAME))
         if domain:
             trace.domain(domain)
         return trace

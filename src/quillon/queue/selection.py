@@ -71,6 +71,21 @@ def read(words: Sequence[str], values: Sequence[str] = (), flags: Sequence[str] 
     """Read a selection, with options of the command's own: `values` are followed by one, `flags` are not. Raises
     ValueError for what cannot be read, and where nothing is selected."""
     known = {"id", "domain", "binding", "sender", "recipient", "cause", "older"}
+    found, rest = options(words, [*known, *values], [*flags, "all"])
+    selection = _selection({name: str(found.pop(name)) for name in known & found.keys()})
+    everything = bool(found.pop("all", False))
+    if everything and selection != Selection():
+        raise ValueError("--all means everything: leave out the other options, or --all")
+    if not everything and selection == Selection():
+        raise ValueError(f"say which messages: {WORDS}")
+    return Asked(selection, found, rest)
+
+
+def options(
+    words: Sequence[str], values: Sequence[str], flags: Sequence[str]
+) -> tuple[dict[str, str | bool], list[str]]:
+    """Options by their names, and the words that are none: `values` are followed by one, `flags` are not. Raises
+    ValueError for what cannot be read."""
     found: dict[str, str | bool] = {}
     rest: list[str] = []
     left = list(words)
@@ -81,21 +96,15 @@ def read(words: Sequence[str], values: Sequence[str] = (), flags: Sequence[str] 
             rest.append(word)
         elif name in found:
             raise ValueError(f"{word} stands twice")
-        elif name in flags or name == "all":
+        elif name in flags:
             found[name] = True
-        elif name not in known and name not in values:
+        elif name not in values:
             raise ValueError(f"{word} is no option of this command")
         elif not left or left[0].startswith("--"):
             raise ValueError(f"{word} wants a value")
         else:
             found[name] = left.pop(0)
-    selection = _selection({name: str(found.pop(name)) for name in known & found.keys()})
-    everything = bool(found.pop("all", False))
-    if everything and selection != Selection():
-        raise ValueError("--all means everything: leave out the other options, or --all")
-    if not everything and selection == Selection():
-        raise ValueError(f"say which messages: {WORDS}")
-    return Asked(selection, found, rest)
+    return found, rest
 
 
 def only(words: Sequence[str], usage: str) -> str:
