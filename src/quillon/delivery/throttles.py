@@ -37,7 +37,6 @@ class Throttles:
             name, when = self._turn(queue, option, throttle, node, now)
             if when > now:
                 queue.granted.update(dict.fromkeys(passed, now))  # they need not be asked again
-                self.held[option] += when - now
                 queue.pause(when, name, messages=option == MESSAGES)
                 return False
             passed.append(name)
@@ -57,7 +56,10 @@ class Throttles:
         bucket = self._buckets.get(key)
         if bucket is None:
             bucket = self._buckets[key] = Bucket(throttle.count / self._workers, throttle.seconds)
-        when = queue.granted.pop(name, 0.0) or bucket.reserve(now)
+        when = queue.granted.pop(name, 0.0)
+        if not when:
+            when = bucket.reserve(now)
+            self.held[option] += max(when - now, 0.0)
         if when > now:
             queue.granted[name] = when
         return name, when
