@@ -139,8 +139,7 @@ class Answers:
     async def _gauges(self) -> Rows:
         """What goes up and down, as series and values."""
         worker, queues, now = self._worker, self._worker.dispatcher.queues, self._now()
-        active, delayed = await report.totals(queues)
-        states = await report.states(queues, now)
+        active, delayed, states = await report.census(queues, now)
         refuses = bool(worker.room.shortage() or worker.store.failing)
         rows = {
             labelled("quillon_queue_messages", state="active"): active,

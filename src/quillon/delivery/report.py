@@ -46,12 +46,15 @@ async def totals(queues: Queues[Connection]) -> tuple[int, int]:
     return active, delayed
 
 
-async def states(queues: Queues[Connection], now: float) -> Counter[str]:
-    """How many destinations there are by what they wait for."""
-    found = Counter({state.name.lower(): 0 for state in QueueState})
+async def census(queues: Queues[Connection], now: float) -> tuple[int, int, Counter[str]]:
+    """As `totals`, and how many destinations there are by what they wait for."""
+    active = delayed = 0
+    states = Counter({state.name.lower(): 0 for state in QueueState})
     async for queue in in_slices(queues):
-        found[queue.state(now).name.lower()] += 1
-    return found
+        active += queue.waiting
+        delayed += queue.delayed
+        states[queue.state(now).name.lower()] += 1
+    return active, delayed, states
 
 
 async def larger(queues: Queues[Connection], which: str, over: int) -> list[Row]:
