@@ -119,9 +119,9 @@ class Answers:
     def _spent(self) -> Iterator[tuple[str, float]]:
         """Where time goes, as series and values."""
         worker = self._worker
-        for (module, phase), seconds in worker.policies.policy.spent.items():
+        for (module, phase), seconds in worker.policy_time.seconds.items():
             yield labelled("quillon_policy_seconds_total", module=module, phase=phase), seconds
-        for (module, phase), count in worker.policies.policy.calls.items():
+        for (module, phase), count in worker.policy_time.calls.items():
             yield labelled("quillon_policy_calls_total", module=module, phase=phase), count
         for kind, count in worker.dns_asked.items():
             if kind == "hits":

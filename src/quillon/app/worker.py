@@ -61,7 +61,7 @@ from quillon.net.channel import Channel
 from quillon.net.clock import Deadlines, SystemClock
 from quillon.net.turns import Turns
 from quillon.policy.environment import Lookup
-from quillon.policy.hook import Policy, PolicyError, words_of
+from quillon.policy.hook import Policy, PolicyError, PolicyTime, words_of
 from quillon.policy.tls import TlsHooks
 from quillon.reception.accept import Envelope, Reception, ResidentBodies
 from quillon.reception.mail_data import MailData
@@ -95,6 +95,7 @@ class Worker:
         self._one_reload = asyncio.Lock()  # scripts may wait while they load
         self.metrics = Metrics()
         self.dns_asked: Counter[str] = Counter()
+        self.policy_time = PolicyTime()
         self.recorder: Recorder | None = None
         self.tracers = Tracers(self.clock.now, self.report)
         self.started = self.clock.now()
@@ -220,6 +221,7 @@ class Worker:
             delay_domain=lambda domain, note: _drop(self.dispatcher.sorting.delay_domain(domain, note)),
             hostname=self.hostname,
             shared=self._shared,
+            spent=self.policy_time,
         )
 
     async def _lookup(self, name: str, kind: str, server: str) -> Lookup:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from quillon.log import metrics
@@ -67,12 +68,17 @@ def text_summary(sums: Row) -> str:
     seconds = max(sums.get("seconds", 0.0), 1e-3)
     values = [(label, sums.get(name, 0)) for label, name in _SUMMARY]
     values.insert(5, ("Total Queue Size", sums.get("active", 0) + sums.get("delayed", 0)))
-    for label, name in (("Delivery Rate", "delivered"), ("Reception Rate", "received")):
-        values.append((label, f"{sums.get(name, 0) / seconds:.2f} messages/second"))
+    values += _rates(sums, seconds)
     values.append(("Query Rate", f"{sums.get('dns_queries', 0) / seconds:.2f} queries/second"))
     values.append(("Statistics Last Reset", f"{seconds:.0f} seconds ago"))
     values.append(("Uptime", f"{sums.get('uptime', 0):.0f} seconds"))
     return "Summary Statistics\n" + "".join(f"        {label}: {value}\n" for label, value in values)
+
+
+def _rates(sums: Mapping[str, float], seconds: float) -> list[tuple[str, str]]:
+    """Messages a second, as the manual has them."""
+    names = (("Delivery Rate", "delivered"), ("Reception Rate", "received"))
+    return [(label, f"{sums.get(name, 0) / seconds:.2f} messages/second") for label, name in names]
 
 
 def merge_bindings(rows: Rows) -> list[Row]:
@@ -94,8 +100,7 @@ def text_bindings(found: list[Row]) -> str:
         counted = (("Successfully Delivered", "delivered"), ("Failed", "failed"), ("Received", "received"))
         out += [f"        {label} Messages: {row.get(name, 0)}" for label, name in counted]
         seconds = max(row.get("seconds", 0), 1)
-        for label, name in (("Delivery Rate", "delivered"), ("Reception Rate", "received")):
-            out.append(f"        {label}: {row.get(name, 0) / seconds:.2f} messages/second")
+        out += [f"        {label}: {rate}" for label, rate in _rates(row, seconds)]
         out.append(f"        Uptime: {row.get('seconds', 0)} seconds")
     return "\n".join(out or ["no mail waits in any binding"]) + "\n"
 

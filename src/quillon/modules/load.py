@@ -26,7 +26,7 @@ from quillon.modules.spf_v1 import Spf
 from quillon.modules.tls_report_receiver import TlsReportReceiver
 from quillon.net.clock import Clock
 from quillon.policy.environment import Datasource, Environment
-from quillon.policy.hook import NO_POLICY, Module, Policy, PolicyError
+from quillon.policy.hook import NO_POLICY, Module, Policy, PolicyError, PolicyTime
 from quillon.policy.python_module import load_module
 
 PATIENCE = 30.0  # seconds that scripts may wait, for DNS or a database, until they are loaded
@@ -38,7 +38,7 @@ class LoadError(Exception):
 
 @dataclass
 class Services:
-    """What a worker gives to the policies that it loads; `shared` outlives a reload.
+    """What a worker gives to the policies that it loads; `shared` and `spent` outlive a reload.
 
     Without `live` a policy is only looked at: it loads as it would, and nothing of it runs later.
     """
@@ -51,6 +51,7 @@ class Services:
     hostname: str = "localhost"
     shared: dict[str, Any] = field(default_factory=dict)
     live: bool = True
+    spent: PolicyTime = field(default_factory=PolicyTime)
 
 
 @dataclass
@@ -65,7 +66,8 @@ async def load(
     config: Config, clock: Clock, report: Callable[[str], None], services: Services | None = None
 ) -> Policies:
     """The scripts of the scriptlet stanza, then the Python policies. Raises LoadError."""
-    environment = _environment(config, clock, report, services or Services(live=False))
+    services = services or Services(live=False)
+    environment = _environment(config, clock, report, services)
     try:
         async with asyncio.timeout(PATIENCE):
             modules = await _modules(config, environment)
@@ -76,7 +78,7 @@ async def load(
             raise LoadError(words) from None
         raise
     policy = (
-        Policy(modules, report, _sleep, stop=environment.stop, elapsed=time.perf_counter)
+        Policy(modules, report, _sleep, stop=environment.stop, elapsed=time.perf_counter, spent=services.spent)
         if modules or environment.stops
         else NO_POLICY
     )

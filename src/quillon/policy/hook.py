@@ -262,10 +262,17 @@ class Traced:
 
 
 @dataclass
+class PolicyTime:
+    """Seconds that each module has taken in each phase, those that it has waited too, and how often it was called."""
+
+    seconds: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+@dataclass
 class Policy:
     """`report` gets one line for each callout that failed; `sleep` lets time pass; `trace` is told of each callout;
-    `stop` ends what the modules have begun. `elapsed` tells the time for `spent`, which adds up seconds and `calls` of
-    each module in each phase, those with its waits that it has waited."""
+    `stop` ends what the modules have begun. `elapsed` tells the time for `spent`."""
 
     modules: Sequence[Module] = ()
     report: Callable[[str], None] = print
@@ -273,8 +280,7 @@ class Policy:
     trace: Callable[[Traced], None] | None = None
     stop: Callable[[], None] | None = None
     elapsed: Callable[[], float] = lambda: 0.0
-    spent: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
-    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    spent: PolicyTime = field(default_factory=PolicyTime)
     _callouts: dict[Phase, list[tuple[str, str, Callout]]] = field(default_factory=dict)
     _hooks: dict[Hook, list[tuple[str, Callable[..., Any]]]] = field(default_factory=dict)
 
@@ -332,9 +338,9 @@ class Policy:
                 self._traced(call, name, f"failed: {words_of(error)}", before)
                 return replies.POLICY_FAILED
             finally:
-                spent = name, call.phase.value
-                self.spent[spent] += self.elapsed() - began
-                self.calls[spent] += 1
+                place = name, call.phase.value
+                self.spent.seconds[place] += self.elapsed() - began
+                self.spent.calls[place] += 1
             if self.trace is not None:
                 self._traced(call, name, verdict.name, before)
             reply: Reply | None = context.reply
