@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -34,6 +35,7 @@ SESSION_SECONDS = 8 * 3600.0
 LOGIN_SECONDS = 600.0  # for which a login that was begun may be finished
 KNOWN_SECONDS = 3600.0  # for which what the provider publishes is good
 AGAIN = 60.0  # seconds until keys are looked for again because one is unknown
+REST = 5.0  # seconds for which a provider that has failed is left alone
 PATIENCE = 10.0  # seconds for an answer of the provider
 LEEWAY = 60  # seconds that its clock may differ
 MOST = 1000  # sessions
@@ -78,6 +80,8 @@ class OidcLogin:
         self._sessions: OrderedDict[str, OidcUser] = OrderedDict()  # by the digest of the cookie
         self._provider: tuple[float, dict[str, str]] | None = None
         self._keys: tuple[float, KeySet] | None = None
+        self._failed: tuple[float, OidcError] | None = None  # until when the provider is not asked again, and why
+        self._one_at_a_time = asyncio.Lock()
         self._tls: ssl.SSLContext | None = None
 
     @property
@@ -182,6 +186,8 @@ class OidcLogin:
             rules.validate(claims)
         except (JoseError, ValueError, TypeError) as error:
             raise OidcError(f"the ID token is not good: {error}") from None
+        if claims["nonce"] != begun.nonce:  # a list of many would do for the rules
+            raise OidcError("the ID token is not good: nonce")
         if claims.get("azp", self._given.client_id) != self._given.client_id:
             raise OidcError("the ID token is for somebody else")
         return claims
@@ -203,9 +209,22 @@ class OidcLogin:
 
     async def _published(self) -> dict[str, str]:
         """Its endpoints (OpenID Connect Discovery 1.0). Raises OidcError."""
-        now, issuer = self._clock.now(), self._given.issuer
-        if self._provider is not None and self._provider[0] > now:
-            return self._provider[1]
+        async with self._one_at_a_time:
+            now = self._clock.now()
+            if self._provider is not None and self._provider[0] > now:
+                return self._provider[1]
+            if self._failed is not None and self._failed[0] > now:
+                raise self._failed[1]  # whoever wants to sign in need not ask again
+            try:
+                endpoints = await self._discovered()
+            except OidcError as error:
+                self._failed = (now + REST, error)
+                raise
+            self._provider = (now + KNOWN_SECONDS, endpoints)
+            return endpoints
+
+    async def _discovered(self) -> dict[str, str]:
+        issuer = self._given.issuer
         found = await self._ask(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         if found.get("issuer") != issuer:
             raise OidcError(f"{issuer} says that it is {shown.line(str(found.get('issuer')), 200)}")
@@ -214,7 +233,6 @@ class OidcLogin:
         bad = next((name for name, url in endpoints.items() if not url.startswith("https://")), "")
         if bad:
             raise OidcError(f"{issuer} names no https:// address as its {bad}")
-        self._provider = (now + KNOWN_SECONDS, endpoints)
         return endpoints
 
     async def _published_keys(self, *, anew: bool = False) -> KeySet:
@@ -226,10 +244,14 @@ class OidcLogin:
             if age < (AGAIN if anew else KNOWN_SECONDS):
                 return self._keys[1]
         found = await self._ask((await self._published())["jwks_uri"])
-        try:
-            keys = KeySet.import_key_set({"keys": found["keys"]})
-        except (JoseError, KeyError, TypeError, ValueError) as error:
-            raise OidcError(f"the provider's keys cannot be read: {error!r}") from None
+        keys = KeySet([])
+        rows = found.get("keys")
+        for row in [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []:
+            # RFC 7517 5: a key of a kind that we do not know is none of ours
+            with contextlib.suppress(JoseError, KeyError, TypeError, ValueError):
+                keys.keys += KeySet.import_key_set({"keys": [row]}).keys
+        if not keys.keys:
+            raise OidcError("the provider has published no key that can be read")
         self._keys = (now, keys)
         return keys
 
@@ -237,6 +259,7 @@ class OidcLogin:
         self, url: str, form: dict[str, str] | None = None, login: tuple[str, str] | None = None
     ) -> dict[str, Any]:
         """An object that the provider gives. Raises OidcError."""
+        status, octets = 0, b""
         try:
             if self._tls is None:
                 self._tls = await asyncio.to_thread(ssl.create_default_context, cafile=self._given.ca)
@@ -247,7 +270,7 @@ class OidcLogin:
                 httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=PATIENCE, auth=auth) as client,
                 client.stream("POST" if form else "GET", url, data=form) as answer,
             ):
-                octets = b""
+                status = answer.status_code
                 async for piece in answer.aiter_bytes():
                     octets += piece
                     if len(octets) > LARGEST:
@@ -256,9 +279,9 @@ class OidcLogin:
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise OidcError(f"{url}: {error or type(error).__name__}") from None
         except (ValueError, RecursionError):
-            raise OidcError(f"{url}: the answer is no JSON (status {answer.status_code})") from None
-        if not isinstance(found, dict) or (answer.status_code != 200 and "error" not in found):
-            raise OidcError(f"{url}: status {answer.status_code}")
+            raise OidcError(f"{url}: the answer is no JSON (status {status})") from None
+        if not isinstance(found, dict) or (status != 200 and "error" not in found):
+            raise OidcError(f"{url}: status {status}")
         return found
 
 
