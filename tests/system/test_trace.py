@@ -216,7 +216,7 @@ def test_failures_of_tls_are_shown(server: Callable[..., Server], pki: Path, tmp
     assert "TLS certificate does not verify: name_mismatch" in text
     assert "takes no mail: 451 4.7.6 [internal] STARTTLS required but not advertised, no_starttls" in text
     assert "for name.test, TLS = required, TLS_Verify = host" in text
-    assert "Connection refused" in text
+    assert "Connection refused) (while not connected)" in text
 
 
 def test_a_trace_is_followed_until_it_is_stopped(server: Callable[..., Server], tmp_path: Path, capsys: Any) -> None:

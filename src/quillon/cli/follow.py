@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -34,9 +35,11 @@ def follow(ask: Callable[[str], str], options: str, *, as_json: bool, name: str)
         print(f"quillon console: {name}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may come twice, to the process and to its group
         if number:
-            ask(f"trace smtp remove {number}")
+            with contextlib.suppress(OSError):
+                ask(f"trace smtp remove {number}")
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

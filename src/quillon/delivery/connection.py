@@ -182,7 +182,8 @@ class Connection:
         """Have an operator look on, who wants to; from here on."""
         if self._trace is not None or not self.services.tracers:
             return
-        peer = f"{self.host_name} [{self.peer}]"
+        ip, port = self.remote_ip, self.host.port if self.host is not None else 0
+        peer = f"{self.host_name} [{f'[{ip}]' if ':' in ip else ip}:{port}]"
         trace = self.services.tracers.begin("out", self.remote_ip, peer, self._domain, self._leaves_from)
         if trace is not None:
             self._trace = trace
@@ -203,7 +204,7 @@ class Connection:
 
     def _obstructed(self, obstacle: Obstacle, reply: Reply, stage: Stage, cause: str = "") -> Obstructed:
         outcome = TransientFailure(reply, stage, self.remote_ip, cause)
-        self._note(f"takes no mail: {reply}{f', {cause}' if cause else ''} ({stage.value})")
+        self._note(f"takes no mail: {reply}{f', {cause}' if cause else ''} ({stage.text})")
         return Obstructed(obstacle, Failed(outcome, self.facts, self.host_name, self.local_ip))
 
     def connected(self) -> None:
@@ -577,7 +578,7 @@ class Connection:
 
     def _broken(self, event: smtp.SessionBroken) -> None:
         if not event.remote:
-            self._note(f"the session is over: {event.reply} ({event.stage.value})")
+            self._note(f"the session is over: {event.reply} ({event.stage.text})")
         if self._opened is not None and not self._opened.done():
             self._failed_to_open(event)
         self._leave()
