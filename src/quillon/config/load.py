@@ -8,20 +8,17 @@ replaced by the later one. A configuration with a fault that is no warning is no
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from quillon.config.check import check
 from quillon.config.contracts import KIND as CONTRACT
-from quillon.config.endpoint import parse_endpoint
+from quillon.config.labels import canonical
 from quillon.config.model import Config
 from quillon.config.nearest import did_you_mean
 from quillon.config.options import ModuleRow, Option, OptionTable, convert, table
-from quillon.config.outbound import lookup_name
 from quillon.config.scope import CHILDREN, NAMED, Entry, Node, spelled
 from quillon.config.syntax import (
     DictValue,
@@ -35,8 +32,6 @@ from quillon.config.syntax import (
     Word,
     parse,
 )
-from quillon.config.values import compile_pattern
-from quillon.mail.address import AddressError, is_domain, is_routing_name, parse_domain
 
 DEFAULT_SEARCH_PATH = (
     ".",
@@ -247,7 +242,7 @@ class _Builder:
             self.fault(scope.name.position, f'{scope.name.text} needs a name: {scope.name.text} "..." {{ }}')
             return None
         try:
-            return _check_label(kind, label.text)
+            return canonical(kind, label.text)
         except ValueError as error:
             self.fault(label.position, str(error))
             return None
@@ -347,59 +342,6 @@ _REFUSED_VALUES = {
         "fix",
     ): "a relayed message is never rewritten; use ignore, pedantic or a number",
 }
-
-
-def _check_label(kind: str, label: str) -> str:
-    """The canonical instance name. Raises ValueError."""
-    if kind == "listen":
-        parse_endpoint(label)
-    elif kind == "peer":
-        try:
-            return str(ipaddress.ip_network(label.strip("[]")))
-        except ValueError as error:
-            raise ValueError(f"Peer {label!r} is no IP address or CIDR block: {error}") from None
-    elif kind in ("domain", "host", CONTRACT):
-        if label.startswith("/"):
-            if len(label) < 3 or not label.endswith("/"):
-                raise ValueError(f"{label!r}: a pattern stands between two slashes")
-            compile_pattern(label[1:-1])
-        elif label.startswith("*"):
-            label = label.removesuffix(".")
-            if not is_domain(label.lstrip("*").lstrip(".")):
-                raise ValueError(f"{label!r} is no *suffix of a domain")
-        else:
-            return lookup_name(_domain_label(label))
-    elif kind == "tls_identity":
-        return _identity_label(label)
-    elif not label or re.search(r"\s", label) or (kind == "binding" and ":" in label):
-        raise ValueError(f"{label!r} is no {kind} name: it holds a space or a colon, or nothing")
-    return label
-
-
-def _identity_label(label: str) -> str:
-    """The server name of a TLS_Identity as A-labels: a host name, `*.domain`, or `*`. Raises ValueError."""
-    star = "*." if label.startswith("*.") else ""
-    try:
-        name = label if label == "*" else star + parse_domain(label.removeprefix("*."))
-    except AddressError:
-        name = "["
-    if name.startswith("["):
-        raise ValueError(f'{label!r} is no server name: write a host name, "*.domain", or "*" for any other')
-    return name if name.isascii() else name.encode("idna").decode("ascii")
-
-
-def _domain_label(label: str) -> str:
-    """A Domain's name in its canonical form: a domain, an address literal, a bare IP address, or a routing name such as
-    `#gold`. Raises ValueError."""
-    if is_routing_name(label):
-        return label.lower()
-    try:
-        return parse_domain(label)
-    except AddressError:
-        try:
-            return str(ipaddress.ip_address(label))
-        except ValueError:
-            raise ValueError(f"{label!r} is no domain, IP address, /pattern/ or *suffix") from None
 
 
 def _within(node: Node) -> str:
