@@ -7,14 +7,16 @@ counted first, and done with `--yes`.
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quillon.app.configuration import Configuration
+from quillon.app.counters import ScriptCounters
 from quillon.app.orders import Orders, Rows
 from quillon.app.tracing import Tracing
-from quillon.config import provenance
 from quillon.config.outbound import lookup_name
 from quillon.config.settings import InboundTls
 from quillon.control.partners import summed
@@ -28,6 +30,7 @@ from quillon.mail.message import Message, MessageId
 from quillon.net.turns import in_slices
 from quillon.queue import selection
 from quillon.queue.selection import Selection
+from quillon.reception.from_files import front
 from quillon.standards.report_store import ReportStore
 from quillon.tls.context import ContextRow
 from quillon.tls.expiry import ends
@@ -44,6 +47,8 @@ LISTED = 100  # messages and connections that are listed unless more are asked f
 MOST_LISTED = 10_000
 KINDS = ("A", "AAAA", "MX", "TXT", "NS", "CNAME", "PTR")
 BODY = 65536  # octets of a message that are shown
+PIECE = 9216  # octets of one that is exported which go in one row; three of them are four characters
+MOST_EXPORTED = 64 << 20  # octets
 
 Function = Callable[[list[str]], Awaitable[Rows]]
 
@@ -56,6 +61,8 @@ class Answers:
         self._steering = Steering(worker.dispatcher)
         self.orders = Orders(worker, self._steering)
         self.tracing = Tracing(worker)
+        self._configuration = Configuration(worker)
+        self._counters = ScriptCounters(worker, worker.shared)
         self._before: dict[str, int] = {}  # counters at the last `summary reset`
         self._since = worker.clock.now()
         self._oldest, self._oldest_until = 0.0, 0.0  # when the oldest message came, as it is told until a time
@@ -72,6 +79,7 @@ class Answers:
             "find": self._find,
             "message details": self._details,
             "message why": self._why,
+            "message export": self._export,
             "suspended": self._suspended,
             "show inbound": self._inbound,
             "show outbound": self._outbound,
@@ -86,7 +94,6 @@ class Answers:
             "mta_sts refresh policy": self._refetch,
             "posture": self._posture,
             "refresh domain": self._refresh,
-            "config explain": self._explain,
             "spool show": self._spool,
             "tls show cache": self._contexts,
             "tls flush cache": self._renew,
@@ -103,6 +110,10 @@ class Answers:
             return await self.orders.carry_out(command, words, who)
         if self.tracing.knows(command):
             return self.tracing.carry_out(command, words, who, number)
+        if self._configuration.knows(command):
+            return self._configuration.carry_out(command, words)
+        if self._counters.knows(command):
+            return self._counters.carry_out(command, words)
         function = self._functions.get(command)
         if function is None:
             raise ValueError(f"{command}: this worker knows no such command")
@@ -273,6 +284,22 @@ class Answers:
             rows += [{"cut": message.batch.size}] if message.batch.size > BODY else []
         return rows
 
+    async def _export(self, words: list[str]) -> Rows:
+        """All of a message in pieces, with its envelope in front, as `quillon spool export` writes it."""
+        number = MessageId.parse(selection.only(words, "message export ID"))
+        message, row = await self._described(number)
+        if message is None:
+            return []
+        batch = message.batch
+        if batch.size > MOST_EXPORTED:
+            raise ValueError(f"it has {batch.size} octets: `quillon spool export` writes it, beside the server")
+        body = await self._worker.store.body(batch)
+        if body is None:
+            raise ValueError("it has left meanwhile")
+        octets = front(batch.sender, message.recipient, body, requiretls=batch.tls_request == "requiretls") + body
+        pieces = [octets[at : at + PIECE] for at in range(0, len(octets), PIECE)]
+        return [{"message": row}, *({"piece": b64encode(piece).decode()} for piece in pieces)]
+
     async def _described(self, number: MessageId) -> tuple[Message | None, dict[str, Any]]:
         """A message of this worker, which waits or is being delivered, and its row."""
         async for found in self._steering.find(Selection(id=number)):
@@ -305,20 +332,6 @@ class Answers:
     async def _outbound(self, _words: list[str]) -> Rows:
         rows = sorted(report.connections(self._worker.dispatcher.connections()), key=lambda row: float(row["since"]))
         return [*rows[:LISTED], {"total": len(rows), "window": [LISTED, 0]}]
-
-    async def _explain(self, words: list[str]) -> Rows:
-        """`DOMAIN [OPTION]`: what is written for it, or all options of a name, with what they beat."""
-        if len(words) not in (1, 2):
-            raise ValueError("config explain DOMAIN [OPTION]")
-        outbound, domain = self._worker.config.outbound, words[0].lower()
-        found = sorted(outbound.explain("default", "default", domain), key=lambda one: one.option.name)
-        wanted = words[1].lower() if len(words) == 2 else ""
-        rows = [one for one in found if (wanted in one.option.name if wanted else one.entry is not None)]
-        if not rows:
-            raise ValueError(f"no option matches {wanted!r}" if wanted else "nothing is written for it: defaults hold")
-        gateway = outbound.routing("default", "default", domain).domain
-        head = [{"domain": domain, "goes_to": gateway}] if gateway != domain else []
-        return [*head, *map(provenance.row, rows)]
 
     async def _spool(self, _words: list[str]) -> Rows:
         store, room = self._worker.store, self._worker.room

@@ -13,7 +13,9 @@ from collections.abc import Callable
 
 from quillon.app import compose
 from quillon.app.child import forked
-from quillon.config.load import load
+from quillon.config.changes import ConfigChange
+from quillon.config.load import Loaded, load
+from quillon.config.syntax import Fault, Position
 from quillon.net.channel import LIMIT, Channel
 from quillon.net.clock import Clock
 
@@ -22,19 +24,27 @@ _ROOM = LIMIT // 8  # characters of what is wrong, for a character may take six 
 
 
 class ConfigTrial:
-    """A trial that is under way: of reading the file at `path` and making what it describes.
+    """A trial that is under way: of reading the file at `path` and making what it describes, with what the console has
+    changed. A `digest` is that of the files to which it was changed: others are not taken for them.
 
     `alone` is called in the new process, with this end of the channel, to let go of what belongs to its parent.
     """
 
-    def __init__(self, path: str, clock: Clock, alone: Callable[[Channel], None]) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: str,
+        clock: Clock,
+        alone: Callable[[Channel], None],
+        changed: tuple[ConfigChange, ...] = (),
+        digest: str = "",
+    ) -> None:
+        self._path, self._changed, self._digest = path, changed, digest
         self.channel, theirs = Channel.pair()
         self.ends_at = time.monotonic() + PATIENCE
 
         def work() -> int:
             alone(self.channel)
-            problems = _tried(path, clock)
+            problems = self._tried(clock)
             theirs.send({"problems": problems if sum(map(len, problems)) < _ROOM else _shortened(problems)})
             return 0
 
@@ -58,6 +68,25 @@ class ConfigTrial:
         found: list[str] = got[0]["problems"]
         return found
 
+    def read(self) -> Loaded:
+        """The configuration as it is now."""
+        loaded = load(self._path, changed=self._changed)
+        if self._digest and loaded.tree.digest != self._digest:
+            at = Position(self._path, 0, 0)
+            text = "its files have changed since they were read: reload first, and then change what they say now"
+            return Loaded(None, [Fault(at, text)], loaded.tree)
+        return loaded
+
+    def _tried(self, clock: Clock) -> list[str]:
+        """What is wrong with it, whatever it does to those who read it."""
+        try:
+            loaded = self.read()
+            if loaded.config is None:
+                return [str(fault) for fault in loaded.errors]
+            return compose.try_out(loaded.config, clock)
+        except Exception as error:
+            return [f"{self._path}: unexpected {error!r} while it was tried out; please report it"]
+
     def late(self) -> list[str]:
         """It has taken too long."""
         self.end()
@@ -68,17 +97,6 @@ class ConfigTrial:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self.channel.close()
-
-
-def _tried(path: str, clock: Clock) -> list[str]:
-    """What is wrong with a configuration, whatever it does to those who read it."""
-    try:
-        loaded = load(path)
-        if loaded.config is None:
-            return [str(fault) for fault in loaded.errors]
-        return compose.try_out(loaded.config, clock)
-    except Exception as error:
-        return [f"{path}: unexpected {error!r} while it was tried out; please report it"]
 
 
 def _shortened(problems: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,18 @@ from quillon.app.control import Control
 from quillon.app.leases import Leases, LeaseWord
 from quillon.app.notify import notify, reloading
 from quillon.app.privileges import Identity, PrivilegeError, become, identity, make_folder
-from quillon.config.load import load
+from quillon.config.changes import ConfigChange
 from quillon.config.model import Config
 from quillon.config.scope import resolve
 from quillon.config.settings import ListenSettings
-from quillon.control.commands import Role, find
+from quillon.control.commands import Role, find, loggable
 from quillon.control.messages import HttpSettings
 from quillon.control.rendering import ERROR
 from quillon.listener.sockets import BindError, bind, is_free
 from quillon.log.sink import Loggers
 from quillon.mail.alert import Alert
 from quillon.mail.event import Authorized, Notice, Panic
+from quillon.mail.shown import line
 from quillon.net.channel import Channel
 from quillon.net.clock import SystemClock
 from quillon.standards.setup import policy_text
@@ -47,12 +49,16 @@ RESTART_DELAY = 1.0  # seconds before a worker that died soon after its start is
 ALERT_SECONDS = 3600.0
 MOST_NEWS = 100  # alerts that wait for a worker to send them
 MOST_DELAY = 30.0  # seconds
+ROOM = 16384  # octets of an order to reload beside what the console has changed
 RELOAD_PATIENCE = 60.0  # seconds for workers to say what came of a reload
 GRACE = 15.0  # seconds beyond drain_timeout before a worker is killed; more than the spool takes to close
 
 
 Told = Callable[[list[str]], None]
 """Hears what is wrong with a configuration that was to be used; nothing if it is in force."""
+
+Answer = Callable[[str], None]
+"""Takes what came of a console's order."""
 
 
 class StartError(Exception):
@@ -99,6 +105,7 @@ class Supervisor:
         self._pidfile = -1
         self._stopping = 0.0
         self._trial: ConfigTrial | None = None  # a configuration that is tried out before it is used
+        self._changing = False  # what is tried is a change from the console
         self._told: list[Told] = []  # who is to hear what comes of it
         self._asked: list[Told] = []  # who has asked for a reload since it began
         self._round = _Round()
@@ -112,9 +119,11 @@ class Supervisor:
         self._control = Control(
             self._selector, lambda ours: self._let_go(ours, control=True), self._control_said, self._panic
         )
-        self._orders = {
+        self._orders: dict[str, Callable[[list[str], str, Answer], None]] = {
             "reopen logs": self._order_reopen,
             "config reload": self._order_reload,
+            "config set": partial(self._order_change, "set"),
+            "config unset": partial(self._order_change, "unset"),
             "alerts": self._order_alerts,
         }
 
@@ -229,9 +238,15 @@ class Supervisor:
             return
         number, command = message["id"], message["command"]
         if message["event"] == "order":
+            words, who = message["words"], message["who"]
             if find(command.split())[0].role > Role.VIEW:
-                self._loggers.log(Notice(self._clock.now(), f"console: {message['who']}: {command}"))
-            self._orders[command](lambda text: self._control.tell({"do": "said", "id": number, "text": text}))
+                text = f"console: {who}: {loggable([*command.split(), *words])}"
+                self._loggers.log(Notice(self._clock.now(), line(text)))
+
+            def answer(text: str) -> None:
+                self._control.tell({"do": "said", "id": number, "text": text})
+
+            self._orders[command](words, who, answer)
             return
         ready = [child for child in self._children.values() if child.ready]
         request = {"do": "console", "id": number, "command": command, "words": message["words"]}
@@ -240,19 +255,43 @@ class Supervisor:
             child.channel.send(request, wait=False)  # one that does not read will not answer, which is then told
         self._control.tell({"do": "asked", "id": number, "pids": [child.pid for child in ready]})
 
-    def _order_reopen(self, answer: Callable[[str], None]) -> None:
+    def _order_reopen(self, _words: list[str], _who: str, answer: Answer) -> None:
         for child in self._children.values():
             child.channel.send({"do": "reopen"}, wait=False)
         self._reopen_logs()
         answer("logs reopened")
 
-    def _order_reload(self, answer: Callable[[str], None]) -> None:
+    def _order_reload(self, _words: list[str], _who: str, answer: Answer) -> None:
+        before = len(self._config.changes)
+
         def ended(problems: list[str]) -> None:
             refused = f"{ERROR}reload refused, the running configuration stays: " + "; ".join(problems)
-            changed = [f"{count} messages {words}" for words, count in self._round.changed.items()]
-            answer(refused if problems else "\n".join(["configuration reloaded", *changed]))
+            gone = [f"{before} changes of the console are gone"] if before else []
+            answer(refused if problems else "\n".join(["configuration reloaded", *gone, *self._demands_changed()]))
 
         self._reload(ended)
+
+    def _order_change(self, do: str, words: list[str], who: str, answer: Answer) -> None:
+        """Set or unset what a console has asked for, until the next reload."""
+        if self._busy():
+            answer(f"{ERROR}another change or a reload is under way: again in a moment")
+            return
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(self._clock.now()))
+        changes = (*self._config.changes, ConfigChange(do, tuple(words), f"console ({who}, {at} UTC)"))
+        if not Channel.fits({"changed": changes, "room": "." * ROOM}):
+            answer(f"{ERROR}that is too much to be told to workers: write what `config changes` has into the file")
+            return
+
+        def ended(problems: list[str]) -> None:
+            refused = f"{ERROR}refused, the running configuration stays: " + "; ".join(problems)
+            answer(refused if problems else "\n".join(["it holds until the next reload", *self._demands_changed()]))
+
+        self._told.append(ended)
+        self._try_out(changes, self._config.digest)
+
+    def _demands_changed(self) -> list[str]:
+        """What a reload has made of the demands of messages that wait."""
+        return [f"{count} messages {words}" for words, count in self._round.changed.items()]
 
     def _keep(self, made: dict[str, list[socket.socket]]) -> None:
         for name, sockets in made.items():
@@ -461,7 +500,7 @@ class Supervisor:
                 return
             self._news.popleft()
 
-    def _order_alerts(self, answer: Callable[[str], None]) -> None:
+    def _order_alerts(self, _words: list[str], _who: str, answer: Answer) -> None:
         lines = [f"{alert.text}\n    {alert.action}" for alert in self._alerts.current()]
         answer("\n".join(lines) or "nothing is wrong that alerts are about")
 
@@ -542,13 +581,22 @@ class Supervisor:
 
     def _reload(self, *told: Told) -> None:
         """Use a new configuration everywhere, or keep the running one and say why."""
-        if self._trial is not None or self._round.owing:
+        if self._busy():
             self._asked += told  # files may have changed since: they are read again
             return
-        reloading()
         self._told += told
+        self._try_out()
+
+    def _busy(self) -> bool:
+        """Whether a configuration is on its way to be used."""
+        return self._trial is not None or bool(self._round.owing)
+
+    def _try_out(self, changed: tuple[ConfigChange, ...] = (), digest: str = "") -> None:
+        """Begin with what the file says now, and with what the console has changed in files of a digest."""
+        reloading()
+        self._changing = bool(changed)
         try:
-            self._trial = ConfigTrial(self._config.files[0], self._clock, self._let_go)
+            self._trial = ConfigTrial(self._config.files[0], self._clock, self._let_go, changed, digest)
         except OSError as error:
             self._reloaded([f"the configuration cannot be tried out: {error.strerror}"])
             return
@@ -565,7 +613,7 @@ class Supervisor:
         if problems:
             self._reloaded(problems)
             return
-        loaded = load(trial.path)
+        loaded = trial.read()
         for fault in loaded.faults:
             if fault.warning:
                 self._say(str(fault))
@@ -583,7 +631,9 @@ class Supervisor:
             self._reloaded(problems)
 
     def _reloaded(self, problems: list[str]) -> None:
-        if problems:
+        if self._changing:
+            self._say("change refused" if problems else "configuration changed from the console")  # who asked is told
+        elif problems:
             self._panic("config: reload refused, the running configuration stays: " + "; ".join(problems))
         else:
             self._say("configuration reloaded")
@@ -617,6 +667,7 @@ class Supervisor:
         for child in self._children.values():
             new = {name: self._sockets[child.number][name] for name in made}
             told = {"do": "reload", "new": list(new), "round": self._round.number, "digest": config.digest}
+            told["changed"] = config.changes
             if child.channel.send(told, [sock.fileno() for sock in new.values()], wait=False):
                 self._round.owing.add(child.pid)
             else:

@@ -28,6 +28,7 @@ import uvloop
 from quillon.app import compose, suspended
 from quillon.app.answers import Answers
 from quillon.app.upkeep import Upkeep
+from quillon.config.changes import ConfigChange
 from quillon.config.load import load
 from quillon.config.model import Config
 from quillon.config.settings import share
@@ -154,7 +155,7 @@ class Worker:
         self.contexts = compose.contexts(config, self.clock, self.report)
         self.hostname = compose.hostname(node)
         self.resolver = compose.resolver(node, self.clock, self.dns_asked)
-        self._shared: dict[str, Any] = {}
+        self.shared: dict[str, Any] = {}  # what policies keep over reloads
         self.policies = await policies.load(config, self.clock, self.report, self._policy_services())
         self._hooks = TlsHooks(self.policies.policy, config.folder)
         self._ids = IdSource(os.getpid(), self.store.newest)
@@ -220,7 +221,7 @@ class Worker:
             sessions=self.count_sessions,
             delay_domain=lambda domain, note: _drop(self.dispatcher.sorting.delay_domain(domain, note)),
             hostname=self.hostname,
-            shared=self._shared,
+            shared=self.shared,
             spent=self.policy_time,
         )
 
@@ -259,7 +260,7 @@ class Worker:
             recorder=self.recorder,
             tracers=self.tracers,
             keep=self.evidence.keep if self.evidence is not None else None,
-            note=partial(audit.note, self._shared) if environment.monitors else _unheard,
+            note=partial(audit.note, self.shared) if environment.monitors else _unheard,
             hooks=self._hooks,
             reception=self._reception,
             ids=self._ids,
@@ -361,7 +362,8 @@ class Worker:
         if message["do"] == "reload":
             sockets = {name: socket.socket(fileno=fd) for name, fd in zip(message["new"], descriptors, strict=False)}
             missing = len(message["new"]) - len(descriptors)
-            reload = self._reload(sockets, message["round"], message["digest"], missing)
+            changed = [ConfigChange(do, tuple(words), origin) for do, words, origin in message["changed"]]
+            reload = self._reload(sockets, message["round"], message["digest"], changed, missing)
             self._reloading = asyncio.get_running_loop().create_task(reload)
         elif message["do"] == "drain":
             self._draining.set()
@@ -419,19 +421,22 @@ class Worker:
         except OSError as error:
             self.report(f"cannot open log {error.filename}: {error.strerror}")
 
-    async def _reload(self, new: dict[str, socket.socket], number: int, digest: str, missing: int) -> None:
+    async def _reload(
+        self, new: dict[str, socket.socket], number: int, digest: str, changed: list[ConfigChange], missing: int
+    ) -> None:
         """Read the configuration again and use it, or keep the running one and say why. `digest` is that of the files
-        as they were tried, `missing` how many sockets did not come with the order."""
+        as they were tried, `changed` what the console has changed in them, `missing` how many sockets did not come with
+        the order."""
         async with self._one_reload:
             try:
                 if missing:
                     raise LoadError(f"{missing} sockets could not be handed over: no descriptors are left")
-                loaded = load(self.config.files[0])
+                loaded = load(self.config.files[0], changed=changed)
                 if loaded.config is None:
                     raise LoadError("; ".join(str(fault) for fault in loaded.errors))
                 if loaded.config.digest != digest:
                     raise LoadError("files of the configuration have changed since they were tried: reload again")
-                changed = await self._adopt(loaded.config, new)
+                demands = await self._adopt(loaded.config, new)
             except Exception as error:
                 # whatever a new configuration does, the old one serves on, and the operator is told
                 for sock in new.values():
@@ -440,7 +445,7 @@ class Worker:
                 self.log(Panic(self.clock.now(), f"config: reload refused, the running configuration stays: {text}"))
                 self.channel.send({"event": "refused", "round": number, "text": text[:SAID]})
                 return
-        self.channel.send({"event": "reloaded", "round": number, "changed": list(changed.items())[:MOST_CHANGED]})
+        self.channel.send({"event": "reloaded", "round": number, "changed": list(demands.items())[:MOST_CHANGED]})
 
     async def _adopt(self, config: Config, new: dict[str, socket.socket]) -> Counter[str]:
         node = config.node()
@@ -533,7 +538,7 @@ class Worker:
             session.end(replies.SHUTTING_DOWN)  # what was committed has been answered by now
         self._deadlines.stop()
         self._close(self.policies.policy)
-        await db.close(self._shared)
+        await db.close(self.shared)
         self.log(Notice(self.clock.now(), "drained"))
         self._loggers.close()
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from quillon.cli.configuration import DEFAULT
 from quillon.cli.follow import FOLLOW, follow
+from quillon.cli.message_export import EXPORT, export
 from quillon.control.rendering import CONFIRM, ERROR
 
 JSON_ERROR = ('{"error":', '{"type":')  # how JSON begins that is no answer
@@ -151,6 +152,8 @@ def _say(server: ConsoleServer, line: str, *, as_json: bool, out: Callable[[str]
     """Ask, and print what is answered; the exit status."""
     if line.startswith(FOLLOW):
         return follow(server.ask, line.removeprefix(FOLLOW), as_json=as_json, name=server.name)
+    if line.startswith(EXPORT) and not as_json:
+        return export(server.ask, line.removeprefix(EXPORT), name=server.name)
     try:
         text = server.ask(f"json {line}" if as_json else line)
     except OSError as error:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from quillon.config import changes
+from quillon.config.changes import ConfigChange
 from quillon.config.check import check
 from quillon.config.contracts import KIND as CONTRACT
 from quillon.config.labels import canonical
 from quillon.config.model import Config
 from quillon.config.nearest import did_you_mean
 from quillon.config.options import ModuleRow, Option, OptionTable, convert, table
-from quillon.config.scope import CHILDREN, NAMED, Entry, Node, spelled
+from quillon.config.scope import CHILDREN, NAMED, Entry, Node, nested, spelled
 from quillon.config.syntax import (
     DictValue,
     Fault,
@@ -32,6 +34,7 @@ from quillon.config.syntax import (
     Word,
     parse,
 )
+from quillon.config.written import ESCAPES, quoted
 
 DEFAULT_SEARCH_PATH = (
     ".",
@@ -57,8 +60,9 @@ class Loaded:
         return [fault for fault in self.faults if not fault.warning]
 
 
-def load(path: str | Path, search_path: str | None = None) -> Loaded:
-    """Read a configuration file with all that it includes and check it, files that it names included.
+def load(path: str | Path, search_path: str | None = None, changed: Sequence[ConfigChange] = ()) -> Loaded:
+    """Read a configuration file with all that it includes and check it, files that it names included, with what the
+    console has changed.
 
     `search_path` is colon separated, by default that of the environment variable EC_CONF_SEARCH_PATH. No exception:
     what is wrong is in `faults`.
@@ -69,8 +73,10 @@ def load(path: str | Path, search_path: str | None = None) -> Loaded:
     config = Config(builder.root, builder.table, builder.folder, (str(main),))
     try:
         builder.read(main, None)
-        digest = builder.digest.hexdigest()
-        config = Config(builder.root, builder.table, builder.folder, tuple(builder.files) or (str(main),), digest)
+        digest, files = builder.digest.hexdigest(), tuple(builder.files) or (str(main),)
+        config = Config(builder.root, builder.table, builder.folder, files, digest, tuple(changed))
+        for change in changed:
+            builder.change(change)
         faulty = any(not fault.warning for fault in faults)
         faults += check(config, files_only=faulty)
     except Exception as error:
@@ -171,6 +177,17 @@ class _Builder:
         except (OSError, ValueError):
             return None  # a name that no file can have
 
+    def change(self, change: ConfigChange) -> None:
+        """What the console has set or unset."""
+        self.at = Position(change.origin, 0, 0)
+        try:
+            if change.do == "set":
+                self.fill(self.root, changes.items(change, self.root, self.table))
+            else:
+                changes.take_away(change, self.root, self.table)
+        except ValueError as error:
+            self.fault(self.at, str(error))
+
     # scopes ---------------------------------------------------------------------------------------------------
 
     def fill(self, node: Node, items: Iterable[Item]) -> None:
@@ -191,19 +208,16 @@ class _Builder:
                 self.setting(node, item)
 
     def scope(self, parent: Node, scope: Scope) -> None:
-        kind = scope.name.text.lower()
+        name = scope.name.text.lower()
         position = scope.name.position
-        module = self.table.modules.get(parent.kind)
-        if module is not None and kind in module.children:
-            child = self._instance(parent, module.children[kind], scope)
-            self.fill(child, scope.items)
-        elif kind in CHILDREN.get(parent.kind, ()):
+        kind = nested(parent.kind, self.table).get(name)
+        if kind is not None and kind in CHILDREN.get(parent.kind, ()):
             label = self._label(kind, scope)
             if label is not None:
                 self.fill(parent.child(kind, label, position), scope.items)
-        elif parent.kind == "global" and kind in self.table.modules and kind not in self._nested():
+        elif kind is not None:
             self.fill(self._instance(parent, kind, scope), scope.items)
-        elif parent.kind == "global" and kind in self.table.inert:
+        elif parent.kind == "global" and name in self.table.inert:
             self.fault(
                 position,
                 f"{scope.name.text}: this version does not have it; the stanza is without effect",
@@ -211,11 +225,6 @@ class _Builder:
             )
         else:
             self._unknown_scope(parent, scope)
-
-    def _nested(self) -> set[str]:
-        """Stanzas with a table of their own that stand inside another scope only."""
-        inner = {child for module in self.table.modules.values() for child in module.children.values()}
-        return inner | {kind for kinds in CHILDREN.values() for kind in kinds}
 
     def _instance(self, parent: Node, kind: str, scope: Scope) -> Node:
         if kind == CONTRACT:
@@ -356,5 +365,5 @@ def _text(value: Value) -> str:
     if isinstance(value, Word):
         return value.text
     if isinstance(value, DictValue):
-        return "[ " + " ".join(f"{key.text} = {word.text!r}" for key, word in value.items) + " ]"
-    return "( " + " ".join(f'"{word.text}"' for word in value.items) + " )"
+        return "[ " + " ".join(f"{quoted(key.text)} = {quoted(word.text)}" for key, word in value.items) + " ]"
+    return "( " + " ".join(f'"{word.text.translate(ESCAPES)}"' for word in value.items) + " )"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from quillon.config.changes import ConfigChange
 from quillon.config.contracts import Contracts
 from quillon.config.inbound import Inbound
 from quillon.config.options import OptionTable
@@ -18,13 +19,15 @@ from quillon.config.tree import Tree
 @dataclass
 class Config:
     """`files` are all files read, the main one first; `folder` is where relative paths start; `digest` is the SHA-256
-    over the files as they were read, by which two processes know that they have read the same."""
+    over the files as they were read, by which two processes know that they have read the same; `changes` are those of
+    the console."""
 
     root: Node
     table: OptionTable
     folder: str
     files: tuple[str, ...]
     digest: str = ""
+    changes: tuple[ConfigChange, ...] = ()
 
     @cached_property
     def _tree(self) -> Tree:

@@ -65,7 +65,7 @@ class ModuleRow:
     children: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class OptionTable:
     options: Mapping[str, Option]
     modules: Mapping[str, ModuleRow]

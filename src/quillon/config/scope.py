@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from quillon.config.options import Option, OptionTable, default
@@ -116,13 +117,17 @@ class Node:
 
     def child(self, kind: str, label: str, position: Position) -> Node:
         """The child of that name, made if it is new: scopes of the same name merge."""
-        # a pattern or a socket path means what its letters are
-        key = (kind, label.lower() if kind in _LOWERED and not label.startswith("/") else label)
+        key = (kind, stored(kind, label))
         node = self.children.get(key)
         if node is None:
             node = self.children[key] = Node(kind, key[1], position, self)
             self._patterns.clear()
         return node
+
+    def drop(self, kind: str, label: str) -> None:
+        """Forget a child, if it is there."""
+        if self.children.pop((kind, label), None) is not None:
+            self._patterns.clear()
 
     def matching(self, kind: str, name: str) -> list[Node]:
         """Children of a kind whose label is a name or a pattern that matches it: the literal one, then patterns in the
@@ -163,6 +168,25 @@ def ancestors(node: Node) -> list[Node]:
     while chain[-1].parent is not None:
         chain.append(chain[-1].parent)
     return chain
+
+
+def stored(kind: str, label: str) -> str:
+    """The name of a scope as its parent has it; a pattern or a socket path means what its letters are."""
+    return label.lower() if kind in _LOWERED and not label.startswith("/") else label
+
+
+@cache
+def nested(kind: str, table: OptionTable) -> Mapping[str, str]:
+    """Scopes that may stand in one of a kind, as they are written in lower case, and the kinds that they are."""
+    module = table.modules.get(kind)
+    if module is not None:
+        return dict(module.children)
+    found = {name: name for name in CHILDREN.get(kind, ())}
+    if kind == "global":
+        inner = {child for row in table.modules.values() for child in row.children.values()}
+        inner |= {child for names in CHILDREN.values() for child in names}
+        found |= {name: name for name in table.modules if name not in inner}
+    return found
 
 
 def spelled(kind: str) -> str:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
-from quillon.control import demands, partners, tracing
+from quillon.config.options import table
+from quillon.config.written import HIDDEN
+from quillon.control import configuration, demands, partners, tracing
 from quillon.control import rendering as show
 from quillon.queue.selection import WORDS
 
@@ -69,6 +71,9 @@ COMMANDS = (
     Command("find", f"[--limit N] {_SELECTION}", "messages that wait", _V, show.text_find, show.merge_listed),
     Command("message details", "[full|body] ID", "all about a message", _V, show.text_message, show.merge_message),
     Command("message why", "ID", "why it waits, and which option says so", _V, show.text_message, show.merge_message),
+    Command("message export", "ID [FILE]", "all of a message, into a file (quillon console), or as it is", _O,
+        show.text_exported, show.merge_exported,
+    ),
     # orders about what waits
     Command("flush", f"{_SELECTION} [--yes]", "try messages now", _O, show.text_order, show.merge_order),
     Command("flush domain", "NAME|all", "try all of a domain now", _O, show.text_flushed, show.merge_order),
@@ -125,6 +130,15 @@ COMMANDS = (
     ),
     Command("dns_cache submit", "NAME TYPE", "look it up, for the cache", _O, show.text_said, show.merge_said),
     Command("count", "SMTP BLOCK", "open sessions of an address block", _V, show.text_count, show.merge_summary),
+    Command("counter list", "[PREFIX]", "counters of scripts, all workers together", _V,
+        show.text_counters, show.merge_counters,
+    ),
+    Command("counter add", "PATH NUMBER", "add to a counter, which is made if it is not there", _O,
+        show.text_counters, show.merge_counters,
+    ),
+    Command("counter increment", "PATH", "add one", _O, show.text_counters, show.merge_counters),
+    Command("counter reset", "PATH", "set to 0", _O, show.text_counters, show.merge_counters),
+    Command("counter unlink", "PATH", "forget it", _O, show.text_unlinked, show.merge_counters),
     Command("module list", "", "policy modules, and what they are asked", _V, show.text_modules, list),
     Command("refresh domain", "NAME", "look it up anew", _O, show.text_said, show.merge_said),
     Command("tls demand", "[binding B] NAME", "what its hosts have to prove, and who says so", _V,
@@ -155,6 +169,25 @@ COMMANDS = (
         show.text_explained, show.merge_explained,
     ),
     Command("reopen logs", "", "open the log files anew, as after a rotation", _O, by=By.SUPERVISOR),
+    Command("config get", "[SCOPE [NAME]]... OPTION", "what is written in that scope", _V,
+        configuration.text_got, configuration.merge_got,
+    ),
+    Command("config eval", "[SCOPE [NAME]]... OPTION", "what holds there, with fallback and defaults", _V,
+        configuration.text_evaluated, configuration.merge_got,
+    ),
+    Command("config show", "[SCOPE [NAME]]...", "what is written in a scope, scopes in it by name", _V,
+        configuration.text_lines, configuration.merge_lines,
+    ),
+    Command("config showrecurse", "[SCOPE [NAME]]...", "the same, and all scopes in it", _V,
+        configuration.text_lines, configuration.merge_lines,
+    ),
+    Command("config changes", "", "what the console has set and unset since the last reload", _V,
+        configuration.text_changes, configuration.merge_changes,
+    ),
+    Command(
+        "config set", "[SCOPE [NAME]]... OPTION [=] VALUE", "set it, until the next reload", _A, by=By.SUPERVISOR
+    ),
+    Command("config unset", "[SCOPE [NAME]]... [OPTION]", "take it away, until the next reload", _A, by=By.SUPERVISOR),
     Command("config reload", "", "read the configuration again, as SIGHUP does", _A, by=By.SUPERVISOR),
     Command(
         "record start", "NAME [bodies]", "write sessions to a file of Record_Folder", _A,
@@ -176,6 +209,8 @@ COMMANDS = (
 CONTROL = Command(
     "control", "", "what scripts have registered with msys.registerControl", _A, show.text_said, show.merge_said
 )
+_OPTIONS = [*table().options.values(), *(row for one in table().modules.values() for row in one.options.values())]
+_SECRETS = frozenset(option.name for option in _OPTIONS if option.secret)
 _LONGEST = max(len(command.name.split()) for command in COMMANDS)
 _BY_NAME = {tuple(command.name.split()): command for command in COMMANDS}
 
@@ -188,6 +223,14 @@ def find(words: list[str]) -> tuple[Command, list[str]]:
         if command is not None and (command.words or len(words) == length):
             return command, words[length:]
     return CONTROL, words
+
+
+def loggable(words: list[str]) -> str:
+    """A command as logs have it: without what stands behind the name of a secret option."""
+    secret = next((at for at, word in enumerate(words) if word.partition("=")[0].lower() in _SECRETS), None)
+    if secret is None or words[0].lower() != "config":
+        return " ".join(words)
+    return " ".join([*words[:secret], words[secret].partition("=")[0], HIDDEN])
 
 
 def help_text(name: str = "") -> str:

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 from quillon import __version__
 from quillon.control.authority import NOT_ALLOWED, AccessRules, GroupsError
-from quillon.control.commands import By, Command, Role, find, help_text
-from quillon.control.messages import FromControl, Rights, ToControl
+from quillon.control.commands import By, Command, Role, find, help_text, loggable
+from quillon.control.messages import FromControl, Order, Rights, ToControl
 from quillon.control.rendering import ERROR, printable_lines
 
 MAX_LINE = 4096
@@ -214,7 +214,7 @@ class Console:
         except ValueError as error:
             raise ConsoleError(f"{text}: {error}") from None
         command, words = find(said)
-        client.may(command, " ".join(said), partial(self._account, client, " ".join(said)))
+        client.may(command, " ".join(said), partial(self._account, client, loggable(said)))
         if command.by is By.CONSOLE:
             return command, CommandAnswer(self._own(client, command, words))
         self._number += 1
@@ -222,7 +222,14 @@ class Console:
         question = self._questions[number] = _Question(asyncio.get_running_loop().create_future())
         try:
             if command.by is By.SUPERVISOR:
-                self._send({"event": "order", "id": number, "command": command.name, "who": client.user})
+                order: Order = {
+                    "event": "order",
+                    "id": number,
+                    "command": command.name,
+                    "words": words,
+                    "who": client.user,
+                }
+                self._send(order)
                 await asyncio.wait_for(question.answered, LOCAL_PATIENCE)
                 if question.text.startswith(ERROR):
                     raise ConsoleError(question.text.removeprefix(ERROR))

@@ -30,6 +30,7 @@ class Order(TypedDict):
     event: Literal["order"]
     id: int
     command: str
+    words: list[str]
     who: str
 
 

@@ -269,6 +269,18 @@ def text_message(found: Row) -> str:
     return "".join(out)
 
 
+def merge_exported(rows: Rows) -> Row:
+    """The message, and its octets in base64."""
+    found = next((row["message"] for row in rows if "message" in row), None)
+    if found is None:
+        return {"error": "no message of this id waits here or is being delivered"}
+    return {**found, "octets": "".join(row["piece"] for row in rows if "piece" in row)}
+
+
+def text_exported(found: Row) -> str:
+    return f"{found['id']} has {found['size']} octets; `quillon console message export` writes them to a file\n"
+
+
 def _message(row: Row) -> str:
     """The manual's fields of `message details`, and what Quillon knows beyond."""
     group, binding = row["binding_group"], row["binding"]
@@ -507,6 +519,32 @@ def text_explained(found: Row) -> str:
         out.append(f"{row['option']} = {value}    {where}")
         out += [f"    beats {one['value']}    {one['set_at']} in {one['scope']}" for one in row["beaten"]]
     return "".join(f"{line}\n" for line in out)
+
+
+# counters of scripts ------------------------------------------------------------------------------------------------
+
+
+def merge_counters(rows: Rows) -> list[Row] | Row:
+    """Sums of all workers, by path; `reset` is the earliest time."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        known = found.setdefault(row["counter"], {**row, "value": 0})
+        known["value"] += row.get("value", 0)
+        known["reset"] = min(known.get("reset", 0), row.get("reset", 0))
+    return [found[path] for path in sorted(found)]
+
+
+def text_counters(found: list[Row]) -> str:
+    """As the manual has it."""
+    out = [f"{'VALUE':<10} {'RESET_TIME':<20} {'SEMANTICS':<9} COUNTER\n"]
+    for row in found:
+        when = time.strftime("%Y-%m-%d@%H:%M:%S", time.localtime(row["reset"]))
+        out.append(f"{row['value']:<10} {when:<20} {'relaxed' if row['relaxed'] else 'strict':<9} {row['counter']}\n")
+    return "".join([*out, f"{len(found)} counters listed.\n"])
+
+
+def text_unlinked(found: list[Row]) -> str:
+    return "".join(f"{row['counter']} is forgotten\n" for row in found) or "there is no such counter\n"
 
 
 # words --------------------------------------------------------------------------------------------------------------
