@@ -23,12 +23,14 @@ from tests.support.server import answers, free_port, until
 
 class OidcProvider:
     """`claims` are those of the next ID token beside what belongs to the login; `spoil` changes what was made of it.
-    `asked` are the forms that came for a token."""
+    `told` is what it tells of the user beside the token, None where there is no such place. `asked` are the forms that
+    came for a token."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self.port = free_port()
         self.issuer = f"https://127.0.0.1:{self.port}/realm"
         self.claims: dict[str, Any] = {}
+        self.told: dict[str, Any] | None = None
         self.key: RSAKey | ECKey = RSAKey.generate_key(2048, parameters={"kid": "one"})
         self.published: KeySet | None = None
         self.token: str | None = None  # given instead of what is made
@@ -57,11 +59,13 @@ class OidcProvider:
                 Route("/realm/authorize", self._authorize),
                 Route("/realm/token", self._token, methods=["POST"]),
                 Route("/realm/keys", self._keys),
+                Route("/realm/me", self._userinfo),
             ]
         )
 
     async def _discovery(self, _request: Request) -> Response:
         names = {"authorization_endpoint": "authorize", "token_endpoint": "token", "jwks_uri": "keys"}
+        names |= {"userinfo_endpoint": "me"} if self.told is not None else {}
         return JSONResponse({"issuer": self.issuer, **{name: f"{self.issuer}/{at}" for name, at in names.items()}})
 
     async def _authorize(self, request: Request) -> Response:
@@ -86,7 +90,12 @@ class OidcProvider:
         claims = {name: value for name, value in claims.items() if value is not None}
         algorithm = "RS256" if isinstance(self.key, RSAKey) else "ES256"
         token = self.token or jwt.encode({"alg": algorithm, "kid": "one", **self.header}, claims, self.key)
-        return JSONResponse({"access_token": "x", "token_type": "Bearer", "id_token": token})
+        return JSONResponse({"access_token": "x.y", "token_type": "Bearer", "id_token": token})
+
+    async def _userinfo(self, request: Request) -> Response:
+        if request.headers.get("authorization") != "Bearer x.y":
+            return JSONResponse({"error": "invalid_token"}, 401)
+        return JSONResponse(self.told)
 
     async def _keys(self, _request: Request) -> Response:
         published = self.published or KeySet([self.key])

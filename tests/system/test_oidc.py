@@ -120,6 +120,32 @@ def test_to_be_known_to_the_provider_is_not_enough(world: World) -> None:
     assert world.sign_in().status_code == 403
 
 
+def test_name_and_groups_may_be_told_beside_the_token(world: World) -> None:
+    """OpenID Connect Core 5.4: claims that a scope asks for come from there, and need not be in the token."""
+    world.provider.claims = {"email": None, "email_verified": None}
+    world.provider.told = {"sub": "1", "email": "bob@bank.test", "email_verified": True, "groups": ["operate"]}
+    assert world.sign_in("/queues").status_code == 200
+    assert world.order("whoami").json()["result"].startswith("bob@bank.test, with the roles bob@bank.test, operate")
+    for told, claims, why in (
+        ({"sub": "2", "email": "bob@bank.test", "email_verified": True}, {}, "is about somebody else"),
+        ({"email": "bob@bank.test", "email_verified": True}, {}, "is about somebody else"),
+        # the word of the token is not about this address
+        ({"sub": "1", "email": "bob@bank.test", "email_verified": False}, {"email_verified": True}, "has not verified"),
+        ({"sub": "1", "email": "bob@bank.test"}, {"email_verified": True}, "has not verified"),
+        ({"error": "temporarily"}, {}, "is about somebody else"),
+    ):
+        world.browser = world.new_browser()
+        world.provider.told, world.provider.claims = told, {"email": None, "email_verified": None, **claims}
+        answer = world.sign_in()
+        assert (answer.status_code, why in answer.text) == (403, True), (told, answer.text)
+    # what the token says goes first
+    world.browser = world.new_browser()
+    world.provider.told = {"sub": "1", "email": "bob@bank.test", "groups": ["admin"]}
+    world.provider.claims = {"groups": None}
+    assert world.sign_in().status_code == 200
+    assert world.order("whoami").json()["result"].startswith("ann@bank.test, with the roles ann@bank.test, admin")
+
+
 def test_what_the_configuration_says_holds_for_them_as_well(tmp_path: Path, server: Callable[..., Server]) -> None:
     (tmp_path / "groups").write_text("operate:ann\n")
     more = f"""Enable_Authorization = true AuthorizationParameters = [ uri = "groups://{tmp_path}/groups" ]"""
