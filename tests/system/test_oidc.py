@@ -16,8 +16,9 @@ from joserfc.jwk import KeySet, RSAKey
 
 from quillon.config.load import load
 from quillon.lab.pki import Authority
+from tests.support.browser import Browser
 from tests.support.oidc import OidcProvider
-from tests.support.server import Server, free_port
+from tests.support.server import Server, free_port, until
 
 PAGE = {"Accept": "text/html,application/xhtml+xml"}
 
@@ -105,6 +106,40 @@ def test_who_signs_in_may_do_what_his_groups_say(world: World) -> None:
         verify=ssl.create_default_context(cafile=str(world.ca)), trust_env=False,
     )  # fmt: skip
     assert answer.status_code == 401
+
+
+def test_orders_are_given_in_a_browser(world: World, tmp_path: Path) -> None:
+    """What no program shows that sends the headers it thinks a browser would."""
+    world.provider.claims = {"groups": ["operate"]}
+    assert world.sign_in().status_code == 200
+    message = {"sender": "a@shop.test", "recipients": ["b@bank.test"], "text": "x"}
+    for _ in range(3):
+        given = world.browser.post(f"{world.url}/api/v1/messages", json=message, headers={"Origin": world.url})
+        assert given.status_code == 202, given.text
+    browser = Browser(tmp_path)
+    try:
+        browser.go(f"{world.url}/domain/bank.test")
+        browser.shows("ann@bank.test")
+        browser.press("Pause for an hour")
+        until(lambda: _told(world, "suspended") != [], "it is paused")
+        (row,) = _told(world, "suspended")
+        assert (row["domain"], row["by"]) == ("bank.test", "ann@bank.test")
+        browser.go(f"{world.url}/domain/bank.test")
+        browser.shows("Resume")
+        browser.press("Fail all")
+        browser.shows("3 messages would be failed")
+        browser.press("Yes, do it")
+        until(lambda: _told(world, "find --recipient b@bank.test")["total"] == 0, "no mail")
+        browser.shows("Back")
+        browser.press("Sign out")
+        browser.shows("signed out")
+        assert browser.console == []
+    finally:
+        browser.close()
+
+
+def _told(world: World, command: str) -> Any:
+    return world.order(command, Accept="application/json").json()["result"]
 
 
 def test_to_be_known_to_the_provider_is_not_enough(world: World) -> None:

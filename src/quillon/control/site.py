@@ -55,6 +55,7 @@ SHOWN = 500  # domains on a page
 STREAMS = 50  # that are served at a time
 SUBMIT = Command("submit", "", "mail in by HTTP", Role.OPERATE)
 STATIC = {
+    "icon.svg": "image/svg+xml",
     "style.css": "text/css",
     "app.js": "text/javascript",
     "uplot.min.js": "text/javascript",
@@ -85,6 +86,7 @@ class WebSite:
             Route("/healthz", self._health),
             Route("/readyz", self._ready),
             Route("/static/{file}", self._static),
+            Route("/favicon.ico", self._static),  # browsers ask for it beside what is no page, too
             *(self._sign_in.routes if self._sign_in is not None else []),
             self._route("/metrics", self._metrics),
             self._route("/", self._now),
@@ -359,7 +361,7 @@ class WebSite:
         return StreamingResponse(stream(), media_type="text/event-stream")
 
     async def _static(self, request: Request) -> Response:
-        name = request.path_params["file"]
+        name = request.path_params.get("file", "icon.svg")
         if name not in STATIC:
             raise HTTPException(404)
         data = await asyncio.to_thread((files("quillon.control") / "web" / name).read_bytes)
