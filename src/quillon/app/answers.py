@@ -48,7 +48,7 @@ MOST_LISTED = 10_000
 KINDS = ("A", "AAAA", "MX", "TXT", "NS", "CNAME", "PTR")
 BODY = 65536  # octets of a message that are shown
 PIECE = 9216  # octets of one that is exported which go in one row; three of them are four characters
-MOST_EXPORTED = 64 << 20  # octets
+MOST_EXPORTED = 32 << 20  # octets
 
 Function = Callable[[list[str]], Awaitable[Rows]]
 
@@ -298,7 +298,7 @@ class Answers:
             raise ValueError("it has left meanwhile")
         octets = front(batch.sender, message.recipient, body, requiretls=batch.tls_request == "requiretls") + body
         pieces = [octets[at : at + PIECE] for at in range(0, len(octets), PIECE)]
-        return [{"message": row}, *({"piece": b64encode(piece).decode()} for piece in pieces)]
+        return [{"message": row, "whole": len(octets)}, *({"piece": b64encode(piece).decode()} for piece in pieces)]
 
     async def _described(self, number: MessageId) -> tuple[Message | None, dict[str, Any]]:
         """A message of this worker, which waits or is being delivered, and its row."""

@@ -71,7 +71,7 @@ class ConfigTrial:
     def read(self) -> Loaded:
         """The configuration as it is now."""
         loaded = load(self._path, changed=self._changed)
-        if self._digest and loaded.tree.digest != self._digest:
+        if self._digest and loaded.tree.files_digest != self._digest:
             at = Position(self._path, 0, 0)
             text = "its files have changed since they were read: reload first, and then change what they say now"
             return Loaded(None, [Fault(at, text)], loaded.tree)

@@ -79,10 +79,11 @@ class Configuration:
         return [(self._worker.number, line) for line in written.lines(node, config.table, deep=deep)]
 
     def _changes(self, _words: list[str]) -> Rows:
-        return [
-            (self._worker.number, {"do": change.do, "words": shlex.join(change.words), "origin": change.origin})
+        rows = [
+            {"do": change.do, "words": shlex.join(change.words), "origin": change.origin}
             for change in self._worker.config.changes
         ]
+        return [(self._worker.number, row) for row in [*rows, None]]
 
 
 def _one(rest: tuple[str, ...]) -> tuple[str]:

@@ -5,6 +5,7 @@ Each worker counts for itself, and the console shows the sum; what is added is a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +55,11 @@ class ScriptCounters:
         return {"counter": path, "value": tally.value, "reset": tally.since, "relaxed": tally.relaxed}
 
     def _add(self, words: list[str]) -> Rows:
-        if len(words) != 2 or not words[1].lstrip("-").isdecimal():
+        if len(words) != 2 or not re.fullmatch(r"-?[0-9]{1,18}", words[1]):
             raise ValueError("counter add PATH NUMBER")
         first = self._worker.number == 0
         self._counters.add(words[0], int(words[1]) if first else 0)
-        return [self._row(words[0])]
+        return [{**self._row(words[0]), "added": first}]
 
     def _increment(self, words: list[str]) -> Rows:
         return self._add([only(words, "counter increment PATH"), "1"])

@@ -29,6 +29,7 @@ from quillon.app.control import Control
 from quillon.app.leases import Leases, LeaseWord
 from quillon.app.notify import notify, reloading
 from quillon.app.privileges import Identity, PrivilegeError, become, identity, make_folder
+from quillon.app.reload_outcome import ReloadOutcome
 from quillon.config.changes import ConfigChange
 from quillon.config.model import Config
 from quillon.config.scope import resolve
@@ -54,8 +55,8 @@ RELOAD_PATIENCE = 60.0  # seconds for workers to say what came of a reload
 GRACE = 15.0  # seconds beyond drain_timeout before a worker is killed; more than the spool takes to close
 
 
-Told = Callable[[list[str]], None]
-"""Hears what is wrong with a configuration that was to be used; nothing if it is in force."""
+Told = Callable[[ReloadOutcome], None]
+"""Hears what came of a configuration that was to be used."""
 
 Answer = Callable[[str], None]
 """Takes what came of a console's order."""
@@ -81,12 +82,15 @@ class _Child:
 @dataclass
 class _Round:
     """A reload that workers have been told of: the process ids of those that have not said what came of it, until when
-    they may, what those said that refused it, and what is demanded otherwise of how many messages."""
+    they may, what those said that refused it, what is to be told of it, how many changes of the console it drops, and
+    what is demanded otherwise of how many messages."""
 
     number: int = 0
     until: float = 0.0
     owing: set[int] = field(default_factory=set)
     refused: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    gone: int = 0
     changed: Counter[str] = field(default_factory=Counter)
 
 
@@ -262,14 +266,7 @@ class Supervisor:
         answer("logs reopened")
 
     def _order_reload(self, _words: list[str], _who: str, answer: Answer) -> None:
-        before = len(self._config.changes)
-
-        def ended(problems: list[str]) -> None:
-            refused = f"{ERROR}reload refused, the running configuration stays: " + "; ".join(problems)
-            gone = [f"{before} changes of the console are gone"] if before else []
-            answer(refused if problems else "\n".join(["configuration reloaded", *gone, *self._demands_changed()]))
-
-        self._reload(ended)
+        self._reload(lambda outcome: answer(outcome.to_reload()))
 
     def _order_change(self, do: str, words: list[str], who: str, answer: Answer) -> None:
         """Set or unset what a console has asked for, until the next reload."""
@@ -277,21 +274,24 @@ class Supervisor:
             answer(f"{ERROR}another change or a reload is under way: again in a moment")
             return
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(self._clock.now()))
-        changes = (*self._config.changes, ConfigChange(do, tuple(words), f"console ({who}, {at} UTC)"))
+        number = len(self._config.changes) + 1
+        change = ConfigChange(do, tuple(words), f"console ({who}, {at} UTC, change {number})")
+        try:
+            made = change.makes(self._config.root, self._config.table)
+        except ValueError as error:
+            answer(f"{ERROR}{error}")
+            return
+        changes = (*self._config.changes, change)
         if not Channel.fits({"changed": changes, "room": "." * ROOM}):
             answer(f"{ERROR}that is too much to be told to workers: write what `config changes` has into the file")
             return
 
-        def ended(problems: list[str]) -> None:
-            refused = f"{ERROR}refused, the running configuration stays: " + "; ".join(problems)
-            answer(refused if problems else "\n".join(["it holds until the next reload", *self._demands_changed()]))
+        def ended(outcome: ReloadOutcome) -> None:
+            news = [f"there was no {made}: it is new"] if made else []
+            answer(outcome._replace(warnings=[*news, *outcome.warnings]).to_change())
 
         self._told.append(ended)
-        self._try_out(changes, self._config.digest)
-
-    def _demands_changed(self) -> list[str]:
-        """What a reload has made of the demands of messages that wait."""
-        return [f"{count} messages {words}" for words, count in self._round.changed.items()]
+        self._try_out(changes, self._config.files_digest)
 
     def _keep(self, made: dict[str, list[socket.socket]]) -> None:
         for name, sockets in made.items():
@@ -411,7 +411,7 @@ class Supervisor:
         if self._round.owing and time.monotonic() >= self._round.until:
             self._round.refused.append(f"{len(self._round.owing)} workers have not answered")
             self._round.owing.clear()
-            self._reloaded(self._round.refused)
+            self._reloaded(self._round.refused, used=True)
         if {signal.SIGTERM, signal.SIGINT} & set(caught):
             self._stop()
         if self._stopping and time.monotonic() >= self._stopping:
@@ -528,7 +528,7 @@ class Supervisor:
         if pid in self._round.owing:
             self._round.owing.discard(pid)
             if not self._round.owing:
-                self._reloaded(self._round.refused)
+                self._reloaded(self._round.refused, used=True)
 
     def _reap(self) -> None:
         while True:
@@ -554,7 +554,7 @@ class Supervisor:
                 continue
             code = os.waitstatus_to_exitcode(raw)
             if pid in self._round.owing:
-                self._round.refused.append(f"worker {child.number} ended meanwhile")
+                self._round.refused.append(f"worker {child.number} ended meanwhile, and is started anew with it")
                 self._has_answered(pid)
             if code == worker.FAULTY and not self._announced:
                 self._status = 1
@@ -614,38 +614,44 @@ class Supervisor:
             self._reloaded(problems)
             return
         loaded = trial.read()
-        for fault in loaded.faults:
-            if fault.warning:
-                self._say(str(fault))
+        origin = loaded.config.changes[-1].origin if loaded.config is not None and loaded.config.changes else ""
+        warnings = [str(fault) for fault in loaded.faults if fault.warning and origin in ("", fault.position.file)]
+        for warning in warnings:
+            self._say(warning)
         if loaded.config is None:  # it was another one when it was tried
             self._reloaded([str(fault) for fault in loaded.errors])
             return
         try:
             changed = _needs_restart(self._config, loaded.config)
-            problems = [f"{name} has changed, which needs a restart" for name in changed] or self._use(loaded.config)
+            problems = [f"{name} has changed, which needs a restart" for name in changed]
+            problems = problems or self._use(loaded.config, warnings if origin else [])
         except Exception as error:
             traceback.print_exc()
             problems = [f"unexpected {error!r}"]
         if problems or not self._round.owing:
             self._round.owing.clear()
-            self._reloaded(problems)
+            self._reloaded(problems, used=self._config is loaded.config)
 
-    def _reloaded(self, problems: list[str]) -> None:
+    def _reloaded(self, problems: list[str], *, used: bool = False) -> None:
+        outcome = ReloadOutcome(problems, used)
+        if used:
+            demands = [f"{count} messages {words}" for words, count in self._round.changed.items()]
+            outcome = outcome._replace(warnings=self._round.warnings, gone=self._round.gone, demands=demands)
         if self._changing:
             self._say("change refused" if problems else "configuration changed from the console")  # who asked is told
         elif problems:
-            self._panic("config: reload refused, the running configuration stays: " + "; ".join(problems))
+            self._panic(f"config: {outcome.to_reload().removeprefix(ERROR)}")
         else:
-            self._say("configuration reloaded")
+            self._say(outcome.to_reload())
         notify("READY=1")
         told, self._told = self._told, []
         for tell in told:
-            tell(problems)
+            tell(outcome)
         asked, self._asked = self._asked, []
         if asked:
             self._reload(*asked)
 
-    def _use(self, config: Config) -> list[str]:
+    def _use(self, config: Config, warnings: list[str]) -> list[str]:
         """Let a configuration be in force; gives what prevents that."""
         made: dict[str, list[socket.socket]] = {}
         try:
@@ -656,6 +662,7 @@ class Supervisor:
                 for sock in unused:
                     sock.close()
             return [str(error)]
+        gone = 0 if config.changes else len(self._config.changes)
         self._config = config
         self._alerts.every = _alerts_again(config)
         self._keep(made)
@@ -663,7 +670,8 @@ class Supervisor:
         for sockets in self._sockets:
             for name in sockets.keys() - wanted:
                 sockets.pop(name).close()
-        self._round = _Round(self._round.number + 1, time.monotonic() + RELOAD_PATIENCE)
+        until = time.monotonic() + RELOAD_PATIENCE
+        self._round = _Round(self._round.number + 1, until, warnings=warnings, gone=gone)
         for child in self._children.values():
             new = {name: self._sockets[child.number][name] for name in made}
             told = {"do": "reload", "new": list(new), "round": self._round.number, "digest": config.digest}
@@ -723,7 +731,7 @@ class Supervisor:
         self._loggers.log(Panic(self._clock.now(), text))
 
 
-def _heard_by_nobody(_problems: list[str]) -> None:
+def _heard_by_nobody(_outcome: ReloadOutcome) -> None:
     """SIGHUP waits for no answer; the paniclog has it."""
 
 

@@ -117,10 +117,10 @@ def _ask_socket(path: str, line: str) -> str:
         sock.settimeout(PATIENCE)
         sock.connect(path)
         sock.sendall(f"{line}\n".encode())
-        said = b""
-        while data := sock.recv(65536):
-            said += data
-    return said.decode("utf-8", "replace")
+        said = []
+        while data := sock.recv(1 << 20):
+            said.append(data)
+    return b"".join(said).decode("utf-8", "replace")
 
 
 def _ask_http(url: str, login: tuple[str, str] | None, cert: str | None, ca: str | None, line: str) -> str:

@@ -19,8 +19,9 @@ def export(ask: Callable[[str], str], said: str, *, name: str) -> int:
         number, *files = shlex.split(said)
         file = Path(files[0]) if files else None
         answer = json.loads(ask(f"json {EXPORT}{shlex.join([number, *files[1:]])}"))
-        if answer.get("error"):
-            print(f"quillon console: {answer['error']}", file=sys.stderr)
+        wrong = answer.get("error") or answer.get("incomplete")
+        if wrong:
+            print(f"quillon console: {wrong}", file=sys.stderr)
             return 1
         octets = b64decode(answer["result"]["octets"])
         if file is None:
@@ -28,7 +29,12 @@ def export(ask: Callable[[str], str], said: str, *, name: str) -> int:
             return 0
         # it may hold what is for nobody else, and nothing that is there is overwritten
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-            out.write(octets)
+            try:
+                out.write(octets)
+                out.flush()
+            except OSError:
+                file.unlink()
+                raise
     except OSError as error:
         print(f"quillon console: {error.filename or name}: {error.strerror or error}", file=sys.stderr)
         return 1

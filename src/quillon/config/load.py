@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quillon.config import changes
 from quillon.config.changes import ConfigChange
 from quillon.config.check import check
 from quillon.config.contracts import KIND as CONTRACT
@@ -34,7 +33,7 @@ from quillon.config.syntax import (
     Word,
     parse,
 )
-from quillon.config.written import ESCAPES, quoted
+from quillon.config.written import in_quotes, quoted
 
 DEFAULT_SEARCH_PATH = (
     ".",
@@ -73,10 +72,11 @@ def load(path: str | Path, search_path: str | None = None, changed: Sequence[Con
     config = Config(builder.root, builder.table, builder.folder, (str(main),))
     try:
         builder.read(main, None)
-        digest, files = builder.digest.hexdigest(), tuple(builder.files) or (str(main),)
-        config = Config(builder.root, builder.table, builder.folder, files, digest, tuple(changed))
+        of_files, files = builder.digest.hexdigest(), tuple(builder.files) or (str(main),)
         for change in changed:
             builder.change(change)
+        digest = builder.digest.hexdigest()
+        config = Config(builder.root, builder.table, builder.folder, files, digest, tuple(changed), of_files)
         faulty = any(not fault.warning for fault in faults)
         faults += check(config, files_only=faulty)
     except Exception as error:
@@ -180,11 +180,12 @@ class _Builder:
     def change(self, change: ConfigChange) -> None:
         """What the console has set or unset."""
         self.at = Position(change.origin, 0, 0)
+        self.digest.update("\0".join((change.do, *change.words, "\0")).encode("utf-8", "replace"))
         try:
             if change.do == "set":
-                self.fill(self.root, changes.items(change, self.root, self.table))
+                self.fill(self.root, change.items(self.root, self.table))
             else:
-                changes.take_away(change, self.root, self.table)
+                change.take_away(self.root, self.table)
         except ValueError as error:
             self.fault(self.at, str(error))
 
@@ -286,7 +287,7 @@ class _Builder:
             text = str(error)
             self.fault(setting.value.position, text if text.startswith(option.name) else f"{option.name}: {text}")
             return
-        node.settings[name] = Entry(value, _text(setting.value), setting.name.position)
+        node.settings[name] = Entry(value, _text(setting.value), setting.name.position, isinstance(setting.value, Word))
         self._judge(node, option, setting, value)
 
     def _judge(self, node: Node, option: Option, setting: Setting, value: object) -> None:
@@ -366,4 +367,4 @@ def _text(value: Value) -> str:
         return value.text
     if isinstance(value, DictValue):
         return "[ " + " ".join(f"{quoted(key.text)} = {quoted(word.text)}" for key, word in value.items) + " ]"
-    return "( " + " ".join(f'"{word.text.translate(ESCAPES)}"' for word in value.items) + " )"
+    return "( " + " ".join(in_quotes(word.text) for word in value.items) + " )"

@@ -19,8 +19,8 @@ from quillon.config.tree import Tree
 @dataclass
 class Config:
     """`files` are all files read, the main one first; `folder` is where relative paths start; `digest` is the SHA-256
-    over the files as they were read, by which two processes know that they have read the same; `changes` are those of
-    the console."""
+    over the files as they were read and what the console has changed, by which two processes know that they have the
+    same, `files_digest` that over the files; `changes` are those of the console."""
 
     root: Node
     table: OptionTable
@@ -28,6 +28,7 @@ class Config:
     files: tuple[str, ...]
     digest: str = ""
     changes: tuple[ConfigChange, ...] = ()
+    files_digest: str = ""
 
     @cached_property
     def _tree(self) -> Tree:

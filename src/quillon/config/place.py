@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
 from quillon.config.labels import canonical
@@ -13,6 +14,7 @@ from quillon.config.scope import (
     Node,
     Resolution,
     ancestors,
+    inbound_chain,
     nested,
     outbound_chain,
     pathway_nodes,
@@ -24,7 +26,7 @@ from quillon.config.scope import (
 if TYPE_CHECKING:
     from quillon.config.model import Config
 
-_INBOUND = ("esmtp_listener", "listen", "peer")
+_LISTENING = ("esmtp_listener", "peer")
 
 
 class ScopePlace(NamedTuple):
@@ -104,23 +106,34 @@ def option(place: ScopePlace, name: str, table: OptionTable) -> Option:
     raise ValueError(f"there is no option or scope {name}{where}{meant}")
 
 
+def _inbound(config: Config, listen: Node, peer: str | None) -> list[Node]:
+    """The stanzas of a Listen, for clients of an address block, or for those that no Peer is about."""
+    if peer is not None:
+        return inbound_chain(config.root, config.table, listen, ip_network(peer).network_address)
+    chain = ancestors(listen)
+    pathway = str(resolve(config.table.options["pathway"], chain, config.folder).value)
+    return [*chain[:-1], *pathway_nodes(config.root, pathway), config.root]
+
+
 def effective(config: Config, place: ScopePlace, wanted: Option) -> Resolution:
     """What holds there for an option, with what falls back to broader scopes; for a Domain that is a name what rules
     mail to it, with its Gateway and its contract. Raises ValueError where there is no such place."""
     named, last = dict(place.scopes), place.scopes[-1][0] if place.scopes else "global"
     domain = named["domain"] if last == "domain" and not named["domain"].startswith(("/", "*")) else ""
     node = place.find(config.root, outer=1 if domain else 0)
+    listen = place.find(config.root, outer=1) if last == "peer" else node
+    if listen is not None and listen.kind == "listen":
+        return resolve(wanted, _inbound(config, listen, named.get("peer")), config.folder)
     groups = config.outbound.bindings()
-    if node is None and named.get("binding") not in groups:
+    pathways = pathway_nodes(config.root, named["pathway"]) if last == "pathway" else []
+    if node is None and named.get("binding") not in groups and not pathways:
         raise ValueError(f"there is no {place.words}")
-    binding = named.get("binding", "default")
+    if pathways:
+        return resolve(wanted, [*pathways, config.root], config.folder)
+    binding = named.get("binding", "" if "binding_group" in named else "default")
     if node is None or domain or last == "binding":
         group = named.get("binding_group") or groups.get(binding, "default")
         rows = config.outbound.explain(group, binding, domain) if domain else ()
         chain = outbound_chain(config.root, group, binding, domain)
         return next((row for row in rows if row.option is wanted), None) or resolve(wanted, chain, config.folder)
-    chain = ancestors(node)
-    if place.scopes and place.scopes[0][0] in _INBOUND:
-        pathway = str(resolve(config.table.options["pathway"], chain, config.folder).value)
-        chain[-1:] = [*pathway_nodes(config.root, pathway), config.root]
-    return resolve(wanted, chain, config.folder)
+    return resolve(wanted, _inbound(config, node, None) if last in _LISTENING else ancestors(node), config.folder)

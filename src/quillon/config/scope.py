@@ -68,11 +68,13 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One setting as it stands in a file: the typed value, and the text for people."""
+    """One setting as it stands in a file: the typed value, and the text for people, of one word or of a list or
+    dictionary as it is written."""
 
     value: Any
     text: str
     position: Position
+    one_word: bool = True
 
 
 class Patterns:

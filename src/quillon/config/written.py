@@ -14,18 +14,22 @@ from quillon.config.scope import Entry, Node, spelled
 HIDDEN = "(hidden)"
 _INDENT = "  "
 _BARE = re.compile(r"[^\s#\"'={}\[\](),“”]+")
-ESCAPES = str.maketrans({'"': '\\"', "\\": "\\\\", "\r": "\\r", "\n": "\\n", "\t": "\\t"})
+_ESCAPES = str.maketrans({'"': '\\"', "\\": "\\\\", "\r": "\\r", "\n": "\\n", "\t": "\\t"})
 
 
 def quoted(text: str) -> str:
     """A word as a file has it, in quotes where they are needed."""
-    return text if _BARE.fullmatch(text) and "/*" not in text else f'"{text.translate(ESCAPES)}"'
+    return text if _BARE.fullmatch(text) and "/*" not in text else in_quotes(text)
+
+
+def in_quotes(text: str) -> str:
+    """A word between quotes. A typographic one can stand in a word only behind the backslash that is part of it."""
+    return '"' + re.sub(r"\\\\([“”])", r"\\\1", text.translate(_ESCAPES)) + '"'
 
 
 def value(entry: Entry) -> str:
     """What stands behind an option's name."""
-    composed = entry.text.startswith(("( ", "[ ")) and not isinstance(entry.value, str)
-    return entry.text if composed else quoted(entry.text)
+    return quoted(entry.text) if entry.one_word else entry.text
 
 
 def setting(name: str, entry: Entry, *, secret: bool) -> str:
@@ -40,7 +44,8 @@ def lines(node: Node, table: OptionTable, *, deep: bool, indent: str = "") -> It
     for name, entry in node.settings.items():
         yield indent + setting(name, entry, secret=options[name].secret)
     for child in node.children.values():
-        head = f"{indent}{spelled(child.kind)} {quoted(child.label) if child.label else ''}".rstrip()
+        named = child.label or child.kind in table.modules
+        head = f"{indent}{spelled(child.kind)} {quoted(child.label) if named else ''}".rstrip()
         if not deep:
             yield f"{head} {{ ... }}"
             continue

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
+from quillon.config import changes
 from quillon.config.options import table
-from quillon.config.written import HIDDEN
 from quillon.control import configuration, demands, partners, tracing
 from quillon.control import rendering as show
 from quillon.queue.selection import WORDS
@@ -134,9 +134,9 @@ COMMANDS = (
         show.text_counters, show.merge_counters,
     ),
     Command("counter add", "PATH NUMBER", "add to a counter, which is made if it is not there", _O,
-        show.text_counters, show.merge_counters,
+        show.text_counters, show.merge_added,
     ),
-    Command("counter increment", "PATH", "add one", _O, show.text_counters, show.merge_counters),
+    Command("counter increment", "PATH", "add one", _O, show.text_counters, show.merge_added),
     Command("counter reset", "PATH", "set to 0", _O, show.text_counters, show.merge_counters),
     Command("counter unlink", "PATH", "forget it", _O, show.text_unlinked, show.merge_counters),
     Command("module list", "", "policy modules, and what they are asked", _V, show.text_modules, list),
@@ -209,8 +209,6 @@ COMMANDS = (
 CONTROL = Command(
     "control", "", "what scripts have registered with msys.registerControl", _A, show.text_said, show.merge_said
 )
-_OPTIONS = [*table().options.values(), *(row for one in table().modules.values() for row in one.options.values())]
-_SECRETS = frozenset(option.name for option in _OPTIONS if option.secret)
 _LONGEST = max(len(command.name.split()) for command in COMMANDS)
 _BY_NAME = {tuple(command.name.split()): command for command in COMMANDS}
 
@@ -226,11 +224,11 @@ def find(words: list[str]) -> tuple[Command, list[str]]:
 
 
 def loggable(words: list[str]) -> str:
-    """A command as logs have it: without what stands behind the name of a secret option."""
-    secret = next((at for at, word in enumerate(words) if word.partition("=")[0].lower() in _SECRETS), None)
-    if secret is None or words[0].lower() != "config":
-        return " ".join(words)
-    return " ".join([*words[:secret], words[secret].partition("=")[0], HIDDEN])
+    """A command as logs have it: without secrets."""
+    begin = [word.lower() for word in words[:2]]
+    if begin[:1] == ["config"] and begin[1:] in (["set"], ["unset"]):
+        return " ".join([*begin, changes.loggable(begin[1], words[2:], table())])
+    return " ".join(words)
 
 
 def help_text(name: str = "") -> str:

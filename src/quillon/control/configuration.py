@@ -38,10 +38,16 @@ def text_lines(found: Row) -> str:
     return "".join(f"{line}\n" for line in found["lines"]) or "nothing is written there\n"
 
 
-def merge_changes(rows: Rows) -> list[Row]:
-    return of_one(rows)
+def merge_changes(rows: Rows) -> Row:
+    """The changes, and the numbers of workers that have others."""
+    all_of: dict[int, Rows] = {}
+    for worker, row in rows:
+        all_of.setdefault(worker, []).extend([row] if row else [])
+    most: Rows = max(all_of.values(), key=len, default=[])
+    return {"changes": most, "workers_without": sorted(worker for worker, had in all_of.items() if had != most)}
 
 
-def text_changes(found: list[Row]) -> str:
-    lines = [f"config {row['do']} {row['words']}    {row['origin']}\n" for row in found]
+def text_changes(found: Row) -> str:
+    lines = [f"config {row['do']} {row['words']}    {row['origin']}\n" for row in found["changes"]]
+    lines += [f"worker {number} does not have all of them: reload\n" for number in found["workers_without"]]
     return "".join(lines) or "the console has changed nothing since the last reload\n"

@@ -26,6 +26,7 @@ from quillon.control.messages import FromControl, Order, Rights, ToControl
 from quillon.control.rendering import ERROR, printable_lines
 
 MAX_LINE = 4096
+PIECE = 65536  # octets of an answer, for each of which a client has PATIENCE
 MAX_CLIENTS = 32  # that are answered at a time
 MAX_WAITING = 256
 PATIENCE = 5.0  # seconds for a client to say its line and to read the answer, and for the workers to give it
@@ -174,9 +175,11 @@ class Console:
 
     async def _answer_one(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         text = await self._heard(ConsoleClient(_user(writer), self._authority.get(name), name), reader)
-        writer.write(printable_lines(text).encode())
-        # a console reads what it has asked for; one that does not is cut off
-        await asyncio.wait_for(writer.drain(), PATIENCE)
+        octets = printable_lines(text).encode()
+        for at in range(0, len(octets), PIECE):
+            writer.write(octets[at : at + PIECE])
+            # a console reads what it has asked for; one that does not is cut off
+            await asyncio.wait_for(writer.drain(), PATIENCE)
         writer.close()
         await asyncio.wait_for(writer.wait_closed(), PATIENCE)
 
@@ -209,6 +212,8 @@ class Console:
         """The answer to a command as it was written. Raises ConsoleError."""
         if len(text) > MAX_LINE:
             raise ConsoleError("the command is too long")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # which no answer could repeat
+            raise ConsoleError("the command is no Unicode text")
         try:
             said = shlex.split(text) or ["help"]
         except ValueError as error:
@@ -287,7 +292,10 @@ def _merged(command: Command, question: _Question) -> CommandAnswer:
     rows = [row for row in question.rows if not (isinstance(row, dict) and row.keys() == {"error"})]
     if not rows and late:
         raise ConsoleError(late.rstrip())
-    return CommandAnswer(command.merge(rows), "".join(f"{text}\n" for text in dict.fromkeys(errors)) + late)
+    merged = command.merge(rows)
+    if errors and isinstance(merged, dict) and merged.keys() == {"error"}:
+        raise ConsoleError("\n".join(dict.fromkeys(errors)))
+    return CommandAnswer(merged, "".join(f"{text}\n" for text in dict.fromkeys(errors)) + late)
 
 
 def _user(writer: asyncio.StreamWriter) -> str:

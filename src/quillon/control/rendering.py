@@ -274,7 +274,11 @@ def merge_exported(rows: Rows) -> Row:
     found = next((row["message"] for row in rows if "message" in row), None)
     if found is None:
         return {"error": "no message of this id waits here or is being delivered"}
-    return {**found, "octets": "".join(row["piece"] for row in rows if "piece" in row)}
+    octets = "".join(row["piece"] for row in rows if "piece" in row)
+    whole = next(row["whole"] for row in rows if "whole" in row)
+    if len(octets) != -(-whole // 3) * 4:
+        return {"error": "a part of it is missing: the worker that has it did not answer to the end"}
+    return {**found, "octets": octets}
 
 
 def text_exported(found: Row) -> str:
@@ -532,6 +536,13 @@ def merge_counters(rows: Rows) -> list[Row] | Row:
         known["value"] += row.get("value", 0)
         known["reset"] = min(known.get("reset", 0), row.get("reset", 0))
     return [found[path] for path in sorted(found)]
+
+
+def merge_added(rows: Rows) -> list[Row] | Row:
+    """One worker adds; without that one nothing is added."""
+    if not any(row.pop("added") for row in rows):
+        return {"error": "nothing was added: the worker that counts for the console is not there; again in a moment"}
+    return merge_counters(rows)
 
 
 def text_counters(found: list[Row]) -> str:

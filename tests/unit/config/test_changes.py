@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quillon.config import place, written
-from quillon.config.changes import ConfigChange
+from quillon.config.changes import ConfigChange, loggable
 from quillon.config.load import load
 from quillon.config.model import Config
+from quillon.config.options import table
 from quillon.config.scope import Node
 
 FILE = """
@@ -60,6 +61,12 @@ def _value(config: Config | None, words: str) -> object:
          "esmtp_listener listen 127.0.0.1:2525 peer 192.0.2.0/24 idle_time", 9),
         ("ec_logger heartbeat 3", "ec_logger heartbeat", 3),
         ("ec_logger second heartbeat 3", "ec_logger second heartbeat", 3),
+        ("domain bank.fi gateway [2001:db8::1]:25", "domain bank.fi gateway", ("2001:db8::1", 25)),
+        ("domain bank.fi outbound_smtp_auth_user (a)", "domain bank.fi outbound_smtp_auth_user", "(a)"),
+        ("domain bank.fi tls=no tls_verify=ca", "domain bank.fi tls_verify", "ca"),
+        ("opendkim headerlist ( a,b c )", "opendkim headerlist", ("a,b", "c")),
+        ("opendkim headerlist = (a, b)", "opendkim headerlist", ("a", "b")),
+        ("esmtp_listener context = [ k = v x=y ]", "esmtp_listener context", {"k": "v", "x": "y"}),
     ],
 )  # fmt: skip
 def test_what_is_set_holds_where_it_was_set(tmp_path: Path, words: str, asked: str, value: object) -> None:
@@ -104,6 +111,9 @@ def test_fallback_is_that_of_the_manual(tmp_path: Path) -> None:
         ("listen :25 enable true", "there is no option or scope listen"),
         ("outbound_smtp_auth_pass x", "outbound_smtp_auth_pass is secret"),
         ("tls_engine schannel", "tls_engine = 'schannel'"),
+        ("tls_contract bank.fi min_version TLSv1.3", "is changed in the file"),
+        ("opendkim selector a\0b", "such characters are written into the file"),
+        ("opendkim selector “b”", "such characters are written into the file"),
     ],
 )
 def test_what_is_no_change_is_refused_with_its_origin(tmp_path: Path, words: str, fault: str) -> None:
@@ -131,12 +141,65 @@ def test_options_and_scopes_are_unset(tmp_path: Path) -> None:
         ("domain bank.fi", "there is no Domain bank.fi"),
         ("domain /shop[.]/ connect_timeout", "connect_timeout is not set in Domain /shop[.]/"),
         ("connect_timeout 3", "config unset"),
+        ("tls_contract bank.fi min_version", "is changed in the file"),
     ],
 )
 def test_what_is_not_set_is_not_unset(tmp_path: Path, words: str, fault: str) -> None:
     config, errors = _changed(tmp_path, words, do="unset")
     assert config is None
     assert fault in errors[0]
+
+
+def test_what_peers_and_groups_have_is_what_sessions_have(tmp_path: Path) -> None:
+    text = """
+    ESMTP_Listener {
+      Max_Message_Size = 1000
+      Peer "127.0.0.0/8" { Max_Message_Size = 3000 }
+      Listen ":25" { Max_Message_Size = 2000 Peer "127.0.0.0/16" { } }
+    }
+    Pathway_Group "pg" { Max_Message_Size = 70 Pathway "p" { } }
+    Binding "default" { Connect_Timeout = 21 }
+    Binding_Group "g1" { Connect_Timeout = 22 Binding "b2" { } }
+    """
+    config, errors = _changed(tmp_path, text=text)
+    assert errors == []
+    for asked, value in (
+        ("esmtp_listener listen :25 peer 127.0.0.0/16 max_message_size", 3000),
+        ("esmtp_listener listen :25 peer 192.0.2.1 max_message_size", 2000),
+        ("esmtp_listener listen :25 max_message_size", 2000),
+        ("esmtp_listener peer 127.0.0.0/8 max_message_size", 3000),
+        ("pathway p max_message_size", 70),
+        ("binding_group g1 domain x.test connect_timeout", 22),
+        ("binding_group g1 binding b2 domain x.test connect_timeout", 22),
+        ("domain x.test connect_timeout", 21),
+    ):
+        assert _value(config, asked) == value, asked
+
+
+@pytest.mark.parametrize(
+    ("words", "logged"),
+    [
+        (["domain", "bank.fi", "tls", "no"], "domain bank.fi tls no"),
+        (["outbound_smtp_auth_pass", "lost"], "outbound_smtp_auth_pass (hidden)"),
+        (["domain", "b.fi", "tls", "=", "no", "outbound_smtp_auth_pass=lost"],
+         "Domain b.fi tls outbound_smtp_auth_pass (hidden)"),
+        (["domain bank.fi outbound_smtp_auth_pass lost"], "(hidden)"),
+        (["outbound_smtp_auth_pass = lost"], "(hidden)"),
+        (["outbound_smtp_auth_passwd", "lost"], "(hidden)"),
+        (["datasource", "d", "uri", "pgsql:password=lost"], "Datasource d uri (hidden)"),
+        (["acme", "a", "external_account_key", "lost"], "Acme a external_account_key (hidden)"),
+    ],
+)  # fmt: skip
+def test_no_log_has_what_is_secret(words: list[str], logged: str) -> None:
+    assert loggable("set", words, table()) == logged
+
+
+def test_evidence_tells_changed_configurations_apart(tmp_path: Path) -> None:
+    plain, _ = _changed(tmp_path)
+    changed, _ = _changed(tmp_path, "domain bank.fi tls no")
+    assert plain is not None
+    assert changed is not None
+    assert plain.digest == plain.files_digest == changed.files_digest != changed.digest
 
 
 def test_the_origin_takes_the_place_of_file_and_line(tmp_path: Path) -> None:
@@ -178,11 +241,12 @@ def test_text_of_a_tree_gives_the_tree_again(
     tmp_path_factory: pytest.TempPathFactory, many: list[str], one: str
 ) -> None:
     file = tmp_path_factory.mktemp("tree") / "ecelerity.conf"
-    words = " ".join(f'"{word.translate(written.ESCAPES)}"' for word in many)
-    key = f'"{one.translate(written.ESCAPES)}"'
+    words = " ".join(map(written.in_quotes, many))
+    key = written.in_quotes(one)
     file.write_text(
         f"""
-        opendkim {{ selector = {key} headerlist = ( {words} ) }}
+        opendkim {{ selector = ( {key} ) headerlist = ( {words} ) }}
+        datasource "" {{ }}
         ESMTP_Listener {{ Listen ":25" {{ Context = [ {key} = "v" k = {key} ] }} }}
         """,
         newline="",

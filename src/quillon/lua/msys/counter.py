@@ -9,6 +9,7 @@ from typing import Any
 from quillon.lua.msys.api import Api
 
 MAX_COUNTERS = 100_000
+LARGEST = 1 << 62  # of all workers' sum, too, Lua makes a number
 _RELAXED = 1  # msys.counter.RELAXED; here each counter is exact, whatever was asked for
 
 
@@ -43,6 +44,8 @@ class Counters:
     def add(self, path: Any, delta: int) -> int:
         """Gives what it is then. Raises ValueError."""
         tally = self.tallies[self.open(path)]
+        if abs(tally.value + delta) >= LARGEST:
+            raise ValueError(f"{path}: a counter has 63 bits")
         tally.value += delta
         return tally.value
 
