@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -60,6 +60,7 @@ from quillon.modules import load as policies
 from quillon.modules.load import LoadError, Policies, Services
 from quillon.net.channel import Channel
 from quillon.net.clock import Deadlines, SystemClock
+from quillon.net.stream import Stream
 from quillon.net.turns import Turns
 from quillon.policy.environment import Lookup
 from quillon.policy.hook import Policy, PolicyError, PolicyTime, words_of
@@ -278,7 +279,10 @@ class Worker:
 
     async def _listen(self, name: str, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        make = lambda: EsmtpSession(self.services, name).stream  # noqa: E731 - the factory of each connection
+
+        def make() -> Stream:
+            return cast(Stream, EsmtpSession(self.services, name).stream)
+
         if sock.family == socket.AF_UNIX:
             self._servers[name] = await loop.create_unix_server(make, sock=sock)
         else:

@@ -147,11 +147,7 @@ LISTS = ("list", "routes", "cidr_list", "domain_list", "extensions", "mechanisms
 def default(option: Option, folder: str) -> Any:
     """The Python value of an option that nobody set; None where it has no default."""
     if option.default is None:
-        return (
-            ()
-            if option.type in ("list", "routes", "cidr_list", "domain_list", "extensions", "mechanisms", "patterns")
-            else None
-        )
+        return () if option.type in LISTS else None
     return convert(option, Word(option.default, Position("default", 0, 0)), folder)
 
 

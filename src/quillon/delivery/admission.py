@@ -51,7 +51,7 @@ class Admission:
         config: Config,
         hooks: TlsHooks,
         connections: Callable[[int], tuple[int, int]],
-        log: Callable[[Event], None],
+        log: Callable[[Event], object],
         suspended: Callable[[str], bool] = lambda _: False,
     ):
         self._is_suspended = suspended

@@ -436,8 +436,8 @@ class Connection:
         file: BinaryIO | None = None
         try:
             file = await loop.run_in_executor(None, open, path, "rb")
-            while self._session.body_expected and (data := await loop.run_in_executor(None, file.read, _CHUNK)):
-                if not self._session.body_expected:
+            while self._session.expects_body() and (data := await loop.run_in_executor(None, file.read, _CHUNK)):
+                if not self._session.expects_body():
                     return  # the host has answered, or is gone
                 self._wait(self.settings.body_timeout)
                 self._sent += len(data)
@@ -445,7 +445,7 @@ class Connection:
                 if self._stream.blocked:
                     self._drained = loop.create_future()
                     await self._drained
-            if self._session.body_expected:
+            if self._session.expects_body():
                 self._stream.write(self._stuffer.end())
                 self._note(f"> {self._sent} octets of mail data")
                 self._session.body_sent()

@@ -84,11 +84,11 @@ class Dispatcher:
     services: ConnectionServices
     hostname: str
     share: Share
-    log: Callable[[Event], None]
+    log: Callable[[Event], object]
     say: Callable[[dict[str, Any]], object] = lambda _: None  # to the node
     connect: Callable[..., Connection] = Connection
     prove: Prove = at_once
-    put_off: Callable[[Attempted], None] | None = None  # who records what one host of several made of a message
+    put_off: Callable[[Attempted], object] | None = None  # who records what one host of several made of a message
     trouble: Callable[[], str] | None = None  # what is wrong with this server, so that nothing may leave
     curfew: InitVar[Curfew] = Curfew()  # noqa: RUF009 - it is not changed
     suspensions: InitVar[Suspensions | None] = None

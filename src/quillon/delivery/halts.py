@@ -28,7 +28,7 @@ class Halts:
         self,
         curfew: Curfew,
         suspensions: Suspensions,
-        log: Callable[[Event], None],
+        log: Callable[[Event], object],
         trouble: Callable[[], str] | None = None,
     ) -> None:
         self.suspensions = suspensions

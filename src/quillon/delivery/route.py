@@ -51,7 +51,7 @@ def gateway_target(domain: str) -> Target:
     return Target(host, port, mx=not is_ip(host))
 
 
-def order(records: Iterable[tuple[int, str]], shuffle: Callable[[list[str]], None]) -> list[tuple[int, str]]:
+def order(records: Iterable[tuple[int, str]], shuffle: Callable[[list[str]], object]) -> list[tuple[int, str]]:
     """MX records in the order in which they are tried: by preference, equal ones shuffled."""
     groups: dict[int, list[str]] = {}
     for preference, host in records:

@@ -22,10 +22,10 @@ from quillon.queue import retry
 from quillon.reception.accept import ResidentBodies
 from quillon.spool.store import Store
 
-Prove = Callable[[Attempted, Callable[[], None]], None]
+Prove = Callable[[Attempted, Callable[[], object]], object]
 
 
-def at_once(_event: Attempted, then: Callable[[], None]) -> None:
+def at_once(_event: Attempted, then: Callable[[], object]) -> None:
     """Where no evidence is kept."""
     then()
 
@@ -45,8 +45,8 @@ class Settlement:
         resident_bodies: ResidentBodies,
         bouncer: Bouncer,
         clock: Clock,
-        requeue: Callable[[Message], None],
-        log: Callable[[Event], None],
+        requeue: Callable[[Message], object],
+        log: Callable[[Event], object],
         prove: Prove = at_once,
     ) -> None:
         self._prove = prove

@@ -37,8 +37,8 @@ LATER = 0.02  # seconds that a record may wait which no client waits for: each w
 class _Entry(NamedTuple):
     event: Recorded
     source: Source
-    then: Callable[[], None] | None
-    otherwise: Callable[[], None] | None = None
+    then: Callable[[], object] | None
+    otherwise: Callable[[], object] | None = None
     kind: str = ""
 
 
@@ -53,7 +53,7 @@ class Evidence:
     by the configuration that runs. Raises OSError, KeyFileError, DamagedError."""
 
     def __init__(
-        self, folder: Path, number: int, key: Path, source: Source, clock: Clock, report: Callable[[str], None]
+        self, folder: Path, number: int, key: Path, source: Source, clock: Clock, report: Callable[[str], object]
     ) -> None:
         self.source = source
         self.folder = folder / f"worker-{number}"
@@ -138,7 +138,7 @@ class Evidence:
         self._waiting.append(_Entry(event, self.source, None))
         self._later()
 
-    def prove(self, event: Recorded, then: Callable[[], None]) -> None:
+    def prove(self, event: Recorded, then: Callable[[], object]) -> None:
         """Record an event that has happened; `then` is called once that is on disk, however long it takes."""
         self._waiting.append(_Entry(event, self.source, then))
         self._later()
@@ -152,7 +152,9 @@ class Evidence:
         self._timer = None
         self._committer.soon()
 
-    def prove_all(self, events: Sequence[Recorded], then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    def prove_all(
+        self, events: Sequence[Recorded], then: Callable[[], object], otherwise: Callable[[], object]
+    ) -> None:
         """Record events that can still be undone: `then` is called once all are on disk, or `otherwise` where they
         cannot be written now."""
         source = self.source
@@ -304,7 +306,7 @@ class Evidence:
         os.close(self._salts)
 
 
-def seal_others(given: Evidence, count: int, key: Path, clock: Clock, report: Callable[[str], None]) -> None:
+def seal_others(given: Evidence, count: int, key: Path, clock: Clock, report: Callable[[str], object]) -> None:
     """Sign what is left of workers that are no more, of which there were more than `count` or which were killed."""
     for log in given.folder.parent.glob("worker-*/entries"):
         number = log.parent.name.removeprefix("worker-")
@@ -316,5 +318,5 @@ def seal_others(given: Evidence, count: int, key: Path, clock: Clock, report: Ca
                 report(f"evidence: {log.parent}: {error}")
 
 
-def _called(then: Callable[[], None]) -> Callable[[Exception | None], None]:
+def _called(then: Callable[[], object]) -> Callable[[Exception | None], object]:
     return lambda _: then()

@@ -106,10 +106,10 @@ class _Contexts:
 class _Stream:
     """The session's stream: what it writes is kept."""
 
-    blocked = False
-
     def __init__(self, remote: tuple[str, int], local: tuple[str, int]) -> None:
         self.said = b""
+        self.blocked = False
+        self.tap: Callable[[bytes, bool], object] | None = None
         self.closed = False
         self.begun = False
         self._addresses = remote, local
@@ -259,8 +259,7 @@ class Play:
     ) -> None:
         self._stage = stage
         self._stream = _Stream(remote, local)
-        stream: Any = self._stream
-        self._session = EsmtpSession(services, listen, stream)
+        self._session = EsmtpSession(services, listen, self._stream)
 
     def over_tls(self, verdict: TlsVerdict) -> None:
         """What the next handshake finds out."""

@@ -34,7 +34,7 @@ from quillon.mail import shown
 from quillon.mail.event import Rejected
 from quillon.mail.reply import Reply
 from quillon.net import eager
-from quillon.net.stream import Stream
+from quillon.net.stream import SessionStream, Stream
 from quillon.policy.context import Context
 from quillon.policy.hook import Call, Phase, Session, reply_of
 from quillon.smtp import events as smtp
@@ -65,8 +65,8 @@ class Link(IntEnum):
 class EsmtpSession:
     """One client on one Listen."""
 
-    def __init__(self, services: SessionServices, listen: str, stream: Stream | None = None) -> None:
-        self.stream = stream if stream is not None else Stream(self)
+    def __init__(self, services: SessionServices, listen: str, stream: SessionStream | None = None) -> None:
+        self.stream: SessionStream = stream if stream is not None else Stream(self)
         self.deadline = 0.0
         self._services = services
         self._listen = listen
@@ -527,7 +527,7 @@ class EsmtpSession:
                 self._begin_tls()
         return None
 
-    def _ask(self, phase: Phase, text: str, decided: Callable[[Reply | None], None]) -> Step:
+    def _ask(self, phase: Phase, text: str, decided: Callable[[Reply | None], object]) -> Step:
         """Have policy asked, and tell what it decides: at once where nobody listens."""
         if self._services.policy.has(phase):
             return _told(self._policy(phase, text), decided)
@@ -770,11 +770,11 @@ class EsmtpSession:
             )
 
 
-async def _told(question: Coroutine[Any, Any, Reply | None], decided: Callable[[Reply | None], None]) -> None:
+async def _told(question: Coroutine[Any, Any, Reply | None], decided: Callable[[Reply | None], object]) -> None:
     decided(await question)
 
 
-def _texts(context: Mapping[str, str]) -> dict[str, str]:
+def _texts(context: Mapping[Any, Any]) -> dict[str, str]:
     """A context for the log, whatever a policy has put into it."""
     return {str(key): str(value) for key, value in context.items()}
 

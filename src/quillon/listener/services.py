@@ -77,13 +77,13 @@ class SessionServices:
     deadlines: Deadlines
     hostname: str
     workers: int
-    log: Callable[[Event], None]
+    log: Callable[[Event], object]
     counts: Counts
     sessions: set[OpenSession]
     authenticator: Authenticator
     failed_logins: FailedLogins
     turns: Turns
-    note: Callable[[str, str], None] = lambda event, ip: None
+    note: Callable[[str, str], object] = lambda event, ip: None
     recorder: Recorder | None = None
     tracers: Tracers | None = None
     keep: Callable[[Sequence[bytes]], tuple[str, ...]] | None = None

@@ -17,7 +17,7 @@ from quillon.mail import reply as replies
 from quillon.mail.event import Handshaken, Panic, TlsFacts
 from quillon.mail.message import MessageId
 from quillon.mail.reply import Reply
-from quillon.net.stream import Stream
+from quillon.net.stream import SessionStream
 from quillon.policy.context import Context, tls_variables
 from quillon.policy.hook import Call, Hook, Session
 from quillon.policy.tls import HookFailed
@@ -100,7 +100,7 @@ class SessionTls:
             return replies.TLS_POLICY_FAILED
         return None
 
-    def begin(self, stream: Stream) -> None:
+    def begin(self, stream: SessionStream) -> None:
         """Start the handshake, after `prepare`."""
         assert self._engine is not None
         if self.trace is not None:

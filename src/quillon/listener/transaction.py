@@ -178,7 +178,7 @@ class Transaction:
             self.record.data(data)
 
     def complete(
-        self, event: Data, remote: tuple[str, int], answer: Callable[[Reply], None]
+        self, event: Data, remote: tuple[str, int], answer: Callable[[Reply], object]
     ) -> Coroutine[Any, Any, None] | None:
         """The last piece: hand the message to the reception, which answers. Gives what has to wait for policy."""
         self.add(event.data)

@@ -98,7 +98,7 @@ class Loggers:
     def __init__(
         self,
         settings: Sequence[LoggerSettings],
-        schedule: Callable[[Callable[[], None]], object],
+        schedule: Callable[[Callable[[], object]], object],
         custom: Sequence[CustomLoggerSettings] = (),
     ) -> None:
         self._settings = tuple(settings)

@@ -63,12 +63,27 @@ class _Nobody:
 _NOBODY = _Nobody()
 
 
+class SessionStream(Protocol):
+    """What a session asks of its connection; a played one has another."""
+
+    blocked: bool
+    tap: Callable[[bytes, bool], object] | None  # has the octets of a handshake; true for ours
+
+    def addresses(self) -> tuple[tuple[str, int], tuple[str, int]]: ...
+    def write(self, data: bytes) -> None: ...
+    def start_tls(self, engine: Any) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+
+
 class Stream(asyncio.Protocol):
     def __init__(self, owner: StreamOwner) -> None:
         self.owner = owner
         self.engine: StreamEngine | None = None
         self.blocked = False
-        self.tap: Callable[[bytes, bool], None] | None = None  # has the octets of a handshake; true for ours
+        self.tap: Callable[[bytes, bool], object] | None = None
         self._reading = True
         self._transport: asyncio.Transport | None = None
         self._closing = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from quillon.mail import shown
 from quillon.mail.reply import Reply
@@ -38,6 +39,10 @@ class Context:
         self.message, self.facts = {}, {}
         self.results, self.fields = [], []
 
+    def begin_question(self) -> None:
+        """Forget what was decided before."""
+        self.reply, self.disconnect = None, False
+
     def forget_clear_text(self) -> None:
         """STARTTLS: what the client said in clear no longer counts (RFC 3207 4.2); `Context = [ ]` keys stay."""
         for key in ("ehlo_string", "ehlo_domain", "auth_name", "auth_status", "auth_user", "can_relay"):
@@ -45,7 +50,7 @@ class Context:
         self.new_message()
 
 
-def not_text(values: Mapping[str, str]) -> str | None:
+def not_text(values: Mapping[Any, Any]) -> str | None:
     """What is wrong with a context that holds more than texts, as one that a policy in Python has set may; or None."""
     for key, value in values.items():
         if not isinstance(key, str) or not isinstance(value, str):

@@ -110,7 +110,9 @@ class Verdict(Enum):
 class PolicyError(Exception):
     """A policy cannot be loaded. The message names script and line, `script` the stanza, if one is at fault."""
 
-    script = ""
+    def __init__(self, message: str = "", script: str = "") -> None:
+        super().__init__(message)
+        self.script = script
 
 
 class Recipients:
@@ -275,10 +277,10 @@ class Policy:
     `stop` ends what the modules have begun. `elapsed` tells the time for `spent`."""
 
     modules: Sequence[Module] = ()
-    report: Callable[[str], None] = print
+    report: Callable[[str], object] = print
     sleep: Callable[[float], Awaitable[None]] = _no_sleep
-    trace: Callable[[Traced], None] | None = None
-    stop: Callable[[], None] | None = None
+    trace: Callable[[Traced], object] | None = None
+    stop: Callable[[], object] | None = None
     elapsed: Callable[[], float] = lambda: 0.0
     spent: PolicyTime = field(default_factory=PolicyTime)
     _callouts: dict[Phase, list[tuple[str, str, Callout]]] = field(default_factory=dict)
@@ -318,7 +320,7 @@ class Policy:
     async def run(self, call: Call) -> Reply | None:
         """The refusal that policy decided on, or None. `call.context.disconnect` tells to close behind it."""
         context = call.context
-        context.reply, context.disconnect = None, False
+        context.begin_question()
         assert isinstance(call.phase, Phase)
         for name, bypass, callout in self._callouts.get(call.phase, ()):
             if bypass in context.connection:
@@ -436,8 +438,8 @@ class Policy:
 
 def _snapshot(context: Context) -> dict[tuple[str, str], str]:
     """Both contexts, by kind and key."""
-    found = {("connection", key): value for key, value in context.connection.items()}
-    return found | {("message", key): value for key, value in context.message.items()}
+    both: dict[str, Mapping[Any, Any]] = {"connection": context.connection, "message": context.message}
+    return {(kind, key): value for kind, values in both.items() for key, value in values.items()}
 
 
 def set_reply(context: Context, code: int, text: str, *, disconnect: bool) -> None:

@@ -194,12 +194,15 @@ class PythonModule:
     async def _end_of(self, said: Coroutine[Any, Any, T]) -> T:
         """What an async function comes to. Raises PolicyError, and CancelledError where the session is broken off."""
         try:
-            return await asyncio.ensure_future(self._watch.steps(said))
-        except FAULTS as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise
-            raise self._located(error) from None
+            return await asyncio.ensure_future(self._watch.steps(said, self._fault))
+        except asyncio.CancelledError as error:
+            raise self._fault(error) from None
+
+    def _fault(self, error: BaseException) -> BaseException:
+        """What is raised for an error of an async function: at its step it still knows its line."""
+        task = asyncio.current_task()
+        cancelled = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+        return error if cancelled else self._located(error)
 
     def _verdict(self, function: Callable[..., Any], said: Any) -> Verdict:
         if said is None:

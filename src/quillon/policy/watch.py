@@ -10,6 +10,7 @@ Only the main thread is watched, which is where policies run.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import signal
@@ -74,21 +75,35 @@ class Watch:
         finally:
             _running = outer
 
-    def steps(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """The same coroutine, each of whose steps is within the limit."""
-        return _Steps(self, coroutine)
+    def steps(
+        self, coroutine: Coroutine[Any, Any, T], told: Callable[[BaseException], BaseException] = lambda error: error
+    ) -> Coroutine[Any, Any, T]:
+        """The same coroutine, each of whose steps is within the limit; `told` makes what is raised of what goes wrong
+        in one."""
+        return _Steps(self, coroutine, told)
 
 
 class _Steps(Coroutine[Any, Any, T]):
-    def __init__(self, watch: Watch, inner: Coroutine[Any, Any, T]) -> None:
+    def __init__(
+        self, watch: Watch, inner: Coroutine[Any, Any, T], told: Callable[[BaseException], BaseException]
+    ) -> None:
         self._watch = watch
         self._inner = inner
+        self._told = told
 
     def send(self, value: Any) -> Any:
-        return self._watch.call(self._inner.send, value)
+        return self._step(self._inner.send, value)
 
     def throw(self, *error: Any) -> Any:
-        return self._watch.call(self._inner.throw, *error)
+        return self._step(self._inner.throw, *error)
+
+    def _step(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return self._watch.call(function, *arguments)
+        except StopIteration:
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            raise self._told(error) from None
 
     def close(self) -> None:
         self._watch.call(self._inner.close)

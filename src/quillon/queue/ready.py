@@ -32,9 +32,9 @@ class Queues(Generic[C]):
         self,
         rules: Callable[[Key], Rules],
         total: int,
-        at_limit: Callable[[Limit], None] = lambda _: None,
-        released: Callable[[Limit], None] = lambda _: None,
-        no_room: Callable[[Limit | None], None] = lambda _: None,
+        at_limit: Callable[[Limit], object] = lambda _: None,
+        released: Callable[[Limit], object] = lambda _: None,
+        no_room: Callable[[Limit | None], object] = lambda _: None,
     ) -> None:
         self._no_room = no_room
         self._at_limit = at_limit

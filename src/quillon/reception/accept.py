@@ -91,7 +91,7 @@ class ResidentBodies:
 
 
 _AT_ONCE = 200  # messages of one transaction that are put into their queues together
-Answer = Callable[[Reply], None]
+Answer = Callable[[Reply], object]
 Stored = list[tuple[Batch, list[Message]]]
 
 
@@ -108,8 +108,8 @@ class Reception:
         ids: IdSource,
         clock: Clock,
         resident_bodies: ResidentBodies,
-        enqueue: Callable[[list[Message]], None],
-        log: Callable[[Event], None],
+        enqueue: Callable[[list[Message]], object],
+        log: Callable[[Event], object],
         evidence: Evidence | None = None,
     ) -> None:
         self._evidence = evidence
@@ -151,7 +151,7 @@ class Reception:
         context: Context,
         answer: Answer,
         policy: Policy,
-        decided: Callable[[], None],
+        decided: Callable[[], object],
     ) -> asyncio.Task[None] | None:
         """As `accept`, for sessions: without a task for each message, and with a policy and a context of their own.
 
@@ -169,7 +169,7 @@ class Reception:
         context: Context,
         answer: Answer,
         policy: Policy,
-        decided: Callable[[], None],
+        decided: Callable[[], object],
     ) -> None:
         try:
             found = await self._decide(envelope, mail_data, settings, context, policy)

@@ -77,7 +77,8 @@ class MailData:
         try:
             view = memoryview(data)
             while view:
-                view = view[os.write(self._file, view) :]
+                written = os.write(self._file, view)
+                view = view[written:]
         except OSError as error:
             self.failed = error
 

@@ -68,7 +68,7 @@ class Validation:
     bindings: dict[str, str]
     default_refused: bool
     next_id: Callable[[], MessageId]
-    report: Callable[[str], None]
+    report: Callable[[str], object]
 
     async def run(
         self,

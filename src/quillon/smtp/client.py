@@ -128,15 +128,15 @@ class ClientSession:
         self.extensions: dict[str, str] = {}
         self.closed = False
         self.replies = 0  # whole ones that have come
-        self.said: Callable[[str], None] | None = None
-        self.heard: Callable[[Reply], None] | None = None
+        self.said: Callable[[str], object] | None = None
+        self.heard: Callable[[Reply], object] | None = None
         self._ehlo_name = ehlo_name
         self._esmtp = esmtp
         self._buffer = b""
         self._lines: list[tuple[bytes, bytes, bytes]] = []
         self._out: list[bytes] = []
         self._events: list[Event] = []
-        self._expect: list[Callable[[Reply], None]] = [self._banner]
+        self._expect: list[Callable[[Reply], object]] = [self._banner]
         self._transaction: MailTransaction | None = None
         self._mail_reply: Reply | None = None
         self._rcpt_replies: list[Reply] = []
@@ -169,8 +169,8 @@ class ClientSession:
         self._out.clear()
         return out
 
-    @property
-    def body_expected(self) -> bool:
+    def expects_body(self) -> bool:
+        """Whether mail data is what comes next."""
         return self.stage is Stage.SENDING_BODY
 
     # what the caller tells ------------------------------------------------------------------------------------
@@ -399,7 +399,7 @@ class ClientSession:
 
     # common ---------------------------------------------------------------------------------------------------
 
-    def _say(self, line: bytes, stage: Stage, then: Callable[[Reply], None]) -> None:
+    def _say(self, line: bytes, stage: Stage, then: Callable[[Reply], object]) -> None:
         if self.said is not None:
             for one in line.splitlines():
                 self.said(self._shown(one))

@@ -76,8 +76,8 @@ class ServerSession:
         self.refusals: list[tuple[State, Reply]] = []
         self.messages = 0
         self.recipients = 0
-        self.heard: Callable[[str], None] | None = None
-        self.said: Callable[[Reply], None] | None = None
+        self.heard: Callable[[str], object] | None = None
+        self.said: Callable[[Reply], object] | None = None
         self.retiring: Reply | None = None
         self._client = client
         self.trusted = False

@@ -14,7 +14,7 @@ NAME = re.compile(r"[0-9]{1,20}")
 class Bodies:
     """`mode` is the file mode of what is created; `report` takes a line."""
 
-    def __init__(self, folder: Path, mode: int, report: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, mode: int, report: Callable[[str], object]) -> None:
         self.folder = folder
         self._mode = mode
         self._report = report

@@ -18,7 +18,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from quillon.net.histogram import Histogram
 
@@ -30,7 +30,7 @@ except ImportError:  # it was installed without a compiler
 INTERVAL = 0.004  # seconds between the beginnings of two writes at least: under load groups grow instead of writes
 RETRY = 0.5  # seconds until what failed is tried again
 
-Done = Callable[[Exception | None], None]
+Done = Callable[[Exception | None], object]
 Group = TypeVar("Group")
 
 
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
     file: int
     offset: int
     octets: list[bytes]
-    done: Callable[[int], None]
+    done: Callable[[int], object]
 
 
 class Committer(Generic[Group]):
@@ -51,10 +51,10 @@ class Committer(Generic[Group]):
         name: str,
         *,
         take: Callable[[], Group | None],
-        write: Callable[[Group], None],
-        settle: Callable[[Group, Exception | None], None],
-        report: Callable[[str], None],
-        verify: Callable[[Group], None] = lambda _: None,
+        write: Callable[[Group], object],
+        settle: Callable[[Group, Exception | None], object],
+        report: Callable[[str], object],
+        verify: Callable[[Group], object] = lambda _: None,
         plan: Callable[[Group], Plan | None] | None = None,
     ) -> None:
         self._verify = verify
@@ -67,7 +67,7 @@ class Committer(Generic[Group]):
         self._settle = settle
         self._report = report
         self._todo: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: Any = None  # not all that loops give is what its class says
         self._writer: threading.Thread | None = None
         self._scheduled = False
         self._stopped = False

@@ -79,8 +79,8 @@ class Database:
         bodies: Bodies,
         *,
         watched: tuple[Path, ...],
-        report: Callable[[str], None],
-        moved: Callable[[Place], None],
+        report: Callable[[str], object],
+        moved: Callable[[Place], object],
     ) -> None:
         self.file = file
         self._bodies = bodies

@@ -20,7 +20,7 @@ _MARK = "quillon-spool"
 class Lock:
     """`report` takes a line."""
 
-    def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, report: Callable[[str], object]) -> None:
         self.path = folder / "lock"
         self._folder = folder
         self._report = report

@@ -94,8 +94,8 @@ class Log:
         mode: int,
         *,
         watched: tuple[Path, ...],
-        report: Callable[[str], None],
-        settled: Callable[[], None],
+        report: Callable[[str], object],
+        settled: Callable[[], object],
     ) -> None:
         self.folder = folder
         self._bodies = bodies

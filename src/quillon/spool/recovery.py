@@ -63,7 +63,7 @@ class LogRecovery:
         segments: list[Segment],
         database: sqlite3.Connection,
         body_file: Callable[[str], Path],
-        report: Callable[[str], None],
+        report: Callable[[str], object],
     ) -> None:
         self._segments = segments
         self._database = database
@@ -159,7 +159,7 @@ class Recovery:
     the database cannot read."""
 
     def __init__(
-        self, database: sqlite3.Connection, name: str, body_file: Callable[[str], Path], report: Callable[[str], None]
+        self, database: sqlite3.Connection, name: str, body_file: Callable[[str], Path], report: Callable[[str], object]
     ) -> None:
         self._database = database
         self._name = name

@@ -23,7 +23,7 @@ _TABLES = {"batch": 4, "message": 3, "set_aside": 6}
 _DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
 
 
-def repair(folder: Path, tell: Callable[[str], None]) -> None:
+def repair(folder: Path, tell: Callable[[str], object]) -> None:
     """Repair a worker's folder; `tell` gets a line for each thing done. Raises SpoolError where a server has it,
     OSError, sqlite3.Error."""
     lock = Lock(folder, tell)
@@ -52,7 +52,7 @@ def _faults(file: Path) -> list[str]:
         database.close()
 
 
-def _rebuild(file: Path, tell: Callable[[str], None]) -> None:
+def _rebuild(file: Path, tell: Callable[[str], object]) -> None:
     """Copy what can be read into a new database, which takes the place of the old one once it is whole."""
     new, old = file.with_name("spool.db.new"), _unused(file.with_name("spool.db.damaged"))
     new.unlink(missing_ok=True)
@@ -140,7 +140,7 @@ def _unused(path: Path) -> Path:
     return path.with_name(f"{path.name}-{number}")
 
 
-def _take_back(file: Path, bodies: Path, tell: Callable[[str], None]) -> None:
+def _take_back(file: Path, bodies: Path, tell: Callable[[str], object]) -> None:
     """Have entries wait again that were set aside and can be read."""
     database = connect(file)
     database.text_factory = _text

@@ -39,7 +39,7 @@ _SLICE = 200  # batches that are moved in one commit
 class Store:
     """`mode` is the file mode of what is created. `report` gets one line for each entry set aside or write failed."""
 
-    def __init__(self, folder: Path, mode: int, report: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, mode: int, report: Callable[[str], object]) -> None:
         self.folder = folder
         self.bodies = Bodies(folder / "bodies", mode, report)
         self._mode = mode

@@ -13,7 +13,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography import x509
@@ -85,7 +85,7 @@ def failure_of(error: SSL.Error) -> HandshakeFailure:
 def note_error(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
     """Verify callback: keep what is wrong with the chain for the verdict, and go on."""
     if error:
-        errors = connection.get_app_data()
+        errors = connection.get_app_data().errors
         if len(errors) < _MAX_ERRORS:
             errors.append((chain_cause(error), depth, f"{openssl_extra.error_words(error)} (depth {depth})"))
     return True
@@ -132,10 +132,12 @@ class Memory:
         self._kept.pop(key, None)
 
 
-class Notes(list[ChainError]):
+@dataclass(slots=True)
+class Notes:
     """What the library's callbacks note of a handshake: what is wrong with the chain, and what was stapled."""
 
-    staple = b""
+    errors: list[ChainError] = field(default_factory=list)
+    staple: bytes = b""
 
 
 def note_staple(connection: SSL.Connection, octets: bytes, _data: object) -> bool:
@@ -167,7 +169,7 @@ class OpenSSLEngine:
         self.closed = False
         self.failure: HandshakeFailure | None = None
         self._notes = Notes()
-        self.errors: list[ChainError] = self._notes
+        self.errors = self._notes.errors
         self._checked = checked
         self._server = server
         self._anchors = anchors
