@@ -6,7 +6,8 @@ One worker runs under callgrind (valgrind), with sessions and TLS, spool and del
 and the sink run outside. Instructions are those of user space in all threads, and differ by less than a percent from
 run to run, whatever else the machine does. Status 1 if a row is dearer than recorded by more than TOLERANCE.
 
-Figures hold for one version of Python and one OpenSSL: with others there is nothing to compare with, which is said.
+Figures hold for one version of Python and one OpenSSL, for a kind of processor, and for Quillon as its files are or
+compiled: with others there is nothing to compare with, which is said.
 `--record` writes the figures of this machine's versions. `--profile` keeps callgrind's files for callgrind_annotate and
 kcachegrind; bench/README.md tells how to read them.
 
@@ -39,6 +40,7 @@ from OpenSSL import SSL
 import run as bench
 from quillon.app.worker import Worker
 from quillon.config.load import load
+from quillon.mail import reply
 from quillon.net.channel import Channel
 
 RECORD = bench.HERE / "guard.json"
@@ -69,7 +71,8 @@ def key() -> str:
     openssl = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode()
     python = f"{platform.python_implementation()} {platform.python_version()}"
     versions = f"{python}, {' '.join(platform.libc_ver())}, {openssl}"
-    return f"{versions}, {platform.machine()} {' '.join(sorted(flags & FLAGS))}".rstrip()
+    form = "" if reply.__file__.endswith(".py") else ", compiled"
+    return f"{versions}, {platform.machine()} {' '.join(sorted(flags & FLAGS))}".rstrip() + form
 
 
 # the worker, under valgrind ----------------------------------------------------------------------------------------

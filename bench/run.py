@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+QUILLON = Path(sys.executable).parent / "quillon"
 CACHE = Path(os.environ.get("PREFIX", Path.home() / ".cache/quillon-bench"))
 PAGE = HERE.parent / "docs/performance.md"
 SECONDS = 6.0
@@ -176,7 +177,7 @@ class Server:
             "RUN": folder,
             "IN": f"127.0.0.1:{self.inbound}",
             "OUT": f"127.0.0.1:{self.outbound}",
-            "QUILLON": str(Path(sys.executable).parent / "quillon"),
+            "QUILLON": str(QUILLON),
             **self.told,
         }
         with open(f"{folder}/log", "w") as log:
@@ -339,6 +340,11 @@ def main() -> int:
     return 0
 
 
+def version() -> str:
+    """Which Quillon was measured: compiled or not."""
+    return subprocess.run([QUILLON, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def report(
     rows: dict[str, Any], servers: list[str], memory: list[float], idle: dict[str, float], signs: dict[str, float]
 ) -> str:
@@ -367,7 +373,8 @@ absolute figures are of that machine at that hour.
 {chr(10).join(lines)}
 
 `floor` is a sink in C that takes the octets and does nothing with them. Quillon commits every message to disk before
-it acknowledges it, as Postfix does. It ran with two workers.
+it acknowledges it, as Postfix does. It ran with two workers, and calls itself
+`{version()}`.
 
 One signature takes {" and ".join(f"{us:.0f} us ({kind})" for kind, us in signs.items())} by `openssl speed` in the
 same run, with the OpenSSL of the system. A TLS connection that says nothing takes

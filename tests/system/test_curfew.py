@@ -12,6 +12,7 @@ from quillon.mail.event import Notice
 from quillon.mail.outcome import Delivered
 from quillon.queue.curfew import Curfew, ScheduleError, parse
 from quillon.queue.destination import Key
+from tests.support.compiled import pure_only
 from tests.support.server import Server, free_port
 from tests.unit.delivery.test_attempts import A, Peer, World, simulate
 
@@ -72,6 +73,7 @@ def test_a_line_that_cannot_be_read_refuses_the_schedule(line: str) -> None:
     assert caught.value.line == 3
 
 
+@pure_only
 def test_mail_waits_until_the_window_closes() -> None:
     async def main_(world: World) -> None:
         at = datetime.datetime.fromtimestamp(world.clock.now(), datetime.UTC)

@@ -18,6 +18,7 @@ from quillon.queue.destination import Rules
 from quillon.queue.limit import UNLIMITED, Cap, Limit, split
 from quillon.queue.ready import Queues
 from tests.support.clients import MESSAGE
+from tests.support.compiled import pure_only
 from tests.support.server import Server, free_port, until
 from tests.support.sinks import SinkThread
 from tests.unit.delivery.test_attempts import A, Peer, World, simulate
@@ -83,6 +84,7 @@ def test_no_more_leases_are_out_than_there_are(data: st.DataObject) -> None:
         assert not asking or out.total() == most
 
 
+@pure_only
 def test_a_worker_without_a_share_waits_for_a_lease_and_gives_it_back() -> None:
     async def main(world: World) -> None:
         for _ in range(5):
@@ -100,6 +102,7 @@ def test_a_worker_without_a_share_waits_for_a_lease_and_gives_it_back() -> None:
     assert peers[A].highest == 1
 
 
+@pure_only
 def test_a_lease_that_another_worker_waits_for_is_given_back_after_a_turn() -> None:
     async def main(world: World) -> None:
         for _ in range(100):
@@ -126,6 +129,7 @@ SCOPES = [
 ]
 
 
+@pure_only
 @pytest.mark.parametrize(("option", "both"), SCOPES)
 def test_several_destinations_share_a_limit_and_take_turns(option: str, both: bool) -> None:
     async def main(world: World) -> None:
@@ -142,6 +146,7 @@ def test_several_destinations_share_a_limit_and_take_turns(option: str, both: bo
     assert peers[A].highest == 2 if both else peers[A].highest > 2
 
 
+@pure_only
 def test_a_lease_that_is_given_back_is_asked_for_again_by_who_still_waits() -> None:
     """Two destinations share a limit of one connection of eight workers; the first is done when others want it."""
 

@@ -30,6 +30,7 @@ from quillon.reception.accept import ResidentBodies
 from quillon.smtp.client import ClientLogin, ClientSession, HostReady, LoggedIn, SessionBroken
 from quillon.tls.context import Contexts
 from tests.support.clients import MESSAGE
+from tests.support.compiled import pure_only
 from tests.support.exim import Exim
 from tests.support.scripts import Answers
 from tests.support.server import Server, free_port, until
@@ -306,6 +307,7 @@ async def outbound_smtp_auth_config(delivery):
         assert time.monotonic() - begun < 10
 
 
+@pure_only
 def test_asking_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def for_ever(*_: object) -> None:
         await asyncio.sleep(1000)

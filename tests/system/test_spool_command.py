@@ -16,6 +16,7 @@ import pytest
 from quillon.cli.main import main
 from quillon.mail.message import Message
 from tests.support.clients import MESSAGE
+from tests.support.compiled import pure_only
 from tests.support.server import Server, free_port, until
 from tests.unit.spool.test_store import _batch, _insert, _store, _use
 
@@ -175,6 +176,7 @@ def test_repair_copies_what_can_be_read_and_takes_back_what_was_set_aside(
     assert "in use by another process" in capsys.readouterr().err
 
 
+@pure_only
 def test_an_import_that_cannot_be_written_takes_nothing(
     running: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,7 +77,8 @@ def _parts() -> str:
         import_module("quillon.spool._writer")
     except ImportError:
         return ", without compiled parts"
-    return ""
+    by_mypyc = not str(import_module("quillon.mail.reply").__file__).endswith(".py")
+    return ", compiled" if by_mypyc else ""
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:

@@ -35,8 +35,11 @@ from quillon.policy.hook import NO_POLICY, Hook, Policy
 from quillon.policy.tls import TlsHooks
 from quillon.queue.trail import Failed
 from quillon.reception.accept import ResidentBodies
+from tests.support.compiled import pure_only
 from tests.support.scripts import Answers
 from tests.support.virtual import VirtualClock, VirtualLoop, run
+
+pytestmark = pure_only  # connections here are none
 
 IDS = IdSource(7)
 

@@ -13,7 +13,10 @@ from quillon.mail import reply as replies
 from quillon.mail.outcome import Delivered, PermanentFailure
 from quillon.queue.selection import Selection, read
 from quillon.queue.suspension import FOREVER, Suspension, Suspensions
+from tests.support.compiled import pure_only
 from tests.unit.delivery.test_attempts import AT_ONCE, REFUSED, A, B, Peer, World, obstructed, simulate
+
+pytestmark = pure_only  # connections here are none
 
 BINDINGS = 'Binding "b1" { } Binding "b2" { Max_Outbound_Connections = 2 }'
 

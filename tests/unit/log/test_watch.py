@@ -9,7 +9,7 @@ from quillon.mail.address import Mailbox
 from quillon.mail.alert import Alert
 from quillon.mail.event import Attempted, Panic, TlsFacts
 from quillon.mail.message import NULL_ID, Batch, Message, Origin, TlsDemand
-from quillon.mail.outcome import Delivered, TransientFailure
+from quillon.mail.outcome import Delivered, Stage, TransientFailure
 
 BATCH = Batch(NULL_ID, Mailbox("a", "x.test"), Origin("192.0.2.9", "esmtp", NULL_ID), 0.0, 5, None)
 OVER_TLS = TlsFacts("TLSv1.3", "TLS_AES_256_GCM_SHA384", 256, verified=True)
@@ -18,7 +18,7 @@ OVER_TLS = TlsFacts("TLSv1.3", "TLS_AES_256_GCM_SHA384", 256, verified=True)
 def attempt(
     domain: str, cause: str = "", tls: TlsFacts | None = None, *, delivered: bool = True, demand: str = "no"
 ) -> Attempted:
-    outcome = Delivered(replies.OK) if delivered else TransientFailure(replies.TLS_FAILED, 0, cause=cause)  # type: ignore[arg-type]
+    outcome = Delivered(replies.OK) if delivered else TransientFailure(replies.TLS_FAILED, Stage.IDLE, cause=cause)
     if tls is None and delivered and cause:
         tls = TlsFacts(cause=cause)
     message = Message(NULL_ID, BATCH, Mailbox("b", domain))

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from quillon.lab.sink import Sink, inbound_tls
+from tests.support.compiled import pure_only
 
 
+@pure_only
 @pytest.mark.parametrize("how", ["quit", "abort", "in TLS"])
 def test_a_connection_that_has_ended_is_freed_without_the_garbage_collector(how: str, pki: Path) -> None:
     sink = Sink(inbound_tls(str(pki / "server.pem"), str(pki / "server.key")))

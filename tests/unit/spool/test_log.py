@@ -23,6 +23,7 @@ from quillon.spool.errors import SpoolError, is_full
 from quillon.spool.inspect import Spool, Wanted
 from quillon.spool.log_octets import Broken, Record
 from quillon.spool.store import Store
+from tests.support.compiled import pure_only
 from tests.support.peers import missing
 from tests.unit.spool.test_store import IDS, _batch, _insert, _put, _recovered, _store, _use, _with
 
@@ -128,6 +129,7 @@ def test_what_is_done_stays_done_after_a_crash(tmp_path: Path) -> None:
     assert reports == []
 
 
+@pure_only
 @pytest.mark.parametrize("lost", ["the list", "the row"])
 def test_a_crash_between_the_tiers_has_each_message_once(
     tmp_path: Path, lost: str, monkeypatch: pytest.MonkeyPatch
@@ -224,6 +226,7 @@ def test_a_head_that_is_damaged_costs_nothing(tmp_path: Path, flip: int, places:
     assert [message.id for message in _with(tmp_path, lambda store: None)] == [kept[1][0].id]
 
 
+@pure_only
 def test_a_record_that_cannot_be_read_goes_where_such_rows_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad, missing = _batch(), _batch(recipients=2), _batch(body=b"")
 
@@ -297,6 +300,7 @@ def test_a_disk_that_fails_is_no_250_and_what_was_refused_does_not_come_back(
     assert any("is written again" in report for report in reports)
 
 
+@pure_only
 def test_a_disk_that_fails_the_compiled_writer_is_no_250_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -530,6 +534,7 @@ def test_a_damaged_segment_of_another_worker_is_taken_over_once(tmp_path: Path) 
         assert any("it is left there" in report for report in reports)
 
 
+@pure_only
 @pytest.mark.parametrize("what", ["unlink", "bury"])
 def test_one_file_that_fails_refuses_nobody(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = _batch(recipients=1 + (what == "bury"))
@@ -559,6 +564,7 @@ def test_one_file_that_fails_refuses_nobody(tmp_path: Path, what: str, monkeypat
     assert len(_with(tmp_path, lambda store: None)) == 3 + (what == "bury")
 
 
+@pure_only
 @pytest.mark.usefixtures("interpreted")
 def test_pending_removals_are_written_once_while_mail_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

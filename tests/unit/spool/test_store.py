@@ -21,6 +21,7 @@ from quillon.spool import record, segment
 from quillon.spool.errors import SpoolError, is_full
 from quillon.spool.room import Room
 from quillon.spool.store import Store
+from tests.support.compiled import pure_only
 
 IDS = IdSource(7)
 
@@ -332,6 +333,7 @@ def test_a_database_that_has_gone_is_not_begun_anew(tmp_path: Path) -> None:
     assert len(_with(tmp_path, lambda store: None)) == 1
 
 
+@pure_only
 def test_any_exception_of_a_commit_is_an_answer(tmp_path: Path, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store, reports = _store(tmp_path)
     store.open()
