@@ -23,7 +23,6 @@ _USAGE = {
     "unset": "config unset [SCOPE [NAME]]... [OPTION]",
 }
 _OPENING, _CLOSING = "([", ")]"
-_HIDDEN = "(hidden)"
 
 
 class ConfigChange(NamedTuple):
@@ -104,8 +103,8 @@ def loggable(do: str, words: Sequence[str], table: OptionTable) -> str:
         names = [name for name, _ in _settings(found.rest, found.options)] if do == "set" else list(found.rest)
         secret = any(place.option(found, name, table).secret for name in names)
     except ValueError:
-        return _HIDDEN
-    return " ".join([*filter(None, (found.words,)), *names, _HIDDEN]) if secret else " ".join(words)
+        return written.HIDDEN
+    return " ".join([*filter(None, (found.words,)), *names, written.HIDDEN]) if secret else " ".join(words)
 
 
 def _settings(words: Sequence[str], options: Collection[str]) -> list[tuple[str, list[str]]]:
@@ -134,7 +133,8 @@ def _value(option: Option, words: Sequence[str], origin: str) -> Value:
         return Word(words[0], Position(origin, 0, 0), quoted=True)
     if not composed:
         raise ValueError(f"{option.name} has {len(words)} values: it takes one, in quotes if it has spaces")
-    text = words[0] if len(words) == 1 else " ".join(map(_again, words))
+    pairs = option.type == "dictionary"
+    text = words[0] if len(words) == 1 else " ".join(_again(word, pairs=pairs) for word in words)
     read, faults = parse(f"x = {text}", origin)
     if faults or len(read) != 1 or not isinstance(read[0], Setting):
         why = faults[0].message if faults else "it is no one value"
@@ -142,11 +142,11 @@ def _value(option: Option, words: Sequence[str], origin: str) -> Value:
     return read[0].value
 
 
-def _again(word: str) -> str:
-    """A word of a list or dictionary with the quotes that the console has taken off it."""
+def _again(word: str, *, pairs: bool) -> str:
+    """A word of a list, or with `pairs` of a dictionary, with the quotes that the console has taken off it."""
     opened = word.lstrip(_OPENING)
     core = opened.rstrip(f"{_CLOSING},")
     before, after = word[: len(word) - len(opened)], opened[len(core) :]
-    name, sign, value = core.partition("=")
+    name, sign, value = core.partition("=") if pairs else (core, "", "")
     inner = [*filter(None, (name and written.quoted(name), sign, value and written.quoted(value)))]
     return " ".join([*before, *inner, *after])

@@ -65,6 +65,7 @@ def _value(config: Config | None, words: str) -> object:
         ("domain bank.fi outbound_smtp_auth_user (a)", "domain bank.fi outbound_smtp_auth_user", "(a)"),
         ("domain bank.fi tls=no tls_verify=ca", "domain bank.fi tls_verify", "ca"),
         ("opendkim headerlist ( a,b c )", "opendkim headerlist", ("a,b", "c")),
+        ("opendkim headerlist ( a=b c )", "opendkim headerlist", ("a=b", "c")),
         ("opendkim headerlist = (a, b)", "opendkim headerlist", ("a", "b")),
         ("esmtp_listener context = [ k = v x=y ]", "esmtp_listener context", {"k": "v", "x": "y"}),
     ],
