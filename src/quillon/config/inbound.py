@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
@@ -168,10 +169,16 @@ class Inbound:
 
     def pathway_group(self, pathway: str) -> str:
         """The pathway group that holds a pathway, or `default`."""
+        return self._pathway_groups.get(pathway, "default")
+
+    @cached_property
+    def _pathway_groups(self) -> dict[str, str]:
+        """The first group of each pathway that is in one: asked for each message, and the tree may be large."""
+        found: dict[str, str] = {}
         for group in self.tree.root.of("pathway_group"):
-            if group.get("pathway", pathway) is not None:
-                return group.label
-        return "default"
+            for pathway in group.of("pathway"):
+                found.setdefault(pathway.label, group.label)
+        return found
 
     def explain(self, listen: Node, client: IPAddress) -> list[Resolution]:
         """Every inbound option with its value and where it came from."""

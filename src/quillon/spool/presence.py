@@ -29,19 +29,28 @@ class Presence:
         self._known.pop(path, None)
 
     def _displaced(self, growing: tuple[Path, ...]) -> str:
-        for path in (*self._watched, *growing):
-            try:
-                state = os.stat(path)
-            except (FileNotFoundError, NotADirectoryError) as error:
-                return f"{path}: {error.strerror}; it was removed while the server runs"
-            except OSError:
-                continue  # that it cannot be looked at now says nothing of where it is
-            size = state.st_size if path in growing else 0
-            known = self._known.get(path)
-            if known is None or (known != (state.st_dev, state.st_ino, size)):
-                if known is not None and known[:2] != (state.st_dev, state.st_ino):
-                    return f"{path} was replaced while the server runs"
-                if known is not None and size < known[2]:
-                    return f"{path} was truncated while the server runs"
-                self._known[path] = (state.st_dev, state.st_ino, size)
+        for path in self._watched:
+            if why := self._differs(path, grows=False):
+                return why
+        for path in growing:
+            if why := self._differs(path, grows=True):
+                return why
+        return ""
+
+    def _differs(self, path: Path, *, grows: bool) -> str:
+        try:
+            state = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            return f"{path}: {error.strerror}; it was removed while the server runs"
+        except OSError:
+            return ""  # that it cannot be looked at now says nothing of where it is
+        found = (state.st_dev, state.st_ino, state.st_size if grows else 0)
+        known = self._known.get(path)
+        if known == found:
+            return ""
+        if known is not None and known[:2] != found[:2]:
+            return f"{path} was replaced while the server runs"
+        if known is not None and found[2] < known[2]:
+            return f"{path} was truncated while the server runs"
+        self._known[path] = found
         return ""
