@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 NAME = re.compile(r"[0-9]{1,20}")
 
@@ -31,7 +32,8 @@ class Bodies:
 
     def new(self, number: int) -> tuple[str, int]:
         """Create the file of a batch: its name, and a descriptor that the caller writes to and closes."""
-        name = str(number)
+        text: Any = number  # not an int, for the same reason as in `log_octets`
+        name = str(text)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         return name, os.open(self.file(name), flags, self._mode)
 
