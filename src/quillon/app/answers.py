@@ -61,8 +61,7 @@ class Answers:
         self._steering = Steering(worker.dispatcher)
         self.orders = Orders(worker, self._steering)
         self.tracing = Tracing(worker)
-        self._configuration = Configuration(worker)
-        self._counters = ScriptCounters(worker, worker.shared)
+        self._at_once = Configuration(worker).functions | ScriptCounters(worker, worker.shared).functions
         self._before: dict[str, int] = {}  # counters at the last `summary reset`
         self._since = worker.clock.now()
         self._oldest, self._oldest_until = 0.0, 0.0  # when the oldest message came, as it is told until a time
@@ -110,10 +109,8 @@ class Answers:
             return await self.orders.carry_out(command, words, who)
         if self.tracing.knows(command):
             return self.tracing.carry_out(command, words, who, number)
-        if self._configuration.knows(command):
-            return self._configuration.carry_out(command, words)
-        if self._counters.knows(command):
-            return self._counters.carry_out(command, words)
+        if command in self._at_once:
+            return self._at_once[command](words)
         function = self._functions.get(command)
         if function is None:
             raise ValueError(f"{command}: this worker knows no such command")

@@ -15,11 +15,11 @@ Rows = list[Any]
 
 
 class Configuration:
-    """The answers of one worker."""
+    """The answers of one worker: `functions` are those of commands, and raise ValueError."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._functions: dict[str, Callable[[list[str]], Rows]] = {
+        self.functions: dict[str, Callable[[list[str]], Rows]] = {
             "config explain": self._explain,
             "config get": self._get,
             "config eval": self._eval,
@@ -27,14 +27,6 @@ class Configuration:
             "config showrecurse": lambda words: self._show(words, deep=True),
             "config changes": self._changes,
         }
-
-    def knows(self, command: str) -> bool:
-        """Whether a command is about the configuration."""
-        return command in self._functions
-
-    def carry_out(self, command: str, words: list[str]) -> Rows:
-        """The rows of an answer. Raises ValueError."""
-        return self._functions[command](words)
 
     def _explain(self, words: list[str]) -> Rows:
         """`DOMAIN [OPTION]`: what is written for it, or all options of a name, with what they beat."""

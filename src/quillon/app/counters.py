@@ -20,26 +20,18 @@ Rows = list[Any]
 
 
 class ScriptCounters:
-    """The answers of one worker."""
+    """The answers of one worker: `functions` are those of commands, and raise ValueError."""
 
     def __init__(self, worker: Worker, shared: dict[str, Any]) -> None:
         self._worker = worker
         self._counters = counter.of(shared, worker.clock.now)
-        self._functions: dict[str, Callable[[list[str]], Rows]] = {
+        self.functions: dict[str, Callable[[list[str]], Rows]] = {
             "counter list": self._list,
             "counter add": self._add,
             "counter increment": self._increment,
             "counter reset": self._reset,
             "counter unlink": self._unlink,
         }
-
-    def knows(self, command: str) -> bool:
-        """Whether a command is about counters."""
-        return command in self._functions
-
-    def carry_out(self, command: str, words: list[str]) -> Rows:
-        """The rows of an answer. Raises ValueError."""
-        return self._functions[command](words)
 
     def _list(self, words: list[str]) -> Rows:
         """`[PREFIX]`"""
