@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import smtplib
+import socket
 import ssl
 import subprocess
 from collections.abc import Callable
@@ -19,6 +20,18 @@ COMMANDS = (
 )
 
 Send = Callable[[int, bool, str, Path], None]  # port, implicit TLS, version (1.2 or 1.3), PKI folder
+
+
+def ask_console(path: Path | str, command: str) -> str:
+    """What a console answers at its socket."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(60)
+        sock.connect(str(path))
+        sock.sendall(command.encode() + b"\n")
+        said = b""
+        while data := sock.recv(65536):
+            said += data
+    return said.decode()
 
 
 def _run(command: list[str], text: str = "") -> None:

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import smtplib
-import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +20,7 @@ import pytest
 
 from quillon.lab.pki import Authority
 from quillon.lab.sink import inbound_tls
-from tests.support.clients import MESSAGE
+from tests.support.clients import MESSAGE, ask_console
 from tests.support.server import Server, free_port, until
 from tests.support.sinks import SinkThread
 
@@ -85,10 +84,7 @@ def test_a_partner_that_drops_starttls_is_told_of_by_mail_and_webhook(
             client.sendmail("a@x.test", ["b@partner.test"], MESSAGE)
 
     def ask(command: str) -> str:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(f"{tmp_path}/console")
-            sock.sendall(command.encode() + b"\n")
-            return sock.makefile().read()
+        return ask_console(f"{tmp_path}/console", command)
 
     assert ask("alerts") == "nothing is wrong that alerts are about\n"
     for tls in (True, False, True):

@@ -21,7 +21,7 @@ from quillon.control.commands import COMMANDS, CONTROL, find, help_text
 from quillon.control.rendering import merge_contexts, merge_mailq, text_contexts, text_domain, text_mailq
 from quillon.lab.pki import Authority
 from quillon.net.channel import Channel
-from tests.support.clients import MESSAGE, context
+from tests.support.clients import MESSAGE, ask_console, context
 from tests.support.server import Server, free_port, until
 
 
@@ -56,14 +56,7 @@ class Running:
         {more}"""
 
     def ask(self, command: str) -> str:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(20)
-            sock.connect(str(self.socket))
-            sock.sendall(command.encode() + b"\n")
-            said = b""
-            while data := sock.recv(65536):
-                said += data
-        return said.decode()
+        return ask_console(self.socket, command)
 
     def send(self) -> str:
         """One message over TLS; gives the serial number of the certificate shown."""
@@ -356,10 +349,7 @@ def test_a_domain_tells_why_it_waits(server: Callable[..., Server], tmp_path: Pa
     running.wait_events("reception", 2)
 
     def ask(command: str) -> str:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(f"{tmp_path}/c")
-            sock.sendall(command.encode() + b"\n")
-            return sock.makefile().read()
+        return ask_console(f"{tmp_path}/c", command)
 
     said = ask("domain quiet.test")
     assert "worker 0: delivery is suspended" in said

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import smtplib
-import socket
 import stat
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 
 from quillon.reception.from_files import letter
-from tests.support.clients import MESSAGE
+from tests.support.clients import MESSAGE, ask_console
 from tests.support.server import Server, free_port, until
 
 COUNTING = """
@@ -54,14 +53,7 @@ class Running:
         {more}"""
 
     def ask(self, command: str) -> str:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(60)
-            sock.connect(str(self.socket))
-            sock.sendall(command.encode() + b"\n")
-            said = b""
-            while data := sock.recv(65536):
-                said += data
-        return said.decode()
+        return ask_console(self.socket, command)
 
     def told(self, command: str) -> Any:
         return json.loads(self.ask(f"json {command}"))["result"]
