@@ -34,28 +34,28 @@ class ConfigChange(NamedTuple):
 
     def makes(self, root: Node, table: OptionTable) -> str:
         """The scope that is not there yet and comes by it, as words. Raises ValueError for what is no change."""
-        if self.do == "unset":
-            self._unset(root, table)
-            return ""
-        self.items(root, table)
-        found = self._place(root, table)
+        found = self._unset(root, table)[0] if self.do == "unset" else self._set(root, table)[0]
         return found.words if found.find(root) is None else ""
 
     def items(self, root: Node, table: OptionTable) -> tuple[Item, ...]:
         """What would stand in a file for what is set. Raises ValueError."""
         at = Position(self.origin, 0, 0)
+        found, inner = self._set(root, table)
+        for kind, label in reversed(found.scopes):
+            named = Word(label, at, quoted=True) if label else None
+            inner = (Scope(Word(spelled(kind), at), named, inner),)
+        return inner
+
+    def _set(self, root: Node, table: OptionTable) -> tuple[ScopePlace, tuple[Item, ...]]:
         found = self._place(root, table)
         settings: list[Item] = []
         for name, words in _settings(found.rest, found.options):
             option = place.option(found, name, table)
             if option.secret:
                 raise ValueError(f"{option.name} is secret: write it into the file, which no log and no history shows")
-            settings.append(Setting(Word(option.name, at), _value(option, words, self.origin)))
-        inner = tuple(settings)
-        for kind, label in reversed(found.scopes):
-            named = Word(label, at, quoted=True) if label else None
-            inner = (Scope(Word(spelled(kind), at), named, inner),)
-        return inner
+            name_word = Word(option.name, Position(self.origin, 0, 0))
+            settings.append(Setting(name_word, _value(option, words, self.origin)))
+        return found, tuple(settings)
 
     def take_away(self, root: Node, table: OptionTable) -> None:
         """Unset an option, or all of a scope with those in it. Raises ValueError where it is not set."""
