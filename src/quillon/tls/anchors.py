@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from quillon.tls.engine import SYSTEM_TRUST
-from quillon.tls.verdict import Certificate
+from quillon.tls.verdict import Certificate, certificate
 
 LONGEST = 10  # certificates of a path
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"  # what TLS_CA = system means on Debian
@@ -59,11 +59,12 @@ class Anchors:
         loaded = self._load()
         for der in chain:
             if der in self._ders:
-                return Certificate(der)
-            element = Certificate(der).parsed
+                return certificate(der)
+        for der in chain:
+            element = certificate(der).parsed
             for anchor in loaded if element is not None else ():
                 if element is not None and _issued(element, anchor):
-                    return Certificate(anchor.public_bytes(serialization.Encoding.DER))
+                    return certificate(anchor.public_bytes(serialization.Encoding.DER))
         return None
 
 

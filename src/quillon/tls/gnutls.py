@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import dsa, rsa
 
 from quillon.tls import gnutls_library as g
-from quillon.tls.verdict import Certificate, HandshakeFailure, TlsVerdict, alert_cause, printable
+from quillon.tls.verdict import HandshakeFailure, TlsVerdict, alert_cause, certificate, printable
 
 _CHUNK = 16384
 _CAUSES = {
@@ -240,7 +240,7 @@ class GnuTLSEngine:
             bits=bits,
             algorithm_bits=bits,
             group=_group(g.text(lib.gnutls_group_get_name(group))) if group else "",
-            certificate=Certificate(chain[0]) if chain else None,
+            certificate=certificate(chain[0]) if chain else None,
             checked=self._checked,
             errors=errors,
             sni=printable(server_name(session)) if self._server else "",
@@ -313,13 +313,13 @@ class GnuTLSEngine:
 
     def chain(self) -> list[x509.Certificate]:
         """The certificates that the peer sent, its own first."""
-        found = [Certificate(der).parsed for der in self._peers()]
-        return [certificate for certificate in found if certificate is not None]
+        found = [certificate(der).parsed for der in self._peers()]
+        return [one for one in found if one is not None]
 
 
 def _pinned(der: bytes, purpose: str) -> list[tuple[str, int, str]]:
     """What is wrong with a certificate that is itself among those that we trust."""
-    leaf = Certificate(der).parsed
+    leaf = certificate(der).parsed
     if leaf is None:
         return [("certificate_rejected", 0, "the certificate cannot be read")]
     now = datetime.datetime.now(datetime.UTC)
@@ -349,7 +349,7 @@ def _group(name: str) -> str:
 def _shaped(cause: str, chain: list[bytes], status: int) -> tuple[str, int, str]:
     """Cause and depth as the other engine tells them: GnuTLS has one status for the whole chain."""
     text = f"GnuTLS verification status {status:#x}"
-    parsed = [Certificate(der) for der in chain]
+    parsed = [certificate(der) for der in chain]
     leaf = parsed[0].parsed
     if cause == "unknown_issuer" and parsed[0].subject and parsed[0].subject == parsed[0].issuer:
         return "self_signed", 0, text
@@ -360,9 +360,9 @@ def _shaped(cause: str, chain: list[bytes], status: int) -> tuple[str, int, str]
     return cause, 0, text
 
 
-def _is_weak(certificate: x509.Certificate) -> bool:
+def _is_weak(one: x509.Certificate) -> bool:
     try:
-        key = certificate.public_key()
+        key = one.public_key()
     except Exception:
         return False  # a key that cannot be read is no short key; the cause stays the library's
     return isinstance(key, rsa.RSAPublicKey | dsa.DSAPublicKey) and key.key_size < 2048

@@ -9,7 +9,7 @@ import hashlib
 import re
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -63,6 +63,7 @@ _SAN_KINDS: dict[type[x509.GeneralName], str] = {
     x509.RegisteredID: "RID",
     x509.OtherName: "OTHER",
 }
+_LARGE = 8192  # octets of a certificate; a larger one is not kept
 MOST_NAMES = 1000  # subjectAltName entries that are shown; for the comparison with a host all count
 
 
@@ -148,6 +149,16 @@ class Certificate:
         except Exception:
             return ""
         return hashlib.sha256(key).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _known(der: bytes) -> Certificate:
+    return Certificate(der)
+
+
+def certificate(der: bytes) -> Certificate:
+    """A certificate of a peer, which comes again and again, with what has been read of it."""
+    return _known(der) if len(der) <= _LARGE else Certificate(der)
 
 
 def _rdn_name(certificate: x509.Certificate | None, issuer: bool) -> x509.Name | None:
