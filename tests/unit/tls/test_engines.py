@@ -712,3 +712,23 @@ def test_names_of_a_certificate_read_as_one_thing(tmp_path: Path) -> None:
     assert names_one_of(text, "c.test,b.test")
     other = certificate(x509.UniformResourceIdentifier("https://x.test"))
     assert not identity.matches(other, ["x.test"])  # a SAN of any kind rules the common name out
+
+
+@pytest.mark.parametrize(("alone", "sent"), [(True, 3), (False, 2)])
+def test_a_certificate_alone_is_sent_with_the_authorities_that_it_leads_to(
+    tmp_path: Path, alone: bool, sent: int
+) -> None:
+    """Among those for clients, where the library would look for them at each handshake."""
+    root = Authority(tmp_path)
+    middle = Authority(tmp_path, "middle", root)
+    issued = middle.issue("server", ["mx.partner.test"])
+    pems = x509.load_pem_x509_certificates(issued.certificate.read_bytes())
+    if alone:
+        issued.certificate.write_bytes(pems[0].public_bytes(serialization.Encoding.PEM))
+    both = tmp_path / "both.pem"
+    both.write_bytes(root.write("ca.pem").read_bytes() + middle.write("middle.pem").read_bytes())
+    pair = Pair(tmp_path, "openssl", "openssl", certificate=None, tls_client_ca=str(both))
+    server, client = pair.connect()
+    assert server.established
+    assert client.verdict().chain_verified
+    assert len(client.chain()) == sent
