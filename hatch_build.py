@@ -20,7 +20,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = ("src/quillon/smtp/_octets.c", "src/quillon/spool/_writer.c")
+SOURCES = ("src/quillon/smtp/_octets.c", "src/quillon/spool/_writer.c", "src/quillon/tls/_openssl.c")
 FLAGS = ("-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror=implicit-function-declaration", "-pthread")
 # by mypyc: what a message passes on its way, and what that calls. An editable installation has none of it, lest a
 # file that is edited change nothing.

@@ -17,13 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL, crypto
 
-from quillon.tls import identity, openssl_extra
+from quillon.tls import identity, openssl_extra, openssl_pipe
 from quillon.tls.anchors import Anchors
 from quillon.tls.engine import SESSION_LIFE
-from quillon.tls.verdict import Certificate, HandshakeFailure, TlsVerdict, alert_cause, chain_cause, printable
+from quillon.tls.verdict import HandshakeFailure, TlsVerdict, alert_cause, certificate, chain_cause, printable
 
 ChainError = tuple[str, int, str]
 
@@ -68,7 +67,7 @@ def choose_protocol(_connection: SSL.Connection, offered: list[bytes]) -> bytes:
     raise NoApplicationProtocol(f"the client offers {names}")
 
 
-def failure_of(error: SSL.Error) -> HandshakeFailure:
+def failure_of(error: Exception) -> HandshakeFailure:
     """The cause of a failed handshake, out of the error queue of the library."""
     reasons = [str(entry[2]) for entry in error.args[0]] if error.args and isinstance(error.args[0], list) else []
     detail = "; ".join(reason for reason in reasons if reason)
@@ -181,6 +180,7 @@ class OpenSSLEngine:
         self._anchor: bytes | None = None
         self._connection = SSL.Connection(context, None)
         self._connection.set_app_data(self._notes)  # not the engine itself, which would be a cycle
+        self._pipe = openssl_pipe.pipe_of(self._connection)
         if server:
             self._connection.set_accept_state()
         else:
@@ -203,37 +203,45 @@ class OpenSSLEngine:
 
     def start(self) -> None:
         if not self._server:  # a server has nothing to say before its client
-            self._handshake()
+            self._handshake(b"")
 
     def receive(self, ciphertext: bytes) -> bytes:
         if self.failure is not None or self.closed:
             return b""
-        out: list[bytes] = []
-        if ciphertext:
-            openssl_extra.give(self._connection, ciphertext)
         if not self.established:
-            self._handshake()
-        if self.established:
-            self._read(out)
-            if self._to_keep and out:
-                self._keep_session()
-        return b"".join(out)
+            self._handshake(ciphertext)
+            ciphertext = b""
+        if not self.established:
+            return b""
+        plaintext = self._pipe.read(ciphertext)
+        if self._pipe.error:
+            self._ended(heard=bool(plaintext))
+        if self._to_keep and plaintext:
+            self._keep_session()
+        return plaintext
 
-    def _handshake(self) -> None:
-        try:
-            if not openssl_extra.handshake(self._connection):
-                return
-        except SSL.ZeroReturnError:
-            self.failure = HandshakeFailure("handshake_eof", "close_notify during the handshake")
-        except NoApplicationProtocol as error:
-            self.failure = HandshakeFailure("no_application_protocol", str(error))
-        except SSL.Error as error:
-            self.failure = failure_of(error)
-            if self._recalled is not None and self._memory is not None:
-                self._memory.drop(self._memory_key)  # whatever was wrong, the next one begins anew
-        else:
+    def _handshake(self, ciphertext: bytes) -> None:
+        if self._pipe.handshake(ciphertext):
             self.established = True
             self._settle_errors()
+        elif self._pipe.error:
+            reason = openssl_pipe.reason(self._connection)
+            if isinstance(reason, SSL.ZeroReturnError):
+                self.failure = HandshakeFailure("handshake_eof", "close_notify during the handshake")
+            elif isinstance(reason, NoApplicationProtocol):
+                self.failure = HandshakeFailure("no_application_protocol", str(reason))
+            else:
+                self.failure = failure_of(reason)
+                if self._recalled is not None and self._memory is not None:
+                    self._memory.drop(self._memory_key)  # whatever was wrong, the next one begins anew
+
+    def _ended(self, *, heard: bool) -> None:
+        """No more records come: the peer has said so, or something is wrong."""
+        self.closed = True
+        reason = openssl_pipe.reason(self._connection)
+        # a client that rejects us after a TLS 1.3 handshake says so here, behind its Finished
+        if not heard and not isinstance(reason, SSL.ZeroReturnError):
+            self.failure = failure_of(reason)
 
     def _settle_errors(self) -> None:
         """On a resumed session no chain is verified: what is wrong with it was found by the handshake that made it."""
@@ -244,7 +252,7 @@ class OpenSSLEngine:
         if not self._checked:
             return
         if self._server:
-            der = self._peer()
+            der = self._pipe.peer()
             if der is None:
                 return
             digest = hashlib.sha256(der).digest()
@@ -259,18 +267,6 @@ class OpenSSLEngine:
             kept = self._recalled
             self.errors = list(kept.now(memory.clock())) if kept is not None else [_UNKNOWN]
             self._anchor = kept.anchor if kept is not None else None
-
-    def _read(self, out: list[bytes]) -> None:
-        try:
-            while octets := openssl_extra.read(self._connection):
-                out.append(octets)
-        except SSL.ZeroReturnError:
-            self.closed = True
-        except SSL.Error as error:
-            # a client that rejects us after a TLS 1.3 handshake says so here, behind its Finished
-            self.closed = True
-            if not out:
-                self.failure = failure_of(error)
 
     def _keep_session(self) -> None:
         """Once the server has spoken: TLS 1.3 sends its tickets behind the handshake, before the first data."""
@@ -290,8 +286,7 @@ class OpenSSLEngine:
         wanted = self._checked and not self.errors and not self._resumed
         if self._anchor is None and wanted and self._anchors is not None:
             try:
-                chain = self._connection.get_verified_chain(as_cryptography=True) or []
-                found = self._anchors.of([one.public_bytes(serialization.Encoding.DER) for one in chain])
+                found = self._anchors.of(self._pipe.verified())
             except Exception:
                 return None  # certificates of a peer: whatever is wrong with them, nothing is concluded from it
             self._anchor = found.der if found is not None else None
@@ -308,18 +303,11 @@ class OpenSSLEngine:
             return 0.0  # certificates of a peer: whatever is wrong with them, nothing is concluded from it
 
     def send(self, plaintext: bytes) -> None:
-        if not plaintext or self.failure is not None:
-            return
-        try:
-            view = plaintext
-            while view:
-                sent = self._connection.send(view)
-                view = view[sent:]
-        except SSL.Error:
+        if plaintext and self.failure is None and not self._pipe.write(plaintext):
             self.closed = True
 
     def data_to_send(self) -> bytes:
-        return openssl_extra.take(self._connection)
+        return self._pipe.take()
 
     def eof(self) -> None:
         if not self.established and self.failure is None:
@@ -333,36 +321,28 @@ class OpenSSLEngine:
             self.closed = True
 
     def verdict(self) -> TlsVerdict:
-        connection = self._connection
-        cipher = connection.get_cipher_name() or ""
-        bits = connection.get_cipher_bits() or 0
-        der = self._peer()
+        protocol, cipher, bits, group, asked = self._pipe.facts()
+        der = self._pipe.peer()
         anchor = self._verified_anchor() if der is not None and not self.errors else None
-        sni = connection.get_servername() if self._server else None
         # only a session whose chain is in order is kept, and not before somebody has looked at it
         self._to_keep = self._memory is not None and not self._server and not self.errors
         return TlsVerdict(
-            protocol=connection.get_protocol_version_name(),
+            protocol=protocol,
             cipher=cipher,
             bits=bits,
             algorithm_bits=168 if "3DES" in cipher or "DES-CBC3" in cipher else bits,
-            group=connection.get_group_name() or "",
-            certificate=Certificate(der) if der is not None else None,
+            group=group,
+            certificate=certificate(der) if der is not None else None,
             checked=self._checked,
             errors=tuple(self.errors),
-            sni=printable(sni.decode("ascii", "replace")) if sni else "",
+            sni=printable(asked.decode("ascii", "replace")) if asked and self._server else "",
             resumed=self._resumed,
-            anchor=Certificate(anchor) if anchor is not None else None,
+            anchor=certificate(anchor) if anchor is not None else None,
         )
 
     def staple(self) -> bytes:
         """As the protocol of engines has it."""
         return self._notes.staple
-
-    def _peer(self) -> bytes | None:
-        """The peer's certificate in DER."""
-        peer: Any = self._connection.get_peer_certificate(as_cryptography=False)
-        return crypto.dump_certificate(crypto.FILETYPE_ASN1, peer) if peer is not None else None
 
     def chain(self) -> list[x509.Certificate]:
         """The certificates that the peer sent, its own first."""

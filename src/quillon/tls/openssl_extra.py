@@ -1,6 +1,5 @@
-"""What OpenSSL has and pyOpenSSL does not offer: the list of groups, whether a session was resumed, and reading and
-writing in which nothing to read is no exception and no buffer is made for each call, and whether a chain leads to one
-certificate.
+"""What OpenSSL has and pyOpenSSL does not offer: the list of groups, whether a session was resumed, and whether a chain
+leads to one certificate.
 
 The functions come from the bindings that cryptography publishes; the pointers are pyOpenSSL's own. A version of
 pyOpenSSL without them shows at once, as an AttributeError in the tests of this module.
@@ -8,70 +7,14 @@ pyOpenSSL without them shows at once, as an AttributeError in the tests of this 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from typing import Any
 
 from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL, crypto
 
 _lib, _ffi = Binding.lib, Binding.ffi
-_READ = 65536  # octets; a record has 16384 at most (RFC 8446 5.2)
 _CLIENT, _SERVER = 1, 2  # X509_PURPOSE_SSL_CLIENT and X509_PURPOSE_SSL_SERVER of x509v3.h
 UNREADABLE = 1  # X509_V_ERR_UNSPECIFIED
-
-
-class _Room(threading.local):
-    """Where the library puts what it gives; it is copied at once."""
-
-    def __init__(self) -> None:
-        self.octets: Any = _ffi.new("char[]", _READ)
-
-
-_room = _Room()
-
-
-def give(connection: SSL.Connection, ciphertext: bytes) -> None:
-    """Hand over what the peer has sent. Raises MemoryError."""
-    with _ffi.from_buffer(ciphertext) as octets:
-        written = _lib.BIO_write(connection._into_ssl, octets, len(ciphertext))
-    if written != len(ciphertext):
-        raise MemoryError("OpenSSL takes no more octets")  # a BIO in memory takes all or none
-
-
-def take(connection: SSL.Connection) -> bytes:
-    """What is to be sent to the peer."""
-    parts: list[bytes] = []
-    while True:
-        count = _lib.BIO_read(connection._from_ssl, _room.octets, _READ)
-        if count <= 0:
-            return b"".join(parts)
-        part: bytes = _ffi.buffer(_room.octets, count)[:]
-        if count < _READ and not parts:
-            return part
-        parts.append(part)
-
-
-def handshake(connection: SSL.Connection) -> bool:
-    """Go on with the handshake; whether it has ended well. Raises what SSL.Connection.do_handshake does but for
-    WantReadError."""
-    return _went_on(connection, _lib.SSL_do_handshake(connection._ssl))
-
-
-def read(connection: SSL.Connection) -> bytes:
-    """Plaintext of one record, or nothing where none is whole. Raises what SSL.Connection.recv does but for
-    WantReadError."""
-    count = _lib.SSL_read(connection._ssl, _room.octets, _READ)
-    return _ffi.buffer(_room.octets, count)[:] if _went_on(connection, count) else b""
-
-
-def _went_on(connection: SSL.Connection, result: int) -> bool:
-    if result > 0:
-        return True
-    if _lib.SSL_get_error(connection._ssl, result) == _lib.SSL_ERROR_WANT_READ:
-        return False
-    connection._raise_ssl_error(connection._ssl, result)
-    raise AssertionError("an error that pyOpenSSL does not know")
 
 
 def set_groups(context: SSL.Context, names: str) -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import itertools
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from quillon.config.settings import InboundTls, OutboundTls, TlsIdentity, build
 from quillon.lab.pki import CLIENT, DAY, Authority
 from quillon.lab.sink import inbound_tls
 from quillon.policy.certificates import names_one_of
-from quillon.tls import identity
+from quillon.tls import identity, openssl_pipe
 from quillon.tls.causes import CAUSES
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError, Engine
@@ -35,6 +35,17 @@ from quillon.tls.verdict import Certificate, TlsVerdict, escaped, unescaped
 
 ENGINES = ("openssl", "gnutls")
 NOW = 1_800_000_000.0
+
+
+@pytest.fixture(params=("compiled", "python"), autouse=True, scope="module")
+def pipe(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The OpenSSL engine in both forms."""
+    if request.param == "compiled" and openssl_pipe.compiled is None:
+        pytest.skip("Quillon was installed without a compiler")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "python":
+            patch.setattr(openssl_pipe, "_USED", None)
+        yield
 
 
 def outbound(**changes: Any) -> OutboundTls:
