@@ -8,10 +8,9 @@ with, and files that cannot be loaded leave the old context in force.
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from cryptography import x509
 
@@ -35,7 +34,20 @@ class _Held(Generic[C]):
     stamps: Stamps
     made: float
     refused: Stamps = field(default_factory=dict)
-    engines: weakref.WeakSet[Engine] = field(default_factory=weakref.WeakSet)
+    in_use: int = 0  # engines that live
+
+
+class _Lease:
+    """An engine's part in a context, for as long as it lives."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self, held: _Held[Any]) -> None:
+        self._held = held
+        held.in_use += 1
+
+    def __del__(self) -> None:
+        self._held.in_use -= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,7 @@ class Contexts:
         if held is None:
             held = self.load(settings)
         engine = held.context.engine()
-        held.engines.add(engine)
+        engine.lease = _Lease(held)
         return engine
 
     def client(self, settings: OutboundTls, server_name: str, peer: str = "") -> Engine:
@@ -83,7 +95,7 @@ class Contexts:
         if held is None:
             held = self.load_client(settings)
         engine = held.context.engine(server_name, peer)
-        held.engines.add(engine)
+        engine.lease = _Lease(held)
         return engine
 
     def load(self, settings: InboundTls) -> _Held[ServerContext]:
@@ -223,8 +235,8 @@ class Contexts:
     def rows(self) -> list[ContextRow]:
         """What the cache holds."""
         now = self._clock()
-        servers = [ContextRow("server", s, now - held.made, len(held.engines)) for s, held in self._inbound.items()]
-        clients = [ContextRow("client", s, now - held.made, len(held.engines)) for s, held in self._outbound.items()]
+        servers = [ContextRow("server", s, now - held.made, held.in_use) for s, held in self._inbound.items()]
+        clients = [ContextRow("client", s, now - held.made, held.in_use) for s, held in self._outbound.items()]
         return servers + clients
 
 

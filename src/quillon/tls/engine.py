@@ -38,6 +38,7 @@ class Engine(Protocol):
     established: bool
     closed: bool
     failure: HandshakeFailure | None
+    lease: object  # of whoever counts engines
 
     def start(self) -> None:
         """Begin; the client's first flight is ready to send afterwards."""

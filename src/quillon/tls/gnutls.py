@@ -71,6 +71,7 @@ class GnuTLSEngine:
         self.established = False
         self.closed = False
         self.failure: HandshakeFailure | None = None
+        self.lease: object = None
         self._ffi, self._lib = g.library()
         self._context = context
         self._session = session

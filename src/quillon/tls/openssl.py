@@ -167,6 +167,7 @@ class OpenSSLEngine:
         self.established = False
         self.closed = False
         self.failure: HandshakeFailure | None = None
+        self.lease: object = None
         self._notes = Notes()
         self.errors = self._notes.errors
         self._checked = checked
