@@ -27,7 +27,7 @@ from quillon.listener.recorder import Recorder
 from quillon.log.metrics import histogram, labelled
 from quillon.log.posture import Day, day_of, of_row
 from quillon.mail.message import Message, MessageId
-from quillon.net.turns import in_slices
+from quillon.net.slices import in_slices
 from quillon.queue import selection
 from quillon.queue.selection import Selection
 from quillon.reception.from_files import front

@@ -36,7 +36,8 @@ from quillon.mail import reply as replies
 from quillon.mail.event import Attempted, Event, Panic
 from quillon.mail.message import Message
 from quillon.mail.outcome import Delivered, Outcome, PermanentFailure, Stage, TransientFailure
-from quillon.net.turns import SHARE, in_slices
+from quillon.net.slices import in_slices
+from quillon.net.turns import SHARE
 from quillon.policy.tls import TlsHooks
 from quillon.queue import retry
 from quillon.queue.curfew import Curfew

@@ -13,7 +13,7 @@ from quillon.delivery.connection import Connection
 from quillon.delivery.halts import Halts
 from quillon.delivery.reasons import Reason
 from quillon.mail.message import Message
-from quillon.net.turns import in_slices
+from quillon.net.slices import in_slices
 from quillon.queue.destination import DestinationQueue, Key, QueueState
 from quillon.queue.limit import UNLIMITED
 from quillon.queue.ready import Queues

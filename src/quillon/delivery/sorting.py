@@ -16,7 +16,7 @@ from quillon.mail.event import Panic
 from quillon.mail.message import Message
 from quillon.mail.outcome import PermanentFailure, Stage
 from quillon.mail.reply import parse_reply
-from quillon.net.turns import in_slices
+from quillon.net.slices import in_slices
 from quillon.queue.destination import DestinationQueue, key_of
 from quillon.queue.trail import Trail
 

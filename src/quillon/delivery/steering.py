@@ -15,7 +15,7 @@ from quillon.mail.event import Panic
 from quillon.mail.message import Message
 from quillon.mail.outcome import PermanentFailure, Stage
 from quillon.mail.reply import Reply
-from quillon.net.turns import in_slices
+from quillon.net.slices import in_slices
 from quillon.queue.selection import Selection
 from quillon.queue.suspension import Suspensions
 

@@ -10,13 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-T = TypeVar("T")
-R = TypeVar("R")
 SLICE = 0.001  # seconds that one session works before others get their turn
-FEW = 50  # items that are looked at together
 SHARE = 0.005  # seconds of one round of the loop that sessions in the queue, or one piece of long work, get
 
 
@@ -72,18 +68,17 @@ class Turns:
             self._soon()
 
 
-async def each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """What a function makes of each item, in slices if there are many."""
-    if len(items) <= FEW:
-        return [function(item) for item in items]
-    return [function(item) async for item in in_slices(items)]
+class Share:
+    """What one piece of long work gets of a round."""
 
+    def __init__(self) -> None:
+        self._end = time.perf_counter() + SHARE
 
-async def in_slices(items: Iterable[T]) -> AsyncIterator[T]:
-    """The items of long work, with a round of the loop for others whenever the share is used up."""
-    end = time.perf_counter() + SHARE
-    for item in items:
-        yield item
-        if time.perf_counter() >= end:
-            await asyncio.sleep(0)
-            end = time.perf_counter() + SHARE
+    def over(self) -> bool:
+        """Whether it is used up."""
+        return time.perf_counter() >= self._end
+
+    async def pause(self) -> None:
+        """Let others have a round."""
+        await asyncio.sleep(0)
+        self._end = time.perf_counter() + SHARE

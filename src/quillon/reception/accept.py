@@ -25,7 +25,7 @@ from quillon.mail.message import NULL_ID, Batch, IdSource, Message, MessageId, O
 from quillon.mail.reply import Reply
 from quillon.net import eager
 from quillon.net.clock import Clock
-from quillon.net.turns import FEW, each, in_slices
+from quillon.net.slices import FEW, each, in_slices
 from quillon.policy.context import Context
 from quillon.policy.hook import Policy, Recipients, Session
 from quillon.policy.message import Content
@@ -93,6 +93,38 @@ class ResidentBodies:
 _AT_ONCE = 200  # messages of one transaction that are put into their queues together
 Answer = Callable[[Reply], object]
 Stored = list[tuple[Batch, list[Message]]]
+
+
+class _Storing:
+    """Batches of one transaction on their way to the disk, and evidence of them. `done` is told when the last is there.
+
+    A class and not functions within a function, which mypyc makes a cycle of: with the message in it, until the garbage
+    collector comes.
+    """
+
+    def __init__(self, done: Callable[[_Storing], object], envelope: Envelope, batches: Stored, answer: Answer) -> None:
+        self.envelope = envelope
+        self.batches = batches
+        self.answer = answer
+        self.left = len(batches)
+        self.failed: list[Batch] = []
+        self.full = self.unproven = False
+        self._done = done
+
+    def over(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self._done(self)
+
+    def stored(self, batch: Batch, error: Exception | None) -> None:
+        if error is not None:
+            self.failed.append(batch)
+            self.full = self.full or is_full(error)
+        self.over()
+
+    def not_proven(self) -> None:
+        self.unproven = True
+        self.over()
 
 
 class Reception:
@@ -270,7 +302,7 @@ class Reception:
                 batch.body, batch.path, batch.tls_request = body, path, request
                 if proven:
                     batch.digest = await self._digest(fit.rest, body, path)
-                out.append((batch, await each(partial(self._message, batch), copies)))
+                out.append((batch, await self._messages(batch, copies)))
         except OSError as error:
             self._panic(f"spool: cannot write a body: {error.strerror}")
             self._drop(out)
@@ -295,7 +327,7 @@ class Reception:
             self._panic(f"spool: cannot read a body: {error.strerror}")
             self._drop([*out, (batch, [])])
             return replies.SPOOL_FAILED
-        out.append((batch, await each(partial(self._message, batch), shared)))
+        out.append((batch, await self._messages(batch, shared)))
         return out
 
     async def _digest(self, head: bytes, body: bytes | None, path: str) -> dict[str, object]:
@@ -318,6 +350,11 @@ class Reception:
             connection_context=_spooled(context.connection),
             message_context=_spooled(context.message),
         )
+
+    async def _messages(self, batch: Batch, copies: list[Copy]) -> list[Message]:
+        if len(copies) <= FEW:
+            return [self._message(batch, copy) for copy in copies]
+        return await each(partial(self._message, batch), copies)
 
     def _message(self, batch: Batch, copy: Copy) -> Message:
         routing = self.config.outbound.way(copy.binding_group, copy.binding, copy.routing_domain, copy.recipient.domain)
@@ -355,49 +392,28 @@ class Reception:
     def _store(self, envelope: Envelope, batches: Stored, answer: Answer) -> None:
         """Commit, all in one transaction of the spool, and answer when the last is on disk. Evidence of it is written
         at the same time: to wait for the one before the other begins would keep each client for two groups."""
-        left = len(batches)
-        failed: list[Batch] = []
-        full = unproven = False
+        storing = _Storing(self._stored, envelope, batches, answer)
         evidence = self._evidence
-
-        def over() -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                self._stored(envelope, batches, failed, answer, full=full, unproven=unproven)
-
-        def stored(batch: Batch, error: Exception | None) -> None:
-            nonlocal full
-            if error is not None:
-                failed.append(batch)
-                full = full or is_full(error)
-            over()
-
-        def not_proven() -> None:
-            nonlocal unproven
-            unproven = True
-            over()
-
         if evidence is not None:
-            left += 1
-            evidence.prove_all(self._events(envelope, batches), over, not_proven)
+            storing.left += 1
+            evidence.prove_all(self._events(envelope, batches), storing.over, storing.not_proven)
         for batch, messages in batches:
-            self.store.insert(batch, messages, lambda error, batch=batch: stored(batch, error))  # type: ignore[misc]
+            self.store.insert(batch, messages, partial(storing.stored, batch))
 
     def _events(self, envelope: Envelope, batches: Stored) -> list[Received]:
         now = self._clock.now()
         return [Received(now, message, envelope.tls) for _, messages in batches for message in messages]
 
-    def _stored(
-        self, envelope: Envelope, batches: Stored, failed: list[Batch], answer: Answer, *, full: bool, unproven: bool
-    ) -> None:
+    def _stored(self, storing: _Storing) -> None:
+        envelope, batches, failed, unproven = storing.envelope, storing.batches, storing.failed, storing.unproven
         if not failed and not unproven:
-            self._taken(envelope, batches, answer)
+            self._taken(envelope, batches, storing.answer)
             return
         self._undo(batches, failed)
         if self._evidence is not None and not unproven:
             self._evidence.undone(self._events(envelope, batches))
-        answer((replies.NO_ROOM if full else replies.SPOOL_FAILED) if failed else replies.NO_EVIDENCE)
+        refusal = (replies.NO_ROOM if storing.full else replies.SPOOL_FAILED) if failed else replies.NO_EVIDENCE
+        storing.answer(refusal)
 
     def _undo(self, batches: Stored, failed: list[Batch]) -> None:
         """The client will come again with all of it: what did get onto disk must not be sent twice. `failed` are those

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from quillon.config.model import Config
@@ -17,7 +17,7 @@ from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox, is_domain, is_routing_name, parse_mailbox
 from quillon.mail.message import MessageId
 from quillon.mail.reply import Reply
-from quillon.net.turns import in_slices
+from quillon.net.turns import Share
 from quillon.policy.context import Context, not_text
 from quillon.policy.hook import VOID, Call, Hook, Phase, Policy, Session, Unanswered
 from quillon.policy.message import Content, MessageView
@@ -122,7 +122,11 @@ class Validation:
         todo, known = deque(dict.fromkeys(recipients)), set(recipients)  # named twice it is delivered once
         kept, edits = set(known), recipients.edits
         asks = self._asks()
-        async for recipient in in_slices(_emptied(todo)):
+        share = Share()
+        while todo:
+            if share.over():
+                await share.pause()
+            recipient = todo.popleft()
             if recipient not in kept:
                 continue  # taken away by the callout of another one
             copy = await self._copy(session, context, batch_id, decision, recipient, asks=asks, internal=internal)
@@ -244,12 +248,6 @@ class Validation:
     def _unsuspended(self, group: str, members: list[str]) -> str:
         active = [b for b in members if not self.config.outbound.delivery(group, b, "")[0].suspend_delivery]
         return random.choice(active or members)  # noqa: S311 - spreads mail over bindings
-
-
-def _emptied(todo: deque[Mailbox]) -> Iterator[Mailbox]:
-    """What is in a queue, and what is put into it meanwhile."""
-    while todo:
-        yield todo.popleft()
 
 
 def _whole_refusal(copies: Sequence[Copy]) -> Reply | None:
