@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
-_ATEXT = r"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]"
-# RFC 5321 4.1.2 Dot-string; the loose form also takes "a..b" and "ab." (rfc2821_pedantic_address_rules = false).
-_DOT_STRING = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*\Z")
-_DOT_STRING_LOOSE = re.compile(rf"(?:{_ATEXT}|\.)+\Z")
+# RFC 5321 4.1.2 Dot-string, but for where its dots stand
+_ATEXT_AND_DOTS = re.compile(r"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~.]+\Z")
 # RFC 5321 4.1.2 Quoted-string
 _QUOTED_STRING = re.compile(r'"(?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\[\x20-\x7e])*"\Z')
 # RFC 5321 4.1.2 Domain. An underscore is no letter of a host name, yet real mail domains carry it.
 _DOMAIN = re.compile(
     r"(?=.{1,255}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?\Z"
-)
-# The common case in one match: a dot-string, one at sign, a plain domain.
-_PLAIN = re.compile(
-    rf"({_ATEXT}+(?:\.{_ATEXT}+)*)@((?=.{{1,255}}\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])?"
-    r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*)\Z"
 )
 # RFC 5321 4.1.2 A-d-l, the obsolete source route, which is accepted and ignored (appendix C).
 _SOURCE_ROUTE = re.compile(r"(?:@[^,:@<>\s]+,)*@[^,:@<>\s]+:")
@@ -62,12 +56,6 @@ def parse_mailbox(text: str, *, pedantic: bool = True) -> Mailbox:
 
     Raises AddressError.
     """
-    plain = _PLAIN.match(text)
-    if plain is not None:
-        local, domain = plain.groups()
-        if len(text) > MAX_PATH - 2:
-            raise AddressError(_TOO_LONG)
-        return Mailbox(local, domain.lower())
     if text.startswith("@"):
         route = _SOURCE_ROUTE.match(text)
         if route is None:
@@ -85,11 +73,16 @@ def parse_mailbox(text: str, *, pedantic: bool = True) -> Mailbox:
 def _check_local(local: str, pedantic: bool) -> None:
     if not local:
         raise AddressError("empty local part")
-    dot_string = _DOT_STRING if pedantic else _DOT_STRING_LOOSE
-    if not dot_string.match(local) and not _QUOTED_STRING.match(local):
-        raise AddressError("malformed local part")
+    if _ATEXT_AND_DOTS.match(local):
+        # the loose form also takes "a..b" and "ab." (rfc2821_pedantic_address_rules = false)
+        if not pedantic or not (".." in local or local.startswith(".") or local.endswith(".")):
+            return
+    elif _QUOTED_STRING.match(local):
+        return
+    raise AddressError("malformed local part")
 
 
+@lru_cache(maxsize=4096)
 def parse_domain(text: str) -> str:
     """Read a domain or an address literal; gives it in lower case without a trailing dot. Raises AddressError."""
     if text.startswith("["):

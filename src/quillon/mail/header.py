@@ -54,6 +54,11 @@ def count(head: bytes, name: bytes) -> int:
     return len(_loose(name).findall(head))
 
 
+def more_than(head: bytes, name: bytes, limit: int) -> bool:
+    """Whether there are more than so many fields of a name, which is in lower case."""
+    return head.lower().count(name) > limit and count(head, name) > limit
+
+
 def has(head: bytes, name: bytes) -> bool:
     """Whether there is a field of a name, which is in lower case."""
     low = head.lower()

@@ -26,7 +26,7 @@ class MessageId(NamedTuple):
 
     def __str__(self) -> str:
         """`CC/CC-PPPPP-SSSSSSSS`: counter and slot as hexadecimal digits in reverse order."""
-        return _shown(self.slot, self.pid, self.counter)
+        return f"{_REVERSED[self.counter & 0xFF]}/{_REVERSED[self.counter >> 8]}{_tail(self.slot, self.pid)}"
 
     @property
     def number(self) -> int:
@@ -54,16 +54,14 @@ def _begin(high: int) -> tuple[int, int]:
     return high >> 16, high & 0xFFFF
 
 
-@lru_cache(maxsize=1024)
-def _shown(slot: int, pid: int, number: int) -> str:
-    """Of a young id, which is shown several times."""
-    counter = f"{number:04X}"
-    return f"{counter[3]}{counter[2]}/{counter[1]}{counter[0]}-{pid:05d}-{_reversed_hex(slot)}"
+_REVERSED = tuple(f"{octet:02X}"[::-1] for octet in range(256))  # hexadecimal digits of each octet
 
 
 @lru_cache(maxsize=64)
-def _reversed_hex(slot: int) -> str:
-    return f"{slot:08X}"[::-1]
+def _tail(slot: int, pid: int) -> str:
+    """What ids of the same second have in common."""
+    slots = f"{slot:08X}"[::-1]
+    return f"-{pid:05d}-{slots}"
 
 
 NULL_ID = MessageId(0, 0, 0)

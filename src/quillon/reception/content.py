@@ -45,7 +45,7 @@ def fault(head: bytes, settings: ReceptionSettings) -> Reply | None:
     limit = line_limit(settings)
     if limit and longer_than(head, limit):
         return replies.HEADER_LINE_TOO_LONG
-    if settings.max_received_headers and header.count(head, b"received") > settings.max_received_headers:
+    if settings.max_received_headers and header.more_than(head, b"received", settings.max_received_headers):
         return replies.MAIL_LOOP
     return None
 

@@ -59,10 +59,13 @@ def parse_path(argument: str, rules: PathRules, *, sender: bool, requiretls: boo
         return SyntaxFault(wrong)
     if rules.trailing_whitespace:
         argument = argument.rstrip()
-    match = _PATH.match(argument)
-    if match is None or (match["blank"] and not rules.inner_whitespace):
-        return SyntaxFault(wrong)
-    path, rest = match["path"], match["rest"]
+    cut = _cut(argument, len(word))
+    if cut is None:
+        match = _PATH.match(argument)
+        if match is None or (match["blank"] and not rules.inner_whitespace):
+            return SyntaxFault(wrong)
+        cut = match["path"], match["rest"]
+    path, rest = cut
     if rules.inner_whitespace:
         path = path.strip()
     try:
@@ -74,6 +77,15 @@ def parse_path(argument: str, rules: PathRules, *, sender: bool, requiretls: boo
     if not rest.startswith(" "):
         return SyntaxFault(wrong)
     return _parameters(mailbox, rest.split(), sender, auth=rules.auth, requiretls=requiretls)
+
+
+def _cut(argument: str, at: int) -> tuple[str, str] | None:
+    """The path that begins at a place, and what follows it; None for one that is not plain to see."""
+    end = argument.find(">", at)
+    path = argument[at + 1 : max(end, 0)]
+    if not argument.startswith("<", at) or end < 0 or '"' in path or "<" in path or "\n" in argument:
+        return None
+    return path, argument[end + 1 :]
 
 
 def _parameters(

@@ -98,6 +98,12 @@ class MailDataReader:
         if not self._mid_line and data.startswith(b".\r\n"):
             self.complete, self.rest = True, data[3:]
             return b""
+        if data.endswith(b"\r\n.\r\n"):
+            block = data[:-3]
+            found = scan(block)
+            if not found & DOT:
+                self.complete = True  # no other line of it begins with a dot
+                return self._known(block, found)
         end = data.find(b"\r\n.\r\n") + 2
         if end >= 2:
             self.complete, self.rest = True, data[end + 3 :]
@@ -112,7 +118,10 @@ class MailDataReader:
         return out
 
     def _plain(self, block: bytes) -> bytes:
-        found = scan(block)
+        return self._known(block, scan(block))
+
+    def _known(self, block: bytes, found: int) -> bytes:
+        """Of octets of which `scan` tells what is to be known."""
         if found & NUL:
             self.nul = True
         if not self._mid_line and block.startswith(b"."):
@@ -121,7 +130,8 @@ class MailDataReader:
             block = block.replace(b"\r\n.", b"\r\n")
         if not found & LONE:  # whether a stuffed dot is taken away or not makes no difference to that
             if self._in_headers:
-                self._split(block)
+                empty = b"\r\n\r\n" in block or (block.startswith(b"\r\n") and self._last in b"\r\n")
+                self._in_headers = not empty
             self._last = block[-1:] or self._last
             return block
         head, body = self._split(block) if self._in_headers else (b"", block)
