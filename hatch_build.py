@@ -25,19 +25,19 @@ FLAGS = ("-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror=imp
 # by mypyc: what a message passes on its way, and what that calls. An editable installation has none of it, lest a
 # file that is edited change nothing.
 MODULES = {
-    "config": "cache",
+    "config": "cache inbound outbound",
     "mail": "address event header message outcome reply shown",
     "smtp": "auth client command events server tables wire",
-    "queue": "destination limit line ready retry throttle trail window",
+    "queue": "destination limit line ready retry suspension throttle trail window",
     "log": "lines metrics sink",
     "spool": "bodies committer log log_octets presence record room segment",
     "reception": "accept content mail_data validation",
     "delivery": "admission attempt connection demand dispatcher halts host_memory hosts opener places route settlement"
     " sorting throttles tls_policy",
-    "listener": "esmtp login relay services session_tls transaction trusted",
+    "listener": "authentication esmtp login relay services session_tls transaction trusted",
     "policy": "context hook message tls",
-    "net": "clock eager histogram stream",
-    "tls": "engine verdict",
+    "net": "clock eager histogram stream turns",
+    "tls": "engine openssl verdict",
 }
 MYPYC = ("mypy==2.4.1", "setuptools>=70")  # the mypy that the tests are run with
 MYPY_INI = "[mypy]\nignore_missing_imports = True\nfollow_imports = silent\n"

@@ -105,7 +105,8 @@ class Outbound:
             if gateway is not None:
                 host, port = gateway
                 literal = f"[{host}]" if ":" in host else host
-                own = [node for node in chain if node.kind == "domain" and self._tls_options & node.settings.keys()]
+                options = self._tls_options
+                own = [node for node in chain if node.kind == "domain" and not options.isdisjoint(node.settings)]
                 own += [node for node in chain if node.kind == "domain" and "suspend_delivery" in node.settings]
                 ruled = own or self.contract(domain) is not None
                 found = Routing(f"{literal}:{port}" if port else literal, domain if ruled else "")

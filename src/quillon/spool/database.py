@@ -241,7 +241,7 @@ class Database:
 
     def _check_presence(self) -> None:
         """Raises SpoolLost."""
-        self._presence.check(self._wal)
+        self._presence.check(str(self._wal))
         try:
             with self._wal.open("rb", buffering=0) as file:
                 begins = file.read(3)

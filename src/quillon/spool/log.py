@@ -285,7 +285,7 @@ class Log:
     def _verify(self, group: _Group) -> None:
         """Here and not on the thread: four looks at names that are in memory cost less than its turns."""
         if group.entries and (place := group.entries[-1].place) is not None:
-            self._presence.check(place.segment.path)
+            self._presence.check(str(place.segment.path))
 
     def _settle(self, group: _Group, error: Exception | None) -> None:
         self._note(group.trouble, left=bool(group.chores))
@@ -325,7 +325,7 @@ class Log:
             place.segment.places[place.number] = place
             self._current = place.segment
         if before is not None and before is not self._current:
-            self._presence.forget(before.path)
+            self._presence.forget(str(before.path))
             self._look_after(before)
 
     def _try_again(self) -> None:

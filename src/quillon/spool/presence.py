@@ -13,22 +13,22 @@ class Presence:
     """`lost` says why nothing is taken any more; empty as long as all is in its place."""
 
     def __init__(self, *watched: Path) -> None:
-        self._watched = watched
-        self._known: dict[Path, tuple[int, int, int]] = {}  # device, inode, least size
+        self._watched = [str(path) for path in watched]  # a Path costs more to look up than the look
+        self._known: dict[str, tuple[int, int, int]] = {}  # device, inode, least size
         self.lost = ""
 
-    def check(self, *growing: Path) -> None:
+    def check(self, *growing: str) -> None:
         """Compare what is watched, and files that never shrink, with what they were. Raises SpoolLost."""
         if not self.lost:
             self.lost = self._displaced(growing)
         if self.lost:
             raise SpoolLost(self.lost)
 
-    def forget(self, path: Path) -> None:
+    def forget(self, path: str) -> None:
         """A file that is not looked at any more."""
         self._known.pop(path, None)
 
-    def _displaced(self, growing: tuple[Path, ...]) -> str:
+    def _displaced(self, growing: tuple[str, ...]) -> str:
         for path in self._watched:
             if why := self._differs(path, grows=False):
                 return why
@@ -37,7 +37,7 @@ class Presence:
                 return why
         return ""
 
-    def _differs(self, path: Path, *, grows: bool) -> str:
+    def _differs(self, path: str, *, grows: bool) -> str:
         try:
             state = os.stat(path)
         except (FileNotFoundError, NotADirectoryError) as error:
