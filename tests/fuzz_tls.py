@@ -17,7 +17,7 @@ from pathlib import Path
 
 from quillon.lab.pki import Authority
 from quillon.tls import identity
-from quillon.tls.verdict import Certificate
+from quillon.tls.certificate import Certificate
 from tests.unit.tls.test_engines import ENGINES, VERSIONS, Pair
 
 

@@ -171,3 +171,15 @@ def test_a_class_name_has_one_meaning() -> None:
                 found.setdefault(node.name, []).append(str(file.relative_to(SOURCE)))
     again = {name: files for name, files in found.items() if len(set(files) - {"policy/python.py"}) > 1}
     assert not again
+
+
+def test_nothing_that_is_compiled_keeps_what_a_property_found() -> None:
+    """mypyc takes a cached_property for a property: it would be found out anew each time."""
+    build = ast.parse((Path(__file__).parents[1] / "hatch_build.py").read_text())
+    tables = (
+        node.value for node in build.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODULES"
+    )
+    modules: dict[str, str] = ast.literal_eval(next(tables))
+    files = [SOURCE / folder / f"{name}.py" for folder, names in modules.items() for name in names.split()]
+    assert len(files) > 50
+    assert [file.name for file in files if "cached_property" in file.read_text()] == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from quillon.tls.verdict import Certificate
+from quillon.tls.certificate import Certificate
 from tests.support.clients import CLIENTS, MESSAGE, RECIPIENT, SENDER, context
 from tests.support.server import Server, free_port
 

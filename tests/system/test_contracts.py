@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from quillon.cli.main import main
 from quillon.lab.pki import DAY, SERVER, Authority, Issued
 from quillon.lab.sink import inbound_tls
-from quillon.tls.verdict import Certificate
+from quillon.tls.certificate import Certificate
 from tests.support.server import Server, free_port, until
 from tests.support.sinks import SinkThread
 from tests.system.test_revocation import crl

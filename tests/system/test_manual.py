@@ -16,7 +16,7 @@ from quillon.cli.main import main
 from quillon.lab.farm import Farm
 from quillon.lab.faults import FAULTS, BrokenPeer
 from quillon.tls.causes import CAUSES
-from quillon.tls.verdict import Certificate
+from quillon.tls.certificate import Certificate
 from tests.support.clients import MESSAGE, context
 from tests.support.peers import require
 from tests.support.server import Server, free_port, until

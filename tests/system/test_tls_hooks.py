@@ -15,7 +15,8 @@ from quillon.policy.environment import Environment
 from quillon.policy.hook import Call, Hook, Policy, PolicyError, Session
 from quillon.policy.python_module import load_module
 from quillon.policy.tls import HookFailed, Remote, TlsHooks
-from quillon.tls.verdict import Certificate, TlsVerdict
+from quillon.tls.certificate import Certificate
+from quillon.tls.verdict import TlsVerdict
 from tests.support.clients import MESSAGE, context
 from tests.support.server import Server, free_port
 from tests.support.sinks import SinkThread

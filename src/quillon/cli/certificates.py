@@ -5,7 +5,7 @@ from __future__ import annotations
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from quillon.tls.verdict import printable
+from quillon.tls.certificate import printable
 
 
 def certificate_row(certificate: x509.Certificate) -> dict[str, str]:

@@ -24,7 +24,7 @@ from quillon.evidence import keys, proof
 from quillon.evidence.contract import ContractReport, reports
 from quillon.evidence.files import DamagedError, LogFiles
 from quillon.evidence.keys import KeyFileError
-from quillon.tls.verdict import Certificate
+from quillon.tls.certificate import Certificate
 
 BROKEN = 3  # exit status of a report on a contract that was not kept, or on logs that are not whole
 _KINDS = (b'"kind":"reception"', b'"kind":"attempt"', b'"kind":"host"', b'"kind":"refusal"')

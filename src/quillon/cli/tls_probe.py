@@ -31,9 +31,9 @@ from quillon.net.clock import Deadlines, SystemClock
 from quillon.policy.tls import TlsHooks
 from quillon.tls import identity
 from quillon.tls.causes import ALERT, CAUSES
+from quillon.tls.certificate import printable
 from quillon.tls.context import Contexts
 from quillon.tls.engine import SYSTEM_TRUST
-from quillon.tls.verdict import printable
 
 PATIENCE = 15  # seconds
 

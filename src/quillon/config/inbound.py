@@ -8,7 +8,6 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
@@ -35,6 +34,7 @@ class Inbound:
         self.tree = tree
         self._http: dict[int, ReceptionSettings] = {}
         self._inbound: dict[tuple[int, ...], tuple[ReceptionSettings, InboundTls]] = {}
+        self._pathway_groups: dict[str, str] | None = None  # the first group of each pathway
         self._clients: Cache[tuple[int, IPAddress], tuple[ReceptionSettings, InboundTls]] = Cache()
 
     def listen_nodes(self) -> list[Node]:
@@ -169,16 +169,12 @@ class Inbound:
 
     def pathway_group(self, pathway: str) -> str:
         """The pathway group that holds a pathway, or `default`."""
+        if self._pathway_groups is None:  # asked for each message, and the tree may be large
+            self._pathway_groups = {}
+            for group in self.tree.root.of("pathway_group"):
+                for one in group.of("pathway"):
+                    self._pathway_groups.setdefault(one.label, group.label)
         return self._pathway_groups.get(pathway, "default")
-
-    @cached_property
-    def _pathway_groups(self) -> dict[str, str]:
-        """The first group of each pathway that is in one: asked for each message, and the tree may be large."""
-        found: dict[str, str] = {}
-        for group in self.tree.root.of("pathway_group"):
-            for pathway in group.of("pathway"):
-                found.setdefault(pathway.label, group.label)
-        return found
 
     def explain(self, listen: Node, client: IPAddress) -> list[Resolution]:
         """Every inbound option with its value and where it came from."""

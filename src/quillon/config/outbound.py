@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, replace
-from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 from quillon.config.cache import Cache
@@ -45,6 +44,38 @@ class Routing:
     via: str = ""
 
 
+# options by which TLS of a delivery is ruled: those that OutboundTls has
+_TLS_OPTIONS = frozenset(one.name for one in fields(OutboundTls) if one.default is MISSING)
+
+
+class _Anywhere(NamedTuple):
+    """What any stanza says: asked for each message, and the tree may be large."""
+
+    caps_connections: bool
+    reports: bool
+    throttles_hosts: bool
+    uses_mta_sts: bool
+    first_dane: Entry | None
+
+
+def _anywhere(root: Node) -> _Anywhere:
+    caps = reports = throttles = mta_sts = False
+    dane: Entry | None = None
+    for node in root.walk():
+        found = node.settings
+        caps = caps or (node is not root and not _CAPS.isdisjoint(found))
+        throttles = throttles or (node.kind == "host" and not _HOST_THROTTLES.isdisjoint(found))
+        reports = reports or ("tls_enforce" in found and found["tls_enforce"].value == "report")
+        mta_sts = mta_sts or ("use_mta_sts" in found and bool(found["use_mta_sts"].value))
+        if dane is None and "use_dane" in found and found["use_dane"].value != "false":
+            dane = found["use_dane"]
+    return _Anywhere(caps, reports, throttles, mta_sts, dane)
+
+
+_CAPS = frozenset(("scope_max_outbound_connections", "server_max_outbound_connections"))
+_HOST_THROTTLES = frozenset(("outbound_throttle_messages", "outbound_throttle_connections"))
+
+
 class Reported(NamedTuple):
     """Values of TLS, TLS_Verify and TLS_Ifavailable_Fallback that are not enforced, and told of instead."""
 
@@ -75,6 +106,12 @@ class Outbound:
         self._demands: Cache[tuple[str, str, str, str], TlsDemand] = Cache()
         self._interned: Cache[tuple[Any, ...], Any] = Cache()
         self._bindings: dict[str, str] | None = None
+        self._said: _Anywhere | None = None
+
+    def _anywhere(self) -> _Anywhere:
+        if self._said is None:
+            self._said = _anywhere(self.tree.root)
+        return self._said
 
     def bindings(self) -> dict[str, str]:
         """Every binding with its group."""
@@ -105,8 +142,7 @@ class Outbound:
             if gateway is not None:
                 host, port = gateway
                 literal = f"[{host}]" if ":" in host else host
-                options = self._tls_options
-                own = [node for node in chain if node.kind == "domain" and not options.isdisjoint(node.settings)]
+                own = [node for node in chain if node.kind == "domain" and not _TLS_OPTIONS.isdisjoint(node.settings)]
                 own += [node for node in chain if node.kind == "domain" and "suspend_delivery" in node.settings]
                 ruled = own or self.contract(domain) is not None
                 found = Routing(f"{literal}:{port}" if port else literal, domain if ruled else "")
@@ -120,11 +156,6 @@ class Outbound:
         if not routed or lookup_name(routed) == lookup_name(recipient) or self.contract(recipient) is None:
             return found
         return Routing(found.domain, recipient)
-
-    @cached_property
-    def _tls_options(self) -> frozenset[str]:
-        """Options by which TLS of a delivery is ruled: those that `OutboundTls` has."""
-        return frozenset(field.name for field in fields(OutboundTls) if field.default is MISSING)
 
     def delivery(self, group: str, binding: str, domain: str, via: str = "") -> tuple[DeliverySettings, OutboundTls]:
         """Settings of delivery from a binding to a routing domain, which may be a gateway with its port."""
@@ -223,7 +254,7 @@ class Outbound:
     def _with(self, contract: Contract | None, name: str, chain: list[Node], tls: OutboundTls) -> Resolution:
         """An option along a chain, under a contract; `tls` is what the chain says without it."""
         found = resolve(self.tree.table.options[name], chain, self.tree.folder)
-        if name not in self._tls_options or (contract is None and tls.tls_enforce == "enforce"):
+        if name not in _TLS_OPTIONS or (contract is None and tls.tls_enforce == "enforce"):
             return found
         loose = _loosened(tls) if tls.tls_enforce == "report" else tls
         agreed = contract.on(loose) if contract is not None else loose
@@ -249,24 +280,19 @@ class Outbound:
         chain = outbound_chain(self.tree.root, group, binding, lookup_name(domain))
         return resolve(self.tree.table.options[option], chain, self.tree.folder)
 
-    @cached_property
+    @property
     def connections_in_all(self) -> int:
         """Scope_Max_Outbound_Connections in the global scope, where it is as Server_Max_Outbound_Connections; 0 for
         none."""
         entry = self.tree.root.settings.get("scope_max_outbound_connections")
         return int(entry.value) if entry is not None else 0
 
-    @cached_property
-    def _caps_connections(self) -> bool:
-        options = {"scope_max_outbound_connections", "server_max_outbound_connections"}
-        return any(node is not self.tree.root and node.settings.keys() & options for node in self.tree.root.walk())
-
     def connection_caps(self, group: str, binding: str, domain: str) -> tuple[tuple[str, int], ...]:
         """Limits of connections that a destination shares with others, each with the words that name it: of the
         narrowest scope that sets Scope_Max_Outbound_Connections, summed over all that it rules (manual, page of that
         option), and Server_Max_Outbound_Connections of its binding. What the whole server may have is not among
         them."""
-        if not self._caps_connections:
+        if not self._anywhere().caps_connections:
             return ()
         chain = outbound_chain(self.tree.root, group, binding, lookup_name(domain))[:-1]
         found = []
@@ -283,17 +309,15 @@ class Outbound:
                 break
         return tuple(found)
 
-    @cached_property
+    @property
     def any_reported(self) -> bool:
         """Whether any stanza says TLS_Enforce = report."""
-        entries = (node.settings.get("tls_enforce") for node in self.tree.root.walk())
-        return any(entry is not None and entry.value == "report" for entry in entries)
+        return self._anywhere().reports
 
-    @cached_property
+    @property
     def throttles_hosts(self) -> bool:
         """Whether any Host stanza has a throttle."""
-        options = ("outbound_throttle_messages", "outbound_throttle_connections")
-        return any(node.kind == "host" and node.settings.keys() & set(options) for node in self.tree.root.walk())
+        return self._anywhere().throttles_hosts
 
     def host_throttle(self, option: str, group: str, binding: str, host: str) -> tuple[Throttle, Node] | None:
         """The throttle of a Host stanza, and that stanza, whose counter all share who fall back to it (manual,
@@ -307,17 +331,15 @@ class Outbound:
                     return (throttle, node) if throttle is not None and throttle.count else None
         return None
 
-    @cached_property
+    @property
     def uses_mta_sts(self) -> bool:
         """Whether use_mta_sts is set anywhere."""
-        entries = (node.settings.get("use_mta_sts") for node in self.tree.root.walk())
-        return any(entry is not None and entry.value for entry in entries)
+        return self._anywhere().uses_mta_sts
 
-    @cached_property
+    @property
     def first_with_dane(self) -> Entry | None:
         """The first use_dane that is not false, as it is written; None where there is none."""
-        entries = (node.settings.get("use_dane") for node in self.tree.root.walk())
-        return next((entry for entry in entries if entry is not None and entry.value != "false"), None)
+        return self._anywhere().first_dane
 
     def host_connections(self, host: str) -> int:
         """Max_Outbound_Connections or Scope_Max_Outbound_Connections of a Host stanza, whichever is less; -1 where
@@ -353,11 +375,7 @@ class Outbound:
         chains = {"gateway": first, "opendkim_sign": first}
 
         def chain_of(option: Option) -> list[Node]:
-            return (
-                secure
-                if option.name in self._tls_options
-                else chains.get(option.name, own if option.gateway else chain)
-            )
+            return secure if option.name in _TLS_OPTIONS else chains.get(option.name, own if option.gateway else chain)
 
         contract, tls = self.contract(routing.domain, routing.via), self.tree.build(OutboundTls, secure)
         return [self._with(contract, option.name, chain_of(option), tls) for option in rows]

@@ -23,8 +23,9 @@ from quillon.mail.event import TlsFacts
 from quillon.mail.reply import Reply
 from quillon.mail.shown import NAME, joined
 from quillon.tls import identity
+from quillon.tls.certificate import Certificate, printable
 from quillon.tls.proven import enough
-from quillon.tls.verdict import Certificate, TlsVerdict, printable
+from quillon.tls.verdict import TlsVerdict
 
 
 class Turn(Enum):

@@ -11,8 +11,8 @@ from quillon.config.contracts import KIND, Contract, Contracts
 from quillon.config.outbound import lookup_name
 from quillon.tls import identity
 from quillon.tls.anchors import Anchors
+from quillon.tls.certificate import Certificate
 from quillon.tls.proven import enough
-from quillon.tls.verdict import Certificate
 
 Row = dict[str, Any]
 

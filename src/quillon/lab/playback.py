@@ -20,7 +20,8 @@ from quillon.listener import recorder
 from quillon.policy.environment import Lookup
 from quillon.policy.hook import Traced
 from quillon.tls.causes import CAUSES
-from quillon.tls.verdict import Certificate, TlsVerdict
+from quillon.tls.certificate import Certificate
+from quillon.tls.verdict import TlsVerdict
 
 VERSIONS = ("TLSv1.3", "TLSv1.2", "TLSv1.1", "TLSv1.0")
 Ask = Callable[[str, str, str], Awaitable[Lookup]]

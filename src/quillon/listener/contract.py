@@ -22,9 +22,10 @@ from quillon.mail.event import TlsFacts
 from quillon.mail.reply import Reply
 from quillon.tls import identity
 from quillon.tls.anchors import SYSTEM_BUNDLE, Anchors
+from quillon.tls.certificate import Certificate
 from quillon.tls.openssl_extra import chain_error
 from quillon.tls.revocation import Revocations
-from quillon.tls.verdict import Certificate, TlsVerdict, chain_cause
+from quillon.tls.verdict import TlsVerdict, chain_cause
 
 _REVOKED = (
     "revoked",

@@ -19,7 +19,8 @@ from typing import Any
 
 from quillon.mail.reply import Reply
 from quillon.policy.environment import Lookup
-from quillon.tls.verdict import Certificate, TlsVerdict
+from quillon.tls.certificate import Certificate
+from quillon.tls.verdict import TlsVerdict
 
 VERSION = 1
 MAX_BODY = 16 * 2**20  # octets of mail data that are kept

@@ -20,8 +20,8 @@ from typing import NamedTuple, Protocol
 from quillon.mail import shown
 from quillon.mail.event import TlsFacts
 from quillon.mail.reply import Reply
+from quillon.tls.certificate import Certificate
 from quillon.tls.records import Side
-from quillon.tls.verdict import Certificate
 
 KEPT = 5000  # lines of a tracer
 AHEAD = 400  # lines of a session that are kept back

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import TypeVar
 
-from quillon.net.turns import Share
+from quillon.net.turns import Stint
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,8 +19,8 @@ async def each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 async def in_slices(items: Iterable[T]) -> AsyncIterator[T]:
     """The items, one after the other."""
-    share = Share()
+    stint = Stint()
     for item in items:
         yield item
-        if share.over():
-            await share.pause()
+        if stint.over():
+            await stint.pause()

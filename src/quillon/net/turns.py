@@ -68,7 +68,7 @@ class Turns:
             self._soon()
 
 
-class Share:
+class Stint:
     """What one piece of long work gets of a round."""
 
     def __init__(self) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from quillon.tls.certificate import unescaped
 from quillon.tls.identity import name_matches
-from quillon.tls.verdict import unescaped
 
 
 def fingerprint(path: Path) -> str:

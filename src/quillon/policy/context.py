@@ -12,7 +12,8 @@ from typing import Any
 
 from quillon.mail import shown
 from quillon.mail.reply import Reply
-from quillon.tls.verdict import TlsVerdict, escaped
+from quillon.tls.certificate import escaped
+from quillon.tls.verdict import TlsVerdict
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from quillon.mail import reply as replies
 from quillon.mail.address import Mailbox, is_domain, is_routing_name, parse_mailbox
 from quillon.mail.message import MessageId
 from quillon.mail.reply import Reply
-from quillon.net.turns import Share
+from quillon.net.turns import Stint
 from quillon.policy.context import Context, not_text
 from quillon.policy.hook import VOID, Call, Hook, Phase, Policy, Session, Unanswered
 from quillon.policy.message import Content, MessageView
@@ -122,10 +122,10 @@ class Validation:
         todo, known = deque(dict.fromkeys(recipients)), set(recipients)  # named twice it is delivered once
         kept, edits = set(known), recipients.edits
         asks = self._asks()
-        share = Share()
+        stint = Stint()
         while todo:
-            if share.over():
-                await share.pause()
+            if stint.over():
+                await stint.pause()
             recipient = todo.popleft()
             if recipient not in kept:
                 continue  # taken away by the callout of another one

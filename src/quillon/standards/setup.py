@@ -13,8 +13,8 @@ from quillon.config.settings import StsPolicySettings
 from quillon.standards.mta_sts import StsPolicyError, parse_policy, record_id
 from quillon.standards.tlsrpt import destinations
 from quillon.tls import identity
+from quillon.tls.certificate import Certificate
 from quillon.tls.tlsa import Tlsa, public_key, tlsa, usable
-from quillon.tls.verdict import Certificate
 
 SOON = 21  # days before the end of a certificate in which it is told
 

@@ -1,5 +1,5 @@
-/* Octets through one OpenSSL connection with memory BIOs, one call for each thing to do. `Pipe` of openssl_pipe.py says
- * what is asked, and does the same without this file.
+/* Octets through one OpenSSL connection with memory BIOs, one call for each thing to do. `OpenSSLPipe` of
+ * openssl_pipe.py says what is asked, and `PythonPipe` there does the same without this file.
  *
  * The library is the one that the package cryptography brings: its functions are called by their addresses, which its
  * bindings give, so nothing is linked here and there is one OpenSSL in the process. FUNCTIONS tells which are needed and

@@ -8,8 +8,8 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from quillon.tls.certificate import Certificate, certificate
 from quillon.tls.engine import SYSTEM_TRUST
-from quillon.tls.verdict import Certificate, certificate
 
 LONGEST = 10  # certificates of a path
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"  # what TLS_CA = system means on Debian

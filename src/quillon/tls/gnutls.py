@@ -14,7 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import dsa, rsa
 
 from quillon.tls import gnutls_library as g
-from quillon.tls.verdict import HandshakeFailure, TlsVerdict, alert_cause, certificate, printable
+from quillon.tls.certificate import certificate, printable
+from quillon.tls.verdict import HandshakeFailure, TlsVerdict, alert_cause
 
 _CHUNK = 16384
 _CAUSES = {

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from cryptography import x509
 
 from quillon.config.settings import InboundTls
+from quillon.tls.certificate import Certificate
 from quillon.tls.engine import ContextError
-from quillon.tls.verdict import Certificate
 
 
 def names(certificate: Certificate) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -21,8 +21,9 @@ from OpenSSL import SSL, crypto
 
 from quillon.tls import identity, openssl_extra, openssl_pipe
 from quillon.tls.anchors import Anchors
+from quillon.tls.certificate import certificate, printable
 from quillon.tls.engine import SESSION_LIFE
-from quillon.tls.verdict import HandshakeFailure, TlsVerdict, alert_cause, certificate, chain_cause, printable
+from quillon.tls.verdict import HandshakeFailure, TlsVerdict, alert_cause, chain_cause
 
 ChainError = tuple[str, int, str]
 

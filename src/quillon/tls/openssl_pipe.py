@@ -1,9 +1,9 @@
 """Octets through one OpenSSL connection, one call for each thing to do: nothing to read is no exception, and no buffer
 is made for each call.
 
-`Pipe` does it through the bindings that cryptography publishes. Where there was a compiler `_openssl.c` does the same
-without Python between the library's calls; it is used if the bindings' functions have the types that it was written
-for. The pointers are pyOpenSSL's own: a version without them shows at once, as an AttributeError in the tests.
+`PythonPipe` does it through the bindings that cryptography publishes. Where there was a compiler `_openssl.c` does the
+same without Python between the library's calls; it is used if the bindings' functions have the types that it was
+written for. The pointers are pyOpenSSL's own: a version without them shows at once, as an AttributeError in the tests.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Room(threading.local):
 _room = _Room()
 
 
-class PipeLike(Protocol):
+class OpenSSLPipe(Protocol):
     """What both have. `error` is the SSL_ERROR number of what has ended the connection, 0 while it goes on;
     `reason` has an exception for it."""
 
@@ -64,7 +64,7 @@ class PipeLike(Protocol):
         """The chain that was verified, in DER, the peer's own certificate first and what it leads to last."""
 
 
-class Pipe:
+class PythonPipe:
     """Without a compiler."""
 
     def __init__(self, connection: SSL.Connection) -> None:
@@ -150,12 +150,12 @@ def _bound(module: Any) -> bool:
     return True
 
 
-def pipe_of(connection: SSL.Connection) -> PipeLike:
+def pipe_of(connection: SSL.Connection) -> OpenSSLPipe:
     """A pipe for a connection."""
     if _USED is None:
-        return Pipe(connection)
+        return PythonPipe(connection)
     pointers = (connection._ssl, connection._into_ssl, connection._from_ssl)
-    found: PipeLike = _USED.Pipe(connection, *(int(_ffi.cast("uintptr_t", pointer)) for pointer in pointers))
+    found: OpenSSLPipe = _USED.Pipe(connection, *(int(_ffi.cast("uintptr_t", pointer)) for pointer in pointers))
     return found
 
 

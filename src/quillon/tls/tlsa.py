@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 
 from quillon.mail.shown import NAME, line
 from quillon.tls import identity
-from quillon.tls.verdict import Certificate, printable
+from quillon.tls.certificate import Certificate, printable
 
 EE, TA = 3, 2
 _FULL = 0

@@ -17,8 +17,9 @@ from quillon.mail import reply as replies
 from quillon.mail.outcome import Stage, TransientFailure
 from quillon.mail.reply import Reply
 from quillon.queue.trail import Failed
+from quillon.tls.certificate import Certificate
 from quillon.tls.identity import name_matches
-from quillon.tls.verdict import Certificate, TlsVerdict
+from quillon.tls.verdict import TlsVerdict
 
 DEFAULTS = build(OutboundTls, lambda name: resolve(table().options[name], [], "/").value)
 HOSTS = [Host("mx1.test", "192.0.2.1", 25), Host("mx2.test", "192.0.2.2", 25)]

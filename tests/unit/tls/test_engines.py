@@ -27,11 +27,12 @@ from quillon.lab.sink import inbound_tls
 from quillon.policy.certificates import names_one_of
 from quillon.tls import identity, openssl_pipe
 from quillon.tls.causes import CAUSES
+from quillon.tls.certificate import Certificate, escaped, unescaped
 from quillon.tls.context import Contexts
 from quillon.tls.engine import ContextError, Engine
 from quillon.tls.gnutls_context import priority_string
 from quillon.tls.openssl import OpenSSLEngine
-from quillon.tls.verdict import Certificate, TlsVerdict, escaped, unescaped
+from quillon.tls.verdict import TlsVerdict
 
 ENGINES = ("openssl", "gnutls")
 NOW = 1_800_000_000.0

@@ -10,12 +10,12 @@ import pytest
 from OpenSSL import SSL
 
 from quillon.tls import openssl_pipe
-from quillon.tls.openssl_pipe import Pipe, PipeLike, _bound, pipe_of, reason
+from quillon.tls.openssl_pipe import OpenSSLPipe, PythonPipe, _bound, pipe_of, reason
 
-Make = Callable[[SSL.Connection], PipeLike]
+Make = Callable[[SSL.Connection], OpenSSLPipe]
 
 
-@pytest.fixture(params=(Pipe, pipe_of), ids=("python", "compiled"))
+@pytest.fixture(params=(PythonPipe, pipe_of), ids=("python", "compiled"))
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param is pipe_of and openssl_pipe.compiled is None:
         pytest.skip("Quillon was installed without a compiler")
@@ -89,10 +89,10 @@ def test_what_is_found_out(pki: Path, make: Make) -> None:
     assert (protocol, cipher, bits) == ("TLSv1.3", "TLS_AES_256_GCM_SHA384", 256)
     assert group
     assert asked == b"mx.partner.test"
-    assert ends.server.facts() == Pipe(ends.connections[0]).facts()
-    assert ends.client.facts() == Pipe(ends.connections[1]).facts()
-    assert ends.client.peer() == Pipe(ends.connections[1]).peer() is not None
-    assert ends.client.verified() == Pipe(ends.connections[1]).verified()
+    assert ends.server.facts() == PythonPipe(ends.connections[0]).facts()
+    assert ends.client.facts() == PythonPipe(ends.connections[1]).facts()
+    assert ends.client.peer() == PythonPipe(ends.connections[1]).peer() is not None
+    assert ends.client.verified() == PythonPipe(ends.connections[1]).verified()
     assert ends.client.verified()[0] == ends.client.peer()
 
 
