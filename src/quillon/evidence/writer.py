@@ -26,7 +26,7 @@ from quillon.evidence.record import SALT, VERSION, Recorded, Source, encode, mom
 from quillon.mail.event import Attempted
 from quillon.net.clock import Clock
 from quillon.net.histogram import Histogram
-from quillon.spool.committer import Committer, Plan, call_all
+from quillon.spool.committer import Committer, Plan, Write, call_all
 
 _HOUR = 3600.0
 MOST = 1000  # records of one write
@@ -223,11 +223,11 @@ class Evidence:
         """The same as `_write`, for a thread that needs no interpreter."""
         self._write_salts(group)
 
-        def done(error: int) -> None:
+        def done(error: int, _count: int) -> None:
             if not error:
                 self._grow(self._files.appended(group.records))
 
-        return Plan(self._files.descriptor, self._files.end, framed(group.records), done)
+        return Plan([Write(self._files.descriptor, self._files.end, framed(group.records))], done)
 
     def _write(self, group: _Group) -> None:
         self._write_salts(group)

@@ -2,8 +2,10 @@
  * written here where that is all there is to do. It knows nothing of what it writes.
  *
  *   writer = Writer()          writer.fileno() becomes readable when a job is done
- *   writer.submit(fd, offset, [octets, ...])     one job at a time; the octets are kept until `result`
- *   writer.result()            0, or the errno of what failed; None while the job runs
+ *   writer.submit([(fd, offset, [octets, ...]), ...])
+ *                              one job at a time: writes, one after the other until one fails; at an offset they are
+ *                              synced, at APPEND not; the octets are kept until `result`
+ *   writer.result()            0 or the errno of what failed, and how many writes were done; None while the job runs
  *   writer.close()             ends the thread, after its job
  */
 
@@ -18,6 +20,14 @@
 #include <unistd.h>
 
 #define MOST_PIECES 1024 /* IOV_MAX of Linux */
+#define APPEND -1        /* where the file ends, whoever else appends to it */
+
+struct job {
+    int file;
+    off_t offset;
+    struct iovec *pieces;
+    Py_ssize_t count;
+};
 
 enum state { IDLE, SUBMITTED, DONE, CLOSED };
 
@@ -30,19 +40,20 @@ typedef struct {
     int begun; /* whether there is a thread */
     int eventfd;
     int error;
-    int file;
-    off_t offset;
-    struct iovec *pieces;
+    Py_ssize_t done; /* writes of the last job */
+    struct job *jobs;
     Py_ssize_t count;
-    PyObject *octets; /* a tuple that keeps them */
+    PyObject *octets; /* a list that keeps them */
 } Writer;
 
-/* Write all, as pwritev2 with RWF_DSYNC; 0 or errno. What was written of a piece is taken off it. */
+/* Write all; 0 or errno. What was written of a piece is taken off it. At an offset that is pwritev2 with RWF_DSYNC. */
 static int
 write_all(int file, struct iovec *piece, Py_ssize_t left, off_t offset)
 {
     while (left > 0) {
-        ssize_t written = pwritev2(file, piece, left < MOST_PIECES ? (int)left : MOST_PIECES, offset, RWF_DSYNC);
+        int some = left < MOST_PIECES ? (int)left : MOST_PIECES;
+        ssize_t written =
+            offset == APPEND ? writev(file, piece, some) : pwritev2(file, piece, some, offset, RWF_DSYNC);
         if (written < 0) {
             if (errno == EINTR)
                 continue;
@@ -50,7 +61,8 @@ write_all(int file, struct iovec *piece, Py_ssize_t left, off_t offset)
         }
         if (written == 0)
             return EIO;
-        offset += written;
+        if (offset != APPEND)
+            offset += written;
         while (left > 0 && (size_t)written >= piece->iov_len) {
             written -= piece->iov_len;
             piece++;
@@ -76,7 +88,13 @@ run(void *argument)
         if (self->state == CLOSED)
             break;
         pthread_mutex_unlock(&self->lock);
-        int error = write_all(self->file, self->pieces, self->count, self->offset);
+        int error = 0;
+        for (self->done = 0; self->done < self->count; self->done++) {
+            struct job *job = &self->jobs[self->done];
+            error = write_all(job->file, job->pieces, job->count, job->offset);
+            if (error)
+                break;
+        }
         pthread_mutex_lock(&self->lock);
         self->error = error;
         self->state = DONE;
@@ -91,10 +109,43 @@ run(void *argument)
 static void
 forget_job(Writer *self)
 {
-    PyMem_Free(self->pieces);
-    self->pieces = NULL;
+    for (Py_ssize_t n = 0; n < self->count; n++)
+        PyMem_Free(self->jobs[n].pieces);
+    PyMem_Free(self->jobs);
+    self->jobs = NULL;
     self->count = 0;
     Py_CLEAR(self->octets);
+}
+
+/* One write out of (file, offset, list of octets); 0, or -1 with an exception. */
+static int
+fill_job(struct job *job, PyObject *write)
+{
+    PyObject *list;
+    long long offset;
+    if (!PyTuple_Check(write)) {
+        PyErr_SetString(PyExc_TypeError, "a write is no tuple");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(write, "iLO!:submit", &job->file, &offset, &PyList_Type, &list))
+        return -1;
+    Py_ssize_t count = PyList_GET_SIZE(list);
+    job->offset = offset;
+    job->pieces = PyMem_New(struct iovec, count ? count : 1);
+    if (job->pieces == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (; job->count < count; job->count++) {
+        PyObject *item = PyList_GET_ITEM(list, job->count);
+        if (!PyBytes_Check(item)) {
+            PyErr_SetString(PyExc_TypeError, "a piece is no bytes");
+            return -1;
+        }
+        job->pieces[job->count].iov_base = PyBytes_AS_STRING(item);
+        job->pieces[job->count].iov_len = PyBytes_GET_SIZE(item);
+    }
+    return 0;
 }
 
 static PyObject *
@@ -127,13 +178,8 @@ writer_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 }
 
 static PyObject *
-writer_submit(Writer *self, PyObject *arguments)
+writer_submit(Writer *self, PyObject *writes)
 {
-    int file;
-    long long offset;
-    PyObject *list;
-    if (!PyArg_ParseTuple(arguments, "iLO!:submit", &file, &offset, &PyList_Type, &list))
-        return NULL;
     pthread_mutex_lock(&self->lock);
     enum state state = self->state;
     pthread_mutex_unlock(&self->lock);
@@ -141,33 +187,37 @@ writer_submit(Writer *self, PyObject *arguments)
         PyErr_SetString(PyExc_RuntimeError, state == CLOSED ? "the writer is closed" : "a job is under way");
         return NULL;
     }
-    self->octets = PyList_AsTuple(list);
-    if (self->octets == NULL)
+    if (!PyList_Check(writes)) {
+        PyErr_SetString(PyExc_TypeError, "a list of writes is needed");
         return NULL;
-    Py_ssize_t count = PyTuple_GET_SIZE(self->octets);
-    self->pieces = PyMem_New(struct iovec, count ? count : 1);
-    if (self->pieces == NULL) {
+    }
+    Py_ssize_t count = PyList_GET_SIZE(writes);
+    self->octets = PyList_New(0); /* the caller may change its lists, and not what is in them */
+    self->jobs = PyMem_Calloc(count ? count : 1, sizeof *self->jobs);
+    if (self->octets == NULL || self->jobs == NULL) {
         forget_job(self);
         return PyErr_NoMemory();
     }
-    for (Py_ssize_t n = 0; n < count; n++) {
-        PyObject *item = PyTuple_GET_ITEM(self->octets, n);
-        if (!PyBytes_Check(item)) {
-            PyErr_SetString(PyExc_TypeError, "a piece is no bytes");
-            forget_job(self);
-            return NULL;
+    for (; self->count < count; self->count++) {
+        PyObject *write = PyList_GET_ITEM(writes, self->count);
+        if (fill_job(&self->jobs[self->count], write) < 0)
+            goto failed;
+        PyObject *kept = PyList_GetSlice(PyTuple_GET_ITEM(write, 2), 0, PY_SSIZE_T_MAX);
+        if (kept == NULL || PyList_Append(self->octets, kept) < 0) {
+            Py_XDECREF(kept);
+            goto failed;
         }
-        self->pieces[n].iov_base = PyBytes_AS_STRING(item);
-        self->pieces[n].iov_len = PyBytes_GET_SIZE(item);
+        Py_DECREF(kept);
     }
-    self->count = count;
-    self->file = file;
-    self->offset = offset;
     pthread_mutex_lock(&self->lock);
     self->state = SUBMITTED;
     pthread_cond_broadcast(&self->changed);
     pthread_mutex_unlock(&self->lock);
     Py_RETURN_NONE;
+failed:
+    self->count++; /* the one that has begun is forgotten as well */
+    forget_job(self);
+    return NULL;
 }
 
 static PyObject *
@@ -184,7 +234,7 @@ writer_result(Writer *self, PyObject *Py_UNUSED(nothing))
     if (read(self->eventfd, &count, sizeof count) < 0 && errno != EAGAIN)
         return PyErr_SetFromErrno(PyExc_OSError);
     forget_job(self);
-    return PyLong_FromLong(error);
+    return Py_BuildValue("(in)", error, self->done);
 }
 
 static PyObject *
@@ -235,8 +285,8 @@ writer_dealloc(Writer *self)
 }
 
 static PyMethodDef writer_methods[] = {
-    {"submit", (PyCFunction)writer_submit, METH_VARARGS, "Have octets written at an offset of a file, and synced."},
-    {"result", (PyCFunction)writer_result, METH_NOARGS, "0 or errno of the job; None while it runs."},
+    {"submit", (PyCFunction)writer_submit, METH_O, "Have octets written to files, and synced where they have an offset."},
+    {"result", (PyCFunction)writer_result, METH_NOARGS, "0 or errno of the job, and how many writes were done; None while it runs."},
     {"fileno", (PyCFunction)writer_fileno, METH_NOARGS, "A descriptor that is readable when a job is done."},
     {"close", (PyCFunction)writer_close, METH_NOARGS, "End the thread, after its job."},
     {NULL, NULL, 0, NULL},

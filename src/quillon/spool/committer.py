@@ -13,6 +13,7 @@ needs no interpreter. If that fails, `write` is called with the group after all,
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import queue
 import sys
@@ -34,13 +35,23 @@ Done = Callable[[Exception | None], object]
 Group = TypeVar("Group")
 
 
-class Plan(NamedTuple):
-    """Octets to be written at an offset of a file, and synced. `done` is told on the loop with 0 or the errno."""
+APPEND = -1
+
+
+class Write(NamedTuple):
+    """Octets to be written at an offset of a file, and synced; at APPEND not synced."""
 
     file: int
     offset: int
     octets: list[bytes]
-    done: Callable[[int], object]
+
+
+class Plan(NamedTuple):
+    """Writes, one after the other until one fails. `done` is told on the loop with 0 or the errno, and how many of them
+    are done: -1 where none was begun."""
+
+    writes: list[Write]
+    done: Callable[[int, int], object]
 
 
 class Committer(Generic[Group]):
@@ -122,24 +133,27 @@ class Committer(Generic[Group]):
         """Whether the compiled writer has the group."""
         try:
             plan = self._plan(group) if self._plan is not None else None
-            if plan is None:
-                return False
-            native.submit(plan.file, plan.offset, plan.octets)
         except Exception:
-            return (
-                False  # memory, a record that cannot be made: the thread finds it as well, and tells whom it concerns
-            )
+            plan = None  # memory, a record that cannot be made: the thread finds it as well, and tells whom it concerns
+        if plan is None:
+            return False
+        try:
+            native.submit(plan.writes)
+        except Exception:
+            plan.done(errno.ENOMEM, -1)
+            return False
         self._planned = (group, plan)
         return True
 
     def _written(self) -> None:
         """The compiled writer is done."""
         assert self._native is not None
-        error = self._native.result()
-        if error is None or self._planned is None:
+        result = self._native.result()
+        if result is None or self._planned is None:
             return
+        error, count = result
         (group, plan), self._planned = self._planned, None
-        plan.done(error)
+        plan.done(error, count)
         if error:
             self._todo.put(group)
         else:

@@ -18,13 +18,14 @@ import os
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from quillon.mail.message import Batch, Message
 from quillon.spool import log_octets, segment
 from quillon.spool.bodies import Bodies, make_folder, sync
-from quillon.spool.committer import RETRY, Committer, Done, Plan, call_all
+from quillon.spool.committer import APPEND, RETRY, Committer, Done, Plan, Write, call_all
 from quillon.spool.errors import SpoolLost
 from quillon.spool.presence import Presence
 from quillon.spool.record import encode_batch, encode_message
@@ -264,23 +265,53 @@ class Log:
         return group or None
 
     def _plan(self, group: _Group) -> Plan | None:
-        """What most groups are while mail comes in: entries for a segment that has room. Lists of what is done are not
-        for the loop to write, which a disk that hangs would stop."""
-        one = self._open  # nobody else looks at it now: one group at a time
-        if group.chores or one is None or one.size >= segment.SIZE or self._presence.lost:
+        """What most groups are while mail comes and goes: what is done, for lists that are open, and entries for a
+        segment that has room."""
+        chores = group.chores
+        if chores.dead or chores.sync or chores.sync_folder or chores.bodies:
             return None
-        if not all(entry.pieces for entry in group.entries):
-            return None  # they take long to be made
-        pieces = self._lay(one, group)
+        one = self._open  # nobody else looks at it now: one group at a time
+        pieces: list[bytes] = []
+        if group.entries:
+            if one is None or one.size >= segment.SIZE or self._presence.lost:
+                return None
+            if not all(entry.pieces for entry in group.entries):
+                return None  # they take long to be made
+            pieces = self._lay(one, group)
+        writes = [Write(-1, APPEND, [log_octets.encode_done(messages)]) for messages in chores.buried.values()]
+        lent = self._lent(list(chores.buried))
+        if lent is None:
+            return None
+        writes = [Write(file, APPEND, write.octets) for file, write in zip(lent, writes, strict=True)]
+        if one is not None and pieces:
+            writes.append(Write(one.file, one.size, pieces))
+        return Plan(writes, partial(self._planned, one, group, sum(map(len, pieces))))
 
-        def done(error: int) -> None:
-            if error:
+    def _lent(self, segments: list[Segment]) -> list[int] | None:
+        """The descriptors of their lists, or none of them."""
+        found: list[int] = []
+        for one in segments:
+            file = one.lend_list()
+            if file < 0:
+                for before in segments[: len(found)]:
+                    before.take_list_back(failed=False)
+                return None
+            found.append(file)
+        return found
+
+    def _planned(self, one: Segment | None, group: _Group, length: int, error: int, count: int) -> None:
+        """What has come of a plan: so many lists are written, then `length` octets of entries."""
+        lists = len(group.chores.buried)
+        for each in group.chores.buried:
+            each.take_list_back(failed=error != 0)
+        if error:
+            if count == lists:  # else the entries were not begun, which the committer does now
                 group.failed = OSError(error, os.strerror(error))
-            else:
-                one.size += sum(map(len, pieces))
-                self._written(group)
-
-        return Plan(one.file, one.size, pieces, done)
+            return
+        group.chores.buried.clear()
+        if one is not None and length:
+            one.size += length
+            self._written(group)
 
     def _verify(self, group: _Group) -> None:
         """Here and not on the thread: four looks at names that are in memory cost less than its turns."""

@@ -146,6 +146,25 @@ class Segment:
                 os.close(file)
                 raise
 
+    def lend_list(self) -> int:
+        """The descriptor of the list, for somebody else to append to, who gives it back by `take_list_back`; -1 if that
+        cannot be now."""
+        if not self._writing.acquire(blocking=False):
+            return -1
+        if self._done_file < 0 or self._removed:
+            self._writing.release()
+            return -1
+        self._unsynced = True
+        return self._done_file
+
+    def take_list_back(self, *, failed: bool) -> None:
+        """After `lend_list`; `failed` tells that it may end within an entry now."""
+        if failed:  # that is cut off when it is opened again
+            file, self._done_file = self._done_file, -1
+            with contextlib.suppress(OSError):
+                os.close(file)
+        self._writing.release()
+
     def sync_done(self) -> None:
         """Raises OSError."""
         with self._writing:

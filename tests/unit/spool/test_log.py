@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from quillon.mail.message import IdSource, Message, MessageId
 from quillon.spool import committer, log, log_octets, record, segment
+from quillon.spool.committer import APPEND
 from quillon.spool.errors import SpoolError, is_full
 from quillon.spool.inspect import Spool, Wanted
 from quillon.spool.log_octets import Broken, Record
@@ -340,16 +341,16 @@ def test_a_group_that_fails_while_the_log_is_closed_is_told(tmp_path: Path, monk
 
         def __init__(self) -> None:
             self._reader, self._writer = os.pipe()
-            self._result: int | None = None
+            self._result: tuple[int, int] | None = None
 
         def submit(self, *_: object) -> None:
             threading.Timer(0.5, self._end).start()
 
         def _end(self) -> None:
-            self._result = errno.EIO
+            self._result = errno.EIO, 0
             os.write(self._writer, b"x")
 
-        def result(self) -> int | None:
+        def result(self) -> tuple[int, int] | None:
             os.read(self._reader, 1)
             return self._result
 
@@ -388,29 +389,97 @@ def test_the_compiled_writer(tmp_path: Path) -> None:
     writer = committer.Writer()
     with (tmp_path / "file").open("wb") as file:
 
-        def write(offset: int, octets: list[bytes], to: int) -> int:
-            writer.submit(to, offset, octets)
+        def write(*writes: tuple[int, int, list[bytes]]) -> tuple[int, int]:
+            writer.submit(list(writes))
             with pytest.raises(RuntimeError):
-                writer.submit(to, offset, octets)
+                writer.submit(list(writes))
             select.select([writer], [], [], 20)
             result = writer.result()
             assert result is not None
             assert writer.result() is None
             return result
 
+        to, end = file.fileno(), os.open(tmp_path / "file", os.O_WRONLY | os.O_APPEND)
         many = [b"%d," % n for n in range(5000)]  # more than one call of the system takes
-        assert write(3, many, file.fileno()) == 0
-        assert write(0, [b"a", b"", b"bc"], file.fileno()) == 0
+        assert write((to, 3, many)) == (0, 1)
+        assert write((to, 0, [b"a", b"", b"bc"])) == (0, 1)
         assert (tmp_path / "file").read_bytes() == b"abc" + b"".join(many)
-        assert write(0, [b"x"], -1) == errno.EBADF
-        with pytest.raises(TypeError):
-            writer.submit(file.fileno(), 0, ["text"])  # type: ignore[list-item]
-        writer.submit(file.fileno(), 0, [b"z"])
+        assert write((end, APPEND, many), (to, 0, [b"x"]), (end, APPEND, [b"y"])) == (0, 3)
+        assert (tmp_path / "file").read_bytes() == b"xbc" + b"".join(many) * 2 + b"y"
+        assert write((to, 0, [b"d"]), (-1, 0, [b"x"]), (to, 0, [b"e"])) == (errno.EBADF, 1)
+        assert (tmp_path / "file").read_bytes()[:3] == b"dbc"
+        assert write() == (0, 0)
+        for wrong in (
+            [(to, 0, ["text"])],
+            [(to, 0, (b"x",))],
+            [(to, 0)],
+            [to],
+            [(to, 0, [b"x"]), None],
+            (to, 0, [b"x"]),
+        ):
+            with pytest.raises(TypeError):
+                writer.submit(wrong)  # type: ignore[arg-type]
+        writer.submit([(to, 0, [b"z"])])
         writer.close()  # after its job
         writer.close()
+        os.close(end)
         assert (tmp_path / "file").read_bytes()[:3] == b"zbc"
         with pytest.raises(RuntimeError):
-            writer.submit(file.fileno(), 0, [b"x"])
+            writer.submit([(to, 0, [b"x"])])
+
+
+@pure_only
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_compiled_writer_writes_what_is_done(tmp_path: Path, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it cannot the committer does, and nobody who brings mail meanwhile is refused for it."""
+    if committer.Writer is None:
+        missing("Quillon is installed without its compiled parts")
+    folder = tmp_path / "worker-0"
+    store, reports = _store(folder)
+    done, kept = _batch(recipients=2), _batch()
+    full = os.open("/dev/full", os.O_WRONLY)
+    written: list[log._Group] = []
+    by_thread = store._log._write
+
+    def write(group: log._Group) -> None:
+        written.append(group)
+        by_thread(group)
+
+    async def use(_: list[Message]) -> None:
+        assert await _insert(store, *done) is None
+        with monkeypatch.context() as patched:
+            patched.setattr(store._log.committer, "_write", write)
+            if fails:
+                lend = segment.Segment.lend_list
+                patched.setattr(segment.Segment, "lend_list", lambda self: full if lend(self) >= 0 else -1)
+            store.remove(done[1][0])
+            assert await _insert(store, *kept) is None
+            assert bool(written) == fails
+        _crashed(store)
+
+    _use(store, use)
+    os.close(full)
+    for found in (_after(folder), _with(folder, lambda store: None)):
+        assert {message.id for message in found} == {done[1][1].id, kept[1][0].id}
+    assert reports == []
+
+
+def test_a_list_of_what_is_done_is_lent_to_one_at_a_time(tmp_path: Path) -> None:
+    one = segment.Segment(tmp_path, 1)
+    assert one.lend_list() == -1  # it is not open
+    one.create(0o640, bytes(8))
+    file = one.lend_list()
+    assert file >= 0
+    assert one.lend_list() == -1
+    os.write(file, b"half")
+    one.take_list_back(failed=True)
+    assert one.lend_list() == -1
+    one.bury([7])  # opens it again, without the half
+    assert one.done() == {7}
+    assert one.lend_list() >= 0
+    one.take_list_back(failed=False)
+    one.remove()
+    assert one.lend_list() == -1
 
 
 def _damage(folder: Path, flip: int = -3) -> Path:
