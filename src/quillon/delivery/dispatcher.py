@@ -396,7 +396,8 @@ class Dispatcher:
         # the rules of a destination change with the services only: whoever was opened under others is another one, from
         # another address or with other TLS or credentials
         unfit = connection.services is not self.services or queue.epoch != self.queues.epoch
-        unfit = unfit or connection.tls != rules.tls or connection.exhausted or not connection.usable
+        unfit = unfit or (connection.tls is not rules.tls and connection.tls != rules.tls)
+        unfit = unfit or connection.exhausted or not connection.usable
         unfit = unfit or any(limit.used > limit.most for limit in queue.limits)
         if self._stopping or unfit or rules.suspended or self.halts.of(queue.key, now):
             connection.quit()

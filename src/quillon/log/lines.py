@@ -30,6 +30,7 @@ from quillon.mail.event import (
 from quillon.mail.message import Message
 from quillon.mail.outcome import Delivered, PermanentFailure, TransientFailure
 
+_NEEDS_QUOTES = re.compile(r"[\s,\]\"]")
 MOST_FAILURES = 50  # of a report of SMTP TLS that stand in a line
 
 
@@ -174,7 +175,7 @@ def _without_secrets(values: Mapping[str, str]) -> dict[str, str]:
 
 def _quoted(value: str) -> str:
     value = shown.line(value, shown.CONTEXT_VALUE)
-    return '"' + value.replace('"', "'") + '"' if re.search(r"[\s,\]\"]", value) else value
+    return '"' + value.replace('"', "'") + '"' if _NEEDS_QUOTES.search(value) else value
 
 
 def panic(event: Panic) -> str:

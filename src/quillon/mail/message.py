@@ -132,7 +132,7 @@ class TlsDemand(NamedTuple):
         return f"TLS = {self.tls}, TLS_Verify = {self.verify}{more}{', use_mta_sts = true' if self.sts else ''}"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Batch:
     """One accepted transaction. Times are seconds since the epoch, sizes octets.
 
@@ -149,17 +149,47 @@ class Batch:
     received_at: float
     size: int
     body: bytes | None
-    path: str = ""
-    eight_bit: bool = False
-    tls_request: str = ""
-    left: int = 1
-    connection_context: Mapping[str, str] = field(default_factory=dict)
-    message_context: Mapping[str, str] = field(default_factory=dict)
-    place: Any = field(default=None, compare=False, repr=False)
-    digest: Any = field(default=None, compare=False, repr=False)
+    path: str
+    eight_bit: bool
+    tls_request: str
+    left: int
+    connection_context: Mapping[str, str]
+    message_context: Mapping[str, str]
+    place: Any = field(compare=False, repr=False)
+    digest: Any = field(compare=False, repr=False)
+
+    # written out, as that of Message, since the one of a dataclass is not compiled
+    def __init__(
+        self,
+        id: MessageId,
+        sender: Mailbox,
+        origin: Origin,
+        received_at: float,
+        size: int,
+        body: bytes | None,
+        path: str = "",
+        eight_bit: bool = False,
+        tls_request: str = "",
+        connection_context: Mapping[str, str] | None = None,
+        message_context: Mapping[str, str] | None = None,
+    ) -> None:
+        self.id = id
+        self.sender = sender
+        self.origin = origin
+        self.received_at = received_at
+        self.size = size
+        self.body = body
+        self.path = path
+        self.eight_bit = eight_bit
+        self.tls_request = tls_request
+        self.left = 1
+        self.connection_context = connection_context if connection_context is not None else {}
+        self.message_context = message_context if message_context is not None else {}
+        self.place = None
+        self.digest = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Message:
     """One recipient of a batch. `tries` counts finished attempts; `next_at` is the time of the next one.
 
@@ -176,20 +206,58 @@ class Message:
     id: MessageId
     batch: Batch
     recipient: Mailbox
-    binding_group: str = "default"
-    binding: str = "default"
-    routing_domain: str = ""
-    via: str = ""
-    tries: int = 0
-    next_at: float = 0.0
-    last_reply: str = ""
-    override: Hashable = None
-    priority: int = 0
-    context: Mapping[str, str] = field(default_factory=dict)
-    refused: str = ""
-    routed: str = ""
-    demand: TlsDemand | None = None
-    notices: int = 0
+    binding_group: str
+    binding: str
+    routing_domain: str
+    via: str
+    tries: int
+    next_at: float
+    last_reply: str
+    override: Hashable
+    priority: int
+    context: Mapping[str, str]
+    refused: str
+    routed: str
+    demand: TlsDemand | None
+    notices: int
+
+    def __init__(
+        self,
+        id: MessageId,
+        batch: Batch,
+        recipient: Mailbox,
+        binding_group: str = "default",
+        binding: str = "default",
+        routing_domain: str = "",
+        via: str = "",
+        tries: int = 0,
+        next_at: float = 0.0,
+        last_reply: str = "",
+        override: Hashable = None,
+        priority: int = 0,
+        context: Mapping[str, str] | None = None,
+        refused: str = "",
+        routed: str = "",
+        demand: TlsDemand | None = None,
+        notices: int = 0,
+    ) -> None:
+        self.id = id
+        self.batch = batch
+        self.recipient = recipient
+        self.binding_group = binding_group
+        self.binding = binding
+        self.routing_domain = routing_domain
+        self.via = via
+        self.tries = tries
+        self.next_at = next_at
+        self.last_reply = last_reply
+        self.override = override
+        self.priority = priority
+        self.context = context if context is not None else {}
+        self.refused = refused
+        self.routed = routed
+        self.demand = demand
+        self.notices = notices
 
     @property
     def destination(self) -> str:

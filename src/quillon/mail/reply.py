@@ -7,8 +7,7 @@ decided by itself, without a word of the remote host.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import lru_cache
+from typing import Final
 
 from quillon.mail import shown
 
@@ -18,27 +17,43 @@ MOST_TEXT = 8192  # characters of a reply's text
 _LINE = re.compile(r"([2-5][0-9][0-9])(?:[ -]|\Z)(?:([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:\s|\Z))?(.*)", re.S)
 
 
-@dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply code (RFC 5321 4.2), an enhanced status code (RFC 2034, may be empty) and text, lines joined by LF."""
+    """A reply code (RFC 5321 4.2), an enhanced status code (RFC 2034, may be empty) and text, lines joined by LF. Never
+    changed: several are made for each message, and a dataclass is slow in that."""
 
-    code: int
-    enhanced: str
-    text: str
+    __slots__ = ("_octets", "code", "enhanced", "text")
+
+    def __init__(self, code: int, enhanced: str, text: str) -> None:
+        self.code: Final = code
+        self.enhanced: Final = enhanced
+        self.text: Final = text
+        self._octets = b""  # once it has been asked for
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Reply):
+            return NotImplemented
+        return self.code == other.code and self.enhanced == other.enhanced and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash((self.code, self.enhanced, self.text))
+
+    def __repr__(self) -> str:
+        return f"Reply({self.code!r}, {self.enhanced!r}, {self.text!r})"
 
     def __str__(self) -> str:
         """One line, as the logs print it."""
         body = self.text.replace("\n", " ")
         return f"{self.code} {self.enhanced} {body}" if self.enhanced else f"{self.code} {body}"
 
-    @lru_cache(maxsize=1024)  # noqa: B019 - frozen values, most of them the constants below
     def encode(self) -> bytes:
         """The reply as it goes over the wire, each line with its code and CRLF."""
-        prefix = f"{self.enhanced} " if self.enhanced else ""
-        lines = [part for line in self.text.split("\n") for part in _parts(line)]
-        out = [f"{self.code}-{prefix}{line}\r\n" for line in lines[:-1]]
-        out.append(f"{self.code} {prefix}{lines[-1]}\r\n")
-        return "".join(out).encode("ascii", "replace")
+        if not self._octets:
+            prefix = f"{self.enhanced} " if self.enhanced else ""
+            lines = [part for line in self.text.split("\n") for part in _parts(line)]
+            out = [f"{self.code}-{prefix}{line}\r\n" for line in lines[:-1]]
+            out.append(f"{self.code} {prefix}{lines[-1]}\r\n")
+            self._octets = "".join(out).encode("ascii", "replace")
+        return self._octets
 
     @property
     def positive(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class Clock(Protocol):
@@ -20,9 +20,12 @@ class Clock(Protocol):
         """Put into random order, in place."""
 
 
+_NOW: Final = time.time  # found at once in compiled code, and not by two names
+
+
 class SystemClock:
     def now(self) -> float:
-        return time.time()
+        return _NOW()
 
     def shuffle(self, items: list[str]) -> None:
         random.shuffle(items)

@@ -7,7 +7,6 @@ with every message, at RSET and at EHLO. A key that does not apply is absent, ne
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from quillon.mail import shown
@@ -16,7 +15,6 @@ from quillon.tls.certificate import escaped
 from quillon.tls.verdict import TlsVerdict
 
 
-@dataclass(slots=True)
 class Context:
     """What one session hands to policy. `reply` is what a script said with set_code or disconnect.
 
@@ -25,15 +23,16 @@ class Context:
     the message for each other.
     """
 
-    connection: dict[str, str] = field(default_factory=dict)
-    message: dict[str, str] = field(default_factory=dict)
-    reply: Reply | None = None
-    disconnect: bool = False
-    module: str = ""
-    place: str = ""
-    results: list[str] = field(default_factory=list)
-    fields: list[str] = field(default_factory=list)
-    facts: dict[str, object] = field(default_factory=dict)
+    def __init__(self, connection: dict[str, str] | None = None, message: dict[str, str] | None = None) -> None:
+        self.connection: dict[str, str] = {} if connection is None else connection
+        self.message: dict[str, str] = {} if message is None else message
+        self.reply: Reply | None = None
+        self.disconnect = False
+        self.module = ""
+        self.place = ""
+        self.results: list[str] = []
+        self.fields: list[str] = []
+        self.facts: dict[str, object] = {}
 
     def new_message(self) -> None:
         """Empty the message context."""

@@ -18,6 +18,7 @@ from quillon.policy.context import Context
 from quillon.policy.message import Content
 
 MAX_LINE = 998  # octets without CRLF, RFC 5322 2.1.1
+_NOT_IN_COMMENT = re.compile(r"[()\\\x00-\x1f\x7f]")
 # RFC 5322 2.2: a field name is printable ASCII without a colon
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 
@@ -135,7 +136,7 @@ def as_received(text: str, usual: bytes) -> bytes:
 
 def _comment(text: str) -> str:
     """Text fit for a comment: without what would end or escape it (RFC 5322 3.2.2)."""
-    return re.sub(r"[()\\\x00-\x1f\x7f]", "?", text)
+    return _NOT_IN_COMMENT.sub("?", text)
 
 
 def authentication_results(authserv_id: str, context: Context) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from quillon.config.model import Config
 from quillon.mail import reply as replies
@@ -26,37 +26,38 @@ BATCH_PHASES = (Phase.DATA, Phase.DATA_SPOOL)
 MOST_RECIPIENTS = 10_000  # of one message, where callouts for one add another
 
 
-@dataclass(slots=True)
 class Copy:
     """One recipient's message as policy has left it. `refused` and `discarded` say why it will not be delivered,
     `own_context` that its context is not the batch's."""
 
-    number: MessageId
-    sender: Mailbox
-    recipient: Mailbox
-    content: Content
-    context: dict[str, str]
-    binding_group: str = "default"
-    binding: str = "default"
-    routing_domain: str = ""
-    priority: int = 0
-    refused: Reply | None = None
-    discarded: Reply | None = None
-    own_context: bool = False
+    def __init__(
+        self, number: MessageId, sender: Mailbox, recipient: Mailbox, content: Content, context: dict[str, str]
+    ) -> None:
+        self.number = number
+        self.sender = sender
+        self.recipient = recipient
+        self.content = content
+        self.context = context
+        self.binding_group = self.binding = "default"
+        self.routing_domain = ""
+        self.priority = 0
+        self.refused: Reply | None = None
+        self.discarded: Reply | None = None
+        self.own_context = False
 
 
-@dataclass(slots=True)
 class Decision:
     """`refusal` of the whole transaction, or `discarded` as a whole, or a copy for each recipient.
 
     `content` and `sender` are those of the batch, `refusals` are discards for the rejectlog.
     """
 
-    content: Content
-    sender: Mailbox
-    refusal: Reply | None = None
-    discarded: Reply | None = None
-    copies: list[Copy] = field(default_factory=list)
+    def __init__(self, content: Content, sender: Mailbox) -> None:
+        self.content = content
+        self.sender = sender
+        self.refusal: Reply | None = None
+        self.discarded: Reply | None = None
+        self.copies: list[Copy] = []
 
 
 @dataclass

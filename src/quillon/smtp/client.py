@@ -41,15 +41,22 @@ class _Wait:
 NEED_DATA: Final = _Wait()
 
 
-@dataclass(frozen=True, slots=True)
 class MailTransaction:
     """What goes into one MAIL, RCPT, DATA. `size` is announced where the host offers SIZE."""
 
-    sender: Mailbox
-    recipients: Sequence[Mailbox]
-    size: int
-    say_eight_bit: bool = False
-    requiretls: bool = False
+    def __init__(
+        self,
+        sender: Mailbox,
+        recipients: Sequence[Mailbox],
+        size: int,
+        say_eight_bit: bool = False,
+        requiretls: bool = False,
+    ) -> None:
+        self.sender = sender
+        self.recipients = recipients
+        self.size = size
+        self.say_eight_bit = say_eight_bit
+        self.requiretls = requiretls
 
 
 @dataclass(frozen=True, slots=True)

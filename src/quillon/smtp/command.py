@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from quillon.mail import reply as replies
@@ -33,6 +34,12 @@ class PathRules:
     inner_whitespace: bool = False
     trailing_whitespace: bool = False
     auth: bool = False  # AUTH is offered, and with it the parameter of MAIL (RFC 4954 5)
+
+
+@lru_cache(maxsize=16)
+def path_rules(pedantic: bool, inner_whitespace: bool, trailing_whitespace: bool, auth: bool) -> PathRules:
+    """The rules of a session: there are not many."""
+    return PathRules(pedantic, inner_whitespace, trailing_whitespace, auth)
 
 
 class PathCommand(NamedTuple):

@@ -21,7 +21,7 @@ from quillon.mail.address import Mailbox
 from quillon.mail.reply import Reply
 from quillon.smtp import sasl
 from quillon.smtp.auth import AuthDialog
-from quillon.smtp.command import PathCommand, PathRules, SyntaxFault, parse_path, split
+from quillon.smtp.command import PathCommand, SyntaxFault, parse_path, path_rules, split
 from quillon.smtp.events import (
     MORE,
     NEED_DATA,
@@ -107,11 +107,11 @@ class ServerSession:
         self._hostname = hostname
         self._can_starttls = can_starttls
         self._auth = AuthDialog(mechanisms, settings.auth_in_clear)
-        self._rules = PathRules(
+        self._rules = path_rules(
             settings.rfc2821_pedantic_address_rules,
             settings.allow_trailing_whitespace_in_commands,
             settings.rfc2821_allow_whitespace_in_envelope or settings.allow_trailing_whitespace_in_commands,
-            auth=bool(mechanisms),
+            bool(mechanisms),
         )
 
     # the shell's side -----------------------------------------------------------------------------------------
@@ -295,15 +295,15 @@ class ServerSession:
             return self._refuse(replies.TOO_MANY_ERRORS)
         if len(line) > MAX_COMMAND_LINE:
             return self._unrecognized(line) if _HTTP.match(line) else self._refuse(replies.LINE_TOO_LONG)
-        text = line[:-2]
-        if not line.endswith(b"\r\n") or b"\r" in text or b"\0" in text:
-            return self._unrecognized(line)  # a lone CR or LF ends no line
         try:
-            verb, argument = split(text.decode("ascii"))
+            text = line[:-2].decode("ascii")
         except UnicodeDecodeError:
             return self._unrecognized(line)
+        if not line.endswith(b"\r\n") or "\r" in text or "\0" in text:
+            return self._unrecognized(line)  # a lone CR or LF ends no line
+        verb, argument = split(text)
         if self.heard is not None:
-            self.heard(_without_secrets(verb, argument, text.decode("ascii")))
+            self.heard(_without_secrets(verb, argument, text))
         row = VERBS.get(verb)
         if row is None:
             if self.settings.allow_trailing_whitespace_in_commands and verb.strip() in VERBS:
@@ -317,7 +317,7 @@ class ServerSession:
         refusal = self._out_of_order(row)
         if refusal is not None:
             return self._refuse(refusal)
-        return _HANDLERS[row.name](self, argument, text.decode("ascii"))
+        return _HANDLERS[row.name](self, argument, text)
 
     def _out_of_order(self, row: Verb) -> Reply | None:
         """Why a verb cannot come now."""

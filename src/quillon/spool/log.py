@@ -17,7 +17,6 @@ import contextlib
 import os
 import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -37,27 +36,27 @@ _LATE = 500  # messages of one batch whose records the committer makes
 _LAZY = 1.0  # seconds until what is done is synced; a power cut before may have it delivered twice
 
 
-@dataclass
 class _Entry:
     """A batch on its way into the log; without `pieces` the committer makes them."""
 
-    batch: Batch
-    messages: list[Message]
-    done: Done
-    pieces: list[bytes]
-    place: Place | None = None
+    def __init__(self, batch: Batch, messages: list[Message], done: Done, pieces: list[bytes]) -> None:
+        self.batch = batch
+        self.messages = messages
+        self.done = done
+        self.pieces = pieces
+        self.place: Place | None = None
 
 
-@dataclass
 class _Chores:
     """What nobody waits for. The committer takes out of it what it has done; `bodies` go once what is done is synced,
     lest a crash find a message without its body."""
 
-    buried: dict[Segment, list[int]] = field(default_factory=dict)
-    dead: dict[Segment, list[int]] = field(default_factory=dict)  # with what is not in its list
-    sync: dict[Segment, None] = field(default_factory=dict)
-    sync_folder: bool = False
-    bodies: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.buried: dict[Segment, list[int]] = {}
+        self.dead: dict[Segment, list[int]] = {}  # with what is not in its list
+        self.sync: dict[Segment, None] = {}
+        self.sync_folder = False
+        self.bodies: list[str] = []
 
     def __bool__(self) -> bool:
         return bool(self.buried or self.dead or self.sync or self.sync_folder or self.bodies)
@@ -71,15 +70,15 @@ class _Chores:
         self.bodies += other.bodies
 
 
-@dataclass
 class _Group:
     """What is written at once."""
 
-    entries: list[_Entry]
-    chores: _Chores
-    trouble: Exception | None = None  # with a chore
-    places: list[Place] = field(default_factory=list)  # where its entries are written
-    failed: OSError | None = None  # the compiled writer could not write them
+    def __init__(self, entries: list[_Entry], chores: _Chores) -> None:
+        self.entries = entries
+        self.chores = chores
+        self.trouble: Exception | None = None  # with a chore
+        self.places: list[Place] = []  # where its entries are written
+        self.failed: OSError | None = None  # the compiled writer could not write them
 
     def __bool__(self) -> bool:
         return bool(self.entries or self.chores)
