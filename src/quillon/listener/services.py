@@ -103,8 +103,7 @@ class SessionServices:
 
     def tls_usable(self, settings: InboundTls) -> bool:
         """Whether a server context can be had; why not goes to the paniclog, and is asked again after a while."""
-        asked_again = self._tls_usable.get(settings, 0.0)
-        if asked_again > self.clock.now():
+        if self._tls_usable and self._tls_usable.get(settings, 0.0) > self.clock.now():
             return False
         try:
             self.contexts.load(settings)

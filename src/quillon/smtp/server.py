@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 from quillon.config.settings import ReceptionSettings
 from quillon.mail import reply as replies
@@ -345,7 +346,7 @@ class ServerSession:
         self._go_on(event.verb)
         greeting = f"{self._hostname} says {event.verb} to {self._client}"
         lines = [greeting] if event.verb == "HELO" else [greeting, *self._keywords()]
-        self._send(Reply(250, "", "\n".join(lines)))
+        self._send(_hello_reply("\n".join(lines)))
 
     def _keywords(self) -> list[str]:
         out = []
@@ -591,6 +592,12 @@ def _without_secrets(verb: str, argument: str, line: str) -> str:
         words = argument.split()[:1]  # a client may leave the mechanism out, and say its password there
         return " ".join([verb, *(word for word in words if word.upper() in sasl.MECHANISMS)])
     return line if verb in VERBS else "(unrecognized)"
+
+
+@lru_cache(maxsize=256)
+def _hello_reply(text: str) -> Reply:
+    """One object for all sessions of a client, which is put into octets once."""
+    return Reply(250, "", text)
 
 
 def _qualified(mailbox: Mailbox, domain: str | None) -> Mailbox:
