@@ -3,8 +3,9 @@
     python bench/prices.py [--repeat N] [--kinds none,lua,...] [--workers]
 
 The same load of messages of 10 KiB goes to a fresh server of each kind in turn, so that what else the machine does
-falls on all of them. Then one phase of policies alone, in this process, in turns: the least of some rounds, which other work
-on the machine disturbs less. A hook is a module's validate_mailfrom that reads two keys of the context and writes one.
+falls on all of them. Then one phase of policies alone, in this process, in turns: the least of some rounds, which other
+work on the machine disturbs less. A hook is a module's validate_mailfrom that reads two keys of the context and writes
+one.
 
 `--workers` compares the messages a second that one worker relays with those of two, while generator and sink are no
 limit: each has a processor time of its own, so that this needs four cores or more to say something.

@@ -54,6 +54,12 @@ TESTS = {
     "accept100": Test("durable reception, 100 messages per connection", {"MODE": "hold"}, ("-m", "100")),
     "relay1": Test("relay, a connection per message inbound", {"MODE": "relay"}, ("-m", "1"), relay=True),
     "relay20": Test("relay, 20 messages per connection inbound", {"MODE": "relay"}, ("-m", "20"), relay=True),
+    "relaylarge": Test(
+        "relay of messages of 100 KiB, 20 per connection inbound",
+        {"MODE": "relay"},
+        ("-m", "20", "-s", "102400"),
+        relay=True,
+    ),
     "accepttls1": Test(
         "durable reception with STARTTLS, a connection per message",
         {"MODE": "hold", "TLS": "1"},
@@ -323,14 +329,16 @@ def main() -> int:
     servers = [name for name in given.servers.split(",") if name]
     rows: dict[str, dict[str, dict[str, float]]] = {}
     for test in given.tests.split(","):
-        for name in [*servers, "floor"]:
-            if (name == "floor" and TESTS[test].relay) or name not in (TESTS[test].only or (name,)):
-                continue
-            runs = [measure(name, TESTS[test]) for _ in range(given.repeat)]
-            rows.setdefault(test, {})[name] = {
-                key: statistics.median(run[key] for run in runs) for key in ("cpu_us", "rate")
-            }
-            print(test, name, {key: round(value) for key, value in rows[test][name].items()}, flush=True)
+        names = [name for name in [*servers, "floor"] if name != "floor" or not TESTS[test].relay]
+        names = [name for name in names if name in (TESTS[test].only or (name,))]
+        # in turns, so that each round compares what ran one after the other
+        rounds = [{name: measure(name, TESTS[test]) for name in names} for _ in range(given.repeat)]
+        for name in names:
+            row = {key: statistics.median(one[name][key] for one in rounds) for key in ("cpu_us", "rate")}
+            if "quillon" in names:
+                row["ratio"] = statistics.median(one["quillon"]["cpu_us"] / one[name]["cpu_us"] for one in rounds)
+            rows.setdefault(test, {})[name] = row
+            print(test, name, {key: round(value, 2) for key, value in row.items()}, flush=True)
     idle = {name: per_idle_connection(name) for name in servers}
     print("idle", idle, flush=True)
     text = report(rows, servers, at_rest(), idle, sign_us())
@@ -351,24 +359,24 @@ def report(
     """The page, in Markdown."""
     today = datetime.date.today().isoformat()
     columns = [*servers, "floor"]
-    ratios = [name for name in servers if name != "quillon"] if "quillon" in servers else []
+    ratios = [name for name in columns if name != "quillon"] if "quillon" in servers else []
     head = ["What", *(f"{name}, us CPU" for name in columns), *(f"quillon / {name}" for name in ratios), "messages/s"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for test, found in rows.items():
         cells = [TESTS[test].title]
         cells += [f"{found[name]['cpu_us']:.0f}" if name in found else "" for name in columns]
         for name in ratios:
-            both = name in found and "quillon" in found
-            cells.append(f"{found['quillon']['cpu_us'] / found[name]['cpu_us']:.2f}" if both else "")
+            cells.append(f"{found[name]['ratio']:.2f}" if name in found and "quillon" in found else "")
         cells.append(", ".join(f"{name} {found[name]['rate']:.0f}" for name in servers if name in found))
         lines.append("| " + " | ".join(cells) + " |")
     return f"""# Performance
 
 Written by `make bench` on {today}: {platform.python_implementation()} {platform.python_version()},
-{platform.system()} {platform.machine()}, {os.cpu_count()} cores. Messages of 10 KiB from 20 connections (60 with TLS);
-each figure is the median of its runs, each run with a fresh server. CPU is that of all processes of the server, kernel
-included, per message. The ratios were measured in the same run on the same machine and are what to compare; the
-absolute figures are of that machine at that hour.
+{platform.system()} {platform.machine()}, {os.cpu_count()} cores. Messages of 10 KiB where nothing else is said, from 20
+connections (60 with TLS);
+each figure is the median of its rounds, in which each server is started anew and measured in turn. CPU is that of all
+processes of the server, kernel included, per message. The ratios are medians of those of each round, and are what to
+compare; the absolute figures are of that machine at that hour.
 
 {chr(10).join(lines)}
 

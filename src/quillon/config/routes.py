@@ -60,6 +60,7 @@ def _parsed(text: str, number: int) -> Target:
     return Target(host, port, mx=kind == "mx" and not is_ip(host), preference=preference)
 
 
+@lru_cache(maxsize=1024)
 def split_gateway(text: str) -> tuple[str, int]:
     """Host and port of a routing domain; 0 where it names no port. `[::1]:2600` gives `::1`, as `::1` alone does."""
     if text.startswith("["):
@@ -91,6 +92,7 @@ def named_host(text: str) -> tuple[str, int]:
     return host, int(match["port"] or 0)
 
 
+@lru_cache(maxsize=1024)
 def is_ip(text: str) -> bool:
     try:
         ipaddress.ip_address(text)

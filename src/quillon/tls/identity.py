@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from cryptography import x509
 
@@ -69,6 +70,7 @@ def name_matches(presented: str, host: str) -> bool:
 _SERVER_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\Z")
 
 
+@lru_cache(maxsize=1024)
 def server_name(host: str) -> str:
     """What a client says in SNI: a host name in A-labels without the dot at its end; empty for an IP address, which
     must not be sent (RFC 6066 3), and for what is no host name."""
