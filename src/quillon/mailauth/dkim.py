@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -224,6 +225,7 @@ def _listed(value: str) -> set[str]:
     return {word.strip() for word in value.split(":")}
 
 
+@lru_cache(maxsize=256)  # keys of those who write much; the library keeps with one what its arithmetic needs
 def _decoded_key(kind: str, data: str) -> PublicKey:
     try:
         raw = base64.b64decode(data, validate=True)
