@@ -46,6 +46,8 @@ class Routing:
 
 # options by which TLS of a delivery is ruled: those that OutboundTls has
 _TLS_OPTIONS = frozenset(one.name for one in fields(OutboundTls) if one.default is MISSING)
+_CAPS = frozenset(("scope_max_outbound_connections", "server_max_outbound_connections"))
+_HOST_THROTTLES = frozenset(("outbound_throttle_messages", "outbound_throttle_connections"))
 
 
 class _Anywhere(NamedTuple):
@@ -58,7 +60,7 @@ class _Anywhere(NamedTuple):
     first_dane: Entry | None
 
 
-def _anywhere(root: Node) -> _Anywhere:
+def _said_anywhere(root: Node) -> _Anywhere:
     caps = reports = throttles = mta_sts = False
     dane: Entry | None = None
     for node in root.walk():
@@ -70,10 +72,6 @@ def _anywhere(root: Node) -> _Anywhere:
         if dane is None and "use_dane" in found and found["use_dane"].value != "false":
             dane = found["use_dane"]
     return _Anywhere(caps, reports, throttles, mta_sts, dane)
-
-
-_CAPS = frozenset(("scope_max_outbound_connections", "server_max_outbound_connections"))
-_HOST_THROTTLES = frozenset(("outbound_throttle_messages", "outbound_throttle_connections"))
 
 
 class Reported(NamedTuple):
@@ -110,7 +108,7 @@ class Outbound:
 
     def _anywhere(self) -> _Anywhere:
         if self._said is None:
-            self._said = _anywhere(self.tree.root)
+            self._said = _said_anywhere(self.tree.root)
         return self._said
 
     def bindings(self) -> dict[str, str]:

@@ -161,7 +161,7 @@ class Admission:
         """A panic line for each demand that is lost, or weaker by the operator's word, with the number of messages
         since the last call."""
         if not self._changed:
-            return self._changed
+            return self._changed.copy()
         found, self._changed = self._changed, Counter()
         for words, count in found.items():
             self._log(Panic(now, f"config: {count} messages {words}"))

@@ -50,6 +50,8 @@ typedef struct {
 static int
 write_all(int file, struct iovec *piece, Py_ssize_t left, off_t offset)
 {
+    for (; left > 0 && piece->iov_len == 0; left--)
+        piece++; /* to write nothing would be no failure */
     while (left > 0) {
         int some = left < MOST_PIECES ? (int)left : MOST_PIECES;
         ssize_t written =

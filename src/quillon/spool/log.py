@@ -277,26 +277,29 @@ class Log:
             if not all(entry.pieces for entry in group.entries):
                 return None  # they take long to be made
             pieces = self._lay(one, group)
-        writes = [Write(-1, APPEND, [log_octets.encode_done(messages)]) for messages in chores.buried.values()]
-        lent = self._lent(list(chores.buried))
-        if lent is None:
-            return None
-        writes = [Write(file, APPEND, write.octets) for file, write in zip(lent, writes, strict=True)]
-        if one is not None and pieces:
-            writes.append(Write(one.file, one.size, pieces))
-        return Plan(writes, partial(self._planned, one, group, sum(map(len, pieces))))
+        plan = Plan([], partial(self._planned, one, group, sum(map(len, pieces))))
+        entries = [Write(one.file, one.size, pieces)] if one is not None and pieces else []
+        return plan if self._lent(chores.buried, plan.writes, entries) else None
 
-    def _lent(self, segments: list[Segment]) -> list[int] | None:
-        """The descriptors of their lists, or none of them."""
-        found: list[int] = []
-        for one in segments:
-            file = one.lend_list()
-            if file < 0:
-                for before in segments[: len(found)]:
-                    before.take_list_back(failed=False)
-                return None
-            found.append(file)
-        return found
+    def _lent(self, buried: dict[Segment, list[int]], writes: list[Write], entries: list[Write]) -> bool:
+        """Whether the segments lend all their lists of what is done: then `writes` are what is added to them, and
+        behind that the entries. Else none is lent."""
+        octets = [log_octets.encode_done(messages) for messages in buried.values()]
+        lent, whole = 0, False
+        try:
+            for one, some in zip(buried, octets, strict=True):
+                file = one.lend_list()
+                if file < 0:
+                    return False
+                lent += 1
+                writes.append(Write(file, APPEND, [some]))
+            writes += entries
+            whole = True
+        finally:
+            if not whole:
+                for one in islice(buried, lent):
+                    one.take_list_back(failed=False)
+        return True
 
     def _planned(self, one: Segment | None, group: _Group, length: int, error: int, count: int) -> None:
         """What has come of a plan: so many lists are written, then `length` octets of entries."""

@@ -96,15 +96,13 @@ give(Pipe *self, const char *octets, Py_ssize_t size)
     return 0;
 }
 
-/* Whether a call that gave `result` only wants more octets; else `error` says what it is. */
-static int
-wants_more(Pipe *self, int result)
+/* A call gave `result`, which is no success: `error` says what it is, unless it only wants more octets. */
+static void
+note_end(Pipe *self, int result)
 {
     int error = library.SSL_get_error(self->ssl, result);
-    if (error == WANT_READ)
-        return 1;
-    self->error = error ? error : SSL;
-    return 0;
+    if (error != WANT_READ)
+        self->error = error ? error : SSL;
 }
 
 static PyObject *
@@ -149,7 +147,7 @@ pipe_handshake(Pipe *self, PyObject *octets)
     int result = library.SSL_do_handshake(self->ssl);
     if (result > 0)
         Py_RETURN_TRUE;
-    wants_more(self, result);
+    note_end(self, result);
     Py_RETURN_FALSE;
 }
 
@@ -165,7 +163,7 @@ pipe_read(Pipe *self, PyObject *octets)
     for (;;) {
         int result = library.SSL_read(self->ssl, room + used, (int)(ROOM - used));
         if (result <= 0) {
-            wants_more(self, result);
+            note_end(self, result);
             break;
         }
         used += result;
@@ -198,7 +196,8 @@ pipe_write(Pipe *self, PyObject *octets)
     while (size > 0) {
         int result = library.SSL_write(self->ssl, start, size < (1 << 30) ? (int)size : 1 << 30);
         if (result <= 0) {
-            self->error = library.SSL_get_error(self->ssl, result);
+            note_end(self, result);
+            library.ERR_clear_error();
             Py_RETURN_FALSE;
         }
         start += result;
@@ -327,7 +326,7 @@ bind(PyObject *Py_UNUSED(module), PyObject *addresses)
                 PyErr_Format(PyExc_ValueError, "no address of %s", FUNCTIONS[n].name);
             return NULL;
         }
-        *(void **)((char *)&library + FUNCTIONS[n].place) = pointer;
+        memcpy((char *)&library + FUNCTIONS[n].place, &pointer, sizeof pointer);
     }
     bound = 1;
     Py_RETURN_NONE;

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL, crypto
 
 from quillon.config.settings import InboundTls, OutboundTls
 from quillon.tls import openssl_extra
-from quillon.tls.anchors import LONGEST, Anchors, issuer_of
+from quillon.tls.anchors import Anchors
 from quillon.tls.engine import SESSION_LIFE, SYSTEM_TRUST, ContextError
 from quillon.tls.identity import default_pairs, match_identity
 from quillon.tls.openssl import Memory, OpenSSLEngine, choose_protocol, note_error, note_staple
@@ -23,6 +23,7 @@ from quillon.tls.revocation import fresh, staple_of
 
 _OP_ALLOW_CLIENT_RENEGOTIATION = 1 << 8  # SSL_OP_ALLOW_CLIENT_RENEGOTIATION, ssl.h
 _MODE_NO_AUTO_CHAIN = 1 << 3  # SSL_MODE_NO_AUTO_CHAIN, ssl.h
+_BEGIN = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
 # A share for X25519 and the offer of the post-quantum group, which a server that prefers it asks for (RFC 8446 4.1.4):
 # the hello stays in one packet, 331 octets instead of 1550, and old middleboxes let it pass.
 _WITHOUT_DHE = "?X25519MLKEM768:?*X25519:?prime256v1:?X448:?secp384r1:?secp521r1"
@@ -89,9 +90,8 @@ def _server_context(
     settings: InboundTls, pairs: tuple[tuple[str, str], ...], clock: Callable[[], float]
 ) -> SSL.Context:
     context = _context(SSL.TLS_SERVER_METHOD, settings)
-    authorities = Anchors(settings.tls_client_ca)
     for certificate, key in pairs:
-        _load_pair(context, certificate, key, authorities)
+        _load_pair(context, certificate, key)
     if settings.tls_ocsp_response and pairs:
         octets, own = staple_of(settings.tls_ocsp_response, pairs[0][0])
         context.set_ocsp_server_callback(lambda _, __: octets if fresh(octets, own, clock()) else b"")
@@ -117,6 +117,7 @@ def _server_context(
             if not settings.tls_any_client:  # who names no authority asks for a certificate of any (RFC 8446 4.2.4)
                 _try(f"TLS_Client_CA {ca}", lambda: context.load_client_ca(ca.encode()))
             _trust_partial_chains(context)
+            _complete_chains(context, [certificate for certificate, _ in pairs])
     context.set_alpn_select_callback(choose_protocol)
     return context
 
@@ -138,7 +139,7 @@ def _client_context(settings: OutboundTls) -> SSL.Context:
     if not settings.tls_session_resumption:
         context.set_options(SSL.OP_NO_TICKET)
     if settings.tls_certificate:
-        _load_pair(context, settings.tls_certificate, settings.tls_key or "", Anchors(settings.tls_ca))
+        _load_pair(context, settings.tls_certificate, settings.tls_key or "")
     if settings.tls_verify == "no":
         context.set_verify(SSL.VERIFY_NONE)
         return context
@@ -148,6 +149,8 @@ def _client_context(settings: OutboundTls) -> SSL.Context:
     elif settings.tls_ca:
         _try_file("TLS_CA", settings.tls_ca, context.load_verify_locations)
         _trust_partial_chains(context)
+    if settings.tls_certificate:
+        _complete_chains(context, [settings.tls_certificate])
     return context
 
 
@@ -160,7 +163,7 @@ def _context(method: int, settings: InboundTls | OutboundTls) -> SSL.Context:
         if version not in settings.tls_protocols:
             context.set_options(option)
     context.set_options(SSL.OP_NO_COMPRESSION)
-    context.set_mode(SSL.MODE_RELEASE_BUFFERS | _MODE_NO_AUTO_CHAIN)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     ciphers = cipher_list(settings)
     _try(f"TLS_Ciphers {ciphers!r}", lambda: context.set_cipher_list(ciphers.encode()))
     suites = settings.tlsv13_ciphersuites
@@ -190,29 +193,32 @@ def cipher_list(settings: InboundTls | OutboundTls) -> str:
     return text
 
 
-def _load_pair(context: SSL.Context, certificate: str, key: str, authorities: Anchors) -> None:
-    _try_file("TLS_Certificate", certificate, lambda path: _load_chain(context, path, authorities))
+def _load_pair(context: SSL.Context, certificate: str, key: str) -> None:
+    _try_file("TLS_Certificate", certificate, context.use_certificate_chain_file)
     source = key or certificate
     _try(f"TLS_Key {source}", lambda: context.use_privatekey(_private_key(source)))
     _try(f"TLS_Key {source} and TLS_Certificate {certificate}", context.check_privatekey)
 
 
-def _load_chain(context: SSL.Context, path: str, authorities: Anchors) -> None:
-    """A certificate with its chain. Where it stands alone those of the authorities that it leads to are sent with it,
-    which the library would otherwise find out, with all signatures, at every handshake."""
-    context.use_certificate_chain_file(path)
+def _complete_chains(context: SSL.Context, paths: Sequence[str]) -> None:
+    """With a certificate that stands alone in its file those authorities are sent that it leads to. The library would
+    look for them, and verify all signatures, at every handshake; it does so still where they cannot be found now."""
+    store = context.get_cert_store()
     try:
-        own, *others = x509.load_pem_x509_certificates(Path(path).read_bytes())
-    except Exception:
-        return  # what only OpenSSL reads; the other library has an exception for each way to be wrong
-    chain = [own]
-    while not others and len(chain) < LONGEST and (issuer := issuer_of(chain[-1], authorities.certificates)):
-        chain.append(issuer)
-    if len(chain) > 1:
-        with tempfile.NamedTemporaryFile(suffix=".pem") as file:  # there is no other way to give a certificate a chain
-            file.write(b"".join(one.public_bytes(serialization.Encoding.PEM) for one in chain))
-            file.flush()
-            context.use_certificate_chain_file(file.name)
+        for path in paths:
+            octets = Path(path).read_bytes()
+            if store is None or len(_BEGIN.findall(octets)) > 1:
+                continue
+            own = crypto.load_certificate(crypto.FILETYPE_PEM, octets)
+            chain = crypto.X509StoreContext(store, own).get_verified_chain()
+            if len(chain) > 1:
+                with tempfile.NamedTemporaryFile(suffix=".pem") as file:  # a chain can be given in a file only
+                    file.write(b"".join(crypto.dump_certificate(crypto.FILETYPE_PEM, one) for one in chain))
+                    file.flush()
+                    context.use_certificate_chain_file(file.name)
+    except (OSError, SSL.Error, crypto.Error, crypto.X509StoreContextError):
+        return
+    context.set_mode(_MODE_NO_AUTO_CHAIN)
 
 
 def _private_key(path: str) -> Any:

@@ -94,6 +94,7 @@ class PythonPipe:
             while at < len(plaintext):
                 count = _lib.SSL_write(self._connection._ssl, octets + at, len(plaintext) - at)
                 if not self._went_on(count):
+                    _lib.ERR_clear_error()
                     return False
                 at += count
         return True
@@ -137,15 +138,18 @@ def _bound(module: Any) -> bool:
     """Whether the compiled one can be used: it has the addresses of its functions then."""
     if module is None:
         return False
-    from cryptography.hazmat.bindings._rust import _openssl as bindings  # noqa: PLC0415
-
-    lib, ffi = bindings.lib, bindings.ffi
     addresses = {}
-    for name, wanted in module.types().items():
-        pointer = ffi.addressof(lib, name)
-        if ffi.typeof(pointer).cname != wanted:
-            return False
-        addresses[name] = int(ffi.cast("uintptr_t", pointer))
+    try:
+        from cryptography.hazmat.bindings._rust import _openssl as bindings  # noqa: PLC0415
+
+        ffi = bindings.ffi
+        for name, wanted in module.types().items():
+            pointer = ffi.addressof(bindings.lib, name)
+            if ffi.typeof(pointer).cname != wanted:
+                return False
+            addresses[name] = int(ffi.cast("uintptr_t", pointer))
+    except (ImportError, AttributeError):
+        return False  # another version of the bindings, without one of them
     module.bind(addresses)
     return True
 

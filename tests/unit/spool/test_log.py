@@ -409,6 +409,8 @@ def test_the_compiled_writer(tmp_path: Path) -> None:
         assert write((to, 0, [b"d"]), (-1, 0, [b"x"]), (to, 0, [b"e"])) == (errno.EBADF, 1)
         assert (tmp_path / "file").read_bytes()[:3] == b"dbc"
         assert write() == (0, 0)
+        assert write((end, APPEND, [b"", b""]), (to, 0, [b"", b"f"])) == (0, 2)
+        assert (tmp_path / "file").read_bytes()[:3] == b"fbc"
         for wrong in (
             [(to, 0, ["text"])],
             [(to, 0, (b"x",))],
@@ -462,6 +464,22 @@ def test_the_compiled_writer_writes_what_is_done(tmp_path: Path, fails: bool, mo
     for found in (_after(folder), _with(folder, lambda store: None)):
         assert {message.id for message in found} == {done[1][1].id, kept[1][0].id}
     assert reports == []
+
+
+def test_lists_are_lent_all_or_none(tmp_path: Path) -> None:
+    store, _ = _store(tmp_path / "worker-0")
+    one, other = segment.Segment(tmp_path, 1), segment.Segment(tmp_path, 2)
+    one.create(0o640, bytes(8))
+    assert not store._log._lent({one: [1], other: [2]}, [], [])
+    file = one.lend_list()
+    assert file >= 0
+    one.take_list_back(failed=False)
+    writes: list[committer.Write] = []
+    entries = committer.Write(7, 0, [b"entries"])
+    assert store._log._lent({one: [1]}, writes, [entries])
+    assert writes == [committer.Write(file, APPEND, [log_octets.encode_done([1])]), entries]
+    one.take_list_back(failed=False)
+    one.release()
 
 
 def test_a_list_of_what_is_done_is_lent_to_one_at_a_time(tmp_path: Path) -> None:

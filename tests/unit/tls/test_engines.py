@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.bindings.openssl.binding import Binding
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
 from cryptography.x509.oid import NameOID
@@ -726,21 +727,49 @@ def test_names_of_a_certificate_read_as_one_thing(tmp_path: Path) -> None:
     assert not identity.matches(other, ["x.test"])  # a SAN of any kind rules the common name out
 
 
-@pytest.mark.parametrize(("alone", "sent"), [(True, 3), (False, 2)])
+def _renewed(authority: Authority, end: datetime.timedelta) -> x509.Certificate:
+    """Its certificate with the same name and key, and another end."""
+    old = authority.certificate
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(old.issuer, old.subject, old.public_key(), old.serial_number + 1)
+    builder = builder.not_valid_before(now - 60 * DAY).not_valid_after(now + end)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    parent = authority._parent or authority
+    return builder.sign(parent.key, hashes.SHA256())
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("order", [1, -1])
 def test_a_certificate_alone_is_sent_with_the_authorities_that_it_leads_to(
-    tmp_path: Path, alone: bool, sent: int
+    tmp_path: Path, alone: bool, order: int
 ) -> None:
-    """Among those for clients, where the library would look for them at each handshake."""
+    """Among those for clients, where the library would look for them at each handshake: those that are good today, and
+    each once, though authorities stand there twice, old and renewed."""
     root = Authority(tmp_path)
     middle = Authority(tmp_path, "middle", root)
     issued = middle.issue("server", ["mx.partner.test"])
     pems = x509.load_pem_x509_certificates(issued.certificate.read_bytes())
     if alone:
         issued.certificate.write_bytes(pems[0].public_bytes(serialization.Encoding.PEM))
+    root.write("ca.pem")
+    known = [_renewed(root, -DAY), root.certificate, _renewed(middle, -DAY), middle.certificate][::order]
     both = tmp_path / "both.pem"
-    both.write_bytes(root.write("ca.pem").read_bytes() + middle.write("middle.pem").read_bytes())
+    both.write_bytes(b"".join(one.public_bytes(serialization.Encoding.PEM) for one in known))
     pair = Pair(tmp_path, "openssl", "openssl", certificate=None, tls_client_ca=str(both))
     server, client = pair.connect()
     assert server.established
     assert client.verdict().chain_verified
-    assert len(client.chain()) == sent
+    assert client.chain() == [pems[0], middle.certificate]
+    assert isinstance(server, OpenSSLEngine)
+    assert Binding.lib.SSL_CTX_set_mode(server._connection.get_context()._context, 0) & 8  # SSL_MODE_NO_AUTO_CHAIN
+
+
+def test_a_certificate_that_leads_nowhere_today_is_sent_all_the_same(tmp_path: Path, pki: Path) -> None:
+    root = Authority(tmp_path, "of nobody here")
+    issued = root.issue("server", ["mx.partner.test"])
+    root.write("ca.pem")
+    pair = Pair(tmp_path, "openssl", "openssl", certificate=None, tls_client_ca=str(pki / "ca.pem"))
+    server, client = pair.connect()
+    assert server.established
+    assert client.verdict().chain_verified
+    assert client.chain() == x509.load_pem_x509_certificates(issued.certificate.read_bytes())
