@@ -35,7 +35,7 @@ MODULES = {
     "reception": "accept content mail_data validation",
     "delivery": "admission attempt connection demand dispatcher halts host_memory hosts opener places route settlement"
     " sorting throttles tls_policy",
-    "listener": "authentication esmtp login relay services session_tls transaction trusted",
+    "listener": "esmtp login relay services session_tls transaction trusted",
     "policy": "context hook message tls",
     "net": "clock eager histogram stream turns",
     "tls": "engine openssl verdict",

@@ -173,13 +173,29 @@ def test_a_class_name_has_one_meaning() -> None:
     assert not again
 
 
-def test_nothing_that_is_compiled_keeps_what_a_property_found() -> None:
-    """mypyc takes a cached_property for a property: it would be found out anew each time."""
+def _compiled_files() -> list[Path]:
     build = ast.parse((Path(__file__).parents[1] / "hatch_build.py").read_text())
     tables = (
         node.value for node in build.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODULES"
     )
     modules: dict[str, str] = ast.literal_eval(next(tables))
-    files = [SOURCE / folder / f"{name}.py" for folder, names in modules.items() for name in names.split()]
+    return [SOURCE / folder / f"{name}.py" for folder, names in modules.items() for name in names.split()]
+
+
+def test_nothing_that_is_compiled_keeps_what_a_property_found() -> None:
+    """mypyc takes a cached_property for a property: it would be found out anew each time."""
+    files = _compiled_files()
     assert len(files) > 50
     assert [file.name for file in files if "cached_property" in file.read_text()] == []
+
+
+def test_no_class_that_is_interpreted_inherits_from_a_compiled_one() -> None:
+    """mypyc refuses that, when the one that inherits is made."""
+    compiled = set(_compiled_files())
+    bases = {name for file in compiled for name in re.findall(r"^class (\w+)", file.read_text(), re.MULTILINE)}
+    found = []
+    for file in FILES:
+        if file not in compiled:
+            classes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef)]
+            found += [node.name for node in classes if bases & {ast.unparse(base) for base in node.bases}]
+    assert found == []
