@@ -26,7 +26,6 @@ FLAGS = ("-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror=imp
 # file that is edited change nothing.
 MODULES = {
     "config": "cache inbound outbound",
-    "mailauth": "dkim",
     "mail": "address event header message outcome reply shown",
     "smtp": "auth client command events server tables wire",
     "queue": "destination limit line ready retry suspension throttle trail window",
