@@ -373,10 +373,9 @@ def report(
 
 Written by `make bench` on {today}: {platform.python_implementation()} {platform.python_version()},
 {platform.system()} {platform.machine()}, {os.cpu_count()} cores. Messages of 10 KiB where nothing else is said, from 20
-connections (60 with TLS);
-each figure is the median of its rounds, in which each server is started anew and measured in turn. CPU is that of all
-processes of the server, kernel included, per message. The ratios are medians of those of each round, and are what to
-compare; the absolute figures are of that machine at that hour.
+connections (60 with TLS); each figure is the median of its rounds, in which each server is started anew and measured in
+turn. CPU is that of all processes of the server, kernel included, per message. The ratios are medians of those of each
+round, and are what to compare; the absolute figures are of that machine at that hour.
 
 {chr(10).join(lines)}
 

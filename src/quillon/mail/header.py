@@ -49,14 +49,10 @@ def _loose(name: bytes) -> re.Pattern[bytes]:
     return re.compile(rb"(?:\A|\r\n)%s[ \t]*:" % re.escape(name), re.IGNORECASE)
 
 
-def count(head: bytes, name: bytes) -> int:
-    """How many fields of a name there are; white space before the colon counts as none (RFC 5322 4.5)."""
-    return len(_loose(name).findall(head))
-
-
 def more_than(head: bytes, name: bytes, limit: int) -> bool:
-    """Whether there are more than so many fields of a name, which is in lower case."""
-    return head.lower().count(name) > limit and count(head, name) > limit
+    """Whether there are more than so many fields of a name, which is in lower case; white space before the colon counts
+    as none (RFC 5322 4.5)."""
+    return head.lower().count(name) > limit and len(_loose(name).findall(head)) > limit
 
 
 def has(head: bytes, name: bytes) -> bool:

@@ -30,16 +30,13 @@ class SyntaxFault:
 class PathRules:
     """What the configuration tolerates in MAIL and RCPT."""
 
-    pedantic: bool = True
-    inner_whitespace: bool = False
-    trailing_whitespace: bool = False
-    auth: bool = False  # AUTH is offered, and with it the parameter of MAIL (RFC 4954 5)
+    pedantic: bool
+    inner_whitespace: bool
+    trailing_whitespace: bool
+    auth: bool  # AUTH is offered, and with it the parameter of MAIL (RFC 4954 5)
 
 
-@lru_cache(maxsize=16)
-def path_rules(pedantic: bool, inner_whitespace: bool, trailing_whitespace: bool, auth: bool) -> PathRules:
-    """The rules of a session: there are not many."""
-    return PathRules(pedantic, inner_whitespace, trailing_whitespace, auth)
+path_rules = lru_cache(maxsize=16)(PathRules)  # there are no more of them, and each session asks for some
 
 
 class PathCommand(NamedTuple):

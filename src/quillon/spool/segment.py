@@ -141,9 +141,7 @@ class Segment:
                 if os.write(self._done_file, entries) < len(entries):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.done_path))
             except OSError:
-                # what was written of it is cut off when it is opened again
-                file, self._done_file = self._done_file, -1
-                os.close(file)
+                self._drop_list()
                 raise
 
     def lend_list(self) -> int:
@@ -159,11 +157,15 @@ class Segment:
 
     def take_list_back(self, *, failed: bool) -> None:
         """After `lend_list`; `failed` tells that it may end within an entry now."""
-        if failed:  # that is cut off when it is opened again
-            file, self._done_file = self._done_file, -1
-            with contextlib.suppress(OSError):
-                os.close(file)
+        if failed:
+            self._drop_list()
         self._writing.release()
+
+    def _drop_list(self) -> None:
+        """Close the list, which may end within an entry: that is cut off when it is opened again."""
+        file, self._done_file = self._done_file, -1
+        with contextlib.suppress(OSError):
+            os.close(file)
 
     def sync_done(self) -> None:
         """Raises OSError."""
